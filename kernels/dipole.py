@@ -1,0 +1,195 @@
+"""The dipole operator ``y = F^-1 [E(k) F x]`` and its regularised inverses, on the CPU.
+
+The multiplier is ``E(k) = (g(D(k)) + g(D(-k))) / 2`` on the index grid, with the unit dipole
+``D(k) = 1/3 - (k.b)^2 / |k|^2`` and ``g`` its power or regularised inverse. The symmetrisation
+changes only the Nyquist planes of even axes; it makes the operator real, so that the
+real-to-complex transform computes the same as the complex one.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import GeometryError
+from qsm_deploy.kernels.geometry import Geometry
+
+Volume = NDArray[np.float32]
+Spectrum = NDArray[np.complex64]
+Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+SLAB_VOXELS = 1 << 20  # the multiplier is made and applied in pieces of this size: 4 MiB each
+
+
+def dipole_kernel(geometry: Geometry) -> Volume:
+    """Return the unit dipole on the whole k-space grid, DC first.
+
+    Parameters
+    ----------
+    geometry
+        Grid shape (x, y, z), voxel size [mm], B0 direction (unit vector, voxel axes).
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Dimensionless, in [-2/3, 1/3]; 0 at k = 0; real and even under index negation.
+
+    References
+    ----------
+    Marques & Bowtell, Concepts Magn Reson B 25:65-78 (2005).
+    """
+    return _multiplier(lambda d: d, geometry, slice(None), half=False)
+
+
+def dipole_convolve(
+    chi_ppm: Volume, geometry: Geometry, *, pad_voxels: int | tuple[int, int, int] = 0
+) -> Volume:
+    """Return the field of a susceptibility map.
+
+    Parameters
+    ----------
+    chi_ppm
+        (x, y, z) susceptibility [ppm].
+    geometry
+        The grid of ``chi_ppm``.
+    pad_voxels
+        Zeros added on both sides of each axis before the transform and cropped afterwards;
+        half the shape makes wrap-around negligible.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Field [ppm], zero-mean when not padded.
+    """
+    return _filter(chi_ppm, geometry, lambda d: d, pad_voxels)
+
+
+def tkd(
+    local_field_ppm: Volume,
+    geometry: Geometry,
+    *,
+    threshold: float,
+    pad_voxels: int | tuple[int, int, int] = 0,
+) -> Volume:
+    """Invert the dipole by thresholded k-space division, ``sign(D) / max(|D|, threshold)``.
+
+    Parameters
+    ----------
+    local_field_ppm
+        (x, y, z) field [ppm].
+    geometry
+        The grid of the field.
+    threshold
+        Smallest |D| divided by, in (0, 2/3].
+    pad_voxels
+        As in :func:`dipole_convolve`.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Susceptibility [ppm].
+
+    References
+    ----------
+    Shmueli et al., Magn Reson Med 62:1510-1522 (2009).
+    """
+    t = np.float32(threshold)
+    return _filter(
+        local_field_ppm, geometry, lambda d: np.sign(d) / np.maximum(np.abs(d), t), pad_voxels
+    )
+
+
+def tikhonov(
+    local_field_ppm: Volume,
+    geometry: Geometry,
+    *,
+    lam: float,
+    pad_voxels: int | tuple[int, int, int] = 0,
+) -> Volume:
+    """Invert the dipole with Tikhonov's regularisation, ``D / (D^2 + lam)``.
+
+    Parameters
+    ----------
+    local_field_ppm
+        (x, y, z) field [ppm].
+    geometry
+        The grid of the field.
+    lam
+        Weight of ``|chi|^2``, positive.
+    pad_voxels
+        As in :func:`dipole_convolve`.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Susceptibility [ppm].
+    """
+    weight = np.float32(lam)
+    return _filter(local_field_ppm, geometry, lambda d: d / (d * d + weight), pad_voxels)
+
+
+def _filter(
+    volume: Volume, geometry: Geometry, g: Multiplier, pad_voxels: int | tuple[int, int, int]
+) -> Volume:
+    """Return ``F^-1 [E F volume]`` of the zero-padded volume, cropped back."""
+    if volume.shape != geometry.shape:
+        raise GeometryError(
+            f"the volume has shape {volume.shape}, its geometry says {geometry.shape}"
+        )
+    padded = geometry.padded(pad_voxels)
+    low = tuple((p - n) // 2 for p, n in zip(padded.shape, geometry.shape, strict=True))
+    inner = tuple(slice(o, o + n) for o, n in zip(low, geometry.shape, strict=True))
+    if padded.shape == geometry.shape:
+        x = np.asarray(volume, dtype=np.float32)
+    else:
+        x = np.zeros(padded.shape, dtype=np.float32)
+        x[inner] = volume
+    spectrum: Spectrum = scipy.fft.rfftn(x, workers=-1)
+    del x
+    rows = max(1, SLAB_VOXELS // (spectrum.shape[1] * spectrum.shape[2]))
+    for start in range(0, padded.shape[0], rows):
+        slab = slice(start, start + rows)
+        spectrum[slab] *= _multiplier(g, padded, slab, half=True)
+    y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=-1, overwrite_x=True)
+    return np.ascontiguousarray(y[inner])
+
+
+def _multiplier(g: Multiplier, geometry: Geometry, rows: slice, *, half: bool) -> Volume:
+    """Return the symmetrised multiplier E on the given rows (first axis) of k-space.
+
+    ``half`` keeps the non-negative frequencies of the last axis only, as ``rfftn`` does.
+    """
+    k = [
+        np.fft.fftfreq(n, d).astype(np.float32)
+        for n, d in zip(geometry.shape, geometry.voxel_size_mm, strict=True)
+    ]
+    minus_k = [np.roll(axis[::-1], 1) for axis in k]  # the frequency at index -i modulo n
+    keep = (rows, slice(None), slice(geometry.shape[2] // 2 + 1 if half else None))
+    k = [axis[part] for axis, part in zip(k, keep, strict=True)]
+    minus_k = [axis[part] for axis, part in zip(minus_k, keep, strict=True)]
+
+    e = g(_dipole(k, geometry.b0_direction))
+    for axis in range(3):
+        nyquist = np.flatnonzero((k[axis] == minus_k[axis]) & (k[axis] != 0))
+        plane = [nyquist if a == axis else slice(None) for a in range(3)]
+        at = [values[part] for values, part in zip(k, plane, strict=True)]
+        opposite = [values[part] for values, part in zip(minus_k, plane, strict=True)]
+        d, d_opposite = (_dipole(f, geometry.b0_direction) for f in (at, opposite))
+        e[tuple(plane)] = (g(d) + g(d_opposite)) / 2
+    return e
+
+
+def _dipole(
+    k: list[NDArray[np.float32]], b0_direction: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """Return D on the outer grid of three frequency axes, 0 at the origin."""
+    kx, ky, kz = np.ix_(*k)
+    bx, by, bz = (np.float32(b) for b in b0_direction)
+    k_squared = kx * kx + ky * ky + kz * kz
+    along_b = kx * bx + ky * by + kz * bz
+    origin = k_squared == 0
+    k_squared[origin] = 1
+    d: NDArray[np.float32] = np.float32(1 / 3) - along_b * along_b / k_squared
+    d[origin] = 0
+    return d
