@@ -95,9 +95,12 @@ def tkd(
     Shmueli et al., Magn Reson Med 62:1510-1522 (2009).
     """
     t = np.float32(threshold)
-    return _filter(
-        local_field_ppm, geometry, lambda d: np.sign(d) / np.maximum(np.abs(d), t), pad_voxels
-    )
+
+    def inverse(d: Volume) -> Volume:
+        signed: Volume = np.sign(d)
+        return signed / np.maximum(np.abs(d), t)
+
+    return _filter(local_field_ppm, geometry, inverse, pad_voxels)
 
 
 def tikhonov(
