@@ -7,6 +7,7 @@ real-to-complex transform computes the same as the complex one.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import scipy.fft
@@ -97,8 +98,7 @@ def tkd(
     t = np.float32(threshold)
 
     def inverse(d: Volume) -> Volume:
-        signed: Volume = np.sign(d)
-        return signed / np.maximum(np.abs(d), t)
+        return cast(Volume, np.sign(d) / np.maximum(np.abs(d), t))
 
     return _filter(local_field_ppm, geometry, inverse, pad_voxels)
 

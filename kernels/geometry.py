@@ -81,7 +81,8 @@ class Geometry:
         voxel = np.linalg.norm(linear, axis=0)
         if voxel.min() <= 0 or abs(np.linalg.det(linear / voxel)) < 1e-6:
             raise GeometryError(
-                f"the affine is singular (voxel size {_vector(tuple(voxel))} mm); correct the header"
+                f"the affine is singular (voxel size {_vector(tuple(voxel))} mm); "
+                "correct the header"
             )
         x, y, z = shape
         return cls(

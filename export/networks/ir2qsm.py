@@ -17,8 +17,6 @@ from qsm_deploy.kernels.errors import WeightsError
 
 Residual = Literal["input", "iteration"]
 
-UNUSED_KEYS = re.compile(r"iteration0_layer\d+_encoder_conv1\.|post_transform_conv_block1\.")
-
 
 class RecurrentUnit(nn.Module):
     """Gated update of the bottleneck state; both gates end in a ReLU."""
@@ -31,7 +29,8 @@ class RecurrentUnit(nn.Module):
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
         """Return ``state (1 - u) + out u`` with ``u = sigmoid(update_gate(features))``."""
         u = torch.sigmoid(self.update_gate(features))
-        return state * (1 - u) + self.out_gate(features) * u
+        updated: Tensor = state * (1 - u) + self.out_gate(features) * u
+        return updated
 
 
 class IR2QSM(nn.Module):
@@ -132,6 +131,20 @@ class IR2QSM(nn.Module):
 
     def _part(self, t: int, name: str) -> nn.Module:
         return cast(nn.Module, getattr(self, f"iteration{t}_{name}"))
+
+
+def unused_keys(levels: int) -> set[str]:
+    """Return the names that published files carry for layers that no forward pass reaches."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    conv_block = ("0.weight", "0.bias", *(f"1.{name}" for name in norm))
+    encoders = {
+        f"iteration0_layer{level}_encoder_conv1.conv.{name}"
+        for level in range(levels)
+        for name in conv_block
+    }
+    head = ("0.weight", "0.bias", "4.weight", "4.bias", *(f"2.{name}" for name in norm))
+    block = (*head, *(f"3.conv.{name}" for name in conv_block))
+    return encoders | {f"post_transform_conv_block1.{name}" for name in block}
 
 
 def ir2qsm_from_state(state: Mapping[str, Tensor], residual: Residual = "input") -> IR2QSM:

@@ -64,7 +64,7 @@ def tkd_unet_from_state(state: Mapping[str, Tensor]) -> TkdUnet:
     WeightsError
         If the encoder's keys are missing.
     """
-    channels = []
+    channels: list[int] = []
     while (key := f"encoder.{len(channels)}.0.weight") in state:
         channels.append(state[key].shape[0])
     if len(channels) < 2:

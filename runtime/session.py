@@ -1,0 +1,122 @@
+"""One small protocol for every inference backend, and the choice among those installed."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError
+from qsm_deploy.runtime.card import ModelCard, parse_card
+
+Backend = Literal["onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16"]
+BY_SPEED: tuple[Backend, ...] = ("openvino", "onnxruntime")
+
+
+class Session(Protocol):
+    """A loaded model, ready to run."""
+
+    card: ModelCard
+    backend: Backend
+    version: str
+    precision: Precision
+
+    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Run the model once.
+
+        Parameters
+        ----------
+        tensors
+            (n, c, x, y, z) arrays by input name, sizes multiples of the card's divisor.
+
+        Returns
+        -------
+        (n, 1, x, y, z) array
+            The card's output, owned by the caller.
+        """
+
+
+def choose_backend(wanted: Backend | Literal["auto"], precision: Precision) -> tuple[Backend, str]:
+    """Return a backend and why: the one asked for, else the fastest that is installed.
+
+    Raises
+    ------
+    UsageError
+        If the backend does not compute in ``precision``.
+    """
+    if precision == "bf16":
+        if wanted == "onnxruntime":
+            raise UsageError(
+                "--precision bf16 needs --backend openvino: ONNX Runtime has no bf16 "
+                "convolution on a CPU"
+            )
+        return "openvino", "the only CPU backend that computes in bf16"
+    if wanted != "auto":
+        return wanted, "asked for"
+    installed = [b for b in BY_SPEED if importlib.util.find_spec(b) is not None]
+    if installed[0] == "openvino":
+        return "openvino", "the fastest CPU backend installed"
+    return "onnxruntime", "openvino, which is faster, is not installed"
+
+
+def open_session(
+    path: Path, backend: Backend, *, precision: Precision = "fp32", threads: int = 0
+) -> Session:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path
+        An ONNX file with a card.
+    backend
+        The library that runs it.
+    precision
+        What the backend computes in.
+    threads
+        CPU threads; 0 takes all cores.
+
+    Raises
+    ------
+    DataError
+        If the file is missing.
+    EngineError
+        If the backend cannot load it or does not support the precision.
+    CardError
+        If it has no card, or one that contradicts the graph.
+    MissingDependencyError
+        If the backend is not installed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
+    if path.suffix != ".onnx":
+        raise EngineError(f"{path}: not an ONNX file; qsm-run takes .onnx models")
+    if backend == "openvino":
+        from qsm_deploy.runtime.session_openvino import OpenVinoSession
+
+        return OpenVinoSession(path, precision, threads)
+    from qsm_deploy.runtime.session_onnxruntime import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(path, threads)
+
+
+def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str]) -> ModelCard:
+    """Return the card in a model's metadata, checked against the graph's names.
+
+    Raises
+    ------
+    CardError
+        If there is none, or it names other inputs or outputs than the graph has.
+    """
+    if not text:
+        raise CardError(f"{path} has no model card; export it with qsm-export")
+    card = parse_card(text)
+    stated = [tensor.name for tensor in card.inputs]
+    if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
+        raise CardError(
+            f"{path}: the card contradicts the graph: inputs {stated} -> {card.output.name}, "
+            f"the graph has {inputs} -> {', '.join(outputs)}; export it again"
+        )
+    return card
