@@ -21,6 +21,7 @@ Spectrum = NDArray[np.complex64]
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 SLAB_VOXELS = 1 << 20  # the multiplier is made and applied in pieces of this size: 4 MiB each
+CONE = 1e-6  # below it D is zero within float32 rounding, and its sign would be noise
 
 
 def dipole_kernel(geometry: Geometry) -> Volume:
@@ -75,6 +76,8 @@ def tkd(
 ) -> Volume:
     """Invert the dipole by thresholded k-space division, ``sign(D) / max(|D|, threshold)``.
 
+    On the magic cone, where D vanishes, the inverse is 0.
+
     Parameters
     ----------
     local_field_ppm
@@ -98,7 +101,8 @@ def tkd(
     t = np.float32(threshold)
 
     def inverse(d: Volume) -> Volume:
-        return cast(Volume, np.sign(d) / np.maximum(np.abs(d), t))
+        size = np.abs(d)
+        return cast(Volume, np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, t))
 
     return _filter(local_field_ppm, geometry, inverse, pad_voxels)
 
@@ -138,7 +142,8 @@ def _filter(
     """Return ``F^-1 [E F volume]`` of the zero-padded volume, cropped back."""
     if volume.shape != geometry.shape:
         raise GeometryError(
-            f"the volume has shape {volume.shape}, its geometry says {geometry.shape}"
+            f"the volume has shape {volume.shape}, its geometry says {geometry.shape}; "
+            "pass the geometry of this volume"
         )
     padded = geometry.padded(pad_voxels)
     low = tuple((p - n) // 2 for p, n in zip(padded.shape, geometry.shape, strict=True))

@@ -76,7 +76,9 @@ class Geometry:
             raise GeometryError(f"a 3-D volume is needed, got {len(shape)}-D of shape {shape}")
         matrix = np.asarray(affine, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
-            raise GeometryError("the affine must be a finite 4x4 matrix")
+            raise GeometryError(
+                f"the affine must be a finite 4x4 matrix, got {matrix.tolist()}; correct the header"
+            )
         linear = matrix[:3, :3]
         voxel = np.linalg.norm(linear, axis=0)
         if voxel.min() <= 0 or abs(np.linalg.det(linear / voxel)) < 1e-6:
@@ -98,8 +100,10 @@ class Geometry:
         return float(np.degrees(np.arccos(min(1.0, cosine))))
 
     def padded(self, pad_voxels: "int | tuple[int, int, int]") -> "Geometry":
-        """Return the same grid grown by ``pad_voxels`` on both sides of each axis."""
+        """Return the same grid grown by ``pad_voxels`` >= 0 on both sides of each axis."""
         pads = np.broadcast_to(np.asarray(pad_voxels, dtype=int), (3,))
+        if pads.min() < 0:
+            raise GeometryError(f"padding must be zero or more voxels, got {pad_voxels}")
         x, y, z = (int(n + 2 * p) for n, p in zip(self.shape, pads, strict=True))
         return Geometry((x, y, z), self.voxel_size_mm, self.b0_direction)
 

@@ -15,12 +15,14 @@ def check_writable(path: Path, *, force: bool) -> None:
     UsageError
         If ``path`` exists and ``force`` is false.
     DataError
-        If its folder is missing or not writable, or ``path`` is a folder.
+        If its folder is missing or not writable, or ``path`` is a folder or a device.
     """
     folder = path.parent
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file")
-    if path.exists() and not force:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file; choose another output")
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists; pass --force to overwrite it or choose another name")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; create it or choose another output")
@@ -32,7 +34,9 @@ def write_atomically(path: Path, data: bytes, *, force: bool) -> None:
     """Write ``data`` to ``path`` so that a reader sees the whole file or none.
 
     On Linux the bytes go to a nameless file first, which vanishes with the process however it
-    ends; it gets its name when it is complete and on disk.
+    ends; it gets its name when it is complete and on disk. To replace a file it passes through
+    a hidden name beside it, for the instant between two system calls. File systems without
+    nameless files keep a hidden ``.part`` file of a process that is killed while writing.
 
     Raises
     ------
@@ -43,7 +47,7 @@ def write_atomically(path: Path, data: bytes, *, force: bool) -> None:
     """
     check_writable(path, force=force)
     try:
-        if force and path.exists():
+        if force and os.path.lexists(path):
             complete = path.with_name(f".{path.name}.{os.getpid()}")
             _create(complete, data)
             os.replace(complete, path)

@@ -1,19 +1,26 @@
 """NIfTI volumes in and out, with their geometry intact."""
 
 import gzip
+import logging
+import math
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import data_type_codes, xform_codes
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.kernels.geometry import Geometry
 
 AFFINE_TOLERANCE_MM = 1e-2
+GZIP_MAGIC = b"\x1f\x8b"
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -35,44 +42,38 @@ class NiftiVolume:
 
 
 def load_volume(path: Path) -> NiftiVolume:
-    """Read a 3-D NIfTI volume (a trailing axis of length one is dropped).
+    """Read a 3-D NIfTI-1 or NIfTI-2 volume (trailing axes of length one are dropped).
+
+    The kind of file and its compression are told from its content, not from its name.
 
     Raises
     ------
     DataError
-        If the file is missing, truncated, not NIfTI, or holds complex values.
+        If the file is missing, truncated, damaged, not NIfTI, or not real-valued.
     GeometryError
-        If the volume is not 3-D or its header's voxel sizes are not positive.
+        If the volume is not 3-D or its header's geometry is invalid.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    raw = _decompressed(path)
+    header_class = _header_class(path, raw)
     try:
-        image = nib.load(path)
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)})") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise DataError(f"{path}: not a NIfTI file but {type(image).__name__}; convert it")
-    shape = image.shape
-    if len(shape) > 3 and set(shape[3:]) == {1}:
-        shape = shape[:3]
-    if len(shape) != 3 or min(shape) < 2:
-        raise GeometryError(
-            f"{path}: {len(image.shape)}-D of shape {image.shape}; one 3-D volume is needed: "
-            "pass one echo or average at a time"
-        )
-    if np.iscomplexobj(np.empty(0, image.get_data_dtype())):
-        raise DataError(f"{path}: complex values; pass a real field map")
-    voxel_size = tuple(float(v) for v in image.header["pixdim"][1:4])
-    if min(voxel_size) <= 0 or not np.all(np.isfinite(voxel_size)):
-        raise GeometryError(
-            f"{path}: the header's voxel size is {voxel_size} mm; it must be positive: "
-            "correct the header"
-        )
+        # unchecked, because nibabel's check replaces voxel sizes and codes by plausible ones
+        header = header_class.from_fileobj(BytesIO(raw), check=False)
+        shape = _spatial_shape(path, header.get_data_shape())
+        _check_type_and_size(path, header, len(raw))
+        _check_stored_geometry(path, header)
+        header.check_fix(logger=_LOG)  # what is left to repair does no harm
+        affine = header.get_best_affine()
+        data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
+    except (HeaderDataError, ValueError) as error:
+        raise DataError(
+            f"{path}: damaged header ({_first_line(error)}); convert it again"
+        ) from error
     try:
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path}: truncated or damaged ({_first_line(error)})") from error
-    return NiftiVolume(path, np.ascontiguousarray(data), image.header, image.affine)
+        Geometry.from_affine(shape, affine)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from None
+    with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
+        return NiftiVolume(path, np.ascontiguousarray(data, dtype=np.float32), header, affine)
 
 
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
@@ -133,6 +134,72 @@ def nifti_bytes(
         image.header.set_xyzt_units("mm")
     raw = image.to_bytes()
     return gzip.compress(raw, compresslevel=4, mtime=0) if compress else raw
+
+
+def _decompressed(path: Path) -> bytes:
+    """Return the whole content, whose checksum gzip has then verified."""
+    if not path.is_file():
+        seen = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {seen}; pass one .nii or .nii.gz file")
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
+        ) from error
+
+
+def _header_class(path: Path, raw: bytes) -> type[nib.Nifti1Header]:
+    if raw[344:348] == b"n+1\0":
+        return nib.Nifti1Header
+    if raw[4:8] == b"n+2\0":
+        return nib.Nifti2Header
+    raise DataError(
+        f"{path}: not a single-file NIfTI, or cut within its header ({len(raw)} bytes); "
+        "convert it to .nii or .nii.gz"
+    )
+
+
+def _spatial_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) < 3 or min(shape[:3]) < 2 or set(shape[3:]) - {1}:
+        raise GeometryError(
+            f"{path}: {len(shape)}-D of shape {shape}; one 3-D volume, of two voxels or more "
+            "on every axis, is needed: pass one echo or average at a time"
+        )
+    x, y, z = shape[:3]
+    return x, y, z
+
+
+def _check_type_and_size(path: Path, header: nib.Nifti1Header, file_bytes: int) -> None:
+    code = int(header["datatype"])
+    if code not in data_type_codes.value_set() or header.get_data_dtype().kind not in "iuf":
+        raise DataError(
+            f"{path}: voxels of NIfTI datatype {code}, neither integer nor floating-point; "
+            "pass a real-valued map"
+        )
+    dtype = header.get_data_dtype()
+    announced = header.get_data_offset() + math.prod(header.get_data_shape()) * dtype.itemsize
+    if file_bytes < announced:
+        raise DataError(
+            f"{path}: truncated, {file_bytes} bytes of the {announced} that its header announces; "
+            "copy or convert it again"
+        )
+
+
+def _check_stored_geometry(path: Path, header: nib.Nifti1Header) -> None:
+    voxel_size = tuple(float(v) for v in header["pixdim"][1:4])
+    if not all(0 < v < math.inf for v in voxel_size):
+        raise GeometryError(
+            f"{path}: the header's voxel size is {voxel_size} mm; it must be positive on every "
+            "axis: correct the header"
+        )
+    for name in ("qform_code", "sform_code"):
+        code = int(header[name])
+        if code not in xform_codes.value_set():
+            raise GeometryError(
+                f"{path}: the header's {name} is {code}, which means nothing; correct the header"
+            )
 
 
 def _spatial_header(like: nib.Nifti1Header) -> nib.Nifti1Header:
