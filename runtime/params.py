@@ -1,0 +1,89 @@
+"""Acquisition parameters from a JSON file, in the dialects that accompany field maps."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError
+
+# Our own name, then those of the in-vivo folders (BIDS-like) and of QSM-CI.
+ECHO_TIME = ("echo_time_s", "EchoTime_s", "EchoTime", "TE")
+FIELD_STRENGTH = ("field_strength_t", "MagneticFieldStrength_T", "MagneticFieldStrength", "B0")
+B0_DIRECTION = ("b0_direction", "B0_direction", "B0_dir")
+VOXEL_SIZE = ("voxel_size_mm", "voxel_size")
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Params:
+    """What a parameter file says, ``None`` where it says nothing."""
+
+    echo_time_s: float | None = None
+    field_strength_t: float | None = None
+    b0_direction: Vector | None = None
+    voxel_size_mm: Vector | None = None
+
+
+def load_params(path: Path) -> Params:
+    """Read echo time, field strength, B0 direction and voxel size.
+
+    A list of several echo times does not tell which one a phase belongs to and counts as none.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or not JSON, holds none of the known names, holds two that
+        disagree, or a value that is not a number (or three of them).
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; pass a JSON file of parameters") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    known = (*ECHO_TIME, *FIELD_STRENGTH, *B0_DIRECTION, *VOXEL_SIZE)
+    if not content.keys() & set(known):
+        seen = ", ".join(list(content)[:4]) or "nothing"
+        raise DataError(
+            f"{path}: no known parameter (found {seen}); expected {ECHO_TIME[0]}, "
+            f"{FIELD_STRENGTH[0]}, {B0_DIRECTION[0]} or {VOXEL_SIZE[0]}"
+        )
+    echo_time = _numbers(path, content, ECHO_TIME)
+    strength = _numbers(path, content, FIELD_STRENGTH, expected=1)
+    direction = _numbers(path, content, B0_DIRECTION, expected=3)
+    voxel_size = _numbers(path, content, VOXEL_SIZE, expected=3)
+    return Params(
+        echo_time[0] if len(echo_time) == 1 else None,
+        strength[0] if strength else None,
+        (direction[0], direction[1], direction[2]) if direction else None,
+        (voxel_size[0], voxel_size[1], voxel_size[2]) if voxel_size else None,
+    )
+
+
+def _numbers(
+    path: Path, content: dict[str, Any], names: tuple[str, ...], expected: int | None = None
+) -> tuple[float, ...]:
+    """Return the number or numbers under the one of ``names`` that is there, else nothing."""
+    found: dict[str, tuple[float, ...]] = {}
+    for name in names:
+        value = content.get(name)
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if expected not in (None, len(values)) or not all(map(_is_number, values)):
+            what = {1: "one number", 3: "three numbers", None: "a number or a list of them"}
+            raise DataError(f"{path}: {name} is {value!r}, expected {what[expected]}")
+        found[name] = tuple(map(float, values))
+    if len(set(found.values())) > 1:
+        seen = " and ".join(f"{name} = {content[name]}" for name in found)
+        raise DataError(f"{path}: {seen} disagree; keep one")
+    return next(iter(found.values()), ())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,38 @@
+"""Resident memory of this process: now, and at its peak since the last reset."""
+
+import resource
+import sys
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc_pid_clear_refs(5)
+
+
+def rss_bytes() -> int:
+    """Return the resident memory now [bytes]; its peak where the system does not tell."""
+    return _from_status("VmRSS") or peak_rss_bytes()
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory since :func:`reset_peak`, else since the start [bytes]."""
+    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    since_start = in_kib if sys.platform == "darwin" else in_kib * 1024
+    return _from_status("VmHWM") or since_start
+
+
+def reset_peak() -> None:
+    """Let the peak start again from the memory in use now, where the system can do that."""
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        return
+
+
+def _from_status(field: str) -> int | None:
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    kib = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(kib[0]) * 1024 if kib else None

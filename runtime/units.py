@@ -1,0 +1,79 @@
+"""Field maps in ppm, Hz or rad, and how one becomes the other."""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import UnitsError
+
+FieldUnit = Literal["ppm", "hz", "rad"]
+GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
+LARGEST_P99_PPM = 1.0  # local fields of tissue stay within 0.05 ppm, next to a haemorrhage within 1
+
+
+def ppm_per_unit(
+    unit: FieldUnit, *, echo_time_s: float | None, field_strength_t: float | None
+) -> float:
+    """Return what one ``unit`` of field is in ppm.
+
+    Parameters
+    ----------
+    unit
+        ``ppm``, ``hz``, or ``rad`` of phase at ``echo_time_s``.
+    echo_time_s
+        Echo time [s], needed for ``rad``.
+    field_strength_t
+        Strength of B0 [T], needed for ``hz`` and ``rad``.
+
+    Raises
+    ------
+    UnitsError
+        If a needed value is missing, not positive, or outside what a scanner does.
+    """
+    if unit == "ppm":
+        return 1.0
+    if field_strength_t is None:
+        raise UnitsError(f"--units {unit} needs the strength of B0: pass --field-strength in tesla")
+    if not 0.01 <= field_strength_t <= 30:
+        raise UnitsError(
+            f"a field strength of {field_strength_t:g} T cannot be right; pass --field-strength "
+            "in tesla, for example 3"
+        )
+    hertz = 1 / (GYROMAGNETIC_MHZ_PER_T * field_strength_t)
+    if unit == "hz":
+        return hertz
+    if echo_time_s is None:
+        raise UnitsError("--units rad needs the echo time: pass --echo-time in seconds")
+    if not 1e-4 <= echo_time_s <= 0.5:
+        raise UnitsError(
+            f"an echo time of {echo_time_s:g} s cannot be right; pass --echo-time in seconds, "
+            "for example 0.02"
+        )
+    return hertz / (2 * math.pi * echo_time_s)
+
+
+def require_ppm(local_field_ppm: NDArray[np.float32]) -> None:
+    """Refuse a field that cannot be in ppm.
+
+    Parameters
+    ----------
+    local_field_ppm
+        (voxels,) field inside the mask, finite.
+
+    Raises
+    ------
+    UnitsError
+        If it is zero everywhere, or its 99th percentile exceeds 1 ppm in absolute value.
+    """
+    size = np.abs(local_field_ppm)
+    if not size.any():
+        raise UnitsError("the field is zero in the whole mask; check the field and the mask")
+    p99 = float(np.percentile(size, 99))
+    if p99 > LARGEST_P99_PPM:
+        raise UnitsError(
+            f"the field's 99th percentile is {p99:.3g}, too much for ppm (tissue stays below "
+            f"{LARGEST_P99_PPM:g}): looks like Hz: pass --units hz --field-strength 3, or "
+            "--units rad with --echo-time for a phase"
+        )
