@@ -39,14 +39,14 @@ class Geometry:
         voxel = _three_floats("voxel_size_mm", self.voxel_size_mm)
         if not np.all(np.isfinite(voxel)) or min(voxel) <= 0:
             raise GeometryError(
-                f"voxel size must be positive and finite on every axis, got {_vector(voxel)} mm; "
+                f"voxel size must be positive and finite, got {vector_text(voxel)} mm; "
                 "correct the header or pass --voxel-size X Y Z"
             )
         direction = np.asarray(_three_floats("b0_direction", self.b0_direction))
         norm = float(np.linalg.norm(direction))
         if not np.isfinite(norm) or norm == 0:
             raise GeometryError(
-                f"B0 direction must be finite and non-zero, got {_vector(tuple(direction))}; "
+                f"B0 direction must be finite and non-zero, got {vector_text(tuple(direction))}; "
                 "pass --b0-direction X Y Z in voxel axes"
             )
         object.__setattr__(self, "shape", shape)
@@ -83,7 +83,7 @@ class Geometry:
         voxel = np.linalg.norm(linear, axis=0)
         if voxel.min() <= 0 or abs(np.linalg.det(linear / voxel)) < 1e-6:
             raise GeometryError(
-                f"the affine is singular (voxel size {_vector(tuple(voxel))} mm); "
+                f"the affine is singular (voxel size {vector_text(tuple(voxel))} mm); "
                 "correct the header"
             )
         x, y, z = shape
@@ -109,8 +109,8 @@ class Geometry:
 
     def __str__(self) -> str:
         return (
-            f"{'x'.join(map(str, self.shape))}, voxel {_vector(self.voxel_size_mm)} mm, "
-            f"B0 {_vector(self.b0_direction)}"
+            f"{'x'.join(map(str, self.shape))}, voxel {vector_text(self.voxel_size_mm)} mm, "
+            f"B0 {vector_text(self.b0_direction)}"
         )
 
 
@@ -121,5 +121,6 @@ def _three_floats(name: str, values: ArrayLike) -> tuple[float, float, float]:
     return float(array[0]), float(array[1]), float(array[2])
 
 
-def _vector(values: tuple[float, ...]) -> str:
+def vector_text(values: tuple[float, ...]) -> str:
+    """Return ``(1, 0.86, 2)``, as messages show vectors."""
     return "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
