@@ -123,7 +123,7 @@ def _depth(
     # |grad radius| = |p / a^2| / radius: the radius of the ellipsoid with the squared semi-axes
     slope = ellipsoid_radius(frame.axes, centre_mm, np.square(semi_axes_mm))
     tiny = np.float32(1e-6)
-    depth: Volume = (1 - radius) * np.maximum(radius, tiny) / np.maximum(slope, tiny / 50)
+    depth: Volume = (1 - radius) * np.maximum(radius, tiny) / np.maximum(slope, np.float32(tiny / 50))
     return depth
 
 

@@ -90,7 +90,7 @@ def head_phantom(
     GeometryError
         If the grid has fewer than 16 voxels along an axis.
     UsageError
-        If ``seed`` or ``noise_ppm`` is negative.
+        If ``seed`` is negative, or ``noise_ppm`` negative or not finite.
     """
     if min(geometry.shape) < SMALLEST_GRID:
         raise GeometryError(
@@ -98,6 +98,7 @@ def head_phantom(
         )
     if seed < 0:
         raise UsageError(f"seed must not be negative, got {seed}")
+    _check_noise(noise_ppm)
     streams = np.random.default_rng(seed).spawn(6)
     size_rng, anatomy_rng, vein_rng, lesion_rng, chi_rng, noise_rng = streams
 
@@ -151,14 +152,18 @@ def local_field(
     UsageError
         If ``noise_ppm`` is negative or not finite.
     """
-    if not 0 <= noise_ppm < np.inf:
-        raise UsageError(f"noise must be a standard deviation in ppm, 0 or more, got {noise_ppm}")
+    _check_noise(noise_ppm)
     x, y, z = (n // 2 for n in geometry.shape)
     sources = np.where(mask, chi_ppm, np.float32(0))
     field = dipole_convolve(sources, geometry, pad_voxels=(x, y, z))
     field += np.float32(noise_ppm) * rng.standard_normal(field.shape, dtype=np.float32)
     field[~mask] = 0
     return field
+
+
+def _check_noise(noise_ppm: float) -> None:
+    if not 0 <= noise_ppm < np.inf:
+        raise UsageError(f"noise must be a standard deviation in ppm, 0 or more, got {noise_ppm}")
 
 
 def _tissue_chi(geometry: Geometry, labels: NDArray[np.uint8], rng: np.random.Generator) -> Volume:
