@@ -17,6 +17,13 @@ def check_writable(path: Path, *, force: bool) -> None:
     DataError
         If its folder is missing or not writable, or ``path`` is a folder or a device.
     """
+    try:
+        _check_writable(path, force=force)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise DataError(f"cannot write {path}: {error.strerror}; choose another output") from error
+
+
+def _check_writable(path: Path, *, force: bool) -> None:
     folder = path.parent
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file")

@@ -3,6 +3,7 @@
 import gzip
 import logging
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -138,8 +139,8 @@ def nifti_bytes(
 
 def _decompressed(path: Path) -> bytes:
     """Return the whole content, whose checksum gzip has then verified."""
-    if not path.is_file():
-        seen = "a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
+        seen = "a folder" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: {seen}; pass one .nii or .nii.gz file")
     try:
         content = path.read_bytes()
