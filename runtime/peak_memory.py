@@ -1,5 +1,7 @@
 """Resident memory of this process: now, and at its peak since the last reset."""
 
+import contextlib
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -23,10 +25,14 @@ def peak_rss_bytes() -> int:
 
 def reset_peak() -> None:
     """Let the peak start again from the memory in use now, where the system can do that."""
-    try:
+    with contextlib.suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)
-    except OSError:
-        return
+
+
+def return_freed_memory() -> None:
+    """Hand memory that was freed back to the system, where the C library keeps it (glibc)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _from_status(field: str) -> int | None:

@@ -1,0 +1,110 @@
+"""Predicting the peak memory of a run before it begins.
+
+Every stage holds known volumes; what libraries need on top was measured, in bytes per voxel.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.runtime.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.patches import PatchPlan
+from qsm_deploy.runtime.scan import Scan
+
+FLOAT = 4  # bytes of a float32 voxel
+LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
+TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
+METRICS = 40  # per voxel: doubles in the mask's box
+FIGURE_BYTES = 90e6  # matplotlib itself and the canvas
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+SHARE_OF_AVAILABLE = 0.8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What decides the memory of a run besides its patch plan.
+
+    Attributes
+    ----------
+    scan
+        The acquisition in memory.
+    card
+        The network's, with the memory of its inference.
+    backend
+        The one that will run it.
+    evaluates
+        Whether the field residual is computed.
+    draws
+        Whether a figure is.
+    """
+
+    scan: Scan
+    card: ModelCard
+    backend: str
+    evaluates: bool
+    draws: bool
+
+    def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
+        """Return the predicted peak memory of every stage, above that before the run [bytes]."""
+        scan, card = self.scan, self.card
+        voxels = math.prod(scan.geometry.shape)
+        patch = math.prod(plan.patch_shape)
+        held = scan.local_field_ppm.nbytes + scan.mask.nbytes
+        held += sum(v.nbytes for v in (scan.truth_ppm, scan.labels) if v is not None)
+        use = inference_memory(card.memory, self.backend)
+        stages = {"load": LOAD * voxels + (held - 5 * voxels) * 1.5}
+        stages["prepare"] = float(held)
+        inputs = len(card.inputs)
+        if card.tkd is not None:
+            padded = scan.geometry.padded(card.tkd.pad_voxels)
+            stages["prepare"] = held + TRANSFORM * math.prod(padded.shape)
+        volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
+        session = use.fixed_bytes + use.bytes_per_voxel * patch
+        stages["inference"] = held + volumes + FLOAT * patch * inputs + session
+        held += FLOAT * voxels
+        stages["write"] = held + 3 * FLOAT * voxels
+        if self.evaluates:
+            stages["field residual"] = held + TRANSFORM * 8 * voxels
+        if scan.truth_ppm is not None:
+            stages["metrics"] = held + METRICS * voxels
+        if self.draws:
+            stages["figure"] = held + FIGURE_BYTES
+        return stages
+
+
+def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse:
+    """Return what one inference takes, as the card measured it for a backend.
+
+    A backend that was not there when the model was exported is taken to need as much as the
+    hungriest that was.
+
+    Raises
+    ------
+    CardError
+        If the card has no measurement at all.
+    """
+    if not memory:
+        raise CardError("the model's card has no memory measurements; export the model again")
+    return memory.get(backend) or max(memory.values(), key=lambda use: use.bytes_per_voxel)
+
+
+def available_bytes() -> int:
+    """Return four fifths of the memory that the system and the control group have left."""
+    free = [int(line.split()[1]) * 1024 for line in _lines(MEMINFO) if "MemAvailable" in line]
+    limit, current = _lines(CGROUP / "memory.max"), _lines(CGROUP / "memory.current")
+    if limit and current and limit[0].isdigit():
+        free.append(int(limit[0]) - int(current[0]))
+    if not free:
+        return 2**63
+    return int(SHARE_OF_AVAILABLE * min(free))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
