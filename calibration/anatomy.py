@@ -123,7 +123,9 @@ def _depth(
     # |grad radius| = |p / a^2| / radius: the radius of the ellipsoid with the squared semi-axes
     slope = ellipsoid_radius(frame.axes, centre_mm, np.square(semi_axes_mm))
     tiny = np.float32(1e-6)
-    depth: Volume = (1 - radius) * np.maximum(radius, tiny) / np.maximum(slope, np.float32(tiny / 50))
+    per_mm: Volume = np.maximum(slope, tiny / 50)
+    outwards: Volume = np.maximum(radius, tiny)
+    depth: Volume = (1 - radius) * outwards / per_mm
     return depth
 
 
