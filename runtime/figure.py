@@ -1,5 +1,6 @@
 """A three-plane picture of one reconstruction: field, susceptibility, and the error if known."""
 
+import importlib.util
 import io
 import math
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,10 +93,8 @@ def figure_png(
     DataError
         If the mask is empty.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "figure", "--figure") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     volumes = {"field": local_field_ppm, "susceptibility": chi_ppm, "mask": mask}
     if truth_ppm is not None:
@@ -119,6 +118,18 @@ def figure_png(
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     return png.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without the library for it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependencyError("matplotlib", "figure", "--figure")
 
 
 def _draw_rows(figure: "Figure", rows: list[Row], mask: Mask, geometry: Geometry) -> None:

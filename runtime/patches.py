@@ -27,11 +27,13 @@ Box = tuple[slice, slice, slice]
 class Axis:
     """The patches along one axis: where they start, in volume voxels, and their windows.
 
+    ``length`` and ``padded`` are the volume's voxels, without and with padding to the divisor.
     ``starts`` may be negative and patches may end beyond the volume: zeros lie there.
     ``windows`` is a (patches, size) array whose columns at the same voxel sum to one.
     """
 
     length: int
+    padded: int
     size: int
     starts: tuple[int, ...]
     windows: Volume
@@ -112,7 +114,7 @@ class PatchPlan:
         infer: Callable[[list[Volume]], Volume],
         volumes: list[Volume],
         mask: NDArray[np.bool_],
-        done: Callable[[], None] = lambda: None,
+        done: Callable[[], object] = lambda: None,
     ) -> Volume:
         """Return the blended output of ``infer`` over all patches that touch the mask.
 
@@ -208,6 +210,7 @@ def _axis(
     windows = np.stack([p[s : s + size] for p, s in zip(profiles, starts, strict=True)])
     return Axis(
         length,
+        padded,
         size,
         tuple(int(s) + first - low for s in starts),
         windows.astype(np.float32),

@@ -40,7 +40,7 @@ def reconstruct(
     scan: Scan,
     plan: PatchPlan,
     stages: Stages,
-    done: Callable[[], None] = lambda: None,
+    done: Callable[[], object] = lambda: None,
 ) -> Volume:
     """Return the susceptibility map of one acquisition.
 

@@ -1,5 +1,6 @@
 """One small protocol for every inference backend, and the choice among those installed."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,13 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError
+from qsm_deploy.kernels.errors import (
+    CardError,
+    DataError,
+    EngineError,
+    MissingDependencyError,
+    UsageError,
+)
 from qsm_deploy.runtime.card import ModelCard, parse_card
 
 Backend = Literal["onnxruntime", "openvino"]
@@ -62,6 +69,19 @@ def choose_backend(wanted: Backend | Literal["auto"], precision: Precision) -> t
     return "onnxruntime", "openvino, which is faster, is not installed"
 
 
+def require_backend(backend: Backend) -> None:
+    """Import the library of a backend.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed.
+    """
+    if importlib.util.find_spec(backend) is None:
+        raise MissingDependencyError(backend, backend, f"--backend {backend}")
+    importlib.import_module(backend)
+
+
 def open_session(
     path: Path, backend: Backend, *, precision: Precision = "fp32", threads: int = 0
 ) -> Session:
@@ -93,6 +113,7 @@ def open_session(
         raise DataError(f"{path}: no such model file")
     if path.suffix != ".onnx":
         raise EngineError(f"{path}: not an ONNX file; qsm-run takes .onnx models")
+    require_backend(backend)
     if backend == "openvino":
         from qsm_deploy.runtime.session_openvino import OpenVinoSession
 

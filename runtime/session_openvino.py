@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
+from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY
 from qsm_deploy.runtime.session import Backend, Precision, read_card
-
-try:
-    import openvino
-except ModuleNotFoundError as error:
-    raise MissingDependencyError("openvino", "openvino", "--backend openvino") from error
 
 
 class OpenVinoSession:

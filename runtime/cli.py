@@ -1,0 +1,144 @@
+"""``qsm-run``: a field map in, a susceptibility map out."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsm_deploy.runtime.command import run_command
+
+NAME = "qsm-run"
+SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+EPILOG = """\
+examples:
+  qsm-run field.nii.gz
+  qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
+  qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
+
+exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = parser().parse_args(argv)
+
+    def command() -> int:
+        from qsm_deploy.runtime.job import run_job
+
+        print(run_job(arguments))
+        return 0
+
+    return run_command(NAME, command)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(
+        prog=NAME,
+        description="Reconstruct a susceptibility map [ppm] from a local field map.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="[MODEL.onnx] FIELD",
+        help="a model made by qsm-export, else the bundled tkd-unet; a local field (.nii, .nii.gz)",
+    )
+    p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
+    p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    _add_physics(p.add_argument_group("the field"))
+    _add_patches(p.add_argument_group("memory and patches"))
+    _add_backend(p.add_argument_group("backend"))
+    _add_outputs(p.add_argument_group("outputs"))
+    return p
+
+
+def _add_physics(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--units", choices=("ppm", "hz", "rad"), default="ppm", help="of FIELD")
+    group.add_argument("--echo-time", type=float, metavar="S", help="in seconds, for rad")
+    group.add_argument("--field-strength", type=float, metavar="T", help="in tesla, for hz and rad")
+    group.add_argument(
+        "--b0-direction", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in voxel axes"
+    )
+    group.add_argument("--voxel-size", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in mm")
+    group.add_argument(
+        "--params", type=Path, help="JSON with these parameters (ours, BIDS or QSM-CI names)"
+    )
+    group.add_argument(
+        "--allow-geometry",
+        action="store_true",
+        help="run although voxel size or B0 direction are not those of the training",
+    )
+
+
+def _add_patches(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--memory-limit",
+        type=memory_size,
+        metavar="SIZE",
+        help="such as 6G; default four fifths of what is free",
+    )
+    group.add_argument(
+        "--patch",
+        type=patch_size,
+        default="auto",
+        metavar="auto|off|N",
+        help="auto: the whole volume if it fits, else the largest patches that do (default)",
+    )
+    group.add_argument("--overlap", type=int, metavar="VOXELS", help="shared by neighbours")
+    group.add_argument("--blend", choices=("hann", "gaussian", "crop"), help="of overlaps")
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+
+
+def _add_backend(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    group.add_argument("--threads", type=thread_count, default=0, help="default all cores")
+
+
+def _add_outputs(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm")
+    group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
+    group.add_argument("--figure", type=Path, help="PNG of three planes")
+    group.add_argument("--truth", type=Path, help="true susceptibility [ppm], for metrics")
+    group.add_argument("--labels", type=Path, help="regions of the truth, for regional metrics")
+    group.add_argument("--force", action="store_true", help="overwrite existing outputs")
+    group.add_argument("--json", action="store_true", help="print the report on stdout")
+    group.add_argument("-q", "--quiet", action="store_true", help="errors and warnings only")
+
+
+def memory_size(text: str) -> int:
+    """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples)."""
+    number, factor = text.strip().lower().removesuffix("b").removesuffix("i"), 1
+    if number[-1:] in SUFFIXES:
+        number, factor = number[:-1], SUFFIXES[number[-1]]
+    try:
+        size = float(number) * factor
+    except ValueError:
+        size = 0
+    if not 0 < size < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6G, 1500M or bytes")
+    return int(size)
+
+
+def patch_size(text: str) -> int | str:
+    """Return ``auto``, ``off`` or a positive number of voxels."""
+    if text in ("auto", "off"):
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, off nor a number of voxels")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Return a number of threads, 0 for all cores."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads (0 takes all cores)")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""One run of ``qsm-run``: read, plan, reconstruct, judge, write."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime import report
+from qsm_deploy.runtime.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.figure import figure_png, require_matplotlib
+from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
+from qsm_deploy.runtime.memory import Workload, available_bytes
+from qsm_deploy.runtime.metrics import all_metrics, field_residual
+from qsm_deploy.runtime.nifti import nifti_bytes
+from qsm_deploy.runtime.params import Params, load_params
+from qsm_deploy.runtime.pipeline import Volume, network_inputs, reconstruct
+from qsm_deploy.runtime.planning import PatchOptions, decide
+from qsm_deploy.runtime.precision_check import precision_error
+from qsm_deploy.runtime.scan import Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
+from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.terminal import TerminalLog
+
+BUNDLED_MODEL = Path(__file__).with_name("tkd-unet.onnx")
+MODEL_SUFFIXES = (".onnx", ".plan")
+PPB_PER_PPM = 1000
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a run writes."""
+
+    chi: Path
+    sidecar: Path
+    report: Path | None
+    figure: Path | None
+
+    def check(self, *, force: bool) -> None:
+        """Refuse outputs that collide or cannot be written, before any work is done."""
+        paths = [p for p in (self.chi, self.sidecar, self.report, self.figure) if p is not None]
+        for n, path in enumerate(paths):
+            if path.resolve() in [p.resolve() for p in paths[:n]]:
+                raise UsageError(f"two outputs would go to {path}; choose another name for one")
+            check_writable(path, force=force)
+
+
+def run_job(arguments: argparse.Namespace) -> str:
+    """Do what the command line asks for and return what to print."""
+    model, field = model_and_field(arguments.files)
+    outputs = outputs_from(arguments, field)
+    if not arguments.dry_run:
+        outputs.check(force=arguments.force)
+    if arguments.labels is not None and arguments.truth is None:
+        raise UsageError("--labels needs --truth: regional metrics compare with a truth")
+    if arguments.figure is not None:
+        require_matplotlib()
+    files = ScanFiles(field, arguments.mask, arguments.truth, arguments.labels)
+    flags = Params(
+        arguments.echo_time, arguments.field_strength, arguments.b0_direction, arguments.voxel_size
+    )
+    from_file = Params() if arguments.params is None else load_params(arguments.params)
+
+    backend, why = choose_backend(arguments.backend, arguments.precision)
+    require_backend(backend)
+    log = TerminalLog(quiet=arguments.quiet)
+    stages = Stages(log.stage)
+    with stages("load"):
+        session = open_session(
+            model, backend, precision=arguments.precision, threads=arguments.threads
+        )
+        scan = load_scan(files, arguments.units, flags, from_file)
+    for note in scan.notes:
+        log.warn(note)
+    departures = deviations(session.card.geometry, scan.geometry)
+    if not arguments.allow_geometry:
+        require_geometry(session.card.geometry, scan.geometry)
+    for departure in departures:
+        log.warn(f"outside the training: {departure}")
+
+    evaluates = arguments.report is not None or arguments.json
+    workload = Workload(scan, session.card, backend, evaluates, arguments.figure is not None)
+    limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
+    options = PatchOptions(arguments.patch, arguments.overlap, arguments.blend)
+    decision = decide(workload, options, limit)
+    run = report.describe_run(arguments, model, field, session, why, scan, decision, departures)
+    if arguments.dry_run:
+        return json.dumps(run) if arguments.json else report.dry_run_text(run, limit)
+
+    with log.progress(decision.plan) as bar:
+        chi = reconstruct(session, scan, decision.plan, stages, bar.update)
+    if session.precision != "fp32":
+        run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
+        log.warn(report.precision_text(session.precision, run["precision_error"]))
+    del session  # its memory is not needed any more
+    findings = _judge(chi, scan, stages, evaluates=evaluates)
+    _write(arguments, outputs, run | findings, chi, scan, stages)
+    full = run | findings | report.resources(stages, decision)
+    if outputs.report is not None:
+        write_atomically(outputs.report, report.json_bytes(full), force=arguments.force)
+    log.stage("")
+    return json.dumps(full) if arguments.json else report.result_text(full, outputs.chi)
+
+
+def model_and_field(files: list[Path]) -> tuple[Path, Path]:
+    """Return the model, the bundled one unless the first file is one, and the field map.
+
+    Raises
+    ------
+    UsageError
+        If there is not exactly one field map.
+    """
+    named = files[0].suffix in MODEL_SUFFIXES
+    fields = files[1:] if named else files
+    if len(fields) != 1:
+        raise UsageError(
+            f"one field map is needed, got {len(fields)}"
+            + (f" ({', '.join(map(str, fields))})" if fields else "")
+            + "; the model, if named, comes first and ends in .onnx"
+        )
+    return files[0] if named else BUNDLED_MODEL, fields[0]
+
+
+def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:
+    """Return where the results go: beside the field, unless told otherwise.
+
+    Raises
+    ------
+    UsageError
+        If the map's name does not end in .nii or .nii.gz.
+    """
+    chi = arguments.output
+    if chi is None:
+        chi = field.with_name(f"{_stem(field)}_chi.nii.gz")
+    if not chi.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"--output {chi} must end in .nii or .nii.gz")
+    return Outputs(chi, chi.with_name(f"{_stem(chi)}.json"), arguments.report, arguments.figure)
+
+
+def _precision_error(
+    arguments: argparse.Namespace, model: Path, session: Session, scan: Scan, stages: Stages
+) -> dict[str, float]:
+    with stages("precision check"):
+        reference = open_session(model, session.backend, threads=arguments.threads)
+        inputs = network_inputs(session.card, scan)
+        return precision_error(session, reference, inputs, scan.mask)
+
+
+def _judge(chi: Volume, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
+    """Return the field residual and, with a truth, the metrics."""
+    findings: dict[str, Any] = {}
+    if evaluates:
+        with stages("field residual"):
+            findings["field_residual"] = field_residual(
+                chi, scan.local_field_ppm, scan.mask, scan.geometry
+            )
+    if scan.truth_ppm is not None:
+        with stages("metrics"):
+            findings["metrics"] = all_metrics(chi, scan.truth_ppm, scan.mask, scan.labels)
+    return findings
+
+
+def _write(
+    arguments: argparse.Namespace,
+    outputs: Outputs,
+    run: dict[str, Any],
+    chi: Volume,
+    scan: Scan,
+    stages: Stages,
+) -> None:
+    """Write picture, sidecar and, last, the map: where it is, all is."""
+    if outputs.figure is not None:
+        with stages("figure"):
+            png = figure_png(
+                scan.local_field_ppm,
+                chi,
+                scan.mask,
+                scan.geometry,
+                truth_ppm=scan.truth_ppm,
+                title=report.title(run),
+            )
+            write_atomically(outputs.figure, png, force=arguments.force)
+    with stages("write"):
+        volume = chi * np.float32(PPB_PER_PPM) if arguments.out_units == "ppb" else chi
+        nifti = nifti_bytes(
+            volume,
+            scan.affine,
+            description=f"chi [{arguments.out_units}] {report.title(run)}",
+            like=scan.header,
+            compress=outputs.chi.name.endswith(".gz"),
+        )
+        write_atomically(outputs.sidecar, report.json_bytes(run), force=arguments.force)
+        write_atomically(outputs.chi, nifti, force=arguments.force)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -1,0 +1,184 @@
+"""What a run says about itself: the sidecar, the report, and the lines a user reads."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsm_deploy.kernels.geometry import vector_text
+from qsm_deploy.runtime.planning import Decision, gib
+from qsm_deploy.runtime.provenance import made_by
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.session import Session
+from qsm_deploy.runtime.stages import Stages
+
+LIBRARIES = ("numpy", "scipy", "nibabel")
+
+METRIC_TEXT = {
+    "nrmse_percent": "NRMSE [%]",
+    "nrmse_detrended_percent": "NRMSE, detrended [%]",
+    "xsim_uniform5": "XSIM (uniform 5x5x5)",
+    "hfen_percent": "HFEN [%]",
+    "psnr_db": "PSNR [dB]",
+    "correlation": "correlation",
+    "mean_abs_error_ppb": "mean |error| [ppb]",
+    "p999_abs_error_ppb": "99.9th percentile of |error| [ppb]",
+    "nrmse_tissue_detrended_percent": "NRMSE, tissue, detrended [%]",
+    "nrmse_deep_grey_detrended_percent": "NRMSE, deep grey, detrended [%]",
+    "nrmse_blood_detrended_percent": "NRMSE, blood, detrended [%]",
+    "dgm_linearity": "deep-grey linearity |1 - slope|",
+    "calc_moment_ppm_voxels": "calcification moment error [ppm voxels]",
+    "calc_streak": "calcification streaks",
+}
+
+
+def describe_run(
+    arguments: argparse.Namespace,
+    model: Path,
+    field: Path,
+    session: Session,
+    why_backend: str,
+    scan: Scan,
+    decision: Decision,
+    departures: list[str],
+) -> dict[str, Any]:
+    """Return everything that decided the result, as the sidecar holds it."""
+    card, geometry, plan = session.card, scan.geometry, decision.plan
+    return {
+        "made_by": made_by(),
+        "units": arguments.out_units,
+        "model": {
+            "file": model.name,
+            "network": card.network,
+            "options": card.options,
+            "precision": session.precision,
+            "weights_sha256": card.weights_sha256,
+            "verified": asdict(card.verified),
+            "doi": card.doi,
+        },
+        "backend": {
+            "name": session.backend,
+            "version": session.version,
+            "why": why_backend,
+            "threads": arguments.threads or "all cores",
+        },
+        "input": {
+            "field": field.name,
+            "units": arguments.units,
+            "mask": None if arguments.mask is None else arguments.mask.name,
+            "mask_voxels": int(np.count_nonzero(scan.mask)),
+            "params": None if arguments.params is None else arguments.params.name,
+            "notes": scan.notes,
+        },
+        "geometry": {
+            "shape": list(geometry.shape),
+            "voxel_size_mm": list(geometry.voxel_size_mm),
+            "b0_direction": list(geometry.b0_direction),
+            "outside_training": departures,
+            "allow_geometry": arguments.allow_geometry,
+        },
+        "plan": {
+            "whole_volume": plan.whole,
+            "why": decision.reason,
+            "padded_shape": [axis.padded for axis in plan.axes],
+            "patches": plan.count,
+            "patch_shape": list(plan.patch_shape),
+            "overlap": plan.overlap,
+            "blend": None if plan.whole else plan.blend,
+            "predicted_peak_bytes": round(decision.peak_bytes),
+            "predicted_stage_bytes": {k: round(v) for k, v in decision.stage_bytes.items()},
+        },
+    }
+
+
+def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
+    """Return versions, the time of every stage, and the measured peak beside the predicted."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "seconds": {name: round(s, 4) for name, s in stages.seconds.items()},
+        "total_seconds": round(sum(stages.seconds.values()), 4),
+        "memory": {
+            "baseline_bytes": stages.baseline_bytes,
+            "peak_above_baseline_bytes": max(stages.peak_bytes.values()),
+            "predicted_peak_bytes": round(decision.peak_bytes),
+            "stage_peak_bytes": stages.peak_bytes,
+        },
+    }
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return a JSON file for people and programs."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def title(run: dict[str, Any]) -> str:
+    """Return network, precision and backend in one line."""
+    model, backend = run["model"], run["backend"]
+    return f"{model['network']} {model['precision']}, {backend['name']} {backend['version']}"
+
+
+def dry_run_text(run: dict[str, Any], limit_bytes: float) -> str:
+    """Return what a run would do, a fact per line."""
+    geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
+    stages = ", ".join(f"{k} {gib(v)}" for k, v in plan["predicted_stage_bytes"].items())
+    rows = {
+        "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
+        "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
+        "field": f"{run['input']['field']} in {run['input']['units']}",
+        "volume": f"{_shape(geometry['shape'])}, {run['input']['mask_voxels']} voxels in the mask",
+        "voxel size": f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
+        "B0 direction": f"{vector_text(tuple(geometry['b0_direction']))} in voxel axes",
+        "padded to": _shape(plan["padded_shape"]),
+        "plan": f"{_plan(plan)}: {plan['why']}",
+        "memory": f"{gib(plan['predicted_peak_bytes'])} predicted, limit {gib(limit_bytes)}",
+        "by stage": stages,
+    }
+    return _table(rows)
+
+
+def precision_text(precision: str, error: dict[str, float]) -> str:
+    """Return the error of a lower precision in one line."""
+    return (
+        f"{precision} differs from fp32 by up to {error['max_abs_error_ppb']:.2f} ppb "
+        f"({error['relative_error']:.1e} relative) in a sample of this volume"
+    )
+
+
+def result_text(full: dict[str, Any], chi: Path) -> str:
+    """Return what a run found and where its map is."""
+    rows = {
+        "time": f"{full['total_seconds']:.2f} s, of which inference "
+        f"{full['seconds']['inference']:.2f} s ({_plan(full['plan'])})",
+        "peak memory": f"{gib(full['memory']['peak_above_baseline_bytes'])} "
+        f"(predicted {gib(full['memory']['predicted_peak_bytes'])})",
+    }
+    if "field_residual" in full:
+        rows["field residual"] = f"{full['field_residual']:.3f}"
+    for name, value in full.get("metrics", {}).items():
+        rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
+    return f"{_table(rows)}\n{chi}"
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    if plan["whole_volume"]:
+        return "whole volume"
+    return (
+        f"{plan['patches']} patches of {_shape(plan['patch_shape'])}, overlap {plan['overlap']}, "
+        f"blend {plan['blend']}"
+    )
+
+
+def _shape(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
