@@ -13,7 +13,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import GeometryError
+from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 
 Volume = NDArray[np.float32]
@@ -94,10 +94,17 @@ def tkd(
     (x, y, z) float32 array
         Susceptibility [ppm].
 
+    Raises
+    ------
+    UsageError
+        If the threshold is outside its range.
+
     References
     ----------
     Shmueli et al., Magn Reson Med 62:1510-1522 (2009).
     """
+    if not 0 < threshold <= 2 / 3:
+        raise UsageError(f"the TKD threshold must lie in (0, 2/3], got {threshold}")
     t = np.float32(threshold)
 
     def inverse(d: Volume) -> Volume:
@@ -131,7 +138,14 @@ def tikhonov(
     -------
     (x, y, z) float32 array
         Susceptibility [ppm].
+
+    Raises
+    ------
+    UsageError
+        If ``lam`` is not positive and finite.
     """
+    if not 0 < lam < np.inf:
+        raise UsageError(f"Tikhonov's lam must be positive and finite, got {lam}")
     weight = np.float32(lam)
     return _filter(local_field_ppm, geometry, lambda d: d / (d * d + weight), pad_voxels)
 
