@@ -1,0 +1,101 @@
+"""The whole path in one go: a head, an export, two reconstructions, and how good they are.
+
+    python examples/demo.py demo
+
+Runs the commands a user would type, then sets their reports beside plain TKD.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.runtime.metrics import all_metrics, field_residual
+from qsm_deploy.runtime.params import Params
+from qsm_deploy.runtime.report import METRIC_TEXT
+from qsm_deploy.runtime.scan import ScanFiles, load_scan
+
+TKD_THRESHOLD, TKD_PAD_VOXELS = 0.2, 8
+
+
+def run(program: str, *arguments: object) -> None:
+    """Show a command and run it, with the programs of this environment first."""
+    command = [program, *map(str, arguments)]
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+
+
+def tkd_scores(files: ScanFiles) -> dict[str, float]:
+    """Return the metrics of plain TKD on the same field."""
+    scan = load_scan(files, "ppm", Params(), Params())
+    assert scan.truth_ppm is not None
+    chi = scan.mask * tkd(
+        scan.local_field_ppm, scan.geometry, threshold=TKD_THRESHOLD, pad_voxels=TKD_PAD_VOXELS
+    )
+    residual = field_residual(chi, scan.local_field_ppm, scan.mask, scan.geometry)
+    metrics = all_metrics(chi, scan.truth_ppm, scan.mask, scan.labels)
+    return {"field_residual": residual, **metrics}
+
+
+def report_scores(report: Path) -> dict[str, float]:
+    """Return the metrics, inference time and memory in a report of qsm-run."""
+    content = json.loads(report.read_text())
+    return {
+        "field_residual": content["field_residual"],
+        **content["metrics"],
+        "inference_seconds": content["seconds"]["inference"],
+        "total_seconds": content["total_seconds"],
+        "peak_gib": content["memory"]["peak_above_baseline_bytes"] / 2**30,
+    }
+
+
+def print_table(columns: dict[str, dict[str, float]]) -> None:
+    """Print the scores, a method per column."""
+    names = METRIC_TEXT | {
+        "field_residual": "relative field residual",
+        "inference_seconds": "inference [s]",
+        "total_seconds": "whole run [s]",
+        "peak_gib": "peak memory [GiB]",
+    }
+    rows = list(dict.fromkeys(key for scores in columns.values() for key in scores))
+    print(f"\n{'':<40}" + "".join(f"{name:>18}" for name in columns))
+    for row in rows:
+        cells = [f"{scores[row]:.4g}" if row in scores else "-" for scores in columns.values()]
+        print(f"{names.get(row, row):<40}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def main() -> None:
+    """Make everything in one folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160))
+    args = parser.parse_args()
+    folder = args.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    head, model = folder / "head", folder / "ir2qsm.onnx"
+    files = ScanFiles(*(head / f"{n}.nii.gz" for n in ("field", "mask", "chi", "labels")))
+    inputs = (files.field, "-m", files.mask, "--truth", files.truth, "--labels", files.labels)
+
+    run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")
+    run("qsm-export", "--model", "ir2qsm", "-o", model, "--force")
+    columns = {f"TKD, t = {TKD_THRESHOLD}": tkd_scores(files)}
+    for name, network in (("ir2qsm", [model]), ("tkd-unet", [])):
+        chi, figure, report = (
+            folder / f"{name}_chi.{end}" for end in ("nii.gz", "png", "report.json")
+        )
+        outputs = ("-o", chi, "--figure", figure, "--report", report, "--force")
+        run("qsm-run", *network, *inputs, *outputs)
+        columns[f"{name} (demo)" if network else f"{name} (bundled)"] = report_scores(report)
+    print_table(columns)
+    print("\nwritten:")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        print(f"  {path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
