@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import secrets
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,7 +56,7 @@ def write_atomically(path: Path, data: bytes, *, force: bool) -> None:
     check_writable(path, force=force)
     try:
         if force and os.path.lexists(path):
-            complete = path.with_name(f".{path.name}.{os.getpid()}")
+            complete = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             _create(complete, data)
             os.replace(complete, path)
         else:
@@ -71,7 +72,7 @@ def _create(path: Path, data: bytes) -> None:
     try:
         descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except (AttributeError, OSError):  # no nameless files on this system or file system
-        _create_by_renaming(path, data)
+        _create_from_part(path, data)
         return
     with os.fdopen(descriptor, "wb") as file:
         _write_through(file, data)
@@ -83,12 +84,17 @@ def _create(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
-def _create_by_renaming(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _create_from_part(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
             _write_through(file, data)
-        os.replace(part, path)
+        try:
+            os.link(part, path)  # which, unlike a rename, never replaces a file
+        except FileExistsError:
+            raise
+        except (OSError, AttributeError):  # no hard links either
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
