@@ -7,7 +7,8 @@ fields that contradict each other, is an error.
 
 import dataclasses
 import json
-import math
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -102,20 +103,37 @@ class ModelCard:
     made_by: str
 
     def __post_init__(self) -> None:
+        if found := "; ".join(self._contradictions()):
+            raise CardError(f"contradictory card: {found}; export the model again")
+
+    def _contradictions(self) -> Iterator[str]:
         names = [tensor.name for tensor in self.inputs]
         expected = ["local_field_ppm"] + ["tkd_chi_ppm"] * (self.pipeline == "tkd+cnn")
         if names != expected:
-            raise CardError(
-                f"contradictory card: pipeline {self.pipeline} needs the inputs {expected}, "
-                f"the card lists {names}"
-            )
+            yield f"pipeline {self.pipeline} needs the inputs {expected}, the card lists {names}"
         if (self.tkd is not None) != (self.pipeline == "tkd+cnn"):
-            raise CardError(
-                f"contradictory card: pipeline {self.pipeline} "
-                f"{'without' if self.tkd is None else 'with'} tkd settings"
-            )
-        if self.divisor < 1:
-            raise CardError(f"contradictory card: divisor {self.divisor}, expected at least 1")
+            has = "has no" if self.tkd is None else "has"
+            yield f"pipeline {self.pipeline} {has} tkd settings"
+        if self.tkd is not None and not 0 < self.tkd.threshold <= 2 / 3:
+            yield f"tkd.threshold is {self.tkd.threshold}, expected in (0, 2/3]"
+        limits = self.geometry
+        if (limits.voxel_size_mm is None) != (limits.voxel_tolerance is None):
+            yield "one of geometry.voxel_size_mm and voxel_tolerance is null, expected both or none"
+        if (limits.b0_direction is None) != (limits.b0_tolerance_deg is None):
+            yield "one of geometry.b0_direction and b0_tolerance_deg is null, expected both or none"
+        if limits.voxel_size_mm is not None and min(limits.voxel_size_mm) <= 0:
+            yield f"geometry.voxel_size_mm is {limits.voxel_size_mm}, expected positive sizes"
+        if limits.b0_direction is not None and not any(limits.b0_direction):
+            yield "geometry.b0_direction is zero"
+        field = self.receptive_field
+        counts = {
+            "divisor": self.divisor - 1,
+            "tkd.pad_voxels": self.tkd.pad_voxels if self.tkd else 0,
+            "receptive_field.halo": field.halo,
+            "receptive_field.theoretical": field.theoretical,
+        }
+        if below := [name for name, at_least_zero in counts.items() if at_least_zero < 0]:
+            yield f"{', '.join(below)} too small"
 
     def to_json(self) -> str:
         """Return the canonical form: sorted keys, no spaces, ASCII.
@@ -141,7 +159,7 @@ def parse_card(text: str) -> ModelCard:
     """
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CardError(f"the model's card is not JSON ({error}); export the model again") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         seen = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
@@ -192,7 +210,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             raise _mismatch(where, "an object", value)
         return {k: _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number and math.isfinite(value):
+    if kind is float and number and abs(value) <= sys.float_info.max:
         return float(value)
     if kind is bool and isinstance(value, bool):
         return value
