@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_physics(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--units", choices=("ppm", "hz", "rad"), default="ppm", help="of FIELD")
+    group.add_argument(
+        "--units", choices=("ppm", "hz", "rad"), default="ppm", help="of FIELD, default ppm"
+    )
     group.add_argument("--echo-time", type=float, metavar="S", help="in seconds, for rad")
     group.add_argument("--field-strength", type=float, metavar="T", help="in tesla, for hz and rad")
     group.add_argument(
@@ -89,18 +91,32 @@ def _add_patches(group: "argparse._ArgumentGroup") -> None:
         help="auto: the whole volume if it fits, else the largest patches that do (default)",
     )
     group.add_argument("--overlap", type=int, metavar="VOXELS", help="shared by neighbours")
-    group.add_argument("--blend", choices=("hann", "gaussian", "crop"), help="of overlaps")
+    group.add_argument(
+        "--blend", choices=("hann", "gaussian", "crop"), help="how overlaps are joined"
+    )
     group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
 
 
 def _add_backend(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    group.add_argument("--threads", type=thread_count, default=0, help="default all cores")
+    group.add_argument(
+        "--backend",
+        choices=("auto", "onnxruntime", "openvino"),
+        default="auto",
+        help="auto: the fastest that is installed (default)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16: faster where the CPU has it; its error is measured and printed",
+    )
+    group.add_argument(
+        "--threads", type=thread_count, default=0, help="CPU threads, default all cores"
+    )
 
 
 def _add_outputs(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm")
+    group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm", help="of the map")
     group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
     group.add_argument("--figure", type=Path, help="PNG of three planes")
     group.add_argument("--truth", type=Path, help="true susceptibility [ppm], for metrics")

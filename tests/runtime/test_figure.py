@@ -1,7 +1,6 @@
 """The picture: which way is up, the aspect ratio, its rows, and what it refuses."""
 
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -109,6 +108,6 @@ def test_another_grid_is_refused():
 
 
 def test_a_missing_matplotlib_names_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"--figure needs matplotlib.*\[figure\]"):
         figure_png(ZEROS, ZEROS, MASK, GEOMETRY)

@@ -1,0 +1,111 @@
+"""Small models made by hand, and volumes to run them on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from qsm_deploy.runtime.card import (
+    METADATA_KEY,
+    GeometryLimits,
+    MemoryUse,
+    ModelCard,
+    ReceptiveField,
+    TensorInfo,
+    TkdSettings,
+    Verification,
+)
+from qsm_deploy.runtime.nifti import nifti_bytes
+
+SHAPE = ("n", 1, "x", "y", "z")
+
+
+@pytest.fixture
+def card() -> ModelCard:
+    """Return the card of a model that takes the field, any geometry, divisor 4."""
+    return ModelCard(
+        schema=1,
+        network="twice",
+        task="local_field->chi",
+        pipeline="cnn",
+        inputs=(TensorInfo("local_field_ppm", "ppm", SHAPE),),
+        output=TensorInfo("chi_ppm", "ppm", SHAPE),
+        divisor=4,
+        patchable="yes",
+        receptive_field=ReceptiveField(0, 2, 1.0),
+        geometry=GeometryLimits(None, None, None, None),
+        tkd=None,
+        options={},
+        precision="fp32",
+        memory={"onnxruntime": MemoryUse(0, 100), "openvino": MemoryUse(0, 100)},
+        verified=Verification("pytorch", 0.0, ((8, 8, 8),)),
+        weights_sha256="0" * 64,
+        licence="MIT",
+        doi=None,
+        made_by="tests",
+    )
+
+
+@pytest.fixture
+def tkd_card(card: ModelCard) -> ModelCard:
+    """Return the card of a model that takes the TKD map too."""
+    return replace(
+        card,
+        network="tkd-twice",
+        pipeline="tkd+cnn",
+        inputs=(*card.inputs, TensorInfo("tkd_chi_ppm", "ppm", SHAPE)),
+        tkd=TkdSettings(0.2, 4, True),
+    )
+
+
+@pytest.fixture
+def write_model(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a model with a card: chi is a factor times the last input.
+
+    With the factor of 2 no test passes by returning its input; ``nan`` makes a broken network.
+    """
+
+    def write(card: ModelCard | None, name: str = "model.onnx", factor: float = 2.0) -> Path:
+        names = [tensor.name for tensor in card.inputs] if card else ["local_field_ppm"]
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, SHAPE) for n in names]
+        output = helper.make_tensor_value_info("chi_ppm", TensorProto.FLOAT, SHAPE)
+        constant = onnx.numpy_helper.from_array(np.float32(factor), "factor")
+        nodes = [helper.make_node("Mul", [names[-1], "factor"], ["chi"])]
+        zero = onnx.numpy_helper.from_array(np.float32(0), "zero")
+        nodes.append(helper.make_node("Mul", [names[0], "zero"], ["nothing"]))  # uses every input
+        nodes.append(helper.make_node("Add", ["chi", "nothing"], ["chi_ppm"]))
+        graph = helper.make_graph(nodes, "twice", values, [output], [constant, zero])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        if card is not None:
+            helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+        path = tmp_path / name
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_volume(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a NIfTI volume into the test's folder."""
+
+    def write(data: np.ndarray, name: str, affine: np.ndarray | None = None) -> Path:
+        path = tmp_path / name
+        matrix = np.eye(4) if affine is None else affine
+        path.write_bytes(nifti_bytes(data, matrix, compress=name.endswith(".gz")))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def field() -> np.ndarray:
+    """Return a field of odd size [ppm], zero around a box."""
+    rng = np.random.default_rng(3)
+    volume = np.zeros((21, 18, 15), dtype=np.float32)
+    volume[3:-2, 2:-3, 4:-1] = 0.02 * rng.standard_normal((16, 13, 10), dtype=np.float32)
+    return volume
