@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.bounding_box import Box, bounding_box
 
 Blend = Literal["hann", "gaussian", "crop"]
 Volume = NDArray[np.float32]
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def plan_patches(
     ------
     UsageError
         If the patch is not a multiple of the divisor, or not larger than the overlap.
+    DataError
+        If the mask is empty.
     """
     if patch % divisor or patch <= 0:
         raise UsageError(f"--patch {patch} is not a multiple of the network's divisor {divisor}")
@@ -174,14 +176,10 @@ def plan_patches(
             f"--overlap {overlap} must lie between 0 and patch - divisor = {patch - divisor}; "
             "pass a larger --patch or a smaller --overlap"
         )
-    margin = math.ceil(overlap / 2)
-    boxes = []
-    for n, other in zip(mask.shape, ((1, 2), (0, 2), (0, 1)), strict=True):
-        used = np.flatnonzero(mask.any(axis=other))
-        boxes.append((max(0, int(used[0]) - margin), min(n, int(used[-1]) + 1 + margin)))
+    box = bounding_box(mask, margin=math.ceil(overlap / 2))
     x, y, z = (
-        _axis(n, divisor, box, patch, overlap, blend)
-        for n, box in zip(mask.shape, boxes, strict=True)
+        _axis(n, divisor, (side.start, side.stop), patch, overlap, blend)
+        for n, side in zip(mask.shape, box, strict=True)
     )
     return PatchPlan((x, y, z), whole=False, overlap=overlap, blend=blend)
 
