@@ -63,10 +63,14 @@ def choose_backend(wanted: Backend | Literal["auto"], precision: Precision) -> t
         return "openvino", "the only CPU backend that computes in bf16"
     if wanted != "auto":
         return wanted, "asked for"
-    installed = [b for b in BY_SPEED if importlib.util.find_spec(b) is not None]
-    if installed[0] == "openvino":
+    if installed_backends()[0] == "openvino":
         return "openvino", "the fastest CPU backend installed"
     return "onnxruntime", "openvino, which is faster, is not installed"
+
+
+def installed_backends() -> tuple[Backend, ...]:
+    """Return the backends whose library is installed, the fastest first."""
+    return tuple(b for b in BY_SPEED if importlib.util.find_spec(b) is not None)
 
 
 def require_backend(backend: Backend) -> None:

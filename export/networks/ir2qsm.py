@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qsm_deploy.export.networks.blocks import ConvBlock, UpBlock
+from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import WeightsError
 
 Residual = Literal["input", "iteration"]
@@ -33,7 +34,7 @@ class RecurrentUnit(nn.Module):
         return updated
 
 
-class IR2QSM(nn.Module):
+class IR2QSM(Network):
     """Local field to susceptibility, both (n, 1, x, y, z) in ppm.
 
     Parameters

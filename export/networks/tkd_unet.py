@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import WeightsError
 
 FIELD_SCALE_PPM = 0.0125
@@ -18,7 +19,7 @@ TKD_THRESHOLD = 0.12
 TKD_PAD_VOXELS = 8
 
 
-class TkdUnet(nn.Module):
+class TkdUnet(Network):
     """(n, 1, x, y, z) local field and TKD map to susceptibility, all in ppm.
 
     Parameters
@@ -27,11 +28,8 @@ class TkdUnet(nn.Module):
         Feature channels of each level, finest first.
     """
 
-    divisor: int
-
     def __init__(self, channels: Sequence[int] = (8, 16, 32)) -> None:
         super().__init__()
-        self.divisor = int(2 ** (len(channels) - 1))
         self.encoder = nn.ModuleList(
             _two_convs(before, c) for before, c in zip((2, *channels), channels, strict=False)
         )
@@ -42,6 +40,11 @@ class TkdUnet(nn.Module):
         )
         self.decoder = nn.ModuleList(_two_convs(2 * fine, fine) for _, fine in coarse_to_fine)
         self.last = nn.Conv3d(channels[0], 1, kernel_size=1, bias=False)
+
+    @property
+    def divisor(self) -> int:
+        """Every spatial size must be a multiple of this."""
+        return int(2 ** len(self.up))
 
     def forward(self, local_field_ppm: Tensor, tkd_chi_ppm: Tensor) -> Tensor:
         """Return ``chi_ppm``."""
