@@ -17,7 +17,9 @@ FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
 METRICS = 40  # per voxel: doubles in the mask's box
-FIGURE_BYTES = 90e6  # matplotlib itself and the canvas
+PICTURE = 7  # per voxel: the panels of a figure
+LIBRARIES_BYTES = 20e6  # code and tables that libraries load when first used
+MATPLOTLIB_BYTES = 45e6  # the same for figures
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -53,26 +55,27 @@ class Workload:
         scan, card = self.scan, self.card
         voxels = math.prod(scan.geometry.shape)
         patch = math.prod(plan.patch_shape)
-        held = scan.local_field_ppm.nbytes + scan.mask.nbytes
+        held = float(scan.local_field_ppm.nbytes + scan.mask.nbytes)
         held += sum(v.nbytes for v in (scan.truth_ppm, scan.labels) if v is not None)
         use = inference_memory(card.memory, self.backend)
-        stages = {"load": LOAD * voxels + (held - 5 * voxels) * 1.5}
-        stages["prepare"] = float(held)
+        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5}
+        stages["prepare"] = LIBRARIES_BYTES + held
         inputs = len(card.inputs)
         if card.tkd is not None:
             padded = scan.geometry.padded(card.tkd.pad_voxels)
-            stages["prepare"] = held + TRANSFORM * math.prod(padded.shape)
+            stages["prepare"] += TRANSFORM * math.prod(padded.shape)
         volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
-        held += FLOAT * voxels
-        stages["write"] = held + 3 * FLOAT * voxels
+        held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
         if self.evaluates:
             stages["field residual"] = held + TRANSFORM * 8 * voxels
         if scan.truth_ppm is not None:
             stages["metrics"] = held + METRICS * voxels
         if self.draws:
-            stages["figure"] = held + FIGURE_BYTES
+            held += MATPLOTLIB_BYTES
+            stages["figure"] = held + PICTURE * voxels
+        stages["write"] = held + 3 * FLOAT * voxels
         return stages
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import GeometryLimits
+from qsm_deploy.runtime.card import GeometryLimits, MemoryUse
 from qsm_deploy.runtime.cli import main, memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
@@ -128,8 +128,11 @@ class TestResult:
         assert f"patches of 8x8x8, overlap 4, blend {blend}" in out
         np.testing.assert_allclose(nib.load(paths["chi"]).get_fdata(), 2 * field, atol=1e-7)
 
-    def test_memory_decides_between_whole_and_patches(self, run, paths):
-        code, out, _ = run("model field -m mask --dry-run --memory-limit 600k")
+    def test_memory_decides_between_whole_and_patches(self, run, paths, card, write_model):
+        hungry = replace(card, memory={"openvino": MemoryUse(0, 10**5)})
+        paths["model"] = write_model(hungry, "hungry.onnx")
+        assert "whole volume: it fits" in run("model field -m mask --dry-run --memory-limit 1G")[1]
+        code, out, _ = run("model field -m mask --dry-run --memory-limit 600M")
         assert code == 0
         assert "patches of" in out
         assert "the whole volume would need" in out

@@ -1,0 +1,69 @@
+"""What patches cost: the patched map against the whole-volume one, IR2QSM and tkd-unet.
+
+python benchmarks/bench_patches.py MODEL.onnx ... -o benchmarks/results/patches.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from machine import machine
+
+from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.metrics import nrmse
+from qsm_deploy.runtime.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.pipeline import reconstruct
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.session import open_session
+from qsm_deploy.runtime.stages import Stages
+
+PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop", "gaussian")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    head = head_phantom(Geometry((160, 192, 160)), seed=601)
+    scan = Scan(head.local_field_ppm, head.mask, head.geometry, nib.Nifti1Header(), np.eye(4))
+    rows = []
+    for path in args.models:
+        session = open_session(path, "openvino")
+        card = session.card
+        whole = reconstruct(session, scan, plan_whole(head.mask.shape, card.divisor), Stages())
+        truth_error = nrmse(whole, head.chi_ppm, head.mask)
+        for patch in PATCHES:
+            for overlap in OVERLAPS:
+                for blend in BLENDS:
+                    plan = plan_patches(head.mask, card.divisor, patch, overlap, blend)
+                    began = time.perf_counter()
+                    chi = reconstruct(session, scan, plan, Stages())
+                    rows.append(
+                        {
+                            "network": card.network,
+                            "weights_sha256": card.weights_sha256[:8],
+                            "halo": card.receptive_field.halo,
+                            "patch": patch,
+                            "overlap": overlap,
+                            "blend": blend,
+                            "patches": plan.count,
+                            "seconds": round(time.perf_counter() - began, 2),
+                            "nrmse_to_whole_percent": round(nrmse(chi, whole, head.mask), 4),
+                            "nrmse_to_truth_percent": round(nrmse(chi, head.chi_ppm, head.mask), 2),
+                            "whole_nrmse_to_truth_percent": round(truth_error, 2),
+                        }
+                    )
+                    print(json.dumps(rows[-1]), flush=True)
+    if args.output:
+        result = {"machine": machine(), "shape": head.mask.shape, "rows": rows}
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
