@@ -82,7 +82,14 @@ def run_job(arguments: argparse.Namespace) -> str:
         log.warn(f"outside the training: {departure}")
 
     evaluates = arguments.report is not None or arguments.json
-    workload = Workload(scan, session.card, backend, evaluates, arguments.figure is not None)
+    workload = Workload(
+        scan,
+        session.card,
+        backend,
+        evaluates=evaluates,
+        draws=arguments.figure is not None,
+        compares_precision=session.precision != "fp32",
+    )
     limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
     options = PatchOptions(arguments.patch, arguments.overlap, arguments.blend)
     decision = decide(workload, options, limit)

@@ -11,6 +11,7 @@ from pathlib import Path
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.patches import PatchPlan
+from qsm_deploy.runtime.precision_check import SAMPLE_VOXELS
 from qsm_deploy.runtime.scan import Scan
 
 FLOAT = 4  # bytes of a float32 voxel
@@ -41,7 +42,9 @@ class Workload:
     evaluates
         Whether the field residual is computed.
     draws
-        Whether a figure is.
+        Whether a figure is drawn.
+    compares_precision
+        Whether a lower precision is compared with FP32 on a sample.
     """
 
     scan: Scan
@@ -49,6 +52,7 @@ class Workload:
     backend: str
     evaluates: bool
     draws: bool
+    compares_precision: bool = False
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the predicted peak memory of every stage, above that before the run [bytes]."""
@@ -67,6 +71,10 @@ class Workload:
         volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
+        if self.compares_precision:
+            sample = min(voxels, SAMPLE_VOXELS**3)
+            both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
+            stages["precision check"] = stages["prepare"] + volumes + both
         held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
         if self.evaluates:
             stages["field residual"] = held + TRANSFORM * 8 * voxels

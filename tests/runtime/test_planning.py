@@ -107,10 +107,12 @@ def test_an_unmeasured_backend_needs_as_much_as_the_hungriest():
 
 def test_truth_report_and_figure_are_counted(workload, scan):
     more = replace(workload, scan=replace(scan, truth_ppm=scan.local_field_ppm))
-    more = replace(more, evaluates=True, draws=True)
+    more = replace(more, evaluates=True, draws=True, compares_precision=True)
     plan = decide(workload, PatchOptions(), PLENTY).plan
     few, many = workload.peak_bytes(plan), more.peak_bytes(plan)
-    assert many.keys() - few.keys() == {"field residual", "metrics", "figure"}
+    assert many.keys() - few.keys() == {
+        "precision check", "field residual", "metrics", "figure",
+    }  # fmt: skip
     assert all(many[stage] > few[stage] for stage in few)
 
 
