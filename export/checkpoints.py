@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping, Set
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from torch import Tensor, nn
 from qsm_deploy.kernels.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
+# what torch's unpickler raises on damaged bytes, found by damaging them
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError),
+    *(AttributeError, TypeError, struct.error),
+)
 StateDict = dict[str, Tensor]
 
 
@@ -49,13 +56,14 @@ def load_state(path: Path) -> StateDict:
 
 def _load_pickle(path: Path) -> StateDict:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # odd protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: a pickle with more than tensors in it, refused without running it; "
             "save model.state_dict()"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise WeightsError(f"{path}: truncated, or not a PyTorch file") from error
     if not isinstance(content, Mapping):
         raise WeightsError(

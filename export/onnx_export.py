@@ -39,6 +39,8 @@ def onnx_from_module(module: Network, inputs: Sequence[str]) -> onnx.ModelProto:
     ExportError
         If the network cannot be traced, or the graph still holds training or noise.
     """
+    if module.training:
+        raise ExportError(f"{type(module).__name__} is in training mode; call .eval() on it")
     divisor = module.divisor
     axes: dict[int, Any] = {0: Dim("n")}
     axes |= {2 + i: divisor * Dim(name) for i, name in enumerate("xyz")}
@@ -66,7 +68,7 @@ def onnx_from_module(module: Network, inputs: Sequence[str]) -> onnx.ModelProto:
     if left := TRAINING_ONLY & {node.op_type for node in model.graph.node}:
         raise ExportError(
             f"{type(module).__name__}: the graph holds {', '.join(sorted(left))}; "
-            "call .eval() on the module and remove its noise"
+            "take training and noise out of the module"
         )
     return model
 

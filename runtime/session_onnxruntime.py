@@ -12,7 +12,10 @@ from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY
 from qsm_deploy.runtime.session import Backend, Precision, read_card
 
-UNREADABLE = (status.Fail, status.InvalidGraph, status.InvalidProtobuf, status.NotImplemented)
+UNREADABLE = (
+    *(status.Fail, status.InvalidArgument, status.InvalidGraph),
+    *(status.InvalidProtobuf, status.NotImplemented),
+)
 
 
 class OnnxRuntimeSession:

@@ -1,0 +1,68 @@
+"""The networks' own laws: homogeneity of tkd-unet, shapes, what the constructors infer."""
+
+import pytest
+import torch
+
+from qsm_deploy.export.networks.ir2qsm import IR2QSM, ir2qsm_from_state
+from qsm_deploy.export.networks.tkd_unet import TkdUnet, tkd_unet_from_state
+from qsm_deploy.kernels.errors import WeightsError
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 0.02 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.5, 7.0])
+def test_tkd_unet_is_positively_homogeneous(tiny_tkd_unet, factor: float) -> None:
+    field, inverse = noise(1, 1, 8, 6, 10), noise(1, 1, 8, 6, 10, seed=1)
+    with torch.inference_mode():
+        once = tiny_tkd_unet(field, inverse) * factor
+        scaled = tiny_tkd_unet(field * factor, inverse * factor)
+    assert torch.allclose(scaled, once, rtol=1e-4, atol=1e-7 * factor)
+
+
+def test_tkd_unet_tells_its_inputs_apart(tiny_tkd_unet) -> None:
+    a, b = noise(1, 1, 8, 8, 8), noise(1, 1, 8, 8, 8, seed=1)
+    with torch.inference_mode():
+        assert (tiny_tkd_unet(a, b) - tiny_tkd_unet(b, a)).abs().max() > 1e-3
+
+
+def test_tkd_unet_has_leaky_units_and_no_bias() -> None:
+    modules = list(TkdUnet().modules())
+    assert sum(isinstance(m, torch.nn.LeakyReLU) for m in modules) == 10
+    assert not [m for m in modules if isinstance(m, torch.nn.ReLU)]
+    assert all(m.bias is None for m in modules if isinstance(m, torch.nn.Conv3d))
+
+
+@pytest.mark.parametrize(
+    ("channels", "iterations"),
+    [((2, 4), 1), ((2, 4, 8, 16), 2), ((3, 6, 12), 3), ((16, 32, 64, 128), 4)],
+)
+def test_ir2qsm_is_read_off_the_shapes(channels: tuple[int, ...], iterations: int) -> None:
+    source = IR2QSM(channels, iterations)
+    network = ir2qsm_from_state(source.state_dict(), "iteration")
+    shapes = {k: v.shape for k, v in network.state_dict().items()}
+    assert shapes == {k: v.shape for k, v in source.state_dict().items()}
+    assert network.iterations == iterations
+    assert network.divisor == 2 ** (len(channels) - 1)
+    assert network.residual == "iteration"
+
+
+@pytest.mark.parametrize("channels", [(4, 8), (3, 5, 7), (8, 16, 32)])
+def test_tkd_unet_is_read_off_the_shapes(channels: tuple[int, ...]) -> None:
+    network = tkd_unet_from_state(TkdUnet(channels).state_dict())
+    assert network.divisor == 2 ** (len(channels) - 1)
+    n = 2 * network.divisor
+    volume = torch.zeros(1, 1, n, n, 2 * n)
+    assert network(volume, volume).shape == volume.shape
+
+
+def test_full_width_has_the_published_number_of_used_parameters() -> None:
+    assert sum(p.numel() for p in IR2QSM().parameters()) == 10_050_553
+    assert len(IR2QSM().state_dict()) == 633
+
+
+@pytest.mark.parametrize("build", [ir2qsm_from_state, tkd_unet_from_state])
+def test_strange_keys_are_refused_by_name(build) -> None:
+    with pytest.raises(WeightsError, match=r"found layer1\.weight.*another --model"):
+        build({"layer1.weight": torch.zeros(1)})

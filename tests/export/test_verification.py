@@ -1,0 +1,109 @@
+"""The self-check: it passes what is right, and catches what is wrong, NaN included."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from qsm_deploy.export.export_network import _provisional_card
+from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.export.verification import (
+    SHAPES,
+    Difference,
+    apply_gate,
+    measure_differences,
+    phantom_inputs,
+)
+from qsm_deploy.kernels.errors import AccuracyError
+
+BACKENDS = ("openvino", "onnxruntime")
+SPEC = REGISTRY["tkd-unet"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tkd_unet: Network) -> onnx.ModelProto:
+    return onnx_from_module(tiny_tkd_unet, SPEC.inputs)
+
+
+@pytest.fixture
+def differences(model: onnx.ModelProto, tiny_tkd_unet: Network, tmp_path: Path) -> Callable:
+    def measure(change: Callable[[onnx.ModelProto], None]) -> list[Difference]:
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        change(changed)
+        path = tmp_path / "m.onnx"
+        path.write_bytes(with_card(changed, _provisional_card(SPEC, 2, {}, "none", "0" * 64)))
+        return measure_differences(path, tiny_tkd_unet, SPEC, BACKENDS)
+
+    return measure
+
+
+def weight(model: onnx.ModelProto, name: str) -> np.ndarray:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    values = np.frombuffer(tensor.raw_data, dtype=np.float32).copy()
+    tensor.raw_data = b""
+    return values
+
+
+def set_weight(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    next(t for t in model.graph.initializer if t.name == name).raw_data = values.tobytes()
+
+
+def test_the_right_model_passes_in_every_backend(differences) -> None:
+    measured = differences(lambda model: None)
+    assert {(d.backend, d.shape) for d in measured} == {(b, s) for b in BACKENDS for s in SHAPES}
+    verified = apply_gate(measured, 0.01)
+    assert verified.shapes == SHAPES
+    assert verified.max_ppb == max(d.max_ppb for d in measured) < 0.01
+    assert verified.reference == "pytorch, against openvino and onnxruntime"
+
+
+@pytest.mark.parametrize("spoil", [lambda w: w * np.float32(1.01), lambda w: w * np.nan])
+def test_a_changed_weight_or_nan_fails(differences, spoil) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        values = weight(model, "last.weight")
+        set_weight(model, "last.weight", spoil(values).astype(np.float32))
+
+    with pytest.raises(AccuracyError, match=r"ppb.*the gate is 0\.01 ppb") as caught:
+        apply_gate(differences(change), 0.01)
+    assert caught.value.exit_code == 5
+
+
+def test_swapped_inputs_fail(differences) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        names = {"local_field_ppm": "tkd_chi_ppm", "tkd_chi_ppm": "local_field_ppm"}
+        for node in model.graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+
+    with pytest.raises(AccuracyError):
+        apply_gate(differences(change), 0.01)
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf"), 0.011])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_gate_sees_the_worst_wherever_it_is(worst: float, place: int) -> None:
+    values = [0.001, 0.002]
+    values.insert(place, worst)
+    measured = [Difference("openvino", (8, 8, 8 + n), v) for n, v in enumerate(values)]
+    with pytest.raises(AccuracyError, match=f"8x8x{8 + place}"):
+        apply_gate(measured, 0.01)
+
+
+def test_the_shapes_are_a_cube_an_odd_one_and_three_different_axes() -> None:
+    cube, odd, mixed = SHAPES
+    assert len(set(cube)) == 1
+    assert any(n % 2 for n in odd)
+    assert len(set(mixed)) == 3
+
+
+def test_the_tkd_input_is_the_runtimes(tiny_tkd_unet) -> None:
+    shape, (field, inverse), mask = next(iter(phantom_inputs(SPEC)))
+    assert field.shape == inverse.shape == mask.shape == shape
+    assert not inverse[~mask].any()
+    assert np.abs(inverse[mask]).mean() > 2 * np.abs(field[mask]).mean()
+    assert torch.from_numpy(inverse).isfinite().all()
