@@ -1,0 +1,88 @@
+"""The weights and the model that come with the package belong together, and are alive."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import qsm_deploy.runtime.card as card_module
+from qsm_deploy.export import registry
+from qsm_deploy.export.checkpoints import load_state, state_sha256
+from qsm_deploy.export.onnx_export import onnx_from_module
+from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.export.verification import apply_gate, measure_differences, phantom_inputs
+from qsm_deploy.runtime.card import METADATA_KEY, parse_card
+
+TKD_UNET = REGISTRY["tkd-unet"]
+TKD_UNET_ONNX = Path(card_module.__file__).with_name("tkd-unet.onnx")
+SMALLEST_ACTIVE_SHARE = 0.01
+
+
+def test_every_bundled_file_is_half_precision_and_loads() -> None:
+    specs = {spec.bundled[0]: spec for spec in REGISTRY.values() if spec.bundled}
+    files = sorted(registry.WEIGHTS_FOLDER.glob("*.safetensors"))
+    assert TKD_UNET.bundled_file() in files
+    for file in files:
+        kinds = {t.dtype for t in load_file(file).values() if t.is_floating_point()}
+        assert kinds == {torch.float16}
+        spec = specs[file.name]
+        spec.build(load_state(file), spec.chosen_options({}))
+
+
+def test_every_level_of_tkd_unet_is_alive() -> None:
+    network = TKD_UNET.build(load_state(TKD_UNET.bundled_file()), {})
+    shares: dict[str, float] = {}
+
+    def watch(name: str) -> None:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            shares[name] = float((output > 0).float().mean())
+
+        network.get_submodule(name).register_forward_hook(note)
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.LeakyReLU):
+            watch(name)
+    _, volumes, _ = next(phantom_inputs(TKD_UNET, ((64, 64, 64),)))
+    with torch.inference_mode():
+        network(*(torch.from_numpy(v)[None, None] for v in volumes))
+    assert len(shares) == 10
+    dead = {name: share for name, share in shares.items() if share <= SMALLEST_ACTIVE_SHARE}
+    assert not dead
+
+
+def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
+    state = load_state(TKD_UNET.bundled_file())
+    bundled = onnx.load(TKD_UNET_ONNX)
+    again = onnx_from_module(TKD_UNET.build(state, {}), TKD_UNET.inputs)
+    # what the exporter of another PyTorch may name or version otherwise is not compared
+    assert [_essence(n) for n in again.graph.node] == [_essence(n) for n in bundled.graph.node]
+    assert _weights(again) == _weights(bundled)
+
+    (stored,) = [p.value for p in bundled.metadata_props if p.key == METADATA_KEY]
+    card = parse_card(stored)
+    assert card.weights_sha256 == state_sha256(state)
+    assert (card.network, card.pipeline) == (TKD_UNET.name, TKD_UNET.pipeline)
+    assert (card.tkd, card.geometry) == (TKD_UNET.tkd, TKD_UNET.geometry)
+    assert [tensor.name for tensor in card.inputs] == list(TKD_UNET.inputs)
+    assert 0 < card.verified.max_ppb <= 0.01
+    assert card.memory.keys() == {"onnxruntime", "openvino"}
+    assert 0 < card.receptive_field.halo <= card.receptive_field.theoretical
+
+
+def _essence(node: onnx.NodeProto) -> tuple[str, dict[str, object]]:
+    return node.op_type, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _weights(model: onnx.ModelProto) -> list[tuple[list[int], bytes]]:
+    """Return shapes and values in an order that names do not decide."""
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    return sorted((list(a.shape), a.tobytes()) for a in arrays)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_bundled_model_computes_what_its_weights_say(backend) -> None:
+    network = TKD_UNET.build(load_state(TKD_UNET.bundled_file()), {})
+    apply_gate(measure_differences(TKD_UNET_ONNX, network, TKD_UNET, (backend,)), 0.01)
