@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> str:
     for name in ("echo_time", "field_strength"):
         value = getattr(arguments, name)
         if not 0 < value < float("inf"):
@@ -122,8 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DataError(f"cannot create {folder}: {error.strerror}") from error
     for name, content in files.items():
         write_atomically(folder / name, content, force=arguments.force)
-    print(*(folder / name for name in files), sep="\n")
-    return 0
+    return "\n".join(str(folder / name) for name in files)
 
 
 def _check_outputs(folder: Path, *, force: bool) -> None:

@@ -67,7 +67,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> str:
     from qsm_deploy.export.registry import REGISTRY
 
     rows = [
@@ -81,16 +81,15 @@ def _list(arguments: argparse.Namespace) -> int:
         for spec in REGISTRY.values()
     ]
     if arguments.json:
-        print(json.dumps(rows))
-        return 0
+        return json.dumps(rows)
+    lines = []
     for row in rows:
-        print(row["network"])
-        for name, value in list(row.items())[1:]:
-            print(f"  {name.replace('_', ' '):18}{value or 'none'}")
-    return 0
+        lines.append(str(row.pop("network")))
+        lines += [f"  {k.replace('_', ' '):18}{value or 'none'}" for k, value in row.items()]
+    return "\n".join(lines)
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> str:
     from qsm_deploy.export.registry import network_spec
 
     def say(line: str) -> None:
@@ -136,16 +135,14 @@ def _export(arguments: argparse.Namespace) -> int:
             "differences": [dataclasses.asdict(d) for d in exported.differences],
             "card": json.loads(card.to_json()),
         }
-        print(json.dumps(result))
-        return 0
+        return json.dumps(result)
     for d in exported.differences:
         say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(_size, card.verified.shapes))
-    print(
+    return (
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}"
     )
-    return 0
 
 
 def _size(shape: tuple[int, int, int]) -> str:

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import GeometryError
 
+VOXEL_SIZE_MM = (0.01, 100.0)
+LARGEST_SHEAR_DEG = 1.0
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -17,7 +20,7 @@ class Geometry:
     shape
         Voxels along (x, y, z), each at least 1.
     voxel_size_mm
-        Edge lengths of a voxel along (x, y, z), positive [mm].
+        Edge lengths of a voxel along (x, y, z), 0.01 to 100 [mm].
     b0_direction
         Direction of the main field in voxel axes, of any non-zero norm; stored as a unit vector.
         Its sign has no meaning.
@@ -25,7 +28,7 @@ class Geometry:
     Raises
     ------
     GeometryError
-        If a size is not positive and finite, or ``b0_direction`` has zero norm.
+        If a size is not possible, or ``b0_direction`` has zero norm.
     """
 
     shape: tuple[int, int, int]
@@ -37,14 +40,15 @@ class Geometry:
         if len(shape) != 3 or min(shape) < 1:
             raise GeometryError(f"shape must be three positive integers, got {self.shape}")
         voxel = _three_floats("voxel_size_mm", self.voxel_size_mm)
-        if not np.all(np.isfinite(voxel)) or min(voxel) <= 0:
+        smallest, largest = VOXEL_SIZE_MM
+        if not all(smallest <= size <= largest for size in voxel):
             raise GeometryError(
-                f"voxel size must be positive and finite, got {vector_text(voxel)} mm; "
-                "correct the header or pass --voxel-size X Y Z"
+                f"voxel size must be positive, {smallest:g} to {largest:g} mm, got "
+                f"{vector_text(voxel)} mm; correct the header or pass --voxel-size X Y Z"
             )
         direction = np.asarray(_three_floats("b0_direction", self.b0_direction))
-        norm = float(np.linalg.norm(direction))
-        if not np.isfinite(norm) or norm == 0:
+        norm = float(np.linalg.norm(direction)) if np.abs(direction).max() < 1e100 else np.inf
+        if not 0 < norm < np.inf:
             raise GeometryError(
                 f"B0 direction must be finite and non-zero, got {vector_text(tuple(direction))}; "
                 "pass --b0-direction X Y Z in voxel axes"
@@ -70,7 +74,7 @@ class Geometry:
         Raises
         ------
         GeometryError
-            If the volume is not 3-D, or the affine is singular or not finite.
+            If the volume is not 3-D, or the affine is singular, sheared or not finite.
         """
         if len(shape) != 3:
             raise GeometryError(f"a 3-D volume is needed, got {len(shape)}-D of shape {shape}")
@@ -81,10 +85,17 @@ class Geometry:
             )
         linear = matrix[:3, :3]
         voxel = np.linalg.norm(linear, axis=0)
-        if voxel.min() <= 0 or abs(np.linalg.det(linear / voxel)) < 1e-6:
+        if not 0 < voxel.min() <= voxel.max() < np.inf or abs(np.linalg.det(linear / voxel)) < 1e-6:
             raise GeometryError(
                 f"the affine is singular (voxel size {vector_text(tuple(voxel))} mm); "
                 "correct the header"
+            )
+        axes = linear / voxel
+        shear = float(np.degrees(np.arcsin(min(1, np.abs(np.tril(axes.T @ axes, -1)).max()))))
+        if shear > LARGEST_SHEAR_DEG:
+            raise GeometryError(
+                f"the affine shears the voxel axes {shear:.1f} degrees off the right angle (at "
+                f"most {LARGEST_SHEAR_DEG:g}); resample the volume onto a straight grid"
             )
         x, y, z = shape
         return cls(

@@ -125,10 +125,23 @@ class ModelCard:
             yield f"geometry.voxel_size_mm is {limits.voxel_size_mm}, expected positive sizes"
         if limits.b0_direction is not None and not any(limits.b0_direction):
             yield "geometry.b0_direction is zero"
+        units = {tensor.name: tensor.unit for tensor in (*self.inputs, self.output)}
+        if others := {name: unit for name, unit in units.items() if unit != "ppm"}:
+            yield f"units other than ppm: {others}"
+        if any(t.shape[:2] != ("n", 1) or len(t.shape) != 5 for t in (*self.inputs, self.output)):
+            yield "tensors must have the shape (n, 1, x, y, z)"
         field = self.receptive_field
-        counts = {
+        if not 0 <= field.energy_kept <= 1:
+            yield f"receptive_field.energy_kept is {field.energy_kept}, expected a share"
+        counts: dict[str, float] = {
+            f"memory.{name}": min(use.fixed_bytes, use.bytes_per_voxel - 1)
+            for name, use in self.memory.items()
+        }
+        counts |= {
             "divisor": self.divisor - 1,
             "tkd.pad_voxels": self.tkd.pad_voxels if self.tkd else 0,
+            "geometry.voxel_tolerance": limits.voxel_tolerance or 0,
+            "geometry.b0_tolerance_deg": limits.b0_tolerance_deg or 0,
             "receptive_field.halo": field.halo,
             "receptive_field.theoretical": field.theoretical,
         }

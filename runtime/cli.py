@@ -1,6 +1,7 @@
 """``qsm-run``: a field map in, a susceptibility map out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,12 @@ exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
 
-    def command() -> int:
+    def command() -> str:
         from qsm_deploy.runtime.job import run_job
 
-        print(run_job(arguments))
-        return 0
+        return run_job(arguments)
 
     return run_command(NAME, command)
 
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
+        usage=f"{NAME} [MODEL.onnx] FIELD [options]",
         description="Reconstruct a susceptibility map [ppm] from a local field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "files",
         nargs="+",
         type=Path,
-        metavar="[MODEL.onnx] FIELD",
-        help="a model made by qsm-export, else the bundled tkd-unet; a local field (.nii, .nii.gz)",
+        metavar="FILE",
+        help="MODEL.onnx made by qsm-export, else the bundled tkd-unet; FIELD (.nii or .nii.gz)",
     )
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
@@ -151,8 +152,9 @@ def patch_size(text: str) -> int | str:
 
 def thread_count(text: str) -> int:
     """Return a number of threads, 0 for all cores."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads (0 takes all cores)")
+    cores = os.cpu_count() or 1
+    if not text.isdecimal() or int(text) > cores:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (all cores) to {cores}")
     return int(text)
 
 

@@ -4,15 +4,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from io import StringIO
 
-from qsm_deploy.kernels.errors import MemoryLimitError, QsmDeployError
+from qsm_deploy.kernels.errors import DataError, MemoryLimitError, QsmDeployError
 
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, which Windows lacks
 
 
-def run_command(name: str, command: Callable[[], int]) -> int:
-    """Run a command line's work and return its exit code.
+def run_command(name: str, command: Callable[[], str]) -> int:
+    """Run a command line's work, print its result, and return its exit code.
 
     An error that a user can meet is printed on stderr as ``name: error: ...``. Everything else
     is a bug and keeps its trace.
@@ -22,12 +23,12 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     name
         The program's, as the user typed it.
     command
-        Does the work, returns 0 or another exit code.
+        Does the work and returns what goes to stdout.
     """
+    # a process started without them has None here, which nothing that prints expects
+    sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()
     try:
-        code = command()
-        sys.stdout.flush()
-        return code
+        return _print(name, command())
     except QsmDeployError as error:
         return _fail(name, str(error), error.exit_code)
     except MemoryError as error:
@@ -35,10 +36,18 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return _fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # `| head` has seen enough; what the interpreter still flushes at exit goes nowhere
+
+
+def _print(name: str, result: str) -> int:
+    try:
+        print(result, flush=True)
+    except OSError as error:
+        # what the interpreter still flushes at exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            return READER_GONE
+        return _fail(name, f"cannot print the result ({error.strerror})", DataError.exit_code)
+    return 0
 
 
 def _fail(name: str, message: str, code: int) -> int:

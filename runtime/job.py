@@ -1,7 +1,7 @@
 """One run of ``qsm-run``: read, plan, reconstruct, judge, write."""
 
 import argparse
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
 
 BUNDLED_MODEL = Path(__file__).with_name("tkd-unet.onnx")
-MODEL_SUFFIXES = (".onnx", ".plan")
+MODEL_SUFFIX = ".onnx"
 PPB_PER_PPM = 1000
 
 
@@ -39,26 +39,31 @@ class Outputs:
     report: Path | None
     figure: Path | None
 
-    def check(self, *, force: bool) -> None:
+    def check(self, inputs: Iterable[Path | None], *, force: bool) -> None:
         """Refuse outputs that collide or cannot be written, before any work is done."""
-        paths = [p for p in (self.chi, self.sidecar, self.report, self.figure) if p is not None]
-        for n, path in enumerate(paths):
-            if path.resolve() in [p.resolve() for p in paths[:n]]:
+        read = {path.resolve() for path in inputs if path is not None}
+        written: set[Path] = set()
+        for path in (self.chi, self.sidecar, self.report, self.figure):
+            if path is None:
+                continue
+            if path.resolve() in read:
+                raise UsageError(f"{path} is an input of this run; choose another output")
+            if path.resolve() in written:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
+            written.add(path.resolve())
             check_writable(path, force=force)
 
 
 def run_job(arguments: argparse.Namespace) -> str:
     """Do what the command line asks for and return what to print."""
     model, field = model_and_field(arguments.files)
+    files = ScanFiles(field, arguments.mask, arguments.truth, arguments.labels)
     outputs = outputs_from(arguments, field)
-    if not arguments.dry_run:
-        outputs.check(force=arguments.force)
+    outputs.check([model, *files, arguments.params], force=arguments.force)
     if arguments.labels is not None and arguments.truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if arguments.figure is not None:
         require_matplotlib()
-    files = ScanFiles(field, arguments.mask, arguments.truth, arguments.labels)
     flags = Params(
         arguments.echo_time, arguments.field_strength, arguments.b0_direction, arguments.voxel_size
     )
@@ -81,7 +86,7 @@ def run_job(arguments: argparse.Namespace) -> str:
     for departure in departures:
         log.warn(f"outside the training: {departure}")
 
-    evaluates = arguments.report is not None or arguments.json
+    evaluates = arguments.report is not None or (arguments.json and not arguments.dry_run)
     workload = Workload(
         scan,
         session.card,
@@ -93,9 +98,12 @@ def run_job(arguments: argparse.Namespace) -> str:
     limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
     options = PatchOptions(arguments.patch, arguments.overlap, arguments.blend)
     decision = decide(workload, options, limit)
-    run = report.describe_run(arguments, model, field, session, why, scan, decision, departures)
+    run = report.describe_run(arguments, model, files, session, why, scan, decision, departures)
     if arguments.dry_run:
-        return json.dumps(run) if arguments.json else report.dry_run_text(run, limit)
+        text = report.dry_run_text(run, limit, outputs.chi)
+        return report.json_line(run) if arguments.json else text
+    if not decision.exact:
+        log.warn(report.patches_text(session.card, decision.plan))
 
     with log.progress(decision.plan) as bar:
         chi = reconstruct(session, scan, decision.plan, stages, bar.update)
@@ -103,13 +111,15 @@ def run_job(arguments: argparse.Namespace) -> str:
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
         log.warn(report.precision_text(session.precision, run["precision_error"]))
     del session  # its memory is not needed any more
+    _write(arguments, outputs, run, chi, scan, stages)  # first: what follows may fail
     findings = _judge(chi, scan, stages, evaluates=evaluates)
-    _write(arguments, outputs, run | findings, chi, scan, stages)
+    if outputs.figure is not None:
+        _draw(outputs.figure, report.title(run), chi, scan, stages, force=arguments.force)
     full = run | findings | report.resources(stages, decision)
     if outputs.report is not None:
         write_atomically(outputs.report, report.json_bytes(full), force=arguments.force)
     log.stage("")
-    return json.dumps(full) if arguments.json else report.result_text(full, outputs.chi)
+    return report.json_line(full) if arguments.json else report.result_text(full, outputs.chi)
 
 
 def model_and_field(files: list[Path]) -> tuple[Path, Path]:
@@ -120,7 +130,7 @@ def model_and_field(files: list[Path]) -> tuple[Path, Path]:
     UsageError
         If there is not exactly one field map.
     """
-    named = files[0].suffix in MODEL_SUFFIXES
+    named = files[0].suffix == MODEL_SUFFIX
     fields = files[1:] if named else files
     if len(fields) != 1:
         raise UsageError(
@@ -137,13 +147,15 @@ def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:
     Raises
     ------
     UsageError
-        If the map's name does not end in .nii or .nii.gz.
+        If the map's name does not end in .nii or .nii.gz, or the figure's not in .png.
     """
     chi = arguments.output
     if chi is None:
         chi = field.with_name(f"{_stem(field)}_chi.nii.gz")
     if not chi.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"--output {chi} must end in .nii or .nii.gz")
+    if arguments.figure is not None and arguments.figure.suffix != ".png":
+        raise UsageError(f"--figure {arguments.figure} must end in .png")
     return Outputs(chi, chi.with_name(f"{_stem(chi)}.json"), arguments.report, arguments.figure)
 
 
@@ -178,18 +190,7 @@ def _write(
     scan: Scan,
     stages: Stages,
 ) -> None:
-    """Write picture, sidecar and, last, the map: where it is, all is."""
-    if outputs.figure is not None:
-        with stages("figure"):
-            png = figure_png(
-                scan.local_field_ppm,
-                chi,
-                scan.mask,
-                scan.geometry,
-                truth_ppm=scan.truth_ppm,
-                title=report.title(run),
-            )
-            write_atomically(outputs.figure, png, force=arguments.force)
+    """Write the sidecar, then the map: where there is a map, there is its sidecar."""
     with stages("write"):
         volume = chi * np.float32(PPB_PER_PPM) if arguments.out_units == "ppb" else chi
         nifti = nifti_bytes(
@@ -201,6 +202,19 @@ def _write(
         )
         write_atomically(outputs.sidecar, report.json_bytes(run), force=arguments.force)
         write_atomically(outputs.chi, nifti, force=arguments.force)
+
+
+def _draw(path: Path, title: str, chi: Volume, scan: Scan, stages: Stages, *, force: bool) -> None:
+    with stages("figure"):
+        png = figure_png(
+            scan.local_field_ppm,
+            chi,
+            scan.mask,
+            scan.geometry,
+            truth_ppm=scan.truth_ppm,
+            title=title,
+        )
+        write_atomically(path, png, force=force)
 
 
 def _stem(path: Path) -> str:

@@ -76,14 +76,13 @@ class Workload:
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
             stages["precision check"] = stages["prepare"] + volumes + both
         held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
+        stages["write"] = held + 3 * FLOAT * voxels
         if self.evaluates:
             stages["field residual"] = held + TRANSFORM * 8 * voxels
         if scan.truth_ppm is not None:
             stages["metrics"] = held + METRICS * voxels
         if self.draws:
-            held += MATPLOTLIB_BYTES
-            stages["figure"] = held + PICTURE * voxels
-        stages["write"] = held + 3 * FLOAT * voxels
+            stages["figure"] = held + MATPLOTLIB_BYTES + PICTURE * voxels
         return stages
 
 

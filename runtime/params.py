@@ -39,10 +39,10 @@ def load_params(path: Path) -> Params:
         disagree, or a value that is not a number (or three of them).
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; pass a JSON file of parameters") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected a JSON object")

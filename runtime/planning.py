@@ -1,7 +1,6 @@
 """Whole volume when it fits the memory, otherwise the largest patches that do."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,10 +23,14 @@ class PatchOptions:
 
 @dataclass(frozen=True)
 class Decision:
-    """A patch plan, the reason for it, and the peak memory predicted for each stage [bytes]."""
+    """A patch plan, the reason for it, and the peak memory predicted for each stage [bytes].
+
+    ``exact`` tells whether the plan gives the whole-volume result by construction.
+    """
 
     plan: PatchPlan
     reason: str
+    exact: bool
     stage_bytes: dict[str, float]
 
     @property
@@ -42,82 +45,103 @@ def decide(workload: Workload, options: PatchOptions, limit_bytes: float) -> Dec
     Raises
     ------
     MemoryLimitError
-        If it does not fit, not even in the smallest patches.
+        If it does not fit, not even in patches.
     UsageError
         If the patch options contradict each other or the network.
     """
     card, mask = workload.card, workload.scan.mask
-
-    def decision(plan: PatchPlan, reason: str) -> Decision:
-        return Decision(plan, reason, workload.peak_bytes(plan))
-
-    def in_patches(size: int) -> PatchPlan:
-        overlap, blend = overlap_and_blend(card, options, size)
-        return plan_patches(mask, card.divisor, size, overlap, blend)
-
     if options.patch == "off" or (options.patch == "auto" and card.patchable == "no"):
         if (options.overlap, options.blend) != (None, None):
             raise UsageError("--overlap and --blend need patches; drop them or pass --patch N")
         why = "asked for" if options.patch == "off" else "this network cannot be run in patches"
-        chosen = decision(plan_whole(mask.shape, card.divisor), why)
+        chosen = _whole(workload, why)
     elif options.patch == "auto":
-        chosen = decision(plan_whole(mask.shape, card.divisor), "it fits the memory")
+        chosen = _whole(workload, "it fits the memory")
         if chosen.peak_bytes > limit_bytes:
-            needed = gib(chosen.peak_bytes)
-            reason = f"the whole volume would need {needed}, more than {gib(limit_bytes)}"
-            chosen = _largest_that_fits(workload, limit_bytes, reason, decision, in_patches)
+            needed = memory_text(chosen.peak_bytes)
+            reason = f"the whole volume would need {needed}, more than {memory_text(limit_bytes)}"
+            sizes = range(smallest_patch(card), max(mask.shape) + card.divisor, card.divisor)
+            chosen = _best(
+                [_in_patches(workload, options, size, reason) for size in sizes], limit_bytes
+            )
     elif card.patchable == "no":
         raise UsageError(f"{card.network} cannot be run in patches; pass --patch off")
     else:
-        chosen = decision(in_patches(options.patch), "asked for")
+        chosen = _in_patches(workload, options, options.patch, "asked for")
     if chosen.peak_bytes > limit_bytes:
-        stage, most = max(chosen.stage_bytes.items(), key=lambda item: item[1])
-        raise MemoryLimitError(
-            f"this run needs {gib(most)} in its {stage} stage, the limit is {gib(limit_bytes)}; "
-            "raise --memory-limit, free memory"
-            + (", or drop --report" if stage == "field residual" else ", or use smaller patches")
-        )
+        raise MemoryLimitError(_too_much(chosen, limit_bytes, asked=options.patch != "auto"))
     return chosen
 
 
 def overlap_and_blend(card: ModelCard, options: PatchOptions, patch: int) -> tuple[int, Blend]:
-    """Return overlap [voxels] and blend of patches of a size, chosen by the network's halo.
+    """Return overlap [voxels] and blend of patches of a size, chosen by how far the network sees.
 
-    An overlap of twice the halo gives the whole-volume result when each voxel is taken from the
-    patch that it lies deepest in. Where that would leave too little of the patch, half of it
-    overlaps and fades.
+    Patches give the whole-volume result when each voxel is taken from the patch that it lies
+    deepest in and neighbours share twice the receptive field. Sharing twice the measured halo
+    comes close. Neither takes more than half of the patch; else half of it overlaps and fades.
     """
-    exact = 2 * card.receptive_field.halo
-    largest = max(0, patch - card.divisor)
+    field = card.receptive_field
+    affordable = [2 * n for n in (field.theoretical, field.halo) if 4 * n <= patch]
     overlap = options.overlap
     if overlap is None:
-        overlap = exact if exact <= patch // 2 else min(largest, patch // 2)
-    return overlap, options.blend or ("crop" if overlap >= exact else "hann")
+        overlap = affordable[0] if affordable else min(patch - card.divisor, patch // 2)
+    return overlap, options.blend or ("crop" if overlap >= 2 * field.halo else "hann")
 
 
-def gib(size: float) -> str:
+def memory_text(size: float) -> str:
     """Return a number of bytes as people read it."""
-    return f"{size / 2**30:.2f} GiB"
-
-
-def _largest_that_fits(
-    workload: Workload,
-    limit_bytes: float,
-    reason: str,
-    decision: Callable[[PatchPlan, str], Decision],
-    in_patches: Callable[[int], PatchPlan],
-) -> Decision:
-    divisor = workload.card.divisor
-    longest = divisor * math.ceil(max(workload.scan.mask.shape) / divisor)
-    sizes = range(longest, smallest_patch(workload.card) - 1, -divisor)
-    for size in sizes:
-        chosen = decision(in_patches(size), reason)
-        if chosen.peak_bytes <= limit_bytes:
-            break
-    return chosen
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def smallest_patch(card: ModelCard) -> int:
     """Return the smallest edge that is worth running: more than the halo, at least four cells."""
     least = max(4 * card.divisor, card.receptive_field.halo + card.divisor)
     return card.divisor * math.ceil(least / card.divisor)
+
+
+def _whole(workload: Workload, reason: str) -> Decision:
+    plan = plan_whole(workload.scan.mask.shape, workload.card.divisor)
+    return Decision(plan, reason, True, workload.peak_bytes(plan))
+
+
+def _in_patches(workload: Workload, options: PatchOptions, size: int, reason: str) -> Decision:
+    card = workload.card
+    overlap, blend = overlap_and_blend(card, options, size)
+    plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)
+    exact = plan.count == 1 or (blend == "crop" and overlap >= 2 * card.receptive_field.theoretical)
+    return Decision(plan, reason, exact, workload.peak_bytes(plan))
+
+
+def _best(decisions: list[Decision], limit_bytes: float) -> Decision:
+    """Return the one that computes least of those that fit, an exact one first; else the smallest.
+
+    The largest patches that fit are not the fastest: eight that overlap by almost all of the
+    volume compute it almost eight times.
+    """
+    fitting = [d for d in decisions if d.peak_bytes <= limit_bytes]
+    if not fitting:
+        return min(decisions, key=lambda d: d.peak_bytes)
+
+    def cost(decision: Decision) -> tuple[bool, bool, int]:
+        plan = decision.plan
+        return not decision.exact, plan.blend != "crop", plan.count * math.prod(plan.patch_shape)
+
+    return min(fitting, key=cost)
+
+
+def _too_much(decision: Decision, limit_bytes: float, *, asked: bool) -> str:
+    stage, most = max(decision.stage_bytes.items(), key=lambda item: item[1])
+    plan = decision.plan
+    how = "the whole volume" if plan.whole else f"patches of {max(plan.patch_shape)}"
+    ways = {
+        "inference": "pass --patch auto or smaller patches" if asked else "",
+        "field residual": "drop --report and --json",
+        "metrics": "drop --truth",
+        "figure": "drop --figure",
+    }
+    way = ways.get(stage, "")
+    return (
+        f"{'' if asked or plan.whole else 'even '}{how} would need {memory_text(most)} in the "
+        f"stage {stage}, the limit is {memory_text(limit_bytes)}; "
+        f"{way + ', ' if way else ''}raise --memory-limit or free memory"
+    )

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.kernels.geometry import vector_text
-from qsm_deploy.runtime.planning import Decision, gib
+from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.patches import PatchPlan
+from qsm_deploy.runtime.planning import Decision, memory_text
 from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.scan import Scan, ScanFiles
 from qsm_deploy.runtime.session import Session
 from qsm_deploy.runtime.stages import Stages
 
@@ -40,7 +42,7 @@ METRIC_TEXT = {
 def describe_run(
     arguments: argparse.Namespace,
     model: Path,
-    field: Path,
+    files: ScanFiles,
     session: Session,
     why_backend: str,
     scan: Scan,
@@ -65,14 +67,14 @@ def describe_run(
             "name": session.backend,
             "version": session.version,
             "why": why_backend,
-            "threads": arguments.threads or "all cores",
+            "threads": arguments.threads or None,
         },
         "input": {
-            "field": field.name,
-            "units": arguments.units,
-            "mask": None if arguments.mask is None else arguments.mask.name,
-            "mask_voxels": int(np.count_nonzero(scan.mask)),
+            **{k: None if path is None else path.name for k, path in files._asdict().items()},
             "params": None if arguments.params is None else arguments.params.name,
+            "units": arguments.units,
+            "ppm_per_unit": scan.ppm_per_unit,
+            "mask_voxels": int(np.count_nonzero(scan.mask)),
             "notes": scan.notes,
         },
         "geometry": {
@@ -85,6 +87,7 @@ def describe_run(
         "plan": {
             "whole_volume": plan.whole,
             "why": decision.reason,
+            "exact": decision.exact,
             "padded_shape": [axis.padded for axis in plan.axes],
             "patches": plan.count,
             "patch_shape": list(plan.patch_shape),
@@ -115,7 +118,12 @@ def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
 
 def json_bytes(content: dict[str, Any]) -> bytes:
     """Return a JSON file for people and programs."""
-    return (json.dumps(content, indent=2) + "\n").encode()
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def json_line(content: dict[str, Any]) -> str:
+    """Return one line of JSON for programs."""
+    return json.dumps(content, ensure_ascii=False)
 
 
 def title(run: dict[str, Any]) -> str:
@@ -124,10 +132,10 @@ def title(run: dict[str, Any]) -> str:
     return f"{model['network']} {model['precision']}, {backend['name']} {backend['version']}"
 
 
-def dry_run_text(run: dict[str, Any], limit_bytes: float) -> str:
+def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
     """Return what a run would do, a fact per line."""
     geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
-    stages = ", ".join(f"{k} {gib(v)}" for k, v in plan["predicted_stage_bytes"].items())
+    stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
     rows = {
         "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
@@ -137,10 +145,22 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float) -> str:
         "B0 direction": f"{vector_text(tuple(geometry['b0_direction']))} in voxel axes",
         "padded to": _shape(plan["padded_shape"]),
         "plan": f"{_plan(plan)}: {plan['why']}",
-        "memory": f"{gib(plan['predicted_peak_bytes'])} predicted, limit {gib(limit_bytes)}",
+        "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
+        f"limit {memory_text(limit_bytes)}",
         "by stage": stages,
+        "would write": str(chi),
     }
     return _table(rows)
+
+
+def patches_text(card: ModelCard, plan: PatchPlan) -> str:
+    """Return in one line how patches fall short of the whole volume."""
+    field = card.receptive_field
+    return (
+        f"patches approximate the whole volume: they share {plan.overlap} voxels, the network "
+        f"sees {field.theoretical} to each side ({field.halo} for {field.energy_kept:.4%} of the "
+        "gradient's energy)"
+    )
 
 
 def precision_text(precision: str, error: dict[str, float]) -> str:
@@ -156,8 +176,8 @@ def result_text(full: dict[str, Any], chi: Path) -> str:
     rows = {
         "time": f"{full['total_seconds']:.2f} s, of which inference "
         f"{full['seconds']['inference']:.2f} s ({_plan(full['plan'])})",
-        "peak memory": f"{gib(full['memory']['peak_above_baseline_bytes'])} "
-        f"(predicted {gib(full['memory']['predicted_peak_bytes'])})",
+        "peak memory": f"{memory_text(full['memory']['peak_above_baseline_bytes'])} "
+        f"(predicted {memory_text(full['memory']['predicted_peak_bytes'])})",
     }
     if "field_residual" in full:
         rows["field residual"] = f"{full['field_residual']:.3f}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -9,13 +10,13 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.runtime.agreement import require_variation
 from qsm_deploy.runtime.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.params import Params
 from qsm_deploy.runtime.units import FieldUnit, ppm_per_unit, require_ppm
 
 
-@dataclass(frozen=True)
-class ScanFiles:
+class ScanFiles(NamedTuple):
     """The files of one acquisition; a truth and its labels exist for simulated ones."""
 
     field: Path
@@ -40,6 +41,8 @@ class Scan:
         The field's NIfTI header and voxel-to-scanner matrix, for the output.
     truth_ppm, labels
         (x, y, z) true susceptibility and integer labels, if given.
+    ppm_per_unit
+        What the stored field was multiplied by.
     notes
         What the user should know about how the input was understood, a line each.
     """
@@ -51,6 +54,7 @@ class Scan:
     affine: NDArray[np.float64]
     truth_ppm: NDArray[np.float32] | None = None
     labels: NDArray[np.integer] | None = None
+    ppm_per_unit: float = 1.0
     notes: list[str] = field(default_factory=list)
 
 
@@ -88,18 +92,19 @@ def load_scan(files: ScanFiles, units: FieldUnit, flags: Params, from_file: Para
     _require_finite(files.field, volume.data, mask, masked=files.mask is not None)
     local_field_ppm = np.where(mask, volume.data, np.float32(0))
     local_field_ppm *= np.float32(scale)
-    require_ppm(local_field_ppm[mask])
-    truth = None
-    if files.truth is not None:
-        truth = load_on_grid(files.truth, volume).data
-        _require_finite(files.truth, truth, mask, masked=True)
+    notes += require_ppm(local_field_ppm[mask], units)
+    truth = None if files.truth is None else _truth(files.truth, volume, mask)
     labels = None if files.labels is None else _labels(files.labels, volume)
-    return Scan(local_field_ppm, mask, geometry, volume.header, volume.affine, truth, labels, notes)
+    return Scan(
+        local_field_ppm, mask, geometry, volume.header, volume.affine, truth, labels, scale, notes
+    )
 
 
 def _geometry(volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]) -> Geometry:
     """Return the header's geometry with what was stated instead; note what differs."""
     header = volume.geometry
+    if not (volume.header["sform_code"] or volume.header["qform_code"]):
+        notes.append("the header has neither qform nor sform: taking B0 along the third voxel axis")
     voxel_size, direction = header.voxel_size_mm, header.b0_direction
     for source, params in (("the parameter file", from_file), ("the command line", flags)):
         if params.voxel_size_mm is not None:
@@ -148,6 +153,13 @@ def _require_finite(
             f"{path}: {bad} of {np.count_nonzero(mask)} voxels inside the mask are NaN or Inf; "
             f"{hint}, or repair the field"
         )
+
+
+def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    truth = load_on_grid(path, volume).data
+    _require_finite(path, truth, mask, masked=True)
+    require_variation(truth[mask].astype(np.float64))
+    return truth
 
 
 def _labels(path: Path, volume: NiftiVolume) -> NDArray[np.integer]:

@@ -20,6 +20,7 @@ from qsm_deploy.runtime.card import ModelCard, parse_card
 
 Backend = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16"]
+ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 BY_SPEED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
@@ -83,7 +84,7 @@ def require_backend(backend: Backend) -> None:
     """
     if importlib.util.find_spec(backend) is None:
         raise MissingDependencyError(backend, backend, f"--backend {backend}")
-    importlib.import_module(backend)
+    importlib.import_module(f"qsm_deploy.runtime.session_{backend}")
 
 
 def open_session(
@@ -115,8 +116,9 @@ def open_session(
     """
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
-    if path.suffix != ".onnx":
-        raise EngineError(f"{path}: not an ONNX file; qsm-run takes .onnx models")
+    with path.open("rb") as file:
+        if path.suffix != ".onnx" or file.read(1) != ONNX_FIRST_BYTE:
+            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
     require_backend(backend)
     if backend == "openvino":
         from qsm_deploy.runtime.session_openvino import OpenVinoSession
@@ -137,7 +139,10 @@ def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str
     """
     if not text:
         raise CardError(f"{path} has no model card; export it with qsm-export")
-    card = parse_card(text)
+    try:
+        card = parse_card(text)
+    except CardError as error:
+        raise CardError(f"{path}: {error}") from None
     stated = [tensor.name for tensor in card.inputs]
     if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
         raise CardError(

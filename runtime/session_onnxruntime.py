@@ -34,7 +34,7 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, in one line
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
@@ -54,5 +54,6 @@ class OnnxRuntimeSession:
         try:
             output: NDArray[np.float32] = self._session.run(None, dict(tensors))[0]
         except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
-            raise EngineError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error
         return output

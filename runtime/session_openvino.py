@@ -1,16 +1,21 @@
 """Models in OpenVINO on the CPU."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY
 from qsm_deploy.runtime.session import Backend, Precision, read_card
+
+# OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
+# interrupted process. Without the package for that it uses a stub of its own.
+sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+import openvino  # noqa: E402
 
 
 class OpenVinoSession:
@@ -62,7 +67,7 @@ class OpenVinoSession:
             results = self._request.infer(dict(tensors), share_inputs=True)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise EngineError(f"OpenVINO failed: {reason}") from error
+            raise EngineError(f"OpenVINO failed ({reason}); export the model again") from error
         output: NDArray[np.float32] = results[0]
         return output
 

@@ -10,6 +10,7 @@ from qsm_deploy.kernels.errors import UnitsError
 
 FieldUnit = Literal["ppm", "hz", "rad"]
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
+USUAL_P99_PPM = (0.002, 0.3)
 LARGEST_P99_PPM = 1.0  # local fields of tissue stay within 0.05 ppm, next to a haemorrhage within 1
 
 
@@ -38,29 +39,33 @@ def ppm_per_unit(
         raise UnitsError(f"--units {unit} needs the strength of B0: pass --field-strength in tesla")
     if not 0.01 <= field_strength_t <= 30:
         raise UnitsError(
-            f"a field strength of {field_strength_t:g} T cannot be right; pass --field-strength "
-            "in tesla, for example 3"
+            f"a field strength of {field_strength_t:g} T cannot be right; give it in tesla, for "
+            "example 3"
         )
     hertz = 1 / (GYROMAGNETIC_MHZ_PER_T * field_strength_t)
     if unit == "hz":
         return hertz
     if echo_time_s is None:
-        raise UnitsError("--units rad needs the echo time: pass --echo-time in seconds")
+        raise UnitsError(
+            "--units rad needs the one echo time of the phase: pass --echo-time in seconds"
+        )
     if not 1e-4 <= echo_time_s <= 0.5:
         raise UnitsError(
-            f"an echo time of {echo_time_s:g} s cannot be right; pass --echo-time in seconds, "
-            "for example 0.02"
+            f"an echo time of {echo_time_s:g} s cannot be right (is it in ms?); give it in "
+            "seconds, for example 0.02"
         )
     return hertz / (2 * math.pi * echo_time_s)
 
 
-def require_ppm(local_field_ppm: NDArray[np.float32]) -> None:
-    """Refuse a field that cannot be in ppm.
+def require_ppm(local_field_ppm: NDArray[np.float32], unit: FieldUnit) -> list[str]:
+    """Refuse a field that cannot be in ppm, and return notes on one that is unlikely to be.
 
     Parameters
     ----------
     local_field_ppm
         (voxels,) field inside the mask, finite.
+    unit
+        The unit it was converted from.
 
     Raises
     ------
@@ -72,8 +77,20 @@ def require_ppm(local_field_ppm: NDArray[np.float32]) -> None:
         raise UnitsError("the field is zero in the whole mask; check the field and the mask")
     p99 = float(np.percentile(size, 99))
     if p99 > LARGEST_P99_PPM:
-        raise UnitsError(
-            f"the field's 99th percentile is {p99:.3g}, too much for ppm (tissue stays below "
-            f"{LARGEST_P99_PPM:g}): looks like Hz: pass --units hz --field-strength 3, or "
-            "--units rad with --echo-time for a phase"
+        hint = (
+            "looks like Hz: pass --units hz --field-strength 3, or --units rad with --echo-time "
+            "for a phase"
+            if unit == "ppm"
+            else f"check --units {unit}, field strength and echo time"
         )
+        raise UnitsError(
+            f"the field's 99th percentile is {p99:.3g} ppm, too much for tissue (below "
+            f"{LARGEST_P99_PPM:g}): {hint}"
+        )
+    low, high = USUAL_P99_PPM
+    if low <= p99 <= high:
+        return []
+    return [
+        f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
+        f"{high:g}: check its unit and the scaling in its header"
+    ]

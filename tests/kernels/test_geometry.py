@@ -117,3 +117,12 @@ def test_padding_grows_both_sides():
     assert geometry.padded((0, 1, 2)).shape == (5, 8, 11)
     with pytest.raises(GeometryError, match="zero or more"):
         geometry.padded((0, -1, 0))
+
+
+def test_a_sheared_affine_is_refused():
+    affine = np.eye(4)
+    affine[0, 1] = 0.01
+    assert Geometry.from_affine((4, 4, 4), affine).voxel_size_mm == pytest.approx((1, 1, 1), 1e-3)
+    affine[0, 1] = 0.1
+    with pytest.raises(GeometryError, match=r"shears the voxel axes 5\.7 degrees"):
+        Geometry.from_affine((4, 4, 4), affine)

@@ -11,7 +11,7 @@ import pytest
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import GeometryLimits, MemoryUse
+from qsm_deploy.runtime.card import GeometryLimits, MemoryUse, ReceptiveField
 from qsm_deploy.runtime.cli import main, memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
@@ -106,7 +106,7 @@ class TestResult:
         assert content["plan"]["padded_shape"] == [24, 20, 16]
         assert content["metrics"]["nrmse_percent"] < 1e-3
         assert list(content["seconds"]) == [
-            "load", "prepare", "inference", "field residual", "metrics", "write",
+            "load", "prepare", "inference", "write", "field residual", "metrics",
         ]  # fmt: skip
         assert content["memory"]["peak_above_baseline_bytes"] >= 0
         predicted = dipole_convolve(2 * field, Geometry(field.shape), pad_voxels=(11, 9, 8))
@@ -154,6 +154,28 @@ class TestResult:
             maps.append(nib.load(paths["chi"]).get_fdata())
         assert np.abs(maps[0]).max() > 0
         assert np.linalg.norm(maps[0] - maps[1]) < 5e-6 * np.linalg.norm(maps[0])
+
+    def test_options_may_stand_between_the_files(self, run, paths):
+        code, out, _ = run("model --dry-run field -m mask")
+        assert code == 0
+        assert str(paths["folder"] / "field_chi.nii.gz") in out
+
+    def test_patches_that_are_not_exact_say_so(self, run, paths, card, write_model):
+        field = ReceptiveField(40, 20, 0.999999)
+        paths["model"] = write_model(replace(card, receptive_field=field), "wide.onnx")
+        code, _, err = run("model field -m mask -o chi --patch 8")
+        assert code == 0
+        assert "they share 4 voxels, the network sees 40 to each side (20 for" in err
+        assert json.loads((paths["folder"] / "chi.json").read_text())["plan"]["exact"] is False
+
+    def test_a_map_outlives_a_figure_that_fails(self, run, paths, monkeypatch):
+        def fail(*args, **kwargs):
+            raise MemoryError
+
+        monkeypatch.setattr("qsm_deploy.runtime.job.figure_png", fail)
+        figure = paths["folder"] / "chi.png"
+        assert run(f"model field -m mask -o chi --figure {figure}")[0] == 6
+        assert nib.load(paths["chi"]).shape == (21, 18, 15)
 
     def test_quiet_still_warns(self, run):
         code, _, err = run("model field -q -o chi")
@@ -213,14 +235,22 @@ class TestBadInput:
             ("model model", 3, "not a single-file NIfTI"),
             ("model field --voxel-size 1 1 0", 3, "voxel size must be positive"),
             ("model field --b0-direction 0 0 0", 3, "non-zero"),
-            ("engine.plan field", 4, "qsm-run takes .onnx"),
+            ("engine.plan field", 2, "one field map is needed, got 2"),
+            ("model field --figure chi.jpg", 2, "must end in .png"),
+            ("model field --report mask -m mask --force", 2, "is an input of this run"),
+            ("model field -o field --force", 2, "is an input of this run"),
+            ("model field --threads 99999", 2, "is not a number from 0"),
+            ("model field --truth constant.nii", 3, "the truth is constant"),
             ("model field --backend onnxruntime --precision bf16", 2, "needs --backend openvino"),
             ("model field --memory-limit 10k", 6, "raise --memory-limit"),
         ],
     )
-    def test_in_the_command_line(self, run, paths, tmp_path, monkeypatch, line, code, says):
+    def test_in_the_command_line(
+        self, run, paths, tmp_path, monkeypatch, write_volume, line, code, says
+    ):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "engine.plan").write_bytes(b"plan")
+        write_volume(np.ones((21, 18, 15), dtype=np.float32), "constant.nii")
         before = sorted(tmp_path.rglob("*"))
         line = line.replace("@folder", str(paths["folder"])).replace("@field", str(paths["field"]))
         seen, _, err = run(line)
@@ -320,6 +350,16 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
     command = [sys.executable, "-c", program, str(paths["field"])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_openvino_does_not_call_home(paths):
+    program = (
+        "import sys; from qsm_deploy.runtime.cli import main; code = main(sys.argv[1:]);"
+        "print(code, 'openvino' in sys.modules, sys.modules.get('openvino_telemetry'))"
+    )
+    command = [sys.executable, "-c", program, str(paths["field"]), "--backend", "openvino"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 True None"
 
 
 def test_every_flag_is_explained():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ CODES = {
 
 @pytest.mark.parametrize(("kind", "code"), CODES.items(), ids=lambda v: getattr(v, "__name__", v))
 def test_an_error_is_one_line_and_its_exit_code(kind, code, capsys):
-    def command() -> int:
+    def command() -> str:
         raise kind("what,\nseen")
 
     assert run_command("qsm-test", command) == code
@@ -36,9 +37,33 @@ def test_an_error_is_one_line_and_its_exit_code(kind, code, capsys):
     assert seen.err.count("\n") == 1
 
 
-def test_the_commands_own_code_is_returned(capsys):
-    assert [run_command("qsm-test", lambda code=code: code) for code in (0, 5)] == [0, 5]
-    assert capsys.readouterr() == ("", "")
+def test_the_result_goes_to_stdout(capsys):
+    assert run_command("qsm-test", lambda: "found") == 0
+    assert capsys.readouterr() == ("found\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_bug(closed):
+    program = (
+        "import sys; from qsm_deploy.runtime.command import run_command;"
+        "sys.exit(run_command('qsm-test', lambda: str(sys.stderr.isatty())))"
+    )
+    command = f'"{sys.executable}" -c "{program}" {closed}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_device_is_one_line():
+    program = (
+        "import sys; from qsm_deploy.runtime.command import run_command;"
+        "sys.exit(run_command('qsm-test', lambda: 'found'))"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 3
+    assert done.stderr == "qsm-test: error: cannot print the result (No space left on device)\n"
 
 
 def test_a_bug_keeps_its_trace():
@@ -56,7 +81,7 @@ def test_a_reader_that_leaves_early_gets_no_trace():
     program = (
         "import sys\n"
         "from qsm_deploy.runtime.command import run_command\n"
-        "sys.exit(run_command('qsm-test', lambda: print('line\\n' * 100_000) or 0))\n"
+        "sys.exit(run_command('qsm-test', lambda: 'line\\n' * 100_000))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.runtime.nifti import load_on_grid, load_volume, nifti_bytes
 
 SHAPE = (7, 5, 6)
 VALUES = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-OBLIQUE = np.array(
-    [[0.8, -0.12, 0.3, -70], [0.1, 0.85, -0.5, 31.5], [-0.15, 0.2, 1.9, 12], [0, 0, 0, 1]]
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xz", [25, 10], degrees=True).as_matrix() @ np.diag(
+    [0.82, -0.88, 1.99]
 )
+OBLIQUE[:3, 3] = -80, 90, -40
 SPATIAL = [
     *("dim_info", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -52,7 +55,7 @@ def test_what_is_written_is_read_back(path):
         assert volume.header["descrip"].item() == b"a map"
         assert volume.header.get_xyzt_units()[0] == "mm"
         assert (volume.header["qform_code"], volume.header["sform_code"]) == (1, 1)
-        np.testing.assert_allclose(volume.geometry.voxel_size_mm, (0.82006, 0.8814, 1.9875), 1e-4)
+        np.testing.assert_allclose(volume.geometry.voxel_size_mm, (0.82, 0.88, 1.99), 1e-4)
 
 
 def test_the_same_volume_gives_the_same_bytes():

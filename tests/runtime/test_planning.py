@@ -6,7 +6,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import MemoryUse
+from qsm_deploy.runtime.card import MemoryUse, ReceptiveField
 from qsm_deploy.runtime.memory import Workload, available_bytes, inference_memory
 from qsm_deploy.runtime.planning import PatchOptions, decide, overlap_and_blend, smallest_patch
 from qsm_deploy.runtime.scan import Scan
@@ -36,19 +36,30 @@ def test_the_whole_volume_when_it_fits(workload):
     assert decision.peak_bytes == decision.stage_bytes["inference"] > 10**4 * 60 * 52 * 40
 
 
-def test_else_the_largest_patches_that_fit(workload):
+def fits(workload, size, limit):
+    return decide(workload, PatchOptions(patch=size), PLENTY).peak_bytes <= limit
+
+
+def test_else_the_patches_that_fit_and_compute_least(workload):
     limit = 0.5e9
     decision = decide(workload, PatchOptions(), limit)
     assert not decision.plan.whole
     assert decision.peak_bytes <= limit
-    size = max(decision.plan.patch_shape)
-    larger = decide(workload, PatchOptions(patch=size + 4), PLENTY)
-    assert larger.peak_bytes > limit
     assert "the whole volume would need 1.1" in decision.reason
+
+    def computed(size):
+        plan = decide(workload, PatchOptions(patch=size), PLENTY).plan
+        return plan.count * np.prod(plan.patch_shape)
+
+    fitting = [n for n in range(16, 61, 4) if fits(workload, n, limit)]
+    chosen = decision.plan.count * np.prod(decision.plan.patch_shape)
+    assert chosen == min(map(computed, fitting)) < computed(max(fitting))
 
 
 def test_not_even_in_patches(workload):
-    with pytest.raises(MemoryLimitError, match=r"needs 0.0. GiB in its inference stage") as caught:
+    with pytest.raises(
+        MemoryLimitError, match=r"even patches of 16 would need .* MiB in the stage inference"
+    ) as caught:
         decide(workload, PatchOptions(), 2e6)
     assert caught.value.exit_code == 6
 
@@ -76,19 +87,31 @@ def test_options_of_patches_need_patches(workload, stated):
 
 
 @pytest.mark.parametrize(
-    ("halo", "patch", "stated", "expected"),
+    ("halo", "theoretical", "patch", "stated", "expected"),
     [
-        (8, 64, {}, (16, "crop")),
-        (8, 64, {"overlap": 8}, (8, "hann")),
-        (8, 64, {"overlap": 20}, (20, "crop")),
-        (40, 64, {}, (32, "hann")),
-        (40, 160, {}, (80, "crop")),
-        (40, 64, {"blend": "gaussian"}, (32, "gaussian")),
+        (8, 12, 64, {}, (24, "crop")),
+        (8, 20, 64, {}, (16, "crop")),
+        (8, 12, 64, {"overlap": 8}, (8, "hann")),
+        (8, 12, 64, {"overlap": 20}, (20, "crop")),
+        (40, 180, 64, {}, (32, "hann")),
+        (40, 180, 160, {}, (80, "crop")),
+        (40, 180, 64, {"blend": "gaussian"}, (32, "gaussian")),
     ],
 )
-def test_patches_are_exact_where_the_halo_allows(card, halo, patch, stated, expected):
-    card = replace(card, receptive_field=replace(card.receptive_field, halo=halo))
+def test_overlap_and_blend(card, halo, theoretical, patch, stated, expected):
+    card = replace(card, receptive_field=ReceptiveField(theoretical, halo, 0.999999))
     assert overlap_and_blend(card, PatchOptions(**stated), patch) == expected
+
+
+def test_only_what_is_exact_by_construction_is_called_so(workload):
+    card = replace(workload.card, receptive_field=ReceptiveField(5, 3, 0.999999))
+    workload = replace(workload, card=card)
+    options = {"off": {}, 24: {}, 20: {"overlap": 10}, 16: {}}
+    exact = [decide(workload, PatchOptions(n, **o), PLENTY).exact for n, o in options.items()]
+    assert exact == [True, True, True, False]
+    hann = PatchOptions(24, blend="hann")
+    assert not decide(workload, hann, PLENTY).exact
+    assert decide(workload, PatchOptions(64), PLENTY).exact
 
 
 def test_the_smallest_patch_is_more_than_halo_and_divisor(card):

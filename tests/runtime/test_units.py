@@ -32,17 +32,25 @@ def test_refuses_units_without_sensible_parameters(unit, echo_time, strength, sa
 
 
 def test_a_field_in_hertz_is_not_taken_for_ppm(field):
-    require_ppm(field[field != 0])
+    assert require_ppm(field[field != 0], "ppm") == []
     with pytest.raises(UnitsError, match="looks like Hz: pass --units hz --field-strength 3"):
-        require_ppm(127.7 * field[field != 0])
+        require_ppm(127.7 * field[field != 0], "ppm")
+    with pytest.raises(UnitsError, match="check --units hz, field strength and echo time"):
+        require_ppm(127.7 * field[field != 0], "hz")
+
+
+@pytest.mark.parametrize("factor", [1e-6, 10])
+def test_an_unusual_field_is_worth_a_note(field, factor):
+    (note,) = require_ppm(np.float32(factor) * field[field != 0], "ppm")
+    assert "usually it lies between 0.002 and 0.3" in note
 
 
 def test_one_bright_voxel_in_a_thousand_may_exceed_a_ppm(field):
     samples = np.full(1000, 0.01, dtype=np.float32)
     samples[0] = 4
-    require_ppm(samples)
+    assert require_ppm(samples, "ppm") == []
 
 
 def test_refuses_a_field_that_is_zero():
     with pytest.raises(UnitsError, match="zero in the whole mask"):
-        require_ppm(np.zeros(10, dtype=np.float32))
+        require_ppm(np.zeros(10, dtype=np.float32), "ppm")
