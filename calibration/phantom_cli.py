@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--field-strength", type=float, metavar="T", default=3.0,
         help=f"noted in {PARAMS} (default: %(default)s)")
     add("--force", action="store_true", help="overwrite existing files")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("-q", "--quiet", action="store_true", help="no progress on stderr")
     # fmt: on
     return parser
 
@@ -157,7 +157,7 @@ def _volumes(phantom: "Phantom") -> dict[str, bytes]:
 
 
 def _params(phantom: "Phantom", arguments: argparse.Namespace) -> bytes:
-    from importlib.metadata import version
+    from qsm_deploy.runtime.provenance import made_by
 
     content = {
         "echo_time_s": arguments.echo_time,
@@ -167,6 +167,6 @@ def _params(phantom: "Phantom", arguments: argparse.Namespace) -> bytes:
         "seed": phantom.seed,
         "noise_ppm": phantom.noise_ppm,
         "lesions": arguments.lesions,
-        "made_by": f"qsm-deploy {version('qsm-deploy')}",
+        "made_by": made_by(),
     }
     return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,6 +1,5 @@
 """The whole export: build, trace, verify, measure, write; the file appears last, or not at all."""
 
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from qsm_deploy.runtime.card import (
     TensorInfo,
     Verification,
 )
+from qsm_deploy.runtime.provenance import made_by
 from qsm_deploy.runtime.session import installed_backends
 
 VOLUME = ("n", 1, "x", "y", "z")
@@ -135,5 +135,5 @@ def _provisional_card(
         weights_sha256=sha256,
         licence=licence,
         doi=spec.doi,
-        made_by=f"qsm-deploy {importlib.metadata.version('qsm-deploy')}",
+        made_by=made_by(),
     )
