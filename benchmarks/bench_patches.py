@@ -21,7 +21,7 @@ from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import open_session
 from qsm_deploy.runtime.stages import Stages
 
-PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop", "gaussian")
+PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop")
 
 
 def main() -> None:
