@@ -46,38 +46,57 @@ def cosmos(shared, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def scan(in_vivo):
+    """Return the field in ppm; the "truth" is another network's map, for comparison."""
+    files = ScanFiles(
+        in_vivo / "tissue_phase_rad.nii.gz",
+        in_vivo / "mask.nii.gz",
+        in_vivo / "chi_msqsm_ppm.nii.gz",
+    )
+    return load_scan(files, "rad", Params(), load_params(in_vivo / "params.json"))
+
+
+@pytest.fixture(scope="module")
+def run(in_vivo, tmp_path_factory):
+    """Return a function that reconstructs the field with a network."""
+
+    def run(*model):
+        chi = tmp_path_factory.mktemp("chi") / "chi.nii.gz"
+        words = [*model, in_vivo / "tissue_phase_rad.nii.gz", "-m", in_vivo / "mask.nii.gz"]
+        words += ["--params", in_vivo / "params.json", "--units", "rad", "-o", chi, "--quiet"]
+        assert reconstruct([str(word) for word in words]) == 0
+        return chi
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundled(run):
+    return load_volume(run())
+
+
+@pytest.fixture(scope="module")
+def plain_tkd(scan):
+    return scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=0.12, pad_voxels=8)
+
+
+@pytest.fixture(scope="module")
+def best_tkd(cosmos):
+    """Return NRMSE and XSIM of TKD at the threshold that suits this truth best."""
+    files = ScanFiles(*(cosmos / f"{n}.nii.gz" for n in ("field", "mask", "chi")))
+    scan = load_scan(files, "ppm", Params(), Params())
+    maps = [
+        scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=t, pad_voxels=8)
+        for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    ]
+    errors = [nrmse(chi, scan.truth_ppm, scan.mask) for chi in maps]
+    best = int(np.argmin(errors))
+    assert 0 < best < len(maps) - 1
+    return errors[best], xsim(maps[best], scan.truth_ppm, scan.mask)
+
+
 class TestInVivo:
-    @pytest.fixture(scope="class")
-    def scan(self, in_vivo):
-        """Return the field in ppm; the "truth" is another network's map, for comparison."""
-        files = ScanFiles(
-            in_vivo / "tissue_phase_rad.nii.gz",
-            in_vivo / "mask.nii.gz",
-            in_vivo / "chi_msqsm_ppm.nii.gz",
-        )
-        return load_scan(files, "rad", Params(), load_params(in_vivo / "params.json"))
-
-    @pytest.fixture(scope="class")
-    def run(self, in_vivo, tmp_path_factory):
-        """Return a function that reconstructs the field with a network."""
-
-        def run(*model):
-            chi = tmp_path_factory.mktemp("chi") / "chi.nii.gz"
-            words = [*model, in_vivo / "tissue_phase_rad.nii.gz", "-m", in_vivo / "mask.nii.gz"]
-            words += ["--params", in_vivo / "params.json", "--units", "rad", "-o", chi, "--quiet"]
-            assert reconstruct([str(word) for word in words]) == 0
-            return chi
-
-        return run
-
-    @pytest.fixture(scope="class")
-    def bundled(self, run):
-        return load_volume(run())
-
-    @pytest.fixture(scope="class")
-    def plain_tkd(self, scan):
-        return scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=0.12, pad_voxels=8)
-
     def test_the_grid_is_kept(self, bundled, in_vivo):
         field = nib.load(in_vivo / "tissue_phase_rad.nii.gz")
         np.testing.assert_array_equal(bundled.affine, field.affine)
@@ -122,20 +141,6 @@ class TestCosmos:
         words += ["--report", report, "--quiet"]
         assert reconstruct([str(word) for word in words]) == 0
         return json.loads(report.read_text())["metrics"]
-
-    @pytest.fixture(scope="class")
-    def best_tkd(self, cosmos):
-        """Return NRMSE and XSIM of TKD at the threshold that suits this truth best."""
-        files = ScanFiles(*(cosmos / f"{n}.nii.gz" for n in ("field", "mask", "chi")))
-        scan = load_scan(files, "ppm", Params(), Params())
-        maps = [
-            scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=t, pad_voxels=8)
-            for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-        ]
-        errors = [nrmse(chi, scan.truth_ppm, scan.mask) for chi in maps]
-        best = int(np.argmin(errors))
-        assert 0 < best < len(maps) - 1
-        return errors[best], xsim(maps[best], scan.truth_ppm, scan.mask)
 
     def test_tkd_unet_is_well_below_the_best_tkd(self, cosmos, best_tkd, tmp_path):
         metrics = self.scores(cosmos, tmp_path)

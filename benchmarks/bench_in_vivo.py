@@ -1,0 +1,80 @@
+"""The networks on a real field of a patient with a haemorrhage, beside TKD and another network.
+
+    python benchmarks/bench_in_vivo.py FOLDER MODEL.onnx ... -o benchmarks/results/in_vivo.json
+
+FOLDER holds tissue_phase_rad.nii.gz, mask.nii.gz, params.json and chi_msqsm_ppm.nii.gz, the map
+of another published network, which serves to find the lesions and is no truth.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+
+from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.runtime.geometry_limits import deviations
+from qsm_deploy.runtime.metrics import correlation, field_residual
+from qsm_deploy.runtime.params import Params, load_params
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.pipeline import reconstruct
+from qsm_deploy.runtime.provenance import made_by
+from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.session import open_session
+from qsm_deploy.runtime.stages import Stages
+
+
+def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:
+    """Return the largest connected regions of a mask."""
+    regions, _ = label(mask)
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    return [regions == n for n in np.argsort(sizes)[::-1][:count]]
+
+
+def main() -> None:
+    """Evaluate, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
+    files = ScanFiles(*(args.folder / f"{name}.nii.gz" for name in names))
+    scan = load_scan(files, "rad", Params(), load_params(args.folder / "params.json"))
+    assert scan.truth_ppm is not None
+    field, geometry = scan.local_field_ppm, scan.geometry
+    maps = {
+        "msQSM": (scan.truth_ppm, []),
+        "TKD 0.12": (scan.mask * tkd(field, geometry, threshold=0.12, pad_voxels=8), []),
+        "TKD 0.2": (scan.mask * tkd(field, geometry, threshold=0.2, pad_voxels=8), []),
+    }
+    for model in args.models:
+        session = open_session(model, "openvino")
+        plan = plan_whole(scan.mask.shape, session.card.divisor)
+        outside = deviations(session.card.geometry, geometry)
+        maps[session.card.network] = (reconstruct(session, scan, plan, Stages()), outside)
+    (haemorrhage,) = largest_regions(scan.truth_ppm > 0.25, 1)
+    spots = largest_regions(scan.truth_ppm < -0.15, 6)
+    rows = [
+        {
+            "map": name,
+            "outside_training": outside,
+            "correlation_with_msqsm": round(correlation(chi, scan.truth_ppm, scan.mask), 3),
+            "field_residual": round(field_residual(chi, field, scan.mask, geometry), 3),
+            "std_ppm": round(float(chi[scan.mask].std()), 4),
+            "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
+            "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
+        }
+        for name, (chi, outside) in maps.items()
+    ]
+    for row in rows:
+        print(json.dumps(row))
+    if args.output:
+        args.output.write_text(json.dumps({"made_by": made_by(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
