@@ -63,10 +63,10 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
         "peak_gib": "peak memory [GiB]",
     }
     rows = list(dict.fromkeys(key for scores in columns.values() for key in scores))
-    print(f"\n{'':<40}" + "".join(f"{name:>18}" for name in columns))
+    print(f"\n{'':<40}" + "".join(f"{name:>20}" for name in columns))
     for row in rows:
         cells = [f"{scores[row]:.4g}" if row in scores else "-" for scores in columns.values()]
-        print(f"{names.get(row, row):<40}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{names.get(row, row):<40}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def main() -> None:
