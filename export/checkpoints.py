@@ -56,7 +56,8 @@ def load_state(path: Path) -> StateDict:
 
 def _load_pickle(path: Path) -> StateDict:
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # odd protocols
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(

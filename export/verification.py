@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import Verification
 from qsm_deploy.runtime.patches import Volume, plan_whole
-from qsm_deploy.runtime.session import Backend, open_session
+from qsm_deploy.runtime.pipeline import run_patch
+from qsm_deploy.runtime.session import Backend, Session, open_session
 
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))
@@ -60,16 +62,15 @@ def measure_differences(
         plan = plan_whole(shape, module.divisor)
         expected = plan.run(lambda volumes: run_module(module, volumes), inputs, mask)
         for backend, session in sessions.items():
-
-            def infer(volumes: list[Volume], session=session) -> Volume:  # type: ignore[no-untyped-def]
-                named = zip(spec.inputs, volumes, strict=True)
-                output: Volume = session.run({n: v[None, None] for n, v in named})[0, 0]
-                return output
-
+            infer = partial(_run_session, session, spec)
             got = plan.run(infer, inputs, mask)
             error = np.abs(got[mask].astype(np.float64) - expected[mask])
             differences.append(Difference(backend, shape, float(error.max()) * PPB))
     return differences
+
+
+def _run_session(session: Session, spec: NetworkSpec, volumes: list[Volume]) -> Volume:
+    return run_patch(session, dict(zip(spec.inputs, volumes, strict=True)))
 
 
 def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
