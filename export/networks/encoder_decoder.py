@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import require_keys
+from qsm_deploy.export.networks.blocks import conv_norm_relu, up_norm_relu
 
 
 class EncoderDecoder(nn.Module):
@@ -73,11 +74,7 @@ class DecoderLevel(nn.Module):
 
     def __init__(self, channels: int, channels_out: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(
-            nn.ConvTranspose3d(channels, channels, kernel_size=2, stride=2),
-            nn.BatchNorm3d(channels),
-            nn.ReLU(),
-        )
+        self.up = up_norm_relu(channels, channels)
         self.DecodeConv = _two_convs(2 * channels, channels, channels_out)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
@@ -116,12 +113,7 @@ def _named(key: str, module: nn.Module) -> nn.Sequential:
 
 
 def _two_convs(channels_in: int, channels_mid: int, channels_out: int) -> nn.Sequential:
-    """Two convolutions with batch normalisation (eps 1e-5) and ReLU, numbered straight through."""
+    """Two convolution blocks whose layers are numbered straight through, 0 to 5."""
     return nn.Sequential(
-        nn.Conv3d(channels_in, channels_mid, kernel_size=3, padding=1),
-        nn.BatchNorm3d(channels_mid),
-        nn.ReLU(),
-        nn.Conv3d(channels_mid, channels_out, kernel_size=3, padding=1),
-        nn.BatchNorm3d(channels_out),
-        nn.ReLU(),
+        *conv_norm_relu(channels_in, channels_mid), *conv_norm_relu(channels_mid, channels_out)
     )

@@ -1,0 +1,115 @@
+"""xQSM: a U-net of octave convolutions, added to the field.
+
+Gao et al., NMR Biomed 34:e4461 (2021), doi 10.1002/nbm.4461. The noise layers of its training are
+not part of inference. Attribute names are the authors', so that their checkpoint loads key by key.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.octave import (
+    Bands,
+    OctaveConv,
+    OctaveInput,
+    OctaveOutput,
+    OctaveUp,
+    concatenate,
+    pool,
+)
+
+
+class XQSM(Network):
+    """Local field to susceptibility, both (n, 1, x, y, z) in ppm.
+
+    Level i has ``base * 2**i`` channels in each band. The bottleneck doubles those of the coarsest
+    level and returns to them.
+
+    Parameters
+    ----------
+    base
+        Channels of the finest level in each of the two bands, half the number in the paper.
+    depth
+        Levels, each of which halves the resolution of both bands.
+    """
+
+    def __init__(self, base: int = 32, depth: int = 2) -> None:
+        super().__init__()
+        widths = [base * 2**level for level in range(depth)]
+        coarsest = widths[-1]
+        self.InputOct = _TwoConvs("EncodeConv", OctaveInput(1, base), OctaveConv(base, base))
+        self.EncodeConvs = nn.ModuleList(
+            _TwoConvs("EncodeConv", OctaveConv(before, c), OctaveConv(c, c))
+            for before, c in zip([base, *widths], widths, strict=False)
+        )
+        self.MidConv1 = _TwoConvs(
+            "MidConv", OctaveConv(coarsest, 2 * coarsest), OctaveConv(2 * coarsest, coarsest)
+        )
+        self.DecodeConvs = nn.ModuleList(
+            _DecoderLevel(c, after)
+            for c, after in zip(widths[::-1], [*widths[-2::-1], base], strict=True)
+        )
+        self.FinalOct = OctaveOutput(base, 2 * base)
+
+    @property
+    def divisor(self) -> int:
+        """Every spatial size must be a multiple of this; the low band doubles it."""
+        return int(2 ** (len(self.EncodeConvs) + 1))
+
+    def forward(self, local_field_ppm: Tensor) -> Tensor:
+        """Return ``chi_ppm`` of a (n, 1, x, y, z) field."""
+        bands: Bands = self.InputOct(local_field_ppm)
+        skips = []
+        for encode in self.EncodeConvs:
+            skips.append(encode(bands))
+            bands = pool(skips[-1])
+        bands = self.MidConv1(bands)
+        for decode, skip in zip(self.DecodeConvs, reversed(skips), strict=True):
+            bands = decode(bands, skip)
+        correction: Tensor = self.FinalOct(bands)
+        return correction + local_field_ppm
+
+
+class _TwoConvs(nn.Sequential):
+    """Two octave convolutions under the keys ``{name}1`` and ``{name}2``."""
+
+    def __init__(self, name: str, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.add_module(f"{name}1", first)
+        self.add_module(f"{name}2", second)
+
+
+class _DecoderLevel(nn.Module):
+    """Double the resolution at the same channels, append the skip, convolve twice."""
+
+    def __init__(self, channels: int, channels_out: int) -> None:
+        super().__init__()
+        self.up = OctaveUp(channels)
+        self.DecodeConv1 = OctaveConv(2 * channels, channels)
+        self.DecodeConv2 = OctaveConv(channels, channels_out)
+
+    def forward(self, coarse: Bands, skip: Bands) -> Bands:
+        """Map bands and a skip of twice their resolution to bands of the skip's."""
+        bands: Bands = self.DecodeConv2(self.DecodeConv1(concatenate(self.up(coarse), skip)))
+        return bands
+
+
+def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> XQSM:
+    """Build the network that a state dict describes, its width and depth read off the shapes.
+
+    Raises
+    ------
+    WeightsError
+        If a key is missing, left over or of the wrong shape.
+    """
+    first = "InputOct.EncodeConv1.convHH.weight"
+    levels = "EncodeConvs.{}.EncodeConv1.convHH.weight"
+    require_keys(state, [first, levels.format(0)], "xqsm")
+    depth = 1
+    while levels.format(depth) in state:
+        depth += 1
+    network = XQSM(state[first].shape[0], depth)
+    load_strictly(network, state)
+    return network.eval()
