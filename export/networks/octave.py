@@ -1,15 +1,15 @@
 """Octave convolutions: features in two bands, full resolution and half, that exchange.
 
-Each branch is normalised by itself before the branches of a band are added and rectified. From
-the low to the high band the order is convolution, up-sampling, normalisation. Attribute names are
-those of the xQSM authors, so that their checkpoints load key by key.
+In a convolution each branch is normalised by itself before the branches of a band are added and
+rectified; from the low to the high band the order is convolution, up-sampling, normalisation.
+Attribute names are those of the xQSM authors, so that their checkpoints load key by key.
 
 Gao et al., NMR Biomed 34:e4461 (2021), doi 10.1002/nbm.4461.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool3d, max_pool3d
+from torch.nn.functional import avg_pool3d, batch_norm, max_pool3d
 
 # (n, c, x, y, z) and (n, c, x/2, y/2, z/2)
 Bands = tuple[Tensor, Tensor]
@@ -98,16 +98,20 @@ class OctaveOutput(nn.Module):
 
 
 class OctaveUp(nn.Module):
-    """Double the resolution of both bands, whose channels stay.
+    """Double the resolution of both bands, whose channels stay. Inference only.
 
     The high band of the input has the resolution of the low band of the output, so that one needs
-    no up-sampling on that way, and a factor of 4 on the opposite one.
+    no up-sampling on that way, and a factor of 4 on the opposite one. Here, unlike elsewhere, the
+    branches are normalised after they are added. With fixed statistics that equals normalising one
+    and scaling the other, and so both fold into the convolutions when exported.
 
     Parameters
     ----------
     channels
         Of each band.
     """
+
+    zero: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,13 +121,18 @@ class OctaveUp(nn.Module):
         self.up_LL = _up(channels)
         self.up_HL = _conv(channels, channels)
         self.BN_L = nn.BatchNorm3d(channels)
+        self.register_buffer("zero", torch.zeros(channels), persistent=False)
 
     def forward(self, bands: Bands) -> Bands:
         """Map two bands to two of twice the resolution."""
         high, low = bands
-        to_high = self.BN_H(self.up_HH(high) + self.up_LH(low))
-        to_low = self.BN_L(self.up_LL(low) + self.up_HL(high))
+        to_high = self.BN_H(self.up_HH(high)) + self._scale(self.up_LH(low), self.BN_H)
+        to_low = self.BN_L(self.up_LL(low)) + self._scale(self.up_HL(high), self.BN_L)
         return torch.relu(to_high), torch.relu(to_low)
+
+    def _scale(self, x: Tensor, norm: nn.BatchNorm3d) -> Tensor:
+        """Multiply by the factor of a normalisation, without its offset."""
+        return batch_norm(x, self.zero, norm.running_var, norm.weight, self.zero, eps=norm.eps)
 
 
 def pool(bands: Bands) -> Bands:

@@ -23,6 +23,12 @@ SUBSETS = {
         "output_v2": ("iqsm_v2_learnableLoT", "output"),
     },
     "iqsm_plus": {"output": ("iqsm_plus_v1", "output")},
+    "xqsm": {"output": ("xqsm", "output")},
+    "xqsm_unet": {"output": ("xqsm_unet", "output")},
+    "after_qsm": {
+        "output_recon": ("after_recon_unet", "output"),
+        "output_refine": ("after_refine", "output"),
+    },
 }
 
 
