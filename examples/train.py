@@ -50,7 +50,7 @@ class Recipe:
 
 RECIPES = {
     "tkd-unet": Recipe(
-        heads=10,
+        heads=16,
         shapes=14,
         axial_1mm=False,
         uses_tkd=True,

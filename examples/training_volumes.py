@@ -48,7 +48,7 @@ def random_geometry(rng: np.random.Generator, extent_mm: float, *, axial_1mm: bo
         n = round(extent_mm)
         return Geometry((n, n, n))
     in_plane = rng.uniform(0.7, 1.1)
-    slice_mm = rng.choice([in_plane, rng.uniform(1.0, 3.0)])
+    slice_mm = rng.choice([in_plane, rng.uniform(1.0, 3.0)], p=[0.3, 0.7])
     tilt = rng.choice([0.0, np.radians(rng.uniform(0, 60))])
     azimuth = rng.uniform(0, 2 * np.pi)
     direction = (np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt))

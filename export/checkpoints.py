@@ -4,8 +4,9 @@ import hashlib
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from qsm_deploy.kernels.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
+STATE_SUFFIX = "_model_state"  # of the names under which one file holds several state dicts
 # what torch's unpickler raises on damaged bytes, found by damaging them
 DAMAGED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError),
@@ -23,38 +25,64 @@ DAMAGED = (
 StateDict = dict[str, Tensor]
 
 
-def load_state(path: Path) -> StateDict:
-    """Read a PyTorch or safetensors state dict, as float32, without the ``module.`` prefix.
+def load_state(*paths: Path) -> StateDict:
+    """Read the file or files of one network, as float32, without the ``module.`` prefix.
+
+    PyTorch pickles, safetensors, Keras ``.h5`` and ``.npz`` of TensorFlow variables. Several
+    files are one network in parts. Of a pickle with several state dicts each key gets the name of
+    its own in front.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, holds anything but tensors by name, or is a pickle with
-        code in it (nothing of which is run).
+        If a file is missing, damaged, holds anything but tensors by name, or is a pickle with
+        code in it (nothing of which is run), or two files share a key.
     """
+    state: StateDict = {}
+    for path in paths:
+        part = _load_file(path)
+        if twice := state.keys() & part.keys():
+            raise WeightsError(
+                f"{path}: has the key {min(twice)}, as another of the files; pass each file once"
+            )
+        state |= part
+    return state
+
+
+def _load_file(path: Path) -> StateDict:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
-    if path.suffix == ".safetensors":
-        try:
-            content = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-    else:
-        content = _load_pickle(path)
+    content = _reader(path.suffix.lower())(path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
-            content = dict(content[wrapper])
-    strangers = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers or not content:
+            content = content[wrapper]
+            break
+    named = _without_prefix(content)
+    for name, value in content.items():
+        if isinstance(value, Mapping) and name.endswith(STATE_SUFFIX):
+            del named[name]
+            named |= {f"{name}.{key}": v for key, v in _without_prefix(value).items()}
+    strangers = [key for key, value in named.items() if not isinstance(value, Tensor)]
+    if strangers or not named:
         what = f"{strangers[0]!r} is not a tensor" if strangers else "it is empty"
         raise WeightsError(f"{path}: not a state dict ({what}); save model.state_dict()")
     return {
-        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
-        for key, value in content.items()
+        key: value.float() if value.is_floating_point() else value for key, value in named.items()
     }
 
 
-def _load_pickle(path: Path) -> StateDict:
+def _without_prefix(content: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _load_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # odd protocols
@@ -71,6 +99,20 @@ def _load_pickle(path: Path) -> StateDict:
             f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()"
         )
     return dict(content)
+
+
+def _reader(suffix: str) -> Callable[[Path], Mapping[str, Any]]:
+    if suffix == ".safetensors":
+        return _load_safetensors
+    if suffix in (".h5", ".hdf5", ".keras"):
+        from qsm_deploy.export.keras_h5 import load_keras_h5
+
+        return load_keras_h5
+    if suffix == ".npz":
+        from qsm_deploy.export.npz_state import load_npz
+
+        return load_npz
+    return _load_pickle
 
 
 def load_strictly(
@@ -98,7 +140,7 @@ def load_strictly(
     if missing := [key for key in own if key not in given]:
         raise WeightsError(
             f"the weights lack {len(missing)} of {name}'s keys, the first is {missing[0]}; "
-            "pass the file for this network"
+            "pass the whole file of this network"
         )
     if left := [key for key in given if key not in own]:
         raise WeightsError(
@@ -114,6 +156,21 @@ def load_strictly(
         if not torch.isfinite(given[key]).all():
             raise WeightsError(f"{key} holds NaN or infinite values; get the file again")
     module.load_state_dict(given)
+
+
+def require_keys(state: Mapping[str, Tensor], keys: Sequence[str], name: str) -> None:
+    """Check for the keys that a network's size is read from.
+
+    Raises
+    ------
+    WeightsError
+        If one is missing.
+    """
+    if missing := [key for key in keys if key not in state]:
+        seen = ", ".join(list(state)[:2])
+        raise WeightsError(
+            f"these are not the weights of {name}: no {missing[0]} (found {seen}, ...)"
+        )
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

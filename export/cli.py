@@ -1,10 +1,11 @@
 """``qsm-export``: a network's weights in, a verified ONNX file out."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
@@ -15,8 +16,11 @@ GATE_PPB = 0.01
 EPILOG = """\
 examples:
   qsm-export --list
+  qsm-export --describe model_IR2Unet.pth
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
+  qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
+  qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
 
 exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot become ONNX or a missing library,
 5 differs from PyTorch, 7 weights, 130 interrupted
@@ -26,7 +30,11 @@ exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot become ONNX or a m
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = parser().parse_args(argv)
-    return run_command(NAME, lambda: _list(arguments) if arguments.list else _export(arguments))
+    if arguments.list:
+        return run_command(NAME, lambda: _list(arguments))
+    if arguments.describe is not None:
+        return run_command(NAME, lambda: _describe(arguments))
+    return run_command(NAME, lambda: _export(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,14 +46,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--model", metavar="NAME", help="the network; --list names them")
-    p.add_argument("--weights", type=Path, help="its state dict; else the bundled one")
-    p.add_argument("-o", "--output", type=Path, help="ONNX file; default NAME-fp32.onnx")
     p.add_argument(
-        "--residual",
-        choices=("input", "iteration"),
-        help="what ir2qsm adds to each iteration: the field (default, as published) or that "
-        "iteration's own input",
+        "--weights",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="the authors' file, or files where there are several; else the bundled one",
     )
+    p.add_argument("-o", "--output", type=Path, help="ONNX file; default NAME-fp32.onnx")
+    _add_choices(p.add_argument_group("what the weights do not say"))
     p.add_argument(
         "--gate-ppb",
         type=_positive,
@@ -57,7 +66,44 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="the result as one JSON object")
     p.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     p.add_argument("--list", action="store_true", help="show the known networks and leave")
+    p.add_argument(
+        "--describe", type=Path, metavar="FILE", help="say what a checkpoint or model is, and leave"
+    )
     return p
+
+
+def _add_choices(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--residual",
+        choices=("input", "iteration"),
+        help="what ir2qsm adds to each iteration: the field (default, as published) or that "
+        "iteration's own input",
+    )
+    group.add_argument(
+        "--form",
+        choices=("unrolled", "split"),
+        help="lpcnn, modl-qsm: everything in the graph (default), or the CNN alone, which runs in "
+        "patches while the runtime does the Fourier steps on the whole volume",
+    )
+    group.add_argument(
+        "--orientations", choices=("1", "2", "3"), help="fields that lpcnn takes, default 1"
+    )
+    group.add_argument("--part", choices=("recon", "refine"), help="which CNN of after-qsm")
+    group.add_argument(
+        "--normalisation",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=(),
+        help="the authors' .mat or .npy files of means, standard deviations and network settings",
+    )
+    group.add_argument(
+        "--b0-direction",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="in voxel axes; iqsm-plus is folded for this one",
+    )
 
 
 def _positive(text: str) -> float:
@@ -68,25 +114,18 @@ def _positive(text: str) -> float:
 
 
 def _list(arguments: argparse.Namespace) -> str:
-    from qsm_deploy.export.registry import REGISTRY
+    from qsm_deploy.export.listing import list_rows, list_text
 
-    rows = [
-        {
-            "network": spec.name,
-            "bundled_weights": spec.bundled[1].source if spec.bundled else None,
-            "published_weights": spec.published.source,
-            "licence": spec.published.licence,
-            "doi": spec.doi,
-        }
-        for spec in REGISTRY.values()
-    ]
-    if arguments.json:
-        return json.dumps(rows)
-    lines = []
-    for row in rows:
-        lines.append(str(row.pop("network")))
-        lines += [f"  {k.replace('_', ' '):18}{value or 'none'}" for k, value in row.items()]
-    return "\n".join(lines)
+    rows = list_rows()
+    return json.dumps(rows) if arguments.json else list_text(rows)
+
+
+def _describe(arguments: argparse.Namespace) -> str:
+    with _export_extra():
+        from qsm_deploy.export.describe import describe, describe_text
+
+        found = describe(arguments.describe)
+    return json.dumps(found) if arguments.json else describe_text(found)
 
 
 def _export(arguments: argparse.Namespace) -> str:
@@ -99,29 +138,37 @@ def _export(arguments: argparse.Namespace) -> str:
     if arguments.model is None:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
-    options = spec.chosen_options({"residual": arguments.residual})
+    options = spec.chosen_options(
+        {name: getattr(arguments, name) for name in ("residual", "form", "orientations", "part")}
+    )
     output = arguments.output or Path(f"{spec.name}-fp32.onnx")
     if output.suffix != ".onnx":
         raise UsageError(f"-o {output}: the output is an ONNX file; give it the suffix .onnx")
     weights, licence = arguments.weights, spec.published.licence
     if weights is None:
-        weights = spec.bundled_file()
+        weights = [spec.bundled_file()]
         if spec.bundled:
             licence = spec.bundled[1].licence
             say(f"no --weights: taking the bundled ones, {spec.bundled[1].source}")
-    try:
+    with _export_extra():
         from qsm_deploy.export.checkpoints import load_state
         from qsm_deploy.export.export_network import export_network
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("qsm_deploy"):
-            raise
-        raise MissingDependencyError(error.name or "torch", "export", NAME) from error
+        from qsm_deploy.export.networks.network import Choices
+        from qsm_deploy.export.normalisation import load_normalisation
+
+        state = load_state(*weights)
+        direction = arguments.b0_direction
+        choices = Choices(
+            options,
+            load_normalisation(arguments.normalisation),
+            None if direction is None else unit_vector(direction),
+        )
     exported = export_network(
         spec,
-        load_state(weights),
+        state,
         output,
         licence=licence,
-        options=options,
+        choices=choices,
         gate_ppb=arguments.gate_ppb,
         force=arguments.force,
         say=say,
@@ -143,6 +190,31 @@ def _export(arguments: argparse.Namespace) -> str:
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}"
     )
+
+
+@contextlib.contextmanager
+def _export_extra() -> Iterator[None]:
+    """Turn a library that is not there into the name of the extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("qsm_deploy"):
+            raise
+        raise MissingDependencyError(error.name or "torch", "export", NAME) from error
+
+
+def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:
+    """Return a B0 direction with norm one.
+
+    Raises
+    ------
+    GeometryError
+        If it has no direction.
+    """
+    from qsm_deploy.kernels.geometry import Geometry
+
+    x, y, z = direction
+    return Geometry((1, 1, 1), b0_direction=(x, y, z)).b0_direction
 
 
 def _size(shape: tuple[int, int, int]) -> str:

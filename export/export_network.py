@@ -2,29 +2,31 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import StateDict, state_sha256
+from qsm_deploy.export.measurement_cache import cached_receptive_field
 from qsm_deploy.export.memory_use import measure_memory
-from qsm_deploy.export.onnx_export import OUTPUT, onnx_from_module, with_card
+from qsm_deploy.export.network_spec import NetworkSpec
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.receptive_field import measure_receptive_field
-from qsm_deploy.export.registry import NetworkSpec
 from qsm_deploy.export.verification import Difference, apply_gate, measure_differences
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import (
     SCHEMA,
+    UNROLLED,
     MemoryUse,
     ModelCard,
     ReceptiveField,
-    TensorInfo,
     Verification,
 )
 from qsm_deploy.runtime.provenance import made_by
 from qsm_deploy.runtime.session import installed_backends
-
-VOLUME = ("n", 1, "x", "y", "z")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def export_network(
     output: Path,
     *,
     licence: str,
-    options: Mapping[str, str],
+    choices: Choices,
     gate_ppb: float,
     force: bool = False,
     say: Callable[[str], None] = lambda stage: None,
@@ -61,8 +63,8 @@ def export_network(
         The file to write, ``.onnx``; the card goes to ``.json`` beside it.
     licence
         Of the weights.
-    options
-        A value for each of the network's options.
+    choices
+        What the user chose of what the weights do not say.
     gate_ppb
         Largest in-mask difference from PyTorch that passes [ppb].
     force
@@ -84,23 +86,25 @@ def export_network(
     card_path = output.with_suffix(".json")
     for path in (output, card_path):
         check_writable(path, force=force)
-    module = spec.build(state, options)
+    module = build_network(spec, state, choices)
     backends = installed_backends()
     say("tracing")
-    model = onnx_from_module(module, spec.inputs)
-    card = _provisional_card(spec, module.divisor, options, licence, state_sha256(state))
+    model = onnx_from_module(module)
+    card = provisional_card(spec, module, choices, licence, state_sha256(state))
     with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(with_card(model, card))
         say(f"verifying against PyTorch in {' and '.join(backends)}")
-        differences = measure_differences(draft, module, spec, backends)
+        differences = measure_differences(draft, module, card, backends)
         verified = apply_gate(differences, gate_ppb)
         say("measuring the receptive field")
-        receptive_field = measure_receptive_field(module, spec)
+        receptive_field = cached_receptive_field(
+            card, lambda: measure_receptive_field(module, card)
+        )
         memory: dict[str, MemoryUse] = {}
         for backend in backends:
             say(f"measuring the memory of {backend}")
-            memory[backend] = measure_memory(draft, backend)
+            memory[backend] = measure_memory(draft, card, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
     data = with_card(model, card)
     write_atomically(output, data, force=force)
@@ -112,23 +116,30 @@ def _for_people(card: ModelCard) -> str:
     return json.dumps(json.loads(card.to_json()), indent=2) + "\n"
 
 
-def _provisional_card(
-    spec: NetworkSpec, divisor: int, options: Mapping[str, str], licence: str, sha256: str
+def provisional_card(
+    spec: NetworkSpec, module: Network, choices: Choices, licence: str, sha256: str
 ) -> ModelCard:
     """Return the card as far as it is known before anything is measured."""
+    patchable: Literal["yes", "no", "split"] = "yes" if module.why_whole is None else "no"
+    if module.pipeline in UNROLLED:
+        patchable = "split"
+    unknown = None if patchable == "no" else 0
     return ModelCard(
         schema=SCHEMA,
         network=spec.name,
-        task="local_field->chi",
-        pipeline=spec.pipeline,
-        inputs=tuple(TensorInfo(name, "ppm", VOLUME) for name in spec.inputs),
-        output=TensorInfo(OUTPUT, "ppm", VOLUME),
-        divisor=divisor,
-        patchable="yes",
-        receptive_field=ReceptiveField(0, 0, 0.0),
-        geometry=spec.geometry,
-        tkd=spec.tkd,
-        options=dict(options),
+        task="phase->chi" if module.inputs[0].name == "phase_rad" else "local_field->chi",
+        pipeline=module.pipeline,
+        inputs=module.inputs,
+        output=module.output,
+        divisor=module.divisor,
+        patchable=patchable,
+        why_whole=module.why_whole,
+        receptive_field=ReceptiveField(unknown, unknown, 0.0),
+        geometry=module.geometry,
+        tkd=module.tkd,
+        normalisation=dict(module.normalisation),
+        constants=dict(module.constants),
+        options=dict(choices.options),
         precision="fp32",
         memory={},
         verified=Verification("none", 0.0, ()),

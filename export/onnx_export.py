@@ -2,31 +2,31 @@
 
 import contextlib
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 import torch
+from torch import Tensor
 from torch.export import Dim
 
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import ExportError
-from qsm_deploy.runtime.card import METADATA_KEY, ModelCard
+from qsm_deploy.runtime.card import METADATA_KEY, ModelCard, TensorInfo
 
-OUTPUT = "chi_ppm"
+SMALLEST_CELL = 4  # sizes of 0, 1 and 2 make the tracer take a special case for the general one
 TRAINING_ONLY = frozenset({"BatchNormalization", "Dropout", "RandomNormal", "RandomNormalLike"})
 
 
-def onnx_from_module(module: Network, inputs: Sequence[str]) -> onnx.ModelProto:
+def onnx_from_module(module: Network) -> onnx.ModelProto:
     """Trace a network for any batch and any spatial size that its divisor divides.
 
     Parameters
     ----------
     module
-        In evaluation mode; takes (n, 1, x, y, z) tensors, returns one.
-    inputs
-        Their names, in order.
+        In evaluation mode.
 
     Returns
     -------
@@ -39,38 +39,52 @@ def onnx_from_module(module: Network, inputs: Sequence[str]) -> onnx.ModelProto:
     ExportError
         If the network cannot be traced, or the graph still holds training or noise.
     """
+    name = type(module).__name__
     if module.training:
-        raise ExportError(f"{type(module).__name__} is in training mode; call .eval() on it")
+        raise ExportError(f"{name} is in training mode; call .eval() on it")
     divisor = module.divisor
+    cell = divisor * math.ceil(SMALLEST_CELL / divisor)
+    sizes = {"n": 2, "x": 2 * cell, "y": 3 * cell, "z": 4 * cell}
     axes: dict[int, Any] = {0: Dim("n")}
-    axes |= {2 + i: divisor * Dim(name) for i, name in enumerate("xyz")}
-    # one tensor for each: a tensor given twice would become one input used twice
-    examples = tuple(torch.zeros(2, 1, 2 * divisor, 3 * divisor, 4 * divisor) for _ in inputs)
+    axes |= {
+        2 + i: divisor * Dim(axis) if divisor > 1 else Dim(axis) for i, axis in enumerate("xyz")
+    }
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
                 module,
-                examples,
+                tuple(example_tensors(module.inputs, sizes)),
                 dynamo=True,
-                dynamic_shapes={name: axes for name in inputs},
-                input_names=list(inputs),
-                output_names=[OUTPUT],
+                dynamic_shapes=tuple(axes if t.is_volume else None for t in module.inputs),
+                input_names=[tensor.name for tensor in module.inputs],
+                output_names=[module.output.name],
                 verbose=False,
             )
         if program is None:
-            raise ExportError(f"{type(module).__name__}: the exporter returned nothing")
+            raise ExportError(f"{name}: the exporter returned nothing")
         model = program.model_proto
         _strip_notes(model)
         onnx.checker.check_model(model, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"{type(module).__name__} cannot become ONNX: {reason}") from error
+        raise ExportError(f"{name} cannot become ONNX: {reason}") from error
     if left := TRAINING_ONLY & {node.op_type for node in model.graph.node}:
         raise ExportError(
-            f"{type(module).__name__}: the graph holds {', '.join(sorted(left))}; "
+            f"{name}: the graph holds {', '.join(sorted(left))}; "
             "take training and noise out of the module"
         )
     return model
+
+
+def example_tensors(inputs: Sequence[TensorInfo], sizes: Mapping[str, int]) -> list[Tensor]:
+    """Return a tensor of ones for each input, its letters replaced by ``sizes``.
+
+    One tensor for each: a tensor given twice would become one input used twice.
+    """
+    return [
+        torch.ones([sizes[n] if isinstance(n, str) else n for n in tensor.shape])
+        for tensor in inputs
+    ]
 
 
 def with_card(model: onnx.ModelProto, card: ModelCard) -> bytes:

@@ -5,10 +5,13 @@ import torch
 from numpy.typing import NDArray
 
 from qsm_deploy.export.networks.network import Network
-from qsm_deploy.export.registry import NetworkSpec
-from qsm_deploy.export.verification import phantom_inputs
+from qsm_deploy.export.onnx_export import example_tensors
+from qsm_deploy.export.verification import phantom_scan
+from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import ExportError
-from qsm_deploy.runtime.card import ReceptiveField
+from qsm_deploy.runtime.card import ModelCard, ReceptiveField
+from qsm_deploy.runtime.pipeline import network_inputs
+from qsm_deploy.runtime.scan import Scan
 
 ENERGY_KEPT = 0.999999
 LONGEST = 4096
@@ -19,13 +22,16 @@ HEAD = (160, 160, 192)  # the phantom it is cut from: in a smaller one the box i
 OFF_CENTRE = ((0, 0, 0), (3, -5, 6))
 
 
-def measure_receptive_field(module: Network, spec: NetworkSpec) -> ReceptiveField:
+def measure_receptive_field(module: Network, card: ModelCard) -> ReceptiveField:
     """Return the theoretical receptive field and the measured halo [voxels to each side]."""
-    theoretical = theoretical_receptive_field(module, len(spec.inputs))
-    return ReceptiveField(theoretical, min(theoretical, effective_halo(module, spec)), ENERGY_KEPT)
+    if module.why_whole is not None:
+        return ReceptiveField(None, None, ENERGY_KEPT)
+    theoretical = theoretical_receptive_field(module)
+    halo = min(theoretical, effective_halo(module, card, theoretical))
+    return ReceptiveField(theoretical, halo, ENERGY_KEPT)
 
 
-def theoretical_receptive_field(module: Network, inputs: int) -> int:
+def theoretical_receptive_field(module: Network) -> int:
     """Return how far one input voxel reaches at most, over all positions on the pooling grid.
 
     A NaN spreads through every layer exactly as far as the layer looks, whatever the weights;
@@ -40,11 +46,13 @@ def theoretical_receptive_field(module: Network, inputs: int) -> int:
     length = 32 * divisor
     while length <= LONGEST:
         middle = length // 2
-        volume = torch.zeros(divisor, 1, length, divisor, divisor)
-        for i in range(divisor):
-            volume[i, 0, middle + i] = float("nan")
+        sizes = {"n": divisor, "x": length, "y": divisor, "z": divisor}
+        tensors = example_tensors(module.inputs, sizes)
+        for tensor, info in zip(tensors, module.inputs, strict=True):
+            for i in range(divisor if info.is_volume and info.name != "mask" else 0):
+                tensor[i, :, middle + i] = float("nan")
         with torch.inference_mode():
-            reached = module(*[volume] * inputs).isnan().any(dim=-1).any(dim=-1)[:, 0]
+            reached = module(*tensors).isnan().any(dim=-1).any(dim=-1).any(dim=1)
         distance = [
             int((torch.nonzero(row)[:, 0] - middle - i).abs().max())
             for i, row in enumerate(reached)
@@ -58,15 +66,22 @@ def theoretical_receptive_field(module: Network, inputs: int) -> int:
     )
 
 
-def effective_halo(module: Network, spec: NetworkSpec) -> int:
+def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     """Return the distance that holds nearly all energy of the input gradient of one voxel.
 
     Distance is the largest over the axes, as a patch has its halo; the gradient is that of the
     phantom's field, the largest of a few voxels counts.
     """
-    _, volumes, _ = next(phantom_inputs(spec, (HEAD,)))
-    x, y, z = (slice((n - b) // 2, (n + b) // 2) for n, b in zip(HEAD, BOX, strict=True))
-    tensors = [torch.tensor(v[x, y, z])[None, None].requires_grad_() for v in volumes]
+    scan = phantom_scan(card, HEAD)
+    inputs = _prior_input(card, scan) if card.patchable == "split" else network_inputs(card, scan)
+    box = [min(b, card.divisor * -(-(2 * theoretical + 16) // card.divisor)) for b in BOX]
+    x, y, z = (slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(HEAD, box, strict=True))
+    tensors, sources = [], []
+    for name, value in inputs.items():
+        tensor = torch.from_numpy(value[:, x, y, z].copy()[None] if value.ndim == 4 else value)
+        tensors.append(tensor)
+        if value.ndim == 4 and name != "mask":
+            sources.append(tensor.requires_grad_())
     trained = [p for p in module.parameters() if p.requires_grad]
     for parameter in trained:  # keeps activations from being stored for the weights' gradients
         parameter.requires_grad_(False)
@@ -74,14 +89,23 @@ def effective_halo(module: Network, spec: NetworkSpec) -> int:
         output = module(*tensors)
         halos = []
         for offset in OFF_CENTRE:
-            i, j, k = (n // 2 + o for n, o in zip(BOX, offset, strict=True))
-            gradients = torch.autograd.grad(output[0, 0, i, j, k], tensors, retain_graph=True)
-            energy = sum((g[0, 0].double().numpy() ** 2 for g in gradients), np.zeros(BOX))
+            i, j, k = (n // 2 + o for n, o in zip(box, offset, strict=True))
+            gradients = torch.autograd.grad(output[0, 0, i, j, k], sources, retain_graph=True)
+            energy = sum(
+                ((g[0].double().numpy() ** 2).sum(axis=0) for g in gradients), np.zeros(box)
+            )
             halos.append(_radius_of_energy(energy, (i, j, k)))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
     return max(halos)
+
+
+def _prior_input(card: ModelCard, scan: Scan) -> dict[str, NDArray[np.float32]]:
+    """Return what the CNN of an unrolled network sees: a map of unit spread, zero outside."""
+    chi = scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.2)
+    channels = int(card.inputs[0].shape[1])
+    return {card.inputs[0].name: np.stack([chi / chi[scan.mask].std()] * channels)}
 
 
 def _radius_of_energy(energy: NDArray[np.float64], centre: tuple[int, int, int]) -> int:

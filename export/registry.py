@@ -1,161 +1,213 @@
-"""The networks that can be exported, and everything about each that its weights do not say."""
+"""The networks that can be exported."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection
 
-from qsm_deploy.kernels.errors import UsageError, WeightsError
-from qsm_deploy.runtime.card import GeometryLimits, TkdSettings
-
-if TYPE_CHECKING:  # listing the networks must not cost the import of torch
-    from torch import Tensor
-
-    from qsm_deploy.export.networks.network import Network
-
-WEIGHTS_FOLDER = Path(__file__).with_name("weights")
-ANY_GEOMETRY = GeometryLimits(None, None, None, None)
-AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where weights come from, and under which licence."""
-
-    source: str
-    licence: str
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """One network.
-
-    Attributes
-    ----------
-    name
-        What ``--model`` calls it.
-    build
-        Makes the module, in evaluation mode, from a state dict and the chosen options.
-    pipeline
-        What the runtime does besides running the graph.
-    geometry
-        The grids it was trained for.
-    published
-        The weights of its authors.
-    doi
-        Of the paper that describes it.
-    tkd
-        Settings of the second input of a ``tkd+cnn`` pipeline.
-    options
-        The choices it offers, the default first.
-    bundled
-        A file in the weights folder and where it comes from, if weights come along.
-    """
-
-    name: str
-    build: "Callable[[Mapping[str, Tensor], Mapping[str, str]], Network]"
-    pipeline: Literal["cnn", "tkd+cnn"]
-    geometry: GeometryLimits
-    published: Weights
-    doi: str | None = None
-    tkd: TkdSettings | None = None
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    bundled: tuple[str, Weights] | None = None
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the graph's inputs."""
-        return ("local_field_ppm", "tkd_chi_ppm")[: 1 + (self.pipeline == "tkd+cnn")]
-
-    def bundled_file(self) -> Path:
-        """Return the weights that come with this package.
-
-        Raises
-        ------
-        WeightsError
-            If there are none; the message names the authors' source.
-        """
-        if self.bundled and (path := WEIGHTS_FOLDER / self.bundled[0]).is_file():
-            return path
-        raise WeightsError(
-            f"no weights of {self.name} are bundled; get them at {self.published.source} "
-            "and pass the file with --weights"
-        )
-
-    def chosen_options(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
-        """Return a value for every option, the default where none was chosen.
-
-        Raises
-        ------
-        UsageError
-            If an option was chosen that this network does not have, or a value it does not know.
-        """
-        given = {name: value for name, value in chosen.items() if value is not None}
-        for name, value in given.items():
-            if value not in self.options.get(name, ()):
-                known = ", ".join(f"--{n} {'|'.join(v)}" for n, v in self.options.items())
-                raise UsageError(
-                    f"--{name} {value} is no option of {self.name}, which has {known or 'none'}"
-                )
-        return {name: given.get(name, values[0]) for name, values in self.options.items()}
-
-
-def _build_ir2qsm(state: "Mapping[str, Tensor]", options: Mapping[str, str]) -> "Network":
-    from qsm_deploy.export.checkpoints import load_strictly
-    from qsm_deploy.export.networks.ir2qsm import ir2qsm_from_state, unused_keys
-
-    residual: Literal["input", "iteration"] = (
-        "iteration" if options.get("residual") == "iteration" else "input"
-    )
-    network = ir2qsm_from_state(state, residual)
-    load_strictly(network, state, unused_keys(network.levels))
-    return network.eval()
-
-
-def _build_tkd_unet(state: "Mapping[str, Tensor]", options: Mapping[str, str]) -> "Network":
-    from qsm_deploy.export.checkpoints import load_strictly
-    from qsm_deploy.export.networks.tkd_unet import tkd_unet_from_state
-
-    network = tkd_unet_from_state(state)
-    load_strictly(network, state)
-    return network.eval()
-
+from qsm_deploy.export.network_spec import NetworkSpec, Weights
+from qsm_deploy.kernels.errors import UsageError
 
 OWN_LICENCE = "as qsm-deploy"
-REGISTRY = {
-    spec.name: spec
-    for spec in (
-        NetworkSpec(
-            name="ir2qsm",
-            build=_build_ir2qsm,
-            pipeline="cnn",
-            geometry=AXIAL_1MM,
-            published=Weights(
-                "https://drive.google.com/file/d/1EGZGxdgVWI8r0RlyfjP-xQyOL88vLeDf "
-                "(model_IR2Unet.pth)",
-                "none declared",
-            ),
-            doi="10.1002/mp.17747",
-            options={"residual": ("input", "iteration")},
-            bundled=(
-                "ir2qsm-demo.safetensors",
-                Weights("a half-width demo trained by examples/train.py", OWN_LICENCE),
-            ),
+FIELD = ("local_field_ppm",)
+FIELD_MASK = (*FIELD, "mask")
+PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
+FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
+FORM = ("unrolled", "split")
+
+SPECS = (
+    NetworkSpec(
+        name="ir2qsm",
+        module="ir2qsm",
+        inputs=FIELD,
+        parameters=10_050_553,
+        divisor=8,
+        gmac_64=150.90,
+        marks=("iteration0_middle.out_gate.conv.0.bias",),
+        published=Weights(
+            "https://drive.google.com/file/d/1EGZGxdgVWI8r0RlyfjP-xQyOL88vLeDf (model_IR2Unet.pth)",
+            "none declared",
         ),
-        NetworkSpec(
-            name="tkd-unet",
-            build=_build_tkd_unet,
-            pipeline="tkd+cnn",
-            geometry=ANY_GEOMETRY,
-            published=Weights("examples/train.py, which trains them", OWN_LICENCE),
-            tkd=TkdSettings(threshold=0.12, pad_voxels=8, masked=True),
-            bundled=(
-                "tkd-unet.safetensors",
-                Weights("trained by examples/train.py", OWN_LICENCE),
-            ),
+        doi="10.1002/mp.17747",
+        options={"residual": ("input", "iteration")},
+        bundled=(
+            "ir2qsm-demo.safetensors",
+            Weights("a half-width demo trained by examples/train.py", OWN_LICENCE),
         ),
-    )
-}
+    ),
+    NetworkSpec(
+        name="tkd-unet",
+        module="tkd_unet",
+        inputs=(*FIELD, "tkd_chi_ppm"),
+        parameters=85_192,
+        divisor=4,
+        gmac_64=4.42,
+        marks=("encoder.0.0.weight", "last.weight"),
+        published=Weights("examples/train.py, which trains them", OWN_LICENCE),
+        bundled=(
+            "tkd-unet.safetensors",
+            Weights("trained by examples/train.py", OWN_LICENCE),
+        ),
+    ),
+    NetworkSpec(
+        name="loopnet",
+        module="loopnet",
+        inputs=FIELD,
+        parameters=6_336_097,
+        divisor=16,
+        gmac_64=75.88,
+        marks=("e1.0.0.weight", "d1.0.0.weight"),
+        published=Weights("nowhere: a reconstruction from the abstract, see docs/loopnet.md", "-"),
+    ),
+    NetworkSpec(
+        name="xqsm",
+        module="xqsm",
+        inputs=FIELD,
+        parameters=5_215_681,
+        divisor=8,
+        gmac_64=103.95,
+        marks=("InputOct.EncodeConv1.convHH.weight",),
+        published=Weights(
+            "https://github.com/sunhongfu/xQSM/releases (v1.0-demo, xQSM_invivo.pth)", "GPL-3.0"
+        ),
+        doi="10.1002/nbm.4461",
+    ),
+    NetworkSpec(
+        name="xqsm-unet",
+        module="xqsm_unet",
+        inputs=FIELD,
+        parameters=4_150_785,
+        divisor=4,
+        gmac_64=183.27,
+        marks=("EncodeConvs.0.EncodeConv.0.weight", "FinalConv.weight"),
+        published=Weights(
+            "https://github.com/sunhongfu/xQSM/releases (v1.0-demo, Unet_invivo.pth)", "GPL-3.0"
+        ),
+        doi="10.1002/nbm.4461",
+    ),
+    NetworkSpec(
+        name="qsmnet",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=99_453_985,
+        divisor=16,
+        gmac_64=271.55,
+        marks=("qsmnet/conv11/conv_weights",),
+        published=Weights(
+            "https://drive.google.com/file/d/1kyRKSPN78i1npIaFvJJJgmB84v-N106m (QSMnet_64); "
+            "convert as docs/qsmnet-weights.md says",
+            "SNU academic",
+        ),
+        doi="10.1016/j.neuroimage.2018.06.030",
+    ),
+    NetworkSpec(
+        name="qsmnet-plus",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=99_453_985,
+        divisor=16,
+        gmac_64=271.55,
+        marks=("qsmnet/conv11/conv_weights",),
+        published=Weights(
+            "https://drive.google.com/file/d/1ee5nI-MMySImX2tM4m71szcjFow4DD5g (QSMnet+_64); "
+            "convert as docs/qsmnet-weights.md says",
+            "SNU academic",
+        ),
+        doi="10.1016/j.neuroimage.2020.116619",
+    ),
+    NetworkSpec(
+        name="qsmnet-torch",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=22_581_217,
+        divisor=16,
+        gmac_64=59.45,
+        marks=("conv11.conv.weight", "l_conv1.conv.weight"),
+        published=Weights("https://github.com/minjoony/qsmnet_torch (*.pth.tar)", "none declared"),
+        doi="10.1016/j.neuroimage.2018.06.030",
+    ),
+    NetworkSpec(
+        name="lpcnn",
+        module="lpcnn",
+        inputs=FIELD_GEOMETRY,
+        parameters=446_337,
+        divisor=1,
+        gmac_64=350.21,
+        marks=("gen.0.weight", "alpha"),
+        published=Weights(
+            "https://github.com/Sulam-Group/LPCNN (checkpoints, *Bmodel.pkl)", "none declared"
+        ),
+        doi="10.1007/978-3-030-59713-9_13",
+        options={"form": FORM, "orientations": ("1", "2", "3")},
+    ),
+    NetworkSpec(
+        name="modl-qsm",
+        module="modl_qsm",
+        inputs=FIELD_GEOMETRY,
+        parameters=447_235,
+        divisor=1,
+        gmac_64=351.0,
+        marks=("model_1/conv3d_1/kernel:0", "my_layer_1/my_layer_1/step:0"),
+        published=Weights(
+            "https://github.com/Ruimin-Feng/MoDL-QSM (logs/last.h5)", "none declared"
+        ),
+        doi="10.1016/j.neuroimage.2021.118376",
+        options={"form": FORM},
+    ),
+    NetworkSpec(
+        name="spinet-qsm",
+        module="spinet_qsm",
+        inputs=("prior_input",),
+        parameters=447_234,
+        divisor=1,
+        gmac_64=116.97,
+        marks=("gen.0.weight", "lambda_val"),
+        published=Weights(
+            "https://github.com/venkateshvaddadi/SpiNet-QSM (savedModels/model_weights.pth)",
+            "none declared",
+        ),
+        doi="10.1007/s10334-024-01158-7",
+    ),
+    NetworkSpec(
+        name="iqsm",
+        module="iqsm",
+        inputs=PHASE,
+        parameters=4_305_409,
+        divisor=16,
+        gmac_64=15.87,
+        marks=("EncodeConvs.0.EncodeConv.0.weight", "EncodeConvs.3.EncodeConv.0.weight"),
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM (a U-net file and a LoT file)", "none declared"
+        ),
+        doi="10.1016/j.neuroimage.2022.119410",
+    ),
+    NetworkSpec(
+        name="iqsm-plus",
+        module="iqsm_plus",
+        inputs=PHASE,
+        parameters=4_347_780,
+        divisor=16,
+        gmac_64=15.87,
+        marks=("Z_embed.0.weight", "ini_embd_layer.EncodeConv.0.weight"),
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM_Plus (a U-net file and a LoT file)",
+            "none declared",
+        ),
+        doi="10.48550/arXiv.2311.07823",
+    ),
+    NetworkSpec(
+        name="after-qsm",
+        module="after_qsm",
+        inputs=FIELD,
+        parameters=8_830_098,
+        divisor=16,
+        gmac_64=848.6,
+        marks=("recon_model_state._output.weight", "refine_model_state.output.weight"),
+        published=Weights(
+            "https://github.com/TreeceSheon/AFTER-QSM (AFTER-QSM.pkl)", "none declared"
+        ),
+        doi="10.48550/arXiv.2211.13942",
+        options={"part": ("recon", "refine")},
+    ),
+)
+REGISTRY = {spec.name: spec for spec in SPECS}
 
 
 def network_spec(name: str) -> NetworkSpec:
@@ -169,3 +221,15 @@ def network_spec(name: str) -> NetworkSpec:
     if name not in REGISTRY:
         raise UsageError(f"--model {name}: no such network; known are {', '.join(REGISTRY)}")
     return REGISTRY[name]
+
+
+def recognise(keys: Collection[str]) -> tuple[NetworkSpec, ...]:
+    """Return the networks that a checkpoint's keys look like, none if they look like no other.
+
+    The most telling marks win; networks that share a format come together.
+    """
+    names = {key.removeprefix("Unet.") for key in keys}
+    fitting = [spec for spec in SPECS if names.issuperset(spec.marks)]
+    most = max((len(spec.marks) for spec in fitting), default=0)
+    first = next((spec for spec in fitting if len(spec.marks) == most), None)
+    return tuple(spec for spec in fitting if first and spec.marks == first.marks)

@@ -1,24 +1,26 @@
 """Every export checks itself: the ONNX file in each backend against the PyTorch module."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom import head_phantom
 from qsm_deploy.export.networks.network import Network
-from qsm_deploy.export.registry import NetworkSpec
-from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import Verification
-from qsm_deploy.runtime.patches import Volume, plan_whole
-from qsm_deploy.runtime.pipeline import run_patch
-from qsm_deploy.runtime.session import Backend, Session, open_session
+from qsm_deploy.runtime.card import ModelCard, Verification
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.pipeline import network_output
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.session import Backend, Precision, open_session
+from qsm_deploy.runtime.units import ppm_per_unit
 
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))
@@ -35,10 +37,29 @@ class Difference:
     max_ppb: float
 
 
+class ModuleSession:
+    """A PyTorch module behind the protocol of an inference backend: eager, FP32."""
+
+    precision: Precision = "fp32"
+    version: str = torch.__version__
+
+    def __init__(self, module: Network, card: ModelCard) -> None:
+        self.module = module
+        self.card = card
+        self.backend: Backend = "onnxruntime"
+
+    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Run the module once; see :class:`qsm_deploy.runtime.session.Session`."""
+        given = [torch.from_numpy(tensors[tensor.name]) for tensor in self.card.inputs]
+        with torch.inference_mode():
+            output: NDArray[np.float32] = self.module(*given).numpy()
+        return output
+
+
 def measure_differences(
-    path: Path, module: Network, spec: NetworkSpec, backends: tuple[Backend, ...]
+    path: Path, module: Network, card: ModelCard, backends: tuple[Backend, ...]
 ) -> list[Difference]:
-    """Run an exported model and its module on phantoms, padded as the runtime pads.
+    """Reconstruct phantoms with an exported model and with its module, as the runtime does.
 
     Parameters
     ----------
@@ -46,8 +67,8 @@ def measure_differences(
         The ONNX file.
     module
         What it was made from, in evaluation mode.
-    spec
-        The network.
+    card
+        The file's.
     backends
         Those that are installed.
 
@@ -57,20 +78,16 @@ def measure_differences(
         One difference for each backend and shape; NaN if either side is NaN in the mask.
     """
     sessions = {backend: open_session(path, backend) for backend in backends}
+    reference = ModuleSession(module, card)
     differences = []
-    for shape, inputs, mask in phantom_inputs(spec):
+    for shape in SHAPES:
+        scan = phantom_scan(card, shape)
         plan = plan_whole(shape, module.divisor)
-        expected = plan.run(lambda volumes: run_module(module, volumes), inputs, mask)
+        expected = network_output(reference, scan, plan)[scan.mask]
         for backend, session in sessions.items():
-            infer = partial(_run_session, session, spec)
-            got = plan.run(infer, inputs, mask)
-            error = np.abs(got[mask].astype(np.float64) - expected[mask])
-            differences.append(Difference(backend, shape, float(error.max()) * PPB))
+            error = network_output(session, scan, plan)[scan.mask].astype(np.float64) - expected
+            differences.append(Difference(backend, shape, float(np.abs(error).max()) * PPB))
     return differences
-
-
-def _run_session(session: Session, spec: NetworkSpec, volumes: list[Volume]) -> Volume:
-    return run_patch(session, dict(zip(spec.inputs, volumes, strict=True)))
 
 
 def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
@@ -93,29 +110,34 @@ def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
     return Verification(f"pytorch, against {backends}", worst.max_ppb, shapes)
 
 
-def phantom_inputs(
-    spec: NetworkSpec,
-    shapes: tuple[tuple[int, int, int], ...] = SHAPES,
-) -> Iterator[tuple[tuple[int, int, int], list[Volume], NDArray[np.bool_]]]:
-    """Yield (shape, inputs, mask) of a head phantom for each shape, the inputs as the card says."""
-    for shape in shapes:
-        geometry = Geometry(shape)
-        head = head_phantom(geometry, seed=SEED)
-        inputs = [head.local_field_ppm]
-        if spec.tkd is not None:
-            inverse = tkd(
-                head.local_field_ppm,
-                geometry,
-                threshold=spec.tkd.threshold,
-                pad_voxels=spec.tkd.pad_voxels,
-            )
-            inputs.append(inverse * head.mask if spec.tkd.masked else inverse)
-        yield shape, inputs, head.mask
+def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
+    """Return a head phantom as a scanner would measure it for a network.
 
-
-def run_module(module: Network, volumes: list[Volume]) -> Volume:
-    """Return the module's (x, y, z) output for (x, y, z) inputs, eager and in FP32."""
-    with torch.inference_mode():
-        chi = module(*(torch.from_numpy(v)[None, None] for v in volumes))
-    output: Volume = chi[0, 0].numpy()
-    return output
+    Orientations after the first are tilted by 25 degrees each; a phase is that of 20 ms at 3 T,
+    wrapped.
+    """
+    head = head_phantom(Geometry(shape), seed=SEED)
+    directions = [
+        (0.0, math.sin(math.radians(25 * n)), math.cos(math.radians(25 * n)))
+        for n in range(card.field_counts.start)
+    ]
+    fields = [head.local_field_ppm] + [
+        head.mask * dipole_convolve(head.chi_ppm, Geometry(shape, b0_direction=direction))
+        for direction in directions[1:]
+    ]
+    measured = np.stack(fields)
+    is_phase = card.task == "phase->chi"
+    if is_phase:
+        radians = measured / ppm_per_unit("rad", echo_time_s=0.02, field_strength_t=3.0)
+        measured = np.angle(np.exp(1j * radians)).astype(np.float32)
+    return Scan(
+        measured,
+        head.mask,
+        head.geometry,
+        nib.Nifti1Header(),
+        np.eye(4),
+        quantity="phase_rad" if is_phase else "local_field_ppm",
+        more_b0_directions=tuple(directions[1:]),
+        echo_time_s=0.02,
+        field_strength_t=3.0,
+    )

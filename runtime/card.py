@@ -18,6 +18,34 @@ from qsm_deploy.kernels.errors import CardError
 METADATA_KEY = "qsm_deploy.card"
 SCHEMA = 1
 MAX_BYTES = 4000
+MOST_ORIENTATIONS = 3
+
+Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
+# what a graph may take and give, and its unit
+UNITS = {
+    "local_field_ppm": "ppm",
+    "tkd_chi_ppm": "ppm",
+    "phase_rad": "rad",
+    "mask": "1",
+    "voxel_size_mm": "mm",
+    "b0_direction": "1",
+    "echo_time_s": "s",
+    "field_strength_t": "T",
+    "prior_input": "1",
+    "rough_chi_ppm": "ppm",
+    "prior_output": "1",
+    "chi_ppm": "ppm",
+}
+UNROLLED: tuple[Pipeline, ...] = ("lpcnn", "modl", "spinet")
+# what the first input of each pipeline may be
+FIRST_INPUTS: dict[Pipeline, tuple[str, ...]] = {
+    "cnn": ("local_field_ppm", "phase_rad"),
+    "tkd+cnn": ("local_field_ppm",),
+    "lpcnn": ("prior_input",),
+    "modl": ("prior_input",),
+    "spinet": ("prior_input",),
+    "after": ("local_field_ppm", "rough_chi_ppm"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,11 @@ class TensorInfo:
     unit: str
     shape: tuple[int | str, ...]
 
+    @property
+    def is_volume(self) -> bool:
+        """Whether it has a value for every voxel, as (n, c, x, y, z)."""
+        return len(self.shape) == 5
+
 
 @dataclass(frozen=True)
 class ReceptiveField:
@@ -35,10 +68,11 @@ class ReceptiveField:
 
     ``theoretical`` is in voxels to each side, from the layers; ``halo`` is the distance within
     which the share ``energy_kept`` of the input gradient's energy lies, measured on a phantom.
+    Both are ``None`` where every voxel sees the whole volume.
     """
 
-    theoretical: int
-    halo: int
+    theoretical: int | None
+    halo: int | None
     energy_kept: float
 
 
@@ -80,19 +114,26 @@ class Verification:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything the runtime knows about a model besides its graph."""
+    """Everything the runtime knows about a model besides its graph.
+
+    ``patchable`` is ``split`` where the graph is the CNN of an unrolled network: it runs in
+    patches, the steps between its calls on the whole volume. ``why_whole`` says why one is not.
+    """
 
     schema: int
     network: str
-    task: str
-    pipeline: Literal["cnn", "tkd+cnn"]
+    task: Literal["local_field->chi", "phase->chi"]
+    pipeline: Pipeline
     inputs: tuple[TensorInfo, ...]
     output: TensorInfo
     divisor: int
-    patchable: Literal["yes", "no"]
+    patchable: Literal["yes", "no", "split"]
+    why_whole: str | None
     receptive_field: ReceptiveField
     geometry: GeometryLimits
     tkd: TkdSettings | None
+    normalisation: dict[str, float]
+    constants: dict[str, float]
     options: dict[str, str]
     precision: Literal["fp32"]
     memory: dict[str, MemoryUse]
@@ -106,16 +147,52 @@ class ModelCard:
         if found := "; ".join(self._contradictions()):
             raise CardError(f"contradictory card: {found}; export the model again")
 
+    @property
+    def field_counts(self) -> range:
+        """How many fields, of one orientation each, a reconstruction takes."""
+        if self.pipeline == "lpcnn":
+            return range(1, MOST_ORIENTATIONS + 1)
+        count = int(self.inputs[0].shape[1]) if self.pipeline == "cnn" else 1
+        return range(count, count + 1)
+
     def _contradictions(self) -> Iterator[str]:
         names = [tensor.name for tensor in self.inputs]
-        expected = ["local_field_ppm"] + ["tkd_chi_ppm"] * (self.pipeline == "tkd+cnn")
-        if names != expected:
-            yield f"pipeline {self.pipeline} needs the inputs {expected}, the card lists {names}"
-        if (self.tkd is not None) != (self.pipeline == "tkd+cnn"):
+        first = FIRST_INPUTS[self.pipeline]
+        if not names or names[0] not in first:
+            yield f"pipeline {self.pipeline} takes {' or '.join(first)} first, the card {names}"
+        if len(set(names)) < len(names):
+            yield f"an input twice in {names}"
+        if ("tkd_chi_ppm" in names) != (self.pipeline == "tkd+cnn"):
+            yield f"pipeline {self.pipeline} with the inputs {names}"
+        if (self.tkd is None) == (self.pipeline == "tkd+cnn"):
             has = "has no" if self.tkd is None else "has"
             yield f"pipeline {self.pipeline} {has} tkd settings"
+        if (self.why_whole is None) != (self.patchable != "no"):
+            yield f"patchable is {self.patchable}, why_whole is {self.why_whole}"
+        if self.patchable != "no" and None in (
+            self.receptive_field.halo,
+            self.receptive_field.theoretical,
+        ):
+            yield f"patchable is {self.patchable}, but the receptive field has no end"
         if self.tkd is not None and not 0 < self.tkd.threshold <= 2 / 3:
             yield f"tkd.threshold is {self.tkd.threshold}, expected in (0, 2/3]"
+        yield from self._tensor_contradictions()
+        yield from self._geometry_contradictions()
+        yield from self._number_contradictions()
+
+    def _tensor_contradictions(self) -> Iterator[str]:
+        if self.inputs and not self.inputs[0].is_volume:
+            yield f"{self.inputs[0].name}, the first input, is no volume"
+        for tensor in (*self.inputs, self.output):
+            if tensor.unit != UNITS.get(tensor.name):
+                yield f"{tensor.name} in {tensor.unit}, expected {UNITS.get(tensor.name)}"
+            channels = tensor.shape[1] if tensor.is_volume else 1
+            if tensor.is_volume and (tensor.shape[0], *tensor.shape[2:]) != ("n", "x", "y", "z"):
+                yield f"{tensor.name} must have the shape (n, c, x, y, z), not {tensor.shape}"
+            elif not isinstance(channels, int) or channels < 1:
+                yield f"{tensor.name} has {channels} channels"
+
+    def _geometry_contradictions(self) -> Iterator[str]:
         limits = self.geometry
         if (limits.voxel_size_mm is None) != (limits.voxel_tolerance is None):
             yield "one of geometry.voxel_size_mm and voxel_tolerance is null, expected both or none"
@@ -125,12 +202,9 @@ class ModelCard:
             yield f"geometry.voxel_size_mm is {limits.voxel_size_mm}, expected positive sizes"
         if limits.b0_direction is not None and not any(limits.b0_direction):
             yield "geometry.b0_direction is zero"
-        units = {tensor.name: tensor.unit for tensor in (*self.inputs, self.output)}
-        if others := {name: unit for name, unit in units.items() if unit != "ppm"}:
-            yield f"units other than ppm: {others}"
-        if any(t.shape[:2] != ("n", 1) or len(t.shape) != 5 for t in (*self.inputs, self.output)):
-            yield "tensors must have the shape (n, 1, x, y, z)"
-        field = self.receptive_field
+
+    def _number_contradictions(self) -> Iterator[str]:
+        limits, field = self.geometry, self.receptive_field
         if not 0 <= field.energy_kept <= 1:
             yield f"receptive_field.energy_kept is {field.energy_kept}, expected a share"
         counts: dict[str, float] = {
@@ -142,8 +216,8 @@ class ModelCard:
             "tkd.pad_voxels": self.tkd.pad_voxels if self.tkd else 0,
             "geometry.voxel_tolerance": limits.voxel_tolerance or 0,
             "geometry.b0_tolerance_deg": limits.b0_tolerance_deg or 0,
-            "receptive_field.halo": field.halo,
-            "receptive_field.theoretical": field.theoretical,
+            "receptive_field.halo": field.halo or 0,
+            "receptive_field.theoretical": field.theoretical or 0,
         }
         if below := [name for name, at_least_zero in counts.items() if at_least_zero < 0]:
             yield f"{', '.join(below)} too small"

@@ -15,6 +15,8 @@ examples:
   qsm-run field.nii.gz
   qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
   qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
+  qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
+  qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
 """
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        usage=f"{NAME} [MODEL.onnx] FIELD [options]",
+        usage=f"{NAME} [MODEL.onnx] FIELD [FIELD2 ...] [options]",
         description="Reconstruct a susceptibility map [ppm] from a local field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="MODEL.onnx made by qsm-export, else the bundled tkd-unet; FIELD (.nii or .nii.gz)",
+        help="MODEL.onnx made by qsm-export, else the bundled tkd-unet; FIELD (.nii or .nii.gz), "
+        "for some networks one for each orientation, registered, or a wrapped phase",
     )
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
@@ -59,12 +62,24 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_physics(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--units", choices=("ppm", "hz", "rad"), default="ppm", help="of FIELD, default ppm"
+        "--units",
+        choices=("ppm", "hz", "rad"),
+        help="of FIELD, default ppm; rad for a network that takes the wrapped phase",
     )
     group.add_argument("--echo-time", type=float, metavar="S", help="in seconds, for rad")
     group.add_argument("--field-strength", type=float, metavar="T", help="in tesla, for hz and rad")
     group.add_argument(
-        "--b0-direction", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in voxel axes"
+        "--negate",
+        action="store_true",
+        help="FIELD has the opposite sign: its phase falls where the field is higher",
+    )
+    group.add_argument(
+        "--b0-direction",
+        type=float,
+        nargs=3,
+        action="append",
+        metavar=("X", "Y", "Z"),
+        help="in voxel axes; once for each FIELD",
     )
     group.add_argument("--voxel-size", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in mm")
     group.add_argument(

@@ -23,6 +23,7 @@ Mask = NDArray[np.bool_]
 
 FIELD_WINDOW_PPM = (-0.05, 0.05)
 CHI_WINDOW_PPM = (-0.1, 0.2)
+PHASE_WINDOW_RAD = (-math.pi, math.pi)
 ERROR_WINDOW_PPM = (-0.05, 0.05)
 
 DPI = 150
@@ -44,11 +45,12 @@ class Plane(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the picture: a volume [ppm] and the window it is shown in."""
+    """One line of the picture: a volume, the window it is shown in, and their unit."""
 
     name: str
     volume: Volume
-    window_ppm: tuple[float, float]
+    window: tuple[float, float]
+    unit: str = "ppm"
 
 
 # With RAS-like voxel axes anterior is up in the first, superior in the others.
@@ -56,20 +58,21 @@ PLANES = (Plane("axial", 0, 1, 2), Plane("coronal", 0, 2, 1), Plane("sagittal", 
 
 
 def figure_png(
-    local_field_ppm: Volume,
+    measured: Volume,
     chi_ppm: Volume,
     mask: Mask,
     geometry: Geometry,
     *,
     truth_ppm: Volume | None = None,
     title: str = "",
+    is_phase: bool = False,
 ) -> bytes:
     """Draw three planes through the centre of the mask, grey, in fixed windows.
 
     Parameters
     ----------
-    local_field_ppm, chi_ppm
-        (x, y, z) field and susceptibility [ppm]; a row each.
+    measured, chi_ppm
+        (x, y, z) local field, or wrapped phase [rad], and susceptibility [ppm]; a row each.
     mask
         (x, y, z) bool, True inside; the picture is cut to it and dark outside.
     geometry
@@ -78,6 +81,8 @@ def figure_png(
         (x, y, z) true susceptibility [ppm]; adds a row for it and one for the error.
     title
         Written above the picture.
+    is_phase
+        Whether ``measured`` is a wrapped phase.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def figure_png(
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    volumes = {"field": local_field_ppm, "susceptibility": chi_ppm, "mask": mask}
+    volumes = {"field": measured, "susceptibility": chi_ppm, "mask": mask}
     if truth_ppm is not None:
         volumes["truth"] = truth_ppm
     for name, volume in volumes.items():
@@ -106,7 +111,9 @@ def figure_png(
             )
 
     rows = [
-        Row("local field", local_field_ppm, FIELD_WINDOW_PPM),
+        Row("phase", measured, PHASE_WINDOW_RAD, "rad")
+        if is_phase
+        else Row("local field", measured, FIELD_WINDOW_PPM),
         Row("susceptibility χ", chi_ppm, CHI_WINDOW_PPM),
     ]
     if truth_ppm is not None:
@@ -143,7 +150,7 @@ def _draw_rows(figure: "Figure", rows: list[Row], mask: Mask, geometry: Geometry
     panels = _panels(figure, sides_mm, len(rows))
     for row, (*row_panels, bar) in zip(rows, panels, strict=True):
         inside = np.where(mask[box], row.volume[box], np.float32(np.nan))
-        low, high = row.window_ppm
+        low, high = row.window
         for plane, axes in zip(PLANES, row_panels, strict=True):
             index = centre[plane.through] - box[plane.through].start
             image = axes.imshow(
@@ -154,7 +161,8 @@ def _draw_rows(figure: "Figure", rows: list[Row], mask: Mask, geometry: Geometry
                 origin="lower",
                 extent=(0, sides_mm[plane.across], 0, sides_mm[plane.up]),
             )
-        _draw_bar(bar, figure.colorbar(image, cax=bar, ticks=[low, 0, high], format="{x:.2f}"))
+        colorbar = figure.colorbar(image, cax=bar, ticks=[low, 0, high], format="{x:.2f}")
+        _draw_bar(bar, colorbar, row.unit)
         cell = row_panels[0].get_position(original=True)
         middle = (cell.y0 + cell.y1) / 2
         figure.text(
@@ -193,10 +201,10 @@ def _panels(figure: "Figure", sides_mm: list[float], n_rows: int) -> list[list["
     return panels
 
 
-def _draw_bar(axes: "Axes", bar: "Colorbar") -> None:
+def _draw_bar(axes: "Axes", bar: "Colorbar", unit: str) -> None:
     """Style a colour bar, its unit on top."""
     axes.tick_params(length=2, color=MUTED, labelcolor=MUTED, labelsize=8)
-    axes.set_title("ppm", color=MUTED, fontsize=8, loc="left")
+    axes.set_title(unit, color=MUTED, fontsize=8, loc="left")
     bar.outline.set_visible(False)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from qsm_deploy.runtime.memory import Workload, available_bytes
 from qsm_deploy.runtime.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.nifti import nifti_bytes
 from qsm_deploy.runtime.params import Params, load_params
-from qsm_deploy.runtime.pipeline import Volume, network_inputs, reconstruct
+from qsm_deploy.runtime.pipeline import Volume, reconstruct, require_field_count
 from qsm_deploy.runtime.planning import PatchOptions, decide
 from qsm_deploy.runtime.precision_check import precision_error
-from qsm_deploy.runtime.scan import Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Quantity, Reading, Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
 from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
@@ -56,18 +56,29 @@ class Outputs:
 
 def run_job(arguments: argparse.Namespace) -> str:
     """Do what the command line asks for and return what to print."""
-    model, field = model_and_field(arguments.files)
-    files = ScanFiles(field, arguments.mask, arguments.truth, arguments.labels)
-    outputs = outputs_from(arguments, field)
-    outputs.check([model, *files, arguments.params], force=arguments.force)
+    model, fields = model_and_fields(arguments.files)
+    files = ScanFiles(fields, arguments.mask, arguments.truth, arguments.labels)
+    outputs = outputs_from(arguments, fields[0])
+    outputs.check([model, *fields, *files[1:], arguments.params], force=arguments.force)
     if arguments.labels is not None and arguments.truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if arguments.figure is not None:
         require_matplotlib()
-    flags = Params(
-        arguments.echo_time, arguments.field_strength, arguments.b0_direction, arguments.voxel_size
+    directions = [tuple(b) for b in arguments.b0_direction or ()]
+    if len(directions) > len(fields):
+        raise UsageError(f"{len(directions)} --b0-direction for {len(fields)} fields")
+    reading = Reading(
+        units=arguments.units,
+        flags=Params(
+            arguments.echo_time,
+            arguments.field_strength,
+            directions[0] if directions else None,
+            arguments.voxel_size,
+        ),
+        from_file=Params() if arguments.params is None else load_params(arguments.params),
+        more_b0_directions=tuple(directions[1:]),
+        negate=arguments.negate,
     )
-    from_file = Params() if arguments.params is None else load_params(arguments.params)
 
     backend, why = choose_backend(arguments.backend, arguments.precision)
     require_backend(backend)
@@ -77,7 +88,10 @@ def run_job(arguments: argparse.Namespace) -> str:
         session = open_session(
             model, backend, precision=arguments.precision, threads=arguments.threads
         )
-        scan = load_scan(files, arguments.units, flags, from_file)
+        require_field_count(session.card, len(fields))
+        wants_phase = session.card.task == "phase->chi"
+        quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
+        scan = load_scan(files, replace(reading, quantity=quantity))
     for note in scan.notes:
         log.warn(note)
     departures = deviations(session.card.geometry, scan.geometry)
@@ -105,7 +119,8 @@ def run_job(arguments: argparse.Namespace) -> str:
     if not decision.exact:
         log.warn(report.patches_text(session.card, decision.plan))
 
-    with log.progress(decision.plan) as bar:
+    rounds = int(session.card.constants["iterations"]) if session.card.patchable == "split" else 1
+    with log.progress(decision.plan, rounds) as bar:
         chi = reconstruct(session, scan, decision.plan, stages, bar.update)
     if session.precision != "fp32":
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
@@ -122,23 +137,22 @@ def run_job(arguments: argparse.Namespace) -> str:
     return report.json_line(full) if arguments.json else report.result_text(full, outputs.chi)
 
 
-def model_and_field(files: list[Path]) -> tuple[Path, Path]:
-    """Return the model, the bundled one unless the first file is one, and the field map.
+def model_and_fields(files: list[Path]) -> tuple[Path, tuple[Path, ...]]:
+    """Return the model, the bundled one unless the first file is one, and the field maps.
 
     Raises
     ------
     UsageError
-        If there is not exactly one field map.
+        If there is no field map, or a model among them.
     """
     named = files[0].suffix == MODEL_SUFFIX
-    fields = files[1:] if named else files
-    if len(fields) != 1:
+    fields = tuple(files[1:] if named else files)
+    if not fields or any(path.suffix == MODEL_SUFFIX for path in fields):
         raise UsageError(
-            f"one field map is needed, got {len(fields)}"
-            + (f" ({', '.join(map(str, fields))})" if fields else "")
-            + "; the model, if named, comes first and ends in .onnx"
+            "one model at most, then one field map or more are needed, got "
+            f"{', '.join(map(str, files))}; the model, if named, comes first and ends in .onnx"
         )
-    return files[0] if named else BUNDLED_MODEL, fields[0]
+    return files[0] if named else BUNDLED_MODEL, fields
 
 
 def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:
@@ -164,17 +178,16 @@ def _precision_error(
 ) -> dict[str, float]:
     with stages("precision check"):
         reference = open_session(model, session.backend, threads=arguments.threads)
-        inputs = network_inputs(session.card, scan)
-        return precision_error(session, reference, inputs, scan.mask)
+        return precision_error(session, reference, scan)
 
 
 def _judge(chi: Volume, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
     """Return the field residual and, with a truth, the metrics."""
     findings: dict[str, Any] = {}
-    if evaluates:
+    if evaluates and scan.quantity == "local_field_ppm":
         with stages("field residual"):
             findings["field_residual"] = field_residual(
-                chi, scan.local_field_ppm, scan.mask, scan.geometry
+                chi, scan.measured[0], scan.mask, scan.geometry
             )
     if scan.truth_ppm is not None:
         with stages("metrics"):
@@ -207,12 +220,13 @@ def _write(
 def _draw(path: Path, title: str, chi: Volume, scan: Scan, stages: Stages, *, force: bool) -> None:
     with stages("figure"):
         png = figure_png(
-            scan.local_field_ppm,
+            scan.measured[0],
             chi,
             scan.mask,
             scan.geometry,
             truth_ppm=scan.truth_ppm,
             title=title,
+            is_phase=scan.quantity == "phase_rad",
         )
         write_atomically(path, png, force=force)
 

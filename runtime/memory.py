@@ -17,6 +17,7 @@ from qsm_deploy.runtime.scan import Scan
 FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
+UNROLLED_STEP = {"lpcnn": 40, "modl": 45, "spinet": 150}  # per voxel: estimates and spectra
 METRICS = 40  # per voxel: doubles in the mask's box
 PICTURE = 7  # per voxel: the panels of a figure
 LIBRARIES_BYTES = 20e6  # code and tables that libraries load when first used
@@ -59,22 +60,24 @@ class Workload:
         scan, card = self.scan, self.card
         voxels = math.prod(scan.geometry.shape)
         patch = math.prod(plan.patch_shape)
-        held = float(scan.local_field_ppm.nbytes + scan.mask.nbytes)
+        held = float(scan.measured.nbytes + scan.mask.nbytes)
         held += sum(v.nbytes for v in (scan.truth_ppm, scan.labels) if v is not None)
         use = inference_memory(card.memory, self.backend)
         stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5}
         stages["prepare"] = LIBRARIES_BYTES + held
-        inputs = len(card.inputs)
+        inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
         if card.tkd is not None:
             padded = scan.geometry.padded(card.tkd.pad_voxels)
             stages["prepare"] += TRANSFORM * math.prod(padded.shape)
         volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
+        if card.patchable == "split":
+            stages["inference"] += UNROLLED_STEP[card.pipeline] * voxels
         if self.compares_precision:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
-            stages["precision check"] = stages["prepare"] + volumes + both
+            stages["precision check"] = held + FLOAT * voxels + both
         held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
         stages["write"] = held + 3 * FLOAT * voxels
         if self.evaluates:

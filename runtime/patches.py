@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.bounding_box import Box, bounding_box
 
 Blend = Literal["hann", "gaussian", "crop"]
@@ -67,15 +67,15 @@ class Patch:
         return x, y, z
 
     def gather(self, volume: Volume) -> Volume:
-        """Return the patch of a volume, zero where it lies beyond."""
-        patch = np.zeros(self.size, dtype=np.float32)
-        patch[self.own] = volume[self.inside]
+        """Return the patch of a (..., x, y, z) volume, zero where it lies beyond."""
+        patch = np.zeros((*volume.shape[:-3], *self.size), dtype=np.float32)
+        patch[(..., *self.own)] = volume[(..., *self.inside)]
         return patch
 
     def accumulate(self, patch: Volume, total: Volume) -> None:
         """Add the windowed patch to the volume it was gathered from, in place."""
         x, y, z = (window[part] for window, part in zip(self.windows, self.own, strict=True))
-        total[self.inside] += patch[self.own] * (x[:, None, None] * y[:, None]) * z
+        total[(..., *self.inside)] += patch[(..., *self.own)] * (x[:, None, None] * y[:, None]) * z
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,28 @@ class PatchPlan:
         Parameters
         ----------
         infer
-            Maps patches of ``volumes`` to a patch of the output.
+            Maps patches of ``volumes`` to a (c, x, y, z) patch of the output.
         volumes
-            (x, y, z) inputs of the network.
+            (c, x, y, z) inputs of the network.
         mask
-            (x, y, z), True inside; patches without a voxel of it are skipped.
+            (x, y, z), True inside, not empty; patches without a voxel of it are skipped.
         done
             Called after each patch.
+
+        Returns
+        -------
+        (c, x, y, z) array
         """
-        total = np.zeros(mask.shape, dtype=np.float32)
+        total: Volume | None = None
         for patch in self:
             if mask[patch.inside].any():
-                patch.accumulate(infer([patch.gather(v) for v in volumes]), total)
+                output = infer([patch.gather(v) for v in volumes])
+                if total is None:
+                    total = np.zeros((*output.shape[:-3], *mask.shape), dtype=np.float32)
+                patch.accumulate(output, total)
             done()
+        if total is None:
+            raise DataError("the mask is empty; nothing to reconstruct")
         return total
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
+from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UsageError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.memory import Workload
 from qsm_deploy.runtime.patches import Blend, PatchPlan, plan_patches, plan_whole
@@ -53,7 +53,7 @@ def decide(workload: Workload, options: PatchOptions, limit_bytes: float) -> Dec
     if options.patch == "off" or (options.patch == "auto" and card.patchable == "no"):
         if (options.overlap, options.blend) != (None, None):
             raise UsageError("--overlap and --blend need patches; drop them or pass --patch N")
-        why = "asked for" if options.patch == "off" else "this network cannot be run in patches"
+        why = "asked for" if options.patch == "off" else f"{card.why_whole}"
         chosen = _whole(workload, why)
     elif options.patch == "auto":
         chosen = _whole(workload, "it fits the memory")
@@ -65,7 +65,9 @@ def decide(workload: Workload, options: PatchOptions, limit_bytes: float) -> Dec
                 [_in_patches(workload, options, size, reason) for size in sizes], limit_bytes
             )
     elif card.patchable == "no":
-        raise UsageError(f"{card.network} cannot be run in patches; pass --patch off")
+        raise UsageError(
+            f"{card.network} cannot be run in patches: {card.why_whole}; pass --patch off"
+        )
     else:
         chosen = _in_patches(workload, options, options.patch, "asked for")
     if chosen.peak_bytes > limit_bytes:
@@ -80,12 +82,26 @@ def overlap_and_blend(card: ModelCard, options: PatchOptions, patch: int) -> tup
     deepest in and neighbours share twice the receptive field. Sharing twice the measured halo
     comes close. Neither takes more than half of the patch; else half of it overlaps and fades.
     """
-    field = card.receptive_field
-    affordable = [2 * n for n in (field.theoretical, field.halo) if 4 * n <= patch]
+    theoretical, halo = receptive_field(card)
+    affordable = [2 * n for n in (theoretical, halo) if 4 * n <= patch]
     overlap = options.overlap
     if overlap is None:
         overlap = affordable[0] if affordable else min(patch - card.divisor, patch // 2)
-    return overlap, options.blend or ("crop" if overlap >= 2 * field.halo else "hann")
+    return overlap, options.blend or ("crop" if overlap >= 2 * halo else "hann")
+
+
+def receptive_field(card: ModelCard) -> tuple[int, int]:
+    """Return the theoretical receptive field and the halo of a network that can be patched.
+
+    Raises
+    ------
+    CardError
+        If its card knows none.
+    """
+    field = card.receptive_field
+    if field.theoretical is None or field.halo is None:
+        raise CardError(f"{card.network} sees the whole volume: {card.why_whole}")
+    return field.theoretical, field.halo
 
 
 def memory_text(size: float) -> str:
@@ -95,7 +111,7 @@ def memory_text(size: float) -> str:
 
 def smallest_patch(card: ModelCard) -> int:
     """Return the smallest edge that is worth running: more than the halo, at least four cells."""
-    least = max(4 * card.divisor, card.receptive_field.halo + card.divisor)
+    least = max(4 * card.divisor, receptive_field(card)[1] + card.divisor)
     return card.divisor * math.ceil(least / card.divisor)
 
 
@@ -108,7 +124,7 @@ def _in_patches(workload: Workload, options: PatchOptions, size: int, reason: st
     card = workload.card
     overlap, blend = overlap_and_blend(card, options, size)
     plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)
-    exact = plan.count == 1 or (blend == "crop" and overlap >= 2 * card.receptive_field.theoretical)
+    exact = plan.count == 1 or (blend == "crop" and overlap >= 2 * receptive_field(card)[0])
     return Decision(plan, reason, exact, workload.peak_bytes(plan))
 
 

@@ -1,34 +1,28 @@
 """How far a lower precision is from FP32, on a sample of the volume at hand."""
 
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qsm_deploy.runtime.patches import plan_patches
-from qsm_deploy.runtime.pipeline import run_patch
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.patches import Patch, plan_patches, plan_whole
+from qsm_deploy.runtime.pipeline import network_output
+from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session
 
 SAMPLE_VOXELS = 64
 
 
-def precision_error(
-    session: Session,
-    reference: Session,
-    inputs: Mapping[str, NDArray[np.float32]],
-    mask: NDArray[np.bool_],
-) -> dict[str, float]:
-    """Return the error of a session against one in FP32, on the fullest of all patches.
+def precision_error(session: Session, reference: Session, scan: Scan) -> dict[str, float]:
+    """Return the error of a session against one in FP32, on the fullest part of a scan.
 
     Parameters
     ----------
     session, reference
         The same network twice, in the precision to judge and in FP32.
-    inputs
-        (x, y, z) volumes by input name.
-    mask
-        (x, y, z) bool, True inside.
+    scan
+        The acquisition; a box of it is reconstructed by both.
 
     Returns
     -------
@@ -38,13 +32,28 @@ def precision_error(
     divisor = session.card.divisor
     size = divisor * math.ceil(SAMPLE_VOXELS / divisor)
     fullest = max(
-        plan_patches(mask, divisor, size, 0, "crop"), key=lambda p: int(mask[p.inside].sum())
+        plan_patches(scan.mask, divisor, size, 0, "crop"),
+        key=lambda p: int(scan.mask[p.inside].sum()),
     )
-    sample = {name: fullest.gather(volume) for name, volume in inputs.items()}
-    inside = mask[fullest.inside]
-    exact = run_patch(reference, sample)[fullest.own][inside]
-    error = run_patch(session, sample)[fullest.own][inside] - exact
+    sample = _cut(scan, fullest)
+    plan = plan_whole(sample.mask.shape, divisor)
+    exact = network_output(reference, sample, plan)[sample.mask]
+    error = network_output(session, sample, plan)[sample.mask] - exact
     return {
         "max_abs_error_ppb": 1000 * float(np.abs(error).max()),
         "relative_error": float(np.linalg.norm(error) / np.linalg.norm(exact)),
     }
+
+
+def _cut(scan: Scan, patch: Patch) -> Scan:
+    mask = scan.mask[patch.inside]
+    x, y, z = mask.shape
+    grid = scan.geometry
+    return replace(
+        scan,
+        measured=np.ascontiguousarray(scan.measured[(slice(None), *patch.inside)]),
+        mask=mask,
+        geometry=Geometry((x, y, z), grid.voxel_size_mm, grid.b0_direction),
+        truth_ppm=None,
+        labels=None,
+    )

@@ -60,6 +60,7 @@ def describe_run(
             "options": card.options,
             "precision": session.precision,
             "weights_sha256": card.weights_sha256,
+            "receptive_field": asdict(card.receptive_field),
             "verified": asdict(card.verified),
             "doi": card.doi,
         },
@@ -70,10 +71,14 @@ def describe_run(
             "threads": arguments.threads or None,
         },
         "input": {
-            **{k: None if path is None else path.name for k, path in files._asdict().items()},
-            "params": None if arguments.params is None else arguments.params.name,
-            "units": arguments.units,
-            "ppm_per_unit": scan.ppm_per_unit,
+            "fields": [path.name for path in files.fields],
+            **{name: _name(getattr(files, name)) for name in ("mask", "truth", "labels")},
+            "params": _name(arguments.params),
+            "quantity": scan.quantity,
+            "units": arguments.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
+            "scale": scan.scale,
+            "echo_time_s": scan.echo_time_s,
+            "field_strength_t": scan.field_strength_t,
             "mask_voxels": int(np.count_nonzero(scan.mask)),
             "notes": scan.notes,
         },
@@ -81,6 +86,7 @@ def describe_run(
             "shape": list(geometry.shape),
             "voxel_size_mm": list(geometry.voxel_size_mm),
             "b0_direction": list(geometry.b0_direction),
+            "more_b0_directions": [list(b) for b in scan.more_b0_directions],
             "outside_training": departures,
             "allow_geometry": arguments.allow_geometry,
         },
@@ -139,10 +145,15 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
     rows = {
         "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
-        "field": f"{run['input']['field']} in {run['input']['units']}",
+        "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
         "volume": f"{_shape(geometry['shape'])}, {run['input']['mask_voxels']} voxels in the mask",
         "voxel size": f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
-        "B0 direction": f"{vector_text(tuple(geometry['b0_direction']))} in voxel axes",
+        "B0 direction": ", ".join(
+            vector_text(tuple(b))
+            for b in (geometry["b0_direction"], *geometry["more_b0_directions"])
+        )
+        + " in voxel axes",
+        "network sees": _sight(run["model"]["receptive_field"]),
         "padded to": _shape(plan["padded_shape"]),
         "plan": f"{_plan(plan)}: {plan['why']}",
         "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
@@ -184,6 +195,19 @@ def result_text(full: dict[str, Any], chi: Path) -> str:
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
     return f"{_table(rows)}\n{chi}"
+
+
+def _sight(field: dict[str, Any]) -> str:
+    if field["halo"] is None:
+        return "the whole volume"
+    return (
+        f"{field['theoretical']} voxels to each side, {field['halo']} for "
+        f"{field['energy_kept']:.4%} of the gradient's energy"
+    )
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else path.name
 
 
 def _plan(plan: dict[str, Any]) -> str:

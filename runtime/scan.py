@@ -2,24 +2,27 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.agreement import require_variation
 from qsm_deploy.runtime.nifti import NiftiVolume, load_on_grid, load_volume
-from qsm_deploy.runtime.params import Params
-from qsm_deploy.runtime.units import FieldUnit, ppm_per_unit, require_ppm
+from qsm_deploy.runtime.orientations import more_b0_directions
+from qsm_deploy.runtime.params import Params, Vector
+from qsm_deploy.runtime.units import FieldUnit, ppm_per_unit, require_ppm, require_wrapped_phase
+
+Quantity = Literal["local_field_ppm", "phase_rad"]
 
 
 class ScanFiles(NamedTuple):
     """The files of one acquisition; a truth and its labels exist for simulated ones."""
 
-    field: Path
+    fields: tuple[Path, ...]
     mask: Path | None = None
     truth: Path | None = None
     labels: Path | None = None
@@ -31,73 +34,173 @@ class Scan:
 
     Attributes
     ----------
-    local_field_ppm
-        (x, y, z) float32, 0 outside the mask.
+    measured
+        (n, x, y, z) float32, 0 outside the mask: the local field [ppm] in each of n orientations,
+        or one wrapped phase [rad].
     mask
         (x, y, z) bool, True inside.
     geometry
-        The grid, as understood from header, parameter file and flags.
+        The grid, as understood from header, parameter file and flags; its B0 direction is that of
+        the first orientation.
     header, affine
-        The field's NIfTI header and voxel-to-scanner matrix, for the output.
+        The first volume's NIfTI header and voxel-to-scanner matrix, for the output.
+    quantity
+        What was measured.
+    more_b0_directions
+        Unit vectors in voxel axes of the orientations after the first.
+    echo_time_s, field_strength_t
+        Of a phase.
     truth_ppm, labels
         (x, y, z) true susceptibility and integer labels, if given.
-    ppm_per_unit
-        What the stored field was multiplied by.
+    scale
+        What the stored volumes were multiplied by.
     notes
         What the user should know about how the input was understood, a line each.
     """
 
-    local_field_ppm: NDArray[np.float32]
+    measured: NDArray[np.float32]
     mask: NDArray[np.bool_]
     geometry: Geometry
     header: nib.Nifti1Header
     affine: NDArray[np.float64]
+    quantity: Quantity = "local_field_ppm"
+    more_b0_directions: tuple[Vector, ...] = ()
+    echo_time_s: float | None = None
+    field_strength_t: float | None = None
     truth_ppm: NDArray[np.float32] | None = None
     labels: NDArray[np.integer] | None = None
-    ppm_per_unit: float = 1.0
+    scale: float = 1.0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def b0_directions(self) -> NDArray[np.float32]:
+        """(n, 3) unit vectors in voxel axes, one for each orientation."""
+        return np.array([self.geometry.b0_direction, *self.more_b0_directions], dtype=np.float32)
 
-def load_scan(files: ScanFiles, units: FieldUnit, flags: Params, from_file: Params) -> Scan:
-    """Read a field map and what belongs to it.
+
+@dataclass(frozen=True)
+class Reading:
+    """How the measured volumes are to be understood.
+
+    Attributes
+    ----------
+    quantity
+        What the network takes.
+    units
+        What the files hold; ``None`` is what the network takes.
+    flags, from_file
+        Parameters that the user states and those of a parameter file; a flag wins over the
+        file, the file over the header, and what differs is noted.
+    more_b0_directions
+        Stated B0 directions of the volumes after the first; empty takes those of their headers.
+    negate
+        Whether the files have the opposite sign: a field that lowers the frequency counts as
+        positive.
+    """
+
+    quantity: Quantity = "local_field_ppm"
+    units: FieldUnit | None = None
+    flags: Params = field(default_factory=Params)
+    from_file: Params = field(default_factory=Params)
+    more_b0_directions: tuple[Vector, ...] = ()
+    negate: bool = False
+
+    @property
+    def echo_time_s(self) -> float | None:
+        """The echo time, as stated [s]."""
+        return _stated(self.flags.echo_time_s, self.from_file.echo_time_s)
+
+    @property
+    def field_strength_t(self) -> float | None:
+        """The strength of B0, as stated [T]."""
+        return _stated(self.flags.field_strength_t, self.from_file.field_strength_t)
+
+    def scale(self) -> float:
+        """Return what a stored value is multiplied by.
+
+        Raises
+        ------
+        UnitsError
+            If the unit lacks its parameters, or the network cannot take it.
+        """
+        units: FieldUnit = self.units or ("rad" if self.quantity == "phase_rad" else "ppm")
+        if self.quantity == "phase_rad" and units != "rad":
+            raise UnitsError(
+                f"this network takes the wrapped phase in radians, not a field in {units}; pass "
+                "the phase, or a network for local fields"
+            )
+        sign = -1.0 if self.negate else 1.0
+        echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
+        factor = ppm_per_unit(units, echo_time_s=echo_time_s, field_strength_t=field_strength_t)
+        return sign if self.quantity == "phase_rad" else sign * factor
+
+
+def load_scan(files: ScanFiles, reading: Reading) -> Scan:
+    """Read the measured volumes and what belongs to them.
 
     Parameters
     ----------
     files
-        The NIfTI files, all on the field's grid.
-    units
-        Unit of the field.
-    flags, from_file
-        Parameters that the user states and those of a parameter file; a flag wins over the
-        file, the file over the header, and what differs is noted.
+        The NIfTI files, all on the grid of the first field; further fields may differ in the
+        orientation that their affines state.
+    reading
+        How the measured volumes are to be understood.
 
     Raises
     ------
     DataError
         If a file is unreadable, the mask is empty, or values inside it are NaN or Inf.
     GeometryError
-        If a volume is on another grid, or the geometry is invalid.
+        If a volume is on another grid, the geometry is invalid, or two fields have the same
+        B0 direction.
     UnitsError
-        If the field cannot be in the stated unit, or the unit lacks its parameters.
+        If the values cannot be in the stated unit, or the unit lacks its parameters.
     """
     notes: list[str] = []
-    scale = ppm_per_unit(
-        units,
-        echo_time_s=_stated(flags.echo_time_s, from_file.echo_time_s),
-        field_strength_t=_stated(flags.field_strength_t, from_file.field_strength_t),
-    )
-    volume = load_volume(files.field)
-    geometry = _geometry(volume, flags, from_file, notes)
-    mask = _mask(files.mask, volume, notes)
-    _require_finite(files.field, volume.data, mask, masked=files.mask is not None)
-    local_field_ppm = np.where(mask, volume.data, np.float32(0))
-    local_field_ppm *= np.float32(scale)
-    notes += require_ppm(local_field_ppm[mask], units)
-    truth = None if files.truth is None else _truth(files.truth, volume, mask)
-    labels = None if files.labels is None else _labels(files.labels, volume)
+    scale = reading.scale()
+    first, *others = [load_volume(path) for path in files.fields]
+    geometry = _geometry(first, reading.flags, reading.from_file, notes)
+    mask = _mask(files.mask, first, notes)
+    volumes = [_inside(volume, mask, scale, files) for volume in (first, *others)]
+    for path, volume in zip(files.fields, volumes, strict=True):
+        found = _require_plausible(volume[mask], reading)
+        notes += [f"{path}: {note}" if others else note for note in found]
     return Scan(
-        local_field_ppm, mask, geometry, volume.header, volume.affine, truth, labels, scale, notes
+        np.stack(volumes),
+        mask,
+        geometry,
+        first.header,
+        first.affine,
+        quantity=reading.quantity,
+        more_b0_directions=more_b0_directions(geometry, first, others, reading.more_b0_directions),
+        echo_time_s=reading.echo_time_s,
+        field_strength_t=reading.field_strength_t,
+        truth_ppm=None if files.truth is None else _truth(files.truth, first, mask),
+        labels=None if files.labels is None else _labels(files.labels, first),
+        scale=scale,
+        notes=notes,
     )
+
+
+def _inside(
+    volume: NiftiVolume, mask: NDArray[np.bool_], scale: float, files: ScanFiles
+) -> NDArray[np.float32]:
+    """Return the scaled values, 0 outside the mask."""
+    if volume.data.shape != mask.shape:
+        raise GeometryError(
+            f"{volume.path} has shape {volume.data.shape}, {files.fields[0]} has {mask.shape}; "
+            "register one to the other"
+        )
+    _require_finite(volume.path, volume.data, mask, masked=files.mask is not None)
+    values = np.where(mask, volume.data, np.float32(0))
+    values *= np.float32(scale)
+    return values
+
+
+def _require_plausible(values: NDArray[np.float32], reading: Reading) -> list[str]:
+    if reading.quantity == "phase_rad":
+        return require_wrapped_phase(values)
+    return require_ppm(values, reading.units or "ppm")
 
 
 def _geometry(volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]) -> Geometry:

@@ -28,9 +28,10 @@ class TerminalLog:
             sys.stderr.flush()
 
     @contextmanager
-    def progress(self, plan: PatchPlan) -> Iterator["tqdm[Any]"]:
-        """Show a bar over the patches, if there are several."""
+    def progress(self, plan: PatchPlan, rounds: int) -> Iterator["tqdm[Any]"]:
+        """Show a bar over the patches of all rounds, if there are several."""
+        total = plan.count * rounds
         with tqdm(
-            total=plan.count, unit="patch", leave=False, disable=not self._live or plan.whole
+            total=total, unit="patch", leave=False, disable=not self._live or total == 1
         ) as bar:
             yield bar

@@ -11,6 +11,8 @@ from qsm_deploy.kernels.errors import UnitsError
 FieldUnit = Literal["ppm", "hz", "rad"]
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
 USUAL_P99_PPM = (0.002, 0.3)
+SMALLEST_WRAPPED_RAD = 0.05
+USUAL_WRAPPED_RAD = 2.5
 LARGEST_P99_PPM = 1.0  # local fields of tissue stay within 0.05 ppm, next to a haemorrhage within 1
 
 
@@ -94,3 +96,32 @@ def require_ppm(local_field_ppm: NDArray[np.float32], unit: FieldUnit) -> list[s
         f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
         f"{high:g}: check its unit and the scaling in its header"
     ]
+
+
+def require_wrapped_phase(phase_rad: NDArray[np.float32]) -> list[str]:
+    """Refuse values that cannot be a wrapped phase, and return notes on unlikely ones.
+
+    Parameters
+    ----------
+    phase_rad
+        (voxels,) phase inside the mask, finite.
+
+    Raises
+    ------
+    UnitsError
+        If it exceeds pi, or is too small to be a phase in radians.
+    """
+    largest = float(np.abs(phase_rad).max(initial=0))
+    if largest > math.pi * 1.001:
+        raise UnitsError(
+            f"the phase reaches {largest:.4g} rad, a wrapped phase at most pi: pass it wrapped "
+            "and in radians (not scaled to 4096, not unwrapped)"
+        )
+    if largest < SMALLEST_WRAPPED_RAD:
+        raise UnitsError(
+            f"the phase stays within {largest:.2g} rad, too little for a wrapped phase: is the "
+            "scaling (scl_slope) in its header stale?"
+        )
+    if largest >= USUAL_WRAPPED_RAD:
+        return []
+    return [f"the phase stays within {largest:.2g} rad, a wrapped one usually reaches pi"]

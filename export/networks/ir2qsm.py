@@ -12,9 +12,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qsm_deploy.export.checkpoints import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import ConvBlock, UpBlock
-from qsm_deploy.export.networks.network import Network
-from qsm_deploy.kernels.errors import WeightsError
+from qsm_deploy.export.networks.network import Choices, Network
 
 Residual = Literal["input", "iteration"]
 
@@ -148,28 +148,25 @@ def unused_keys(levels: int) -> set[str]:
     return encoders | {f"post_transform_conv_block1.{name}" for name in block}
 
 
-def ir2qsm_from_state(state: Mapping[str, Tensor], residual: Residual = "input") -> IR2QSM:
+def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> IR2QSM:
     """Build the network that a state dict describes: width, depth and iterations from its shapes.
 
     Raises
     ------
     WeightsError
-        If the keys that carry these are missing.
+        If a key is missing, left over or of the wrong shape.
     """
-    iterations = len([k for k in state if re.fullmatch(r"iteration\d+_post_transform\.1\.bias", k)])
+    residual: Residual = "iteration" if choices.options["residual"] == "iteration" else "input"
+    iterations = sum(bool(re.fullmatch(r"iteration\d+_post_transform\.1\.bias", k)) for k in state)
     levels = len(
         [k for k in state if re.fullmatch(r"iteration0_layer\d+_encoder_down.*conv\.0\.bias", k)]
     )
     widths = [f"iteration0_layer{n}_encoder_conv2.1.conv.0.bias" for n in range(levels)]
     widths.append("iteration0_middle.out_gate.conv.0.bias")
-    missing = [key for key in widths if key not in state]
-    if not iterations or not levels or missing:
-        seen = ", ".join(list(state)[:3])
-        raise WeightsError(
-            f"these are not IR2QSM weights: no {missing[0] if missing else 'iterations'} "
-            f"(found {seen}, ...); pass the file for this network or another --model"
-        )
-    return IR2QSM([state[key].shape[0] for key in widths], iterations, residual)
+    require_keys(state, [*widths, "iteration0_post_transform.1.bias"], "ir2qsm")
+    network = IR2QSM([state[key].shape[0] for key in widths], iterations, residual)
+    load_strictly(network, state, unused_keys(levels))
+    return network.eval()
 
 
 def _two_convs(channels_in: int, channels_mid: int, channels_out: int) -> nn.Sequential:

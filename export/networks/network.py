@@ -1,12 +1,75 @@
-"""What the export asks of every network."""
+"""What the export asks of every network, and what a user chooses about one."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import nn
+
+from qsm_deploy.runtime.card import GeometryLimits, Pipeline, TensorInfo, TkdSettings
+
+VOLUME = ("n", 1, "x", "y", "z")
+LOCAL_FIELD = TensorInfo("local_field_ppm", "ppm", VOLUME)
+TKD_CHI = TensorInfo("tkd_chi_ppm", "ppm", VOLUME)
+MASK = TensorInfo("mask", "1", VOLUME)
+PHASE = TensorInfo("phase_rad", "rad", VOLUME)
+VOXEL_SIZE = TensorInfo("voxel_size_mm", "mm", (3,))
+ECHO_TIME = TensorInfo("echo_time_s", "s", (1,))
+FIELD_STRENGTH = TensorInfo("field_strength_t", "T", (1,))
+CHI = TensorInfo("chi_ppm", "ppm", VOLUME)
+
+ANY_GEOMETRY = GeometryLimits(None, None, None, None)
+AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the weights do not say about a network.
+
+    Attributes
+    ----------
+    options
+        A value for each of the network's options.
+    normalisation
+        Arrays by the names in the authors' files; empty if none were passed.
+    b0_direction
+        Unit vector in voxel axes, for networks that are folded for one direction.
+    """
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    normalisation: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    b0_direction: tuple[float, float, float] | None = None
 
 
 class Network(nn.Module):
-    """(n, 1, x, y, z) inputs to one output of the same shape."""
+    """Volumes (n, c, x, y, z), and numbers that hold for all of them, to one volume.
+
+    Attributes
+    ----------
+    inputs, output
+        What ``forward`` takes, in order, and returns.
+    pipeline
+        What the runtime does besides running the graph.
+    geometry
+        The grids it was trained for.
+    why_whole
+        Why it cannot be run in patches, or ``None`` if it can.
+    tkd
+        Settings of the second input of a ``tkd+cnn`` pipeline.
+    normalisation, constants
+        Numbers of the method for the card, by name.
+    """
+
+    inputs: tuple[TensorInfo, ...] = (LOCAL_FIELD,)
+    output: TensorInfo = CHI
+    pipeline: Pipeline = "cnn"
+    geometry: GeometryLimits = AXIAL_1MM
+    why_whole: str | None = None
+    tkd: TkdSettings | None = None
+    normalisation: Mapping[str, float] = {}
+    constants: Mapping[str, float] = {}
 
     @property
     @abstractmethod

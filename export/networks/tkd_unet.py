@@ -10,8 +10,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.networks.network import Network
-from qsm_deploy.kernels.errors import WeightsError
+from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.networks.network import (
+    ANY_GEOMETRY,
+    LOCAL_FIELD,
+    TKD_CHI,
+    Choices,
+    Network,
+)
+from qsm_deploy.runtime.card import TkdSettings
 
 FIELD_SCALE_PPM = 0.0125
 CHI_SCALE_PPM = 0.04
@@ -27,6 +34,11 @@ class TkdUnet(Network):
     channels
         Feature channels of each level, finest first.
     """
+
+    inputs = (LOCAL_FIELD, TKD_CHI)
+    pipeline = "tkd+cnn"
+    geometry = ANY_GEOMETRY
+    tkd = TkdSettings(TKD_THRESHOLD, TKD_PAD_VOXELS, masked=True)
 
     def __init__(self, channels: Sequence[int] = (8, 16, 32)) -> None:
         super().__init__()
@@ -59,24 +71,21 @@ class TkdUnet(Network):
         return tkd_chi_ppm + CHI_SCALE_PPM * correction
 
 
-def tkd_unet_from_state(state: Mapping[str, Tensor]) -> TkdUnet:
+def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> TkdUnet:
     """Build the network that a state dict describes, its widths read off the shapes.
 
     Raises
     ------
     WeightsError
-        If the encoder's keys are missing.
+        If a key is missing, left over or of the wrong shape.
     """
+    require_keys(state, ["encoder.0.0.weight", "encoder.1.0.weight"], "tkd-unet")
     channels: list[int] = []
     while (key := f"encoder.{len(channels)}.0.weight") in state:
         channels.append(state[key].shape[0])
-    if len(channels) < 2:
-        seen = ", ".join(list(state)[:3])
-        raise WeightsError(
-            f"these are not tkd-unet weights: no encoder.0.0.weight (found {seen}, ...); "
-            "pass the file for this network or another --model"
-        )
-    return TkdUnet(channels)
+    network = TkdUnet(channels)
+    load_strictly(network, state)
+    return network.eval()
 
 
 def _two_convs(channels_in: int, channels_out: int) -> nn.Sequential:

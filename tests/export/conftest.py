@@ -1,7 +1,7 @@
 """Networks small enough to export in a second, and weights that follow from a formula."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +76,18 @@ def traced() -> dict[tuple[str, str], onnx.ModelProto]:
 def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.ModelProto]) -> None:
     """Trace each tiny network once; leave out the slow measurements, which have own tests."""
 
-    def trace_once(module: Network, inputs: Sequence[str]) -> onnx.ModelProto:
+    def trace_once(module: Network) -> onnx.ModelProto:
         key = (type(module).__name__, str(getattr(module, "residual", "")))
         if key not in traced:
-            traced[key] = onnx_from_module(module, inputs)
+            traced[key] = onnx_from_module(module)
         return traced[key]
 
     monkeypatch.setattr(export_network, "onnx_from_module", trace_once)
-    monkeypatch.setattr(export_network, "measure_memory", lambda path, backend: MemoryUse(1, 2))
     monkeypatch.setattr(
-        export_network, "measure_receptive_field", lambda module, spec: ReceptiveField(3, 2, 0.999)
+        export_network, "measure_memory", lambda path, card, backend: MemoryUse(1, 2)
+    )
+    monkeypatch.setattr(
+        export_network, "measure_receptive_field", lambda module, card: ReceptiveField(3, 2, 0.999)
     )
 
 

@@ -9,12 +9,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import qsm_deploy.runtime.card as card_module
-from qsm_deploy.export import registry
+from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import load_state, state_sha256
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.network_spec import WEIGHTS_FOLDER
+from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.onnx_export import onnx_from_module
 from qsm_deploy.export.registry import REGISTRY
-from qsm_deploy.export.verification import apply_gate, measure_differences, phantom_inputs
+from qsm_deploy.export.verification import apply_gate, measure_differences, phantom_scan
 from qsm_deploy.runtime.card import METADATA_KEY, parse_card
+from qsm_deploy.runtime.pipeline import network_inputs
+from qsm_deploy.runtime.session import open_session
 
 TKD_UNET = REGISTRY["tkd-unet"]
 TKD_UNET_ONNX = Path(card_module.__file__).with_name("tkd-unet.onnx")
@@ -23,17 +29,17 @@ SMALLEST_ACTIVE_SHARE = 0.01
 
 def test_every_bundled_file_is_half_precision_and_loads() -> None:
     specs = {spec.bundled[0]: spec for spec in REGISTRY.values() if spec.bundled}
-    files = sorted(registry.WEIGHTS_FOLDER.glob("*.safetensors"))
+    files = sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
     assert TKD_UNET.bundled_file() in files
     for file in files:
         kinds = {t.dtype for t in load_file(file).values() if t.is_floating_point()}
         assert kinds == {torch.float16}
         spec = specs[file.name]
-        spec.build(load_state(file), spec.chosen_options({}))
+        build_network(spec, load_state(file), Choices(spec.chosen_options({})))
 
 
 def test_every_level_of_tkd_unet_is_alive() -> None:
-    network = TKD_UNET.build(load_state(TKD_UNET.bundled_file()), {})
+    network = build_network(TKD_UNET, load_state(TKD_UNET.bundled_file()), Choices())
     shares: dict[str, float] = {}
 
     def watch(name: str) -> None:
@@ -45,9 +51,10 @@ def test_every_level_of_tkd_unet_is_alive() -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.LeakyReLU):
             watch(name)
-    _, volumes, _ = next(phantom_inputs(TKD_UNET, ((64, 64, 64),)))
+    card = provisional_card(TKD_UNET, network, Choices(), "none", "0" * 64)
+    volumes = network_inputs(card, phantom_scan(card, (64, 64, 64))).values()
     with torch.inference_mode():
-        network(*(torch.from_numpy(v)[None, None] for v in volumes))
+        network(*(torch.from_numpy(v)[None] for v in volumes))
     assert len(shares) == 10
     dead = {name: share for name, share in shares.items() if share <= SMALLEST_ACTIVE_SHARE}
     assert not dead
@@ -56,7 +63,7 @@ def test_every_level_of_tkd_unet_is_alive() -> None:
 def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
     state = load_state(TKD_UNET.bundled_file())
     bundled = onnx.load(TKD_UNET_ONNX)
-    again = onnx_from_module(TKD_UNET.build(state, {}), TKD_UNET.inputs)
+    again = onnx_from_module(build_network(TKD_UNET, state, Choices()))
     # what the exporter of another PyTorch may name or version otherwise is not compared
     assert [_essence(n) for n in again.graph.node] == [_essence(n) for n in bundled.graph.node]
     assert _weights(again) == _weights(bundled)
@@ -64,9 +71,9 @@ def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
     (stored,) = [p.value for p in bundled.metadata_props if p.key == METADATA_KEY]
     card = parse_card(stored)
     assert card.weights_sha256 == state_sha256(state)
-    assert (card.network, card.pipeline) == (TKD_UNET.name, TKD_UNET.pipeline)
-    assert (card.tkd, card.geometry) == (TKD_UNET.tkd, TKD_UNET.geometry)
-    assert [tensor.name for tensor in card.inputs] == list(TKD_UNET.inputs)
+    assert (card.network, card.pipeline) == (TKD_UNET.name, TkdUnet.pipeline)
+    assert (card.tkd, card.geometry) == (TkdUnet.tkd, TkdUnet.geometry)
+    assert card.inputs == TkdUnet.inputs
     assert 0 < card.verified.max_ppb <= 0.01
     assert card.memory.keys() == {"onnxruntime", "openvino"}
     assert 0 < card.receptive_field.halo <= card.receptive_field.theoretical
@@ -84,5 +91,6 @@ def _weights(model: onnx.ModelProto) -> list[tuple[list[int], bytes]]:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_bundled_model_computes_what_its_weights_say(backend) -> None:
-    network = TKD_UNET.build(load_state(TKD_UNET.bundled_file()), {})
-    apply_gate(measure_differences(TKD_UNET_ONNX, network, TKD_UNET, (backend,)), 0.01)
+    network = build_network(TKD_UNET, load_state(TKD_UNET.bundled_file()), Choices())
+    card = open_session(TKD_UNET_ONNX, backend).card
+    apply_gate(measure_differences(TKD_UNET_ONNX, network, card, (backend,)), 0.01)

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import load_state, load_strictly, state_sha256
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, unused_keys
+from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.kernels.errors import WeightsError
 
@@ -18,7 +20,7 @@ State = dict[str, Tensor]
 
 
 def build(state: State) -> torch.nn.Module:
-    return REGISTRY["ir2qsm"].build(state, {"residual": "input"})
+    return build_network(REGISTRY["ir2qsm"], state, Choices({"residual": "input"}))
 
 
 def published_state(network: IR2QSM) -> State:
@@ -123,9 +125,9 @@ def test_anything_else_is_refused_by_name(tiny_ir2qsm, spoil, message: str) -> N
 
 
 def test_another_networks_file_is_refused(shared: Path, tiny_tkd_unet) -> None:
-    with pytest.raises(WeightsError, match="not IR2QSM weights"):
+    with pytest.raises(WeightsError, match="not the weights of ir2qsm.*look like tkd-unet"):
         build(tiny_tkd_unet.state_dict())
-    with pytest.raises(WeightsError, match="not IR2QSM weights"):
+    with pytest.raises(WeightsError, match="not the weights of ir2qsm.*look like spinet-qsm"):
         build(load_state(shared / "data" / "checkpoints" / "spinet_qsm.pth"))
 
 

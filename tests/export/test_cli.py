@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from qsm_deploy.export import export_network, registry
+from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.cli import main
+from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.verification import Difference
 from qsm_deploy.runtime.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.session import open_session
@@ -27,7 +30,7 @@ def exported(tiny_ir2qsm, tmp_path_factory) -> Path:
         patch.setattr("qsm_deploy.export.receptive_field.BOX", (32, 32, 64))
         patch.setattr(
             "qsm_deploy.export.export_network.measure_memory",
-            lambda path, backend: export_network.MemoryUse(10, 20),
+            lambda path, card, backend: export_network.MemoryUse(10, 20),
         )
         assert run(folder, "-o", str(folder / "a.onnx"), "--residual", "iteration") == 0
     return folder
@@ -60,7 +63,9 @@ def test_the_card_tells_what_was_exported_and_measured(exported: Path) -> None:
 
 def test_the_file_computes_what_the_network_computes(exported: Path, tiny_ir2qsm) -> None:
     field = np.random.default_rng(0).standard_normal((1, 1, 8, 12, 16), dtype=np.float32) * 0.02
-    network = registry.REGISTRY["ir2qsm"].build(tiny_ir2qsm.state_dict(), {"residual": "iteration"})
+    network = build_network(
+        registry.REGISTRY["ir2qsm"], tiny_ir2qsm.state_dict(), Choices({"residual": "iteration"})
+    )
     with torch.inference_mode():
         expected = network(torch.from_numpy(field)).numpy()
     got = open_session(exported / "a.onnx", "onnxruntime").run({"local_field_ppm": field})
@@ -125,7 +130,7 @@ def test_bundled_weights_are_announced(tiny_tkd_unet, tmp_path, monkeypatch, cap
     assert main(["--model", "tkd-unet"]) == 0
     assert "taking the bundled ones" in capsys.readouterr().err.splitlines()[0]
     card = parse_card(Path("tkd-unet-fp32.json").read_text())
-    assert card.tkd == registry.REGISTRY["tkd-unet"].tkd
+    assert card.tkd == TkdUnet.tkd
     assert card.licence == registry.OWN_LICENCE
 
 

@@ -22,12 +22,12 @@ TKD_UNET_INPUTS = ("local_field_ppm", "tkd_chi_ppm")
 
 @pytest.fixture(scope="module")
 def ir2qsm(tiny_ir2qsm) -> onnx.ModelProto:
-    return onnx_from_module(tiny_ir2qsm, IR2QSM_INPUTS)
+    return onnx_from_module(tiny_ir2qsm)
 
 
 @pytest.fixture(scope="module")
 def tkd_unet(tiny_tkd_unet) -> onnx.ModelProto:
-    return onnx_from_module(tiny_tkd_unet, TKD_UNET_INPUTS)
+    return onnx_from_module(tiny_tkd_unet)
 
 
 def test_batch_norm_is_folded_and_nothing_is_random(ir2qsm, tkd_unet) -> None:
@@ -62,7 +62,7 @@ def test_nothing_tells_of_the_exporting_machine(ir2qsm, tkd_unet) -> None:
 
 
 def test_the_same_weights_give_the_same_bytes(tiny_tkd_unet, tkd_unet) -> None:
-    again = onnx_from_module(tiny_tkd_unet, TKD_UNET_INPUTS)
+    again = onnx_from_module(tiny_tkd_unet)
     assert again.SerializeToString(deterministic=True) == tkd_unet.SerializeToString(
         deterministic=True
     )
@@ -94,7 +94,7 @@ def test_any_batch_and_size(ir2qsm, tkd_unet, tiny_ir2qsm, tiny_tkd_unet, shape,
 def test_the_exporter_is_quiet(tiny_tkd_unet, capfd) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        onnx_from_module(tiny_tkd_unet, TKD_UNET_INPUTS)
+        onnx_from_module(tiny_tkd_unet)
     out, err = capfd.readouterr()
     assert (out, err, [str(w.message) for w in caught]) == ("", "", [])
     assert not logging.getLogger("torch.onnx._internal.exporter._registration").filters
@@ -129,9 +129,9 @@ class Training(Network):
 @pytest.mark.parametrize("network", [Noisy().eval(), Branching().eval()])
 def test_noise_and_branches_on_data_are_refused(network: Network) -> None:
     with pytest.raises(ExportError, match=type(network).__name__):
-        onnx_from_module(network, IR2QSM_INPUTS)
+        onnx_from_module(network)
 
 
 def test_a_module_in_training_mode_is_refused() -> None:
     with pytest.raises(ExportError, match=r"Training.*\.eval\(\)"):
-        onnx_from_module(Training().train(), IR2QSM_INPUTS)
+        onnx_from_module(Training().train())

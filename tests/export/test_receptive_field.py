@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from qsm_deploy.export import receptive_field
+from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.receptive_field import (
     effective_halo,
@@ -16,6 +17,7 @@ from qsm_deploy.export.receptive_field import (
 )
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.runtime.card import ModelCard
 
 
 class Stack(Network):
@@ -44,22 +46,22 @@ class Mean(Network):
 
 @pytest.mark.parametrize("layers", [1, 3, 20])
 def test_convolutions_add_one_voxel_each(layers: int) -> None:
-    assert theoretical_receptive_field(Stack(layers), 1) == layers
+    assert theoretical_receptive_field(Stack(layers)) == layers
 
 
 def test_zero_weights_do_not_shorten_it() -> None:
-    assert theoretical_receptive_field(Stack(5, outer_weight=0.0), 1) == 5
+    assert theoretical_receptive_field(Stack(5, outer_weight=0.0)) == 5
 
 
 # two levels on paper: 2 convolutions on the way down and 2 up at full resolution, 2 at half:
 # 2 + 2*2 + 2 voxels, and one more for where a voxel lies in its pair
 def test_tkd_unet_of_two_levels() -> None:
-    assert theoretical_receptive_field(TkdUnet((2, 4)), 2) == 9
+    assert theoretical_receptive_field(TkdUnet((2, 4))) == 9
 
 
 def test_it_does_not_depend_on_width_but_on_depth_and_iterations() -> None:
     sizes = [
-        theoretical_receptive_field(IR2QSM(channels, iterations).eval(), 1)
+        theoretical_receptive_field(IR2QSM(channels, iterations).eval())
         for channels, iterations in (((2, 4), 1), ((3, 6), 1), ((2, 4), 2), ((2, 4, 8), 1))
     ]
     assert sizes[0] == sizes[1] < min(sizes[2:])
@@ -67,7 +69,18 @@ def test_it_does_not_depend_on_width_but_on_depth_and_iterations() -> None:
 
 def test_a_network_without_end_is_refused() -> None:
     with pytest.raises(ExportError, match="Mean sees farther"):
-        theoretical_receptive_field(Mean(), 1)
+        theoretical_receptive_field(Mean())
+
+
+def card_of(module: Network, name: str) -> ModelCard:
+    return provisional_card(REGISTRY[name], module, Choices(), "none", "0" * 64)
+
+
+def test_a_network_that_changes_with_its_input_has_none() -> None:
+    stack = Stack(1)
+    stack.why_whole = "it stretches over the input"
+    field = measure_receptive_field(stack, card_of(stack, "ir2qsm"))
+    assert (field.theoretical, field.halo) == (None, None)
 
 
 @pytest.fixture
@@ -78,16 +91,16 @@ def small_box(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_box")
 def test_the_halo_follows_the_weights() -> None:
-    spec = REGISTRY["ir2qsm"]
-    assert effective_halo(Stack(3, outer_weight=0.0), spec) == 0
-    assert effective_halo(Stack(3, outer_weight=1e-5), spec) == 0
-    assert effective_halo(Stack(3, outer_weight=0.001), spec) == 1
-    assert effective_halo(Stack(3, outer_weight=1.0), spec) == 3
+    card = card_of(Stack(1), "ir2qsm")
+    assert effective_halo(Stack(3, outer_weight=0.0), card, 3) == 0
+    assert effective_halo(Stack(3, outer_weight=1e-5), card, 3) == 0
+    assert effective_halo(Stack(3, outer_weight=0.001), card, 3) == 1
+    assert effective_halo(Stack(3, outer_weight=1.0), card, 3) == 3
 
 
 @pytest.mark.usefixtures("small_box")
 def test_the_halo_holds_the_stated_energy(tiny_tkd_unet) -> None:
-    field = measure_receptive_field(tiny_tkd_unet, REGISTRY["tkd-unet"])
+    field = measure_receptive_field(tiny_tkd_unet, card_of(tiny_tkd_unet, "tkd-unet"))
     assert (field.theoretical, field.energy_kept) == (9, 0.999999)
     assert 0 < field.halo <= 9
     assert all(p.requires_grad for p in tiny_tkd_unet.parameters())

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 
-from qsm_deploy.export.export_network import _provisional_card
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.networks.network import LOCAL_FIELD, PHASE, Choices, Network
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.export.verification import (
@@ -17,9 +16,10 @@ from qsm_deploy.export.verification import (
     Difference,
     apply_gate,
     measure_differences,
-    phantom_inputs,
+    phantom_scan,
 )
 from qsm_deploy.kernels.errors import AccuracyError
+from qsm_deploy.runtime.card import TensorInfo
 
 BACKENDS = ("openvino", "onnxruntime")
 SPEC = REGISTRY["tkd-unet"]
@@ -27,7 +27,7 @@ SPEC = REGISTRY["tkd-unet"]
 
 @pytest.fixture(scope="module")
 def model(tiny_tkd_unet: Network) -> onnx.ModelProto:
-    return onnx_from_module(tiny_tkd_unet, SPEC.inputs)
+    return onnx_from_module(tiny_tkd_unet)
 
 
 @pytest.fixture
@@ -37,8 +37,9 @@ def differences(model: onnx.ModelProto, tiny_tkd_unet: Network, tmp_path: Path) 
         changed.CopyFrom(model)
         change(changed)
         path = tmp_path / "m.onnx"
-        path.write_bytes(with_card(changed, _provisional_card(SPEC, 2, {}, "none", "0" * 64)))
-        return measure_differences(path, tiny_tkd_unet, SPEC, BACKENDS)
+        card = provisional_card(SPEC, tiny_tkd_unet, Choices(), "none", "0" * 64)
+        path.write_bytes(with_card(changed, card))
+        return measure_differences(path, tiny_tkd_unet, card, BACKENDS)
 
     return measure
 
@@ -101,9 +102,27 @@ def test_the_shapes_are_a_cube_an_odd_one_and_three_different_axes() -> None:
     assert len(set(mixed)) == 3
 
 
-def test_the_tkd_input_is_the_runtimes(tiny_tkd_unet) -> None:
-    shape, (field, inverse), mask = next(iter(phantom_inputs(SPEC)))
-    assert field.shape == inverse.shape == mask.shape == shape
-    assert not inverse[~mask].any()
-    assert np.abs(inverse[mask]).mean() > 2 * np.abs(field[mask]).mean()
-    assert torch.from_numpy(inverse).isfinite().all()
+@pytest.mark.parametrize(
+    ("inputs", "quantity"), [((LOCAL_FIELD,), "local_field_ppm"), ((PHASE,), "phase_rad")]
+)
+def test_the_phantom_is_measured_as_the_network_needs_it(tiny_ir2qsm, inputs, quantity) -> None:
+    tiny_ir2qsm.inputs = inputs
+    card = provisional_card(REGISTRY["ir2qsm"], tiny_ir2qsm, Choices(), "none", "0" * 64)
+    del tiny_ir2qsm.inputs
+    scan = phantom_scan(card, SHAPES[1])
+    assert scan.quantity == quantity
+    assert scan.measured.shape == (1, *SHAPES[1])
+    assert not scan.measured[0][~scan.mask].any()
+    largest = np.abs(scan.measured).max()
+    assert (3 < largest <= np.float32(np.pi)) if quantity == "phase_rad" else largest < 1
+
+
+def test_further_orientations_are_tilted_and_differ(tiny_ir2qsm) -> None:
+    tiny_ir2qsm.inputs = (TensorInfo("local_field_ppm", "ppm", ("n", 3, "x", "y", "z")),)
+    card = provisional_card(REGISTRY["ir2qsm"], tiny_ir2qsm, Choices(), "none", "0" * 64)
+    del tiny_ir2qsm.inputs
+    scan = phantom_scan(card, (24, 24, 24))
+    assert scan.b0_directions.shape == (3, 3)
+    np.testing.assert_allclose(np.linalg.norm(scan.b0_directions, axis=1), 1, atol=1e-6)
+    first, second, third = scan.measured
+    assert np.abs(first - second).max() > 0.01 < np.abs(second - third).max()

@@ -33,9 +33,12 @@ CARD = ModelCard(
     output=TensorInfo("chi_ppm", "ppm", GRID),
     divisor=4,
     patchable="yes",
+    why_whole=None,
     receptive_field=ReceptiveField(theoretical=40, halo=8, energy_kept=0.999),
     geometry=GeometryLimits((1.0, 1.0, 1.2), 0.1, (0.0, 0.0, 1.0), 5.0),
     tkd=TkdSettings(threshold=0.12, pad_voxels=8, masked=True),
+    normalisation={"chi_mean": 0.1},
+    constants={"iterations": 3.0},
     options={"residual": "input"},
     precision="fp32",
     memory={"onnxruntime": MemoryUse(2_000_000, 700)},
@@ -46,10 +49,17 @@ CARD = ModelCard(
     made_by="qsm-deploy 0.1.0",
 )
 FIELDS = json.loads(CARD.to_json())
-NULLABLE = {"tkd", "doi", *(f"geometry.{name}" for name in FIELDS["geometry"])}
+NULLABLE = {
+    "tkd",
+    "doi",
+    "why_whole",
+    "receptive_field.halo",
+    "receptive_field.theoretical",
+    *(f"geometry.{name}" for name in FIELDS["geometry"]),
+}
 # an empty list is of the right type, even of inputs, which then contradict the pipeline
 OF_ANY_LENGTH = {"inputs", "output.shape", "verified.shapes"}
-FREE = {"options", "memory"}  # their keys are names, not fields
+FREE = {"options", "memory", "normalisation", "constants"}  # their keys are names, not fields
 
 
 def paths(value: Any, prefix: str = "") -> Iterator[str]:
@@ -135,7 +145,7 @@ def test_a_missing_field_is_named(path):
 def test_an_unknown_field_is_named(path):
     fields = copy.deepcopy(FIELDS)
     holder, name = at(fields, path)
-    holder[name]["surprise"] = 1
+    holder[name]["surprise"] = []
     with pytest.raises(CardError, match=rf"card\.{path}\.surprise"):
         parse_card(json.dumps(fields))
 
@@ -155,6 +165,8 @@ def test_a_value_of_the_wrong_type_is_named(path):
             or (type(wrong) is type(right) and type(wrong) in (int, bool, str))
             or (isinstance(right, float) and wrong in (1, 1.5))
             or (path in FREE and wrong == {})
+            or (path in ("normalisation", "constants") and wrong == {"a": 1})
+            or (path == "why_whole" and wrong == "text")  # which then contradicts patchable
             or (path in OF_ANY_LENGTH and wrong == [])
         )
         if not fits:
@@ -173,7 +185,7 @@ def test_a_value_of_the_wrong_type_is_named(path):
         ("geometry.voxel_size_mm", [1, 1, "1"], "card.geometry.voxel_size_mm[2]"),
         ("verified.shapes", [[64, 64]], "card.verified.shapes[0]"),
         ("memory.onnxruntime", {"fixed_bytes": 1}, "card.memory.onnxruntime.bytes_per_voxel"),
-        ("pipeline", "modl", "card.pipeline"),
+        ("pipeline", "gan", "card.pipeline"),
         ("patchable", "perhaps", "card.patchable"),
         ("precision", "fp16", "card.precision"),
     ],
@@ -206,10 +218,20 @@ def test_any_other_json_is_refused(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pipeline": "cnn"}, "needs the inputs .'local_field_ppm'.,"),
-        ({"inputs": CARD.inputs[:1]}, "lists .'local_field_ppm'."),
-        ({"inputs": CARD.inputs[::-1]}, "lists .'tkd_chi_ppm', 'local_field_ppm'."),
-        ({"inputs": ()}, r"lists \[\]"),
+        ({"pipeline": "cnn"}, "pipeline cnn with the inputs .'local_field_ppm', 'tkd_chi"),
+        ({"inputs": CARD.inputs[:1]}, r"pipeline tkd\+cnn with the inputs .'local_field_ppm'."),
+        ({"inputs": CARD.inputs[::-1]}, "takes local_field_ppm first, the card .'tkd_chi_ppm'"),
+        ({"inputs": ()}, r"takes local_field_ppm first, the card \[\]"),
+        ({"inputs": (*CARD.inputs, CARD.inputs[0])}, "an input twice"),
+        ({"pipeline": "lpcnn"}, "takes prior_input first"),
+        ({"output": TensorInfo("chi_ppm", "ppb", GRID)}, "chi_ppm in ppb, expected ppm"),
+        ({"output": TensorInfo("chi", "ppm", GRID)}, "chi in ppm, expected None"),
+        ({"output": TensorInfo("chi_ppm", "ppm", ("n", 1, "x", "x", "z"))}, "must have the shape"),
+        ({"output": TensorInfo("chi_ppm", "ppm", ("n", "c", "x", "y", "z"))}, "has c channels"),
+        ({"inputs": (TensorInfo("local_field_ppm", "ppm", (1,)), CARD.inputs[1])}, "is no volume"),
+        ({"patchable": "no"}, "patchable is no, why_whole is None"),
+        ({"why_whole": "it is"}, "patchable is yes, why_whole is it is"),
+        ({"receptive_field": ReceptiveField(None, None, 1.0)}, "receptive field has no end"),
         ({"pipeline": "cnn", "inputs": CARD.inputs[:1]}, "pipeline cnn has tkd settings"),
         ({"tkd": None}, r"pipeline tkd\+cnn has no tkd settings"),
         ({"tkd": TkdSettings(0.0, 8, True)}, "tkd.threshold is 0.0"),

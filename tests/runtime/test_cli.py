@@ -213,8 +213,8 @@ class TestBadInput:
         ("line", "code", "says"),
         [
             ("", 2, "the following arguments are required"),
-            ("field field", 2, "one field map is needed, got 2"),
-            ("model", 2, "one field map is needed, got 0"),
+            ("field field", 2, "tkd-unet takes one field, 2 were given"),
+            ("model", 2, "one field map or more are needed, got model.onnx"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),
             ("model field -o @folder", 2, "must end in .nii or .nii.gz"),
             ("model field --patch 7", 2, "--patch 7 is not a multiple of the network's divisor 4"),
@@ -232,10 +232,10 @@ class TestBadInput:
             ("model field --params nowhere.json", 3, "nowhere.json: No such file"),
             ("model field -o nowhere/chi.nii.gz", 3, "nowhere is not a folder"),
             ("model field -o @field/chi.nii.gz", 3, "is not a folder"),
-            ("model model", 3, "not a single-file NIfTI"),
+            ("model model", 2, "one model at most"),
             ("model field --voxel-size 1 1 0", 3, "voxel size must be positive"),
             ("model field --b0-direction 0 0 0", 3, "non-zero"),
-            ("engine.plan field", 2, "one field map is needed, got 2"),
+            ("engine.plan field", 2, "the model, if named, comes first and ends in .onnx"),
             ("model field --figure chi.jpg", 2, "must end in .png"),
             ("model field --report mask -m mask --force", 2, "is an input of this run"),
             ("model field -o field --force", 2, "is an input of this run"),
@@ -305,7 +305,7 @@ class TestBadInput:
             assert (code, "has no model card; export it with qsm-export" in err) == (4, True)
 
     def test_a_card_that_contradicts_the_graph(self, run, paths, card, write_model):
-        wrong = replace(card, output=replace(card.output, name="susceptibility"))
+        wrong = replace(card, output=replace(card.output, name="prior_output", unit="1"))
         paths["model"] = write_model(wrong, "wrong.onnx")
         for backend in ("onnxruntime", "openvino"):
             code, _, err = run(f"model field -m mask --backend {backend}")

@@ -5,10 +5,9 @@ import pytest
 
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.params import Params
 from qsm_deploy.runtime.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import network_inputs, reconstruct
-from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
 from qsm_deploy.runtime.session import open_session
 from qsm_deploy.runtime.stages import Stages
 
@@ -18,8 +17,7 @@ def scan(field, write_volume):
     rotation = np.array([[1, 0, 0], [0, 0.8, 0.6], [0, -0.6, 0.8]])
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag([1.0, 1.2, 2.0])
-    files = ScanFiles(write_volume(field, "field.nii.gz", affine))
-    return load_scan(files, "ppm", Params(), Params())
+    return load_scan(ScanFiles((write_volume(field, "field.nii.gz", affine),)), Reading())
 
 
 def plans(scan, divisor):
@@ -34,12 +32,12 @@ def test_a_pointwise_network_gives_the_same_whole_and_in_patches(scan, card, wri
     for plan in plans(scan, card.divisor):
         chi = reconstruct(session, scan, plan, Stages())
         assert chi.dtype == np.float32
-        np.testing.assert_allclose(chi, 2 * scan.local_field_ppm, atol=1e-7)
+        np.testing.assert_allclose(chi, 2 * scan.measured[0], atol=1e-7)
 
 
 def test_the_tkd_map_is_made_on_the_whole_volume(scan, tkd_card, write_model):
     session = open_session(write_model(tkd_card), "onnxruntime")
-    expected = 2 * scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=0.2, pad_voxels=4)
+    expected = 2 * scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.2, pad_voxels=4)
     assert scan.geometry.b0_direction == pytest.approx((0, -0.6, 0.8))
     for plan in plans(scan, tkd_card.divisor):
         chi = reconstruct(session, scan, plan, Stages())
@@ -49,9 +47,9 @@ def test_the_tkd_map_is_made_on_the_whole_volume(scan, tkd_card, write_model):
 def test_the_card_says_whether_the_tkd_map_is_masked(scan, tkd_card):
     assert tkd_card.tkd is not None
     unmasked = replace(tkd_card, tkd=replace(tkd_card.tkd, masked=False))
-    masked = network_inputs(tkd_card, scan)["tkd_chi_ppm"]
+    masked = network_inputs(tkd_card, scan)["tkd_chi_ppm"][0]
     assert not masked[~scan.mask].any()
-    assert network_inputs(unmasked, scan)["tkd_chi_ppm"][~scan.mask].any()
+    assert network_inputs(unmasked, scan)["tkd_chi_ppm"][0][~scan.mask].any()
 
 
 def test_outside_the_mask_the_map_is_zero(scan, card, write_model):

@@ -19,7 +19,7 @@ def scan():
     shape = (60, 50, 40)
     mask = np.zeros(shape, dtype=bool)
     mask[10:50, 5:45, 8:36] = True
-    return Scan(np.float32(0.01) * mask, mask, Geometry(shape), nib.Nifti1Header(), np.eye(4))
+    return Scan(np.float32(0.01) * mask[None], mask, Geometry(shape), nib.Nifti1Header(), np.eye(4))
 
 
 @pytest.fixture
@@ -72,9 +72,11 @@ def test_what_was_asked_for_must_fit_too(workload, options):
 
 
 def test_a_network_that_must_not_be_patched(workload):
-    whole_only = replace(workload, card=replace(workload.card, patchable="no"))
+    whole_only = replace(
+        workload, card=replace(workload.card, patchable="no", why_whole="it looks everywhere")
+    )
     assert decide(whole_only, PatchOptions(), PLENTY).plan.whole
-    with pytest.raises(UsageError, match="cannot be run in patches"):
+    with pytest.raises(UsageError, match="cannot be run in patches: it looks everywhere"):
         decide(whole_only, PatchOptions(patch=32), PLENTY)
     with pytest.raises(MemoryLimitError):
         decide(whole_only, PatchOptions(), 0.5e9)
@@ -129,7 +131,7 @@ def test_an_unmeasured_backend_needs_as_much_as_the_hungriest():
 
 
 def test_truth_report_and_figure_are_counted(workload, scan):
-    more = replace(workload, scan=replace(scan, truth_ppm=scan.local_field_ppm))
+    more = replace(workload, scan=replace(scan, truth_ppm=scan.measured[0]))
     more = replace(more, evaluates=True, draws=True, compares_precision=True)
     plan = decide(workload, PatchOptions(), PLENTY).plan
     few, many = workload.peak_bytes(plan), more.peak_bytes(plan)

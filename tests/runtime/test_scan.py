@@ -3,7 +3,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.runtime.params import Params
-from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
 
 NOTHING = Params()
 
@@ -15,7 +15,8 @@ def load(field, write_volume):
     def load(*, units="ppm", flags=NOTHING, from_file=NOTHING, affine=None, **volumes):
         volumes = {"field": field, **volumes}
         paths = {k: write_volume(v, f"{k}.nii.gz", affine) for k, v in volumes.items()}
-        return load_scan(ScanFiles(**paths), units, flags, from_file)
+        files = ScanFiles((paths.pop("field"),), **paths)
+        return load_scan(files, Reading(units=units, flags=flags, from_file=from_file))
 
     return load
 
@@ -26,7 +27,7 @@ def test_outside_the_mask_nothing_counts(load, field):
     dirty = np.where(mask, field, np.nan).astype(np.float32)
     scan = load(field=dirty, mask=mask)
     assert scan.mask.sum() == 64
-    assert np.array_equal(scan.local_field_ppm, np.where(mask, field, 0))
+    assert np.array_equal(scan.measured[0], np.where(mask, field, 0))
     assert scan.notes == []
 
 
@@ -38,14 +39,14 @@ def test_without_a_mask_the_non_zero_field_is_one(load, field):
 
 def test_units_are_converted(load, field):
     hertz = load(field=field * 127.731, units="hz", flags=Params(field_strength_t=3.0))
-    np.testing.assert_allclose(hertz.local_field_ppm, field, rtol=1e-6)
+    np.testing.assert_allclose(hertz.measured[0], field, rtol=1e-6)
     radians = load(
         field=field * np.float32(127.731 * 2 * np.pi * 0.01),
         units="rad",
         flags=Params(echo_time_s=0.01),
         from_file=Params(echo_time_s=0.5, field_strength_t=3.0),
     )
-    np.testing.assert_allclose(radians.local_field_ppm, field, rtol=1e-6)
+    np.testing.assert_allclose(radians.measured[0], field, rtol=1e-6)
 
 
 class TestGeometry:
@@ -124,12 +125,12 @@ class TestBadValues:
 
 @pytest.mark.parametrize("which", ["mask", "truth", "labels"])
 def test_every_volume_must_be_on_the_fields_grid(field, write_volume, which):
-    paths = {"field": write_volume(field, "field.nii.gz")}
+    paths = {"fields": (write_volume(field, "field.nii.gz"),)}
     paths[which] = write_volume(np.ones((21, 18, 14), dtype=np.uint8), "other.nii.gz")
     with pytest.raises(GeometryError, match=r"has shape \(21, 18, 14\).*resample"):
-        load_scan(ScanFiles(**paths), "ppm", NOTHING, NOTHING)
+        load_scan(ScanFiles(**paths), Reading())
     shifted = np.eye(4)
     shifted[0, 3] = 2
     paths[which] = write_volume(np.ones(field.shape, dtype=np.uint8), "shifted.nii.gz", shifted)
     with pytest.raises(GeometryError, match=r"affines .* disagree: .* 2 mm apart"):
-        load_scan(ScanFiles(**paths), "ppm", NOTHING, NOTHING)
+        load_scan(ScanFiles(**paths), Reading())

@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from qsm_deploy.export.export_network import _provisional_card
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.registry import REGISTRY
@@ -36,7 +37,7 @@ from qsm_deploy.runtime.session import (
 
 SPEC = REGISTRY["tkd-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
-CARD = _provisional_card(SPEC, 2, {}, "none", "0" * 64)
+CARD = provisional_card(SPEC, TkdUnet((2, 4)), Choices(), "none", "0" * 64)
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -50,7 +51,7 @@ def network() -> TkdUnet:
 
 @pytest.fixture(scope="module")
 def proto(network: TkdUnet) -> onnx.ModelProto:
-    return onnx_from_module(network, SPEC.inputs)
+    return onnx_from_module(network)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +153,8 @@ def altered(proto: onnx.ModelProto, tmp_path: Path) -> Callable[[str | None], Pa
             "contradicts the graph",
         ),
         (
-            replace(CARD, output=TensorInfo("qsm", "ppm", CARD.output.shape)).to_json(),
-            "contradicts the graph.*qsm",
+            replace(CARD, output=TensorInfo("prior_output", "1", CARD.output.shape)).to_json(),
+            "contradicts the graph.*prior_output",
         ),
     ],
 )

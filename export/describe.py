@@ -1,0 +1,56 @@
+"""What ``qsm-export --describe`` says of a file: a checkpoint's keys, or a model's card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.export.checkpoints import load_state, state_sha256
+from qsm_deploy.export.registry import recognise
+from qsm_deploy.runtime.session import installed_backends, open_session
+
+KEYS_SHOWN = 5
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint or an exported model is.
+
+    Raises
+    ------
+    WeightsError
+        If it is a checkpoint that cannot be read.
+    EngineError, CardError
+        If it is a model that cannot be opened, or has no card.
+    """
+    if path.suffix == ".onnx":
+        session = open_session(path, installed_backends()[-1])
+        return {"file": path.name, "card": json.loads(session.card.to_json())}
+    state = load_state(path)
+    widths = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 5]
+    return {
+        "file": path.name,
+        "networks": [spec.name for spec in recognise(state)],
+        "keys": len(state),
+        "values": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+        "first_width": widths[0] if widths else None,
+        "widest": max(widths, default=None),
+        "first_keys": {key: list(state[key].shape) for key in list(state)[:KEYS_SHOWN]},
+        "sha256": state_sha256(state),
+    }
+
+
+def describe_text(found: dict[str, Any]) -> str:
+    """Return the facts as people read them."""
+    if "card" in found:
+        rows = {key: _plain(value) for key, value in found["card"].items()}
+        return "\n".join(f"{key:<16} {value}" for key, value in rows.items())
+    looks = " or ".join(found["networks"]) or "no network that is known here"
+    keys = "\n".join(f"  {key} {tuple(shape)}" for key, shape in found["first_keys"].items())
+    return (
+        f"{found['file']}: looks like {looks}\n"
+        f"{found['keys']} keys, {found['values']:,} values, channels {found['first_width']} at "
+        f"first, {found['widest']} at most, sha256 {found['sha256'][:12]}\n{keys}\n  ..."
+    )
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,36 @@
+"""Receptive fields already measured, by the digest of the weights they were measured with."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from qsm_deploy.runtime.atomic import write_atomically
+from qsm_deploy.runtime.card import ModelCard, ReceptiveField
+
+
+def cache_folder() -> Path:
+    """Return where the user's caches are, as the XDG specification says."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qsm-deploy"
+
+
+def cached_receptive_field(
+    card: ModelCard, measure: Callable[[], ReceptiveField]
+) -> ReceptiveField:
+    """Return what was measured before for a card's weights and options, else measure it now.
+
+    A cache that cannot be read or written is as good as none.
+    """
+    identity = [card.network, card.weights_sha256, card.options, card.normalisation, card.made_by]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / "receptive-field" / f"{digest}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return ReceptiveField(**json.loads(path.read_text()))
+    found = measure()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(found)).encode(), force=True)
+    return found
