@@ -214,7 +214,7 @@ class TestBadInput:
         [
             ("", 2, "the following arguments are required"),
             ("field field", 2, "tkd-unet takes one field, 2 were given"),
-            ("model", 2, "one field map or more are needed, got model.onnx"),
+            ("model", 2, "one field map or more are needed"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),
             ("model field -o @folder", 2, "must end in .nii or .nii.gz"),
             ("model field --patch 7", 2, "--patch 7 is not a multiple of the network's divisor 4"),
