@@ -7,7 +7,7 @@ real-to-complex transform computes the same as the complex one.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import scipy.fft
@@ -45,9 +45,13 @@ def dipole_kernel(geometry: Geometry) -> Volume:
 
 
 def dipole_convolve(
-    chi_ppm: Volume, geometry: Geometry, *, pad_voxels: int | tuple[int, int, int] = 0
+    chi_ppm: Volume,
+    geometry: Geometry,
+    *,
+    pad_voxels: int | tuple[int, int, int] = 0,
+    power: Literal[1, 2] = 1,
 ) -> Volume:
-    """Return the field of a susceptibility map.
+    """Return the field of a susceptibility map, or with ``power=2`` the adjoint of that field.
 
     Parameters
     ----------
@@ -58,13 +62,18 @@ def dipole_convolve(
     pad_voxels
         Zeros added on both sides of each axis before the transform and cropped afterwards;
         half the shape makes wrap-around negligible.
+    power
+        Of the unit dipole. The square is symmetrised after squaring, so that on even axes with
+        an oblique B0 it is not the operator applied twice.
 
     Returns
     -------
     (x, y, z) float32 array
         Field [ppm], zero-mean when not padded.
     """
-    return _filter(chi_ppm, geometry, lambda d: d, pad_voxels)
+    return _filter(
+        chi_ppm, geometry, (lambda d: d * d) if power == 2 else (lambda d: d), pad_voxels
+    )
 
 
 def tkd(
