@@ -86,6 +86,11 @@ def _add_physics(group: "argparse._ArgumentGroup") -> None:
         "--params", type=Path, help="JSON with these parameters (ours, BIDS or QSM-CI names)"
     )
     group.add_argument(
+        "--resample",
+        action="store_true",
+        help="give the network the voxel size of its training, and bring the map back",
+    )
+    group.add_argument(
         "--allow-geometry",
         action="store_true",
         help="run although voxel size or B0 direction are not those of the training",

@@ -45,6 +45,6 @@ def require_geometry(limits: GeometryLimits, geometry: Geometry) -> None:
     """
     if found := deviations(limits, geometry):
         raise GeometryError(
-            f"{'; '.join(found)}; resample the field, use a network for any geometry such as "
-            "tkd-unet, or pass --allow-geometry"
+            f"{'; '.join(found)}; pass --resample if it is the voxel size, use a network for any "
+            "geometry such as tkd-unet, or pass --allow-geometry"
         )

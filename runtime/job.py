@@ -11,6 +11,8 @@ import numpy as np
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime import report
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.erosion import erode_mask
 from qsm_deploy.runtime.figure import figure_png, require_matplotlib
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
 from qsm_deploy.runtime.memory import Workload, available_bytes
@@ -20,6 +22,7 @@ from qsm_deploy.runtime.params import Params, load_params
 from qsm_deploy.runtime.pipeline import Volume, reconstruct, require_field_count
 from qsm_deploy.runtime.planning import PatchOptions, decide
 from qsm_deploy.runtime.precision_check import precision_error
+from qsm_deploy.runtime.resampling import resample_map, resample_scan
 from qsm_deploy.runtime.scan import Quantity, Reading, Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
 from qsm_deploy.runtime.stages import Stages
@@ -91,7 +94,8 @@ def run_job(arguments: argparse.Namespace) -> str:
         require_field_count(session.card, len(fields))
         wants_phase = session.card.task == "phase->chi"
         quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
-        scan = load_scan(files, replace(reading, quantity=quantity))
+        measured = load_scan(files, replace(reading, quantity=quantity))
+        measured, scan = prepared(session.card, measured, resample=arguments.resample)
     for note in scan.notes:
         log.warn(note)
     departures = deviations(session.card.geometry, scan.geometry)
@@ -122,19 +126,40 @@ def run_job(arguments: argparse.Namespace) -> str:
     rounds = int(session.card.constants["iterations"]) if session.card.patchable == "split" else 1
     with log.progress(decision.plan, rounds) as bar:
         chi = reconstruct(session, scan, decision.plan, stages, bar.update)
+    if scan is not measured:
+        chi = resample_map(chi, measured.mask)
     if session.precision != "fp32":
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
         log.warn(report.precision_text(session.precision, run["precision_error"]))
     del session  # its memory is not needed any more
-    _write(arguments, outputs, run, chi, scan, stages)  # first: what follows may fail
-    findings = _judge(chi, scan, stages, evaluates=evaluates)
+    _write(arguments, outputs, run, chi, measured, stages)  # first: what follows may fail
+    findings = _judge(chi, measured, stages, evaluates=evaluates)
     if outputs.figure is not None:
-        _draw(outputs.figure, report.title(run), chi, scan, stages, force=arguments.force)
+        _draw(outputs.figure, report.title(run), chi, measured, stages, force=arguments.force)
     full = run | findings | report.resources(stages, decision)
     if outputs.report is not None:
         write_atomically(outputs.report, report.json_bytes(full), force=arguments.force)
     log.stage("")
     return report.json_line(full) if arguments.json else report.result_text(full, outputs.chi)
+
+
+def prepared(card: ModelCard, measured: Scan, *, resample: bool) -> tuple[Scan, Scan]:
+    """Return the scan that the map is for, and the one that the network takes.
+
+    Raises
+    ------
+    UsageError
+        If it is to be resampled for a network that takes any voxel size.
+    DataError
+        If nothing of the mask is left.
+    """
+    if radius := card.constants.get("mask_erosion_voxels"):
+        measured = erode_mask(measured, radius)
+    if not resample:
+        return measured, measured
+    if card.geometry.voxel_size_mm is None:
+        raise UsageError(f"{card.network} takes any voxel size; drop --resample")
+    return measured, resample_scan(measured, card.geometry.voxel_size_mm)
 
 
 def model_and_fields(files: list[Path]) -> tuple[Path, tuple[Path, ...]]:

@@ -29,6 +29,9 @@ from qsm_deploy.kernels.errors import WeightsError
 
 UNET, LOT = "Unet.", "LoT_Layer."
 OUTPUT_SCALE = 1 / 4
+# what the authors' scripts do around the network: they turn the phase round, and keep off the
+# edge of the mask, where the phase has no neighbours
+PHASE_CONVENTIONS = {"phase_sign": -1.0, "mask_erosion_voxels": 3.0}
 
 
 class IQSM(Network):
@@ -45,6 +48,7 @@ class IQSM(Network):
     """
 
     inputs = (PHASE, MASK, ECHO_TIME, FIELD_STRENGTH)
+    constants = PHASE_CONVENTIONS
 
     def __init__(self, unet: nn.Module, lot: LotLayer, divisor: int) -> None:
         super().__init__()
