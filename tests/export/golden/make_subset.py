@@ -23,8 +23,14 @@ SUBSETS = {
         "output_v2": ("iqsm_v2_learnableLoT", "output"),
     },
     "iqsm_plus": {"output": ("iqsm_plus_v1", "output")},
+    "lpcnn": {"output_1": ("lpcnn_1ori", "output"), "output_2": ("lpcnn_2ori", "output")},
+    "wide_resnet": {"output": ("spinet_dw", "output")},
     "xqsm": {"output": ("xqsm", "output")},
     "xqsm_unet": {"output": ("xqsm_unet", "output")},
+    "qsmnet_torch": {
+        "output_k3": ("qsmnet_torch_k3", "output"),
+        "output_k5": ("qsmnet_torch_k5", "output"),
+    },
     "after_qsm": {
         "output_recon": ("after_recon_unet", "output"),
         "output_refine": ("after_refine", "output"),
