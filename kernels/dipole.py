@@ -7,17 +7,16 @@ real-to-complex transform computes the same as the complex one.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import scipy.fft
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 
 Volume = NDArray[np.float32]
-Spectrum = NDArray[np.complex64]
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 SLAB_VOXELS = 1 << 20  # the multiplier is made and applied in pieces of this size: 4 MiB each
@@ -56,7 +55,7 @@ def dipole_convolve(
     Parameters
     ----------
     chi_ppm
-        (x, y, z) susceptibility [ppm].
+        (x, y, z) susceptibility [ppm]; float64 is computed in double precision.
     geometry
         The grid of ``chi_ppm``.
     pad_voxels
@@ -168,15 +167,16 @@ def _filter(
             f"the volume has shape {volume.shape}, its geometry says {geometry.shape}; "
             "pass the geometry of this volume"
         )
+    dtype: DTypeLike = np.float64 if volume.dtype == np.float64 else np.float32
     padded = geometry.padded(pad_voxels)
     low = tuple((p - n) // 2 for p, n in zip(padded.shape, geometry.shape, strict=True))
     inner = tuple(slice(o, o + n) for o, n in zip(low, geometry.shape, strict=True))
     if padded.shape == geometry.shape:
-        x = np.asarray(volume, dtype=np.float32)
+        x: NDArray[Any] = np.asarray(volume, dtype=dtype)
     else:
-        x = np.zeros(padded.shape, dtype=np.float32)
+        x = np.zeros(padded.shape, dtype=dtype)
         x[inner] = volume
-    spectrum: Spectrum = scipy.fft.rfftn(x, workers=-1)
+    spectrum: NDArray[Any] = scipy.fft.rfftn(x, workers=-1)
     del x
     rows = max(1, SLAB_VOXELS // (spectrum.shape[1] * spectrum.shape[2]))
     for start in range(0, padded.shape[0], rows):

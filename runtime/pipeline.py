@@ -12,6 +12,7 @@ from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session
 from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.unrolled import reconstruct_unrolled
 
 Volume = NDArray[np.float32]
 PHASE_SIGN = "phase_sign"  # of the phase that a network takes, where a higher field counts as +
@@ -127,10 +128,6 @@ def network_output(
     with stages("inference"):
         chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
     return chi
-
-
-def reconstruct_unrolled(card: ModelCard, scan: Scan, prior: Callable[[Volume], Volume]) -> Volume:
-    raise NotImplementedError
 
 
 def require_field_count(card: ModelCard, count: int) -> None:

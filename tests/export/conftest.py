@@ -39,11 +39,15 @@ def _value(key: str, like: Tensor, norms: set[str]) -> Tensor:
         r = 1 + 0.5 * r
     elif key.endswith("weight") and key.removesuffix("weight") in norms:
         r = 1 + 0.2 * r
+    elif key == "alpha":
+        r = np.full_like(r, 1.5)
+    elif "params_" in key:
+        r = 1 + 0.5 * r
     elif like.ndim <= 1:
         r = 0.1 * r
     else:
         r = r * np.sqrt(3 / np.prod(like.shape[1:]))
-    return torch.from_numpy(r.astype(np.float32))
+    return torch.from_numpy(np.asarray(r, dtype=np.float32))
 
 
 def _pseudo_random(name: str, count: int) -> np.ndarray:
