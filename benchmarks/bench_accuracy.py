@@ -106,7 +106,7 @@ def evaluate(case: Case, noise_ppm: float, sessions: dict[str, Session]) -> Row:
     row["tikhonov"] = oracle(
         lambda lam: tikhonov(field, g, lam=lam, pad_voxels=PAD_VOXELS), LAMBDAS, case
     )
-    scan = Scan(field, case.mask, g, nib.Nifti1Header(), np.eye(4))
+    scan = Scan(field[None], case.mask, g, nib.Nifti1Header(), np.eye(4))
     for name, session in sessions.items():
         if deviations(session.card.geometry, g):
             continue

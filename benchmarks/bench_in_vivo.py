@@ -17,11 +17,11 @@ from scipy.ndimage import label
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.runtime.geometry_limits import deviations
 from qsm_deploy.runtime.metrics import correlation, field_residual
-from qsm_deploy.runtime.params import Params, load_params
+from qsm_deploy.runtime.params import load_params
 from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
 from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
 from qsm_deploy.runtime.session import open_session
 from qsm_deploy.runtime.stages import Stages
 
@@ -42,10 +42,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
-    files = ScanFiles(*(args.folder / f"{name}.nii.gz" for name in names))
-    scan = load_scan(files, "rad", Params(), load_params(args.folder / "params.json"))
+    phase, mask, other = (args.folder / f"{name}.nii.gz" for name in names)
+    reading = Reading(units="rad", from_file=load_params(args.folder / "params.json"))
+    scan = load_scan(ScanFiles((phase,), mask, other), reading)
     assert scan.truth_ppm is not None
-    field, geometry = scan.local_field_ppm, scan.geometry
+    field, geometry = scan.measured[0], scan.geometry
     maps = {
         "msQSM": (scan.truth_ppm, []),
         "TKD 0.12": (scan.mask * tkd(field, geometry, threshold=0.12, pad_voxels=8), []),

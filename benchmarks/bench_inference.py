@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from qsm_deploy.calibration.phantom import head_phantom
-from qsm_deploy.export.checkpoints import load_state, load_strictly
-from qsm_deploy.export.networks.ir2qsm import IR2QSM, ir2qsm_from_state
+from qsm_deploy.export.checkpoints import load_state
+from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
+from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.nifti import nifti_bytes
 from qsm_deploy.runtime.session import open_session
@@ -47,10 +48,7 @@ def weights(folder: Path) -> dict[str, Path]:
 
 def load_network(state_file: Path) -> IR2QSM:
     """Return the PyTorch network, ready for inference."""
-    state = load_state(state_file)
-    network = ir2qsm_from_state(state)
-    load_strictly(network, state)
-    return network.eval()
+    return network_from_state(load_state(state_file), Choices({"residual": "input"}))
 
 
 def contenders(model: Path, state_file: Path) -> dict[str, Callable[[Volume], Volume]]:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     head = head_phantom(Geometry((160, 192, 160)), seed=601)
-    scan = Scan(head.local_field_ppm, head.mask, head.geometry, nib.Nifti1Header(), np.eye(4))
+    scan = Scan(head.local_field_ppm[None], head.mask, head.geometry, nib.Nifti1Header(), np.eye(4))
     rows = []
     for path in args.models:
         session = open_session(path, "openvino")

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.runtime.metrics import all_metrics, field_residual
-from qsm_deploy.runtime.params import Params
 from qsm_deploy.runtime.report import METRIC_TEXT
-from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
 
 TKD_THRESHOLD, TKD_PAD_VOXELS = 0.2, 8
 
@@ -32,12 +31,12 @@ def run(program: str, *arguments: object) -> None:
 
 def tkd_scores(files: ScanFiles) -> dict[str, float]:
     """Return the metrics of plain TKD on the same field."""
-    scan = load_scan(files, "ppm", Params(), Params())
+    scan = load_scan(files, Reading())
     assert scan.truth_ppm is not None
     chi = scan.mask * tkd(
-        scan.local_field_ppm, scan.geometry, threshold=TKD_THRESHOLD, pad_voxels=TKD_PAD_VOXELS
+        scan.measured[0], scan.geometry, threshold=TKD_THRESHOLD, pad_voxels=TKD_PAD_VOXELS
     )
-    residual = field_residual(chi, scan.local_field_ppm, scan.mask, scan.geometry)
+    residual = field_residual(chi, scan.measured[0], scan.mask, scan.geometry)
     metrics = all_metrics(chi, scan.truth_ppm, scan.mask, scan.labels)
     return {"field_residual": residual, **metrics}
 
@@ -78,7 +77,10 @@ def main() -> None:
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     head, model = folder / "head", folder / "ir2qsm.onnx"
-    files = ScanFiles(*(head / f"{n}.nii.gz" for n in ("field", "mask", "chi", "labels")))
+    field, mask, chi, labels = (
+        head / f"{name}.nii.gz" for name in ("field", "mask", "chi", "labels")
+    )
+    files = ScanFiles((field,), mask, chi, labels)
     inputs = (files.field, "-m", files.mask, "--truth", files.truth, "--labels", files.labels)
 
     run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")

@@ -13,8 +13,8 @@ from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.runtime.cli import main as reconstruct
 from qsm_deploy.runtime.metrics import correlation, field_residual, nrmse, xsim
 from qsm_deploy.runtime.nifti import load_on_grid, load_volume, nifti_bytes
-from qsm_deploy.runtime.params import Params, load_params
-from qsm_deploy.runtime.scan import ScanFiles, load_scan
+from qsm_deploy.runtime.params import load_params
+from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def cosmos(shared, tmp_path_factory):
 def scan(in_vivo):
     """Return the field in ppm; the "truth" is another network's map, for comparison."""
     files = ScanFiles(
-        in_vivo / "tissue_phase_rad.nii.gz",
+        (in_vivo / "tissue_phase_rad.nii.gz",),
         in_vivo / "mask.nii.gz",
         in_vivo / "chi_msqsm_ppm.nii.gz",
     )
-    return load_scan(files, "rad", Params(), load_params(in_vivo / "params.json"))
+    return load_scan(files, Reading(units="rad", from_file=load_params(in_vivo / "params.json")))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +78,16 @@ def bundled(run):
 
 @pytest.fixture(scope="module")
 def plain_tkd(scan):
-    return scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=0.12, pad_voxels=8)
+    return scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.12, pad_voxels=8)
 
 
 @pytest.fixture(scope="module")
 def best_tkd(cosmos):
     """Return NRMSE and XSIM of TKD at the threshold that suits this truth best."""
-    files = ScanFiles(*(cosmos / f"{n}.nii.gz" for n in ("field", "mask", "chi")))
-    scan = load_scan(files, "ppm", Params(), Params())
+    field, mask, chi = (cosmos / f"{n}.nii.gz" for n in ("field", "mask", "chi"))
+    scan = load_scan(ScanFiles((field,), mask, chi), Reading())
     maps = [
-        scan.mask * tkd(scan.local_field_ppm, scan.geometry, threshold=t, pad_voxels=8)
+        scan.mask * tkd(scan.measured[0], scan.geometry, threshold=t, pad_voxels=8)
         for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     ]
     errors = [nrmse(chi, scan.truth_ppm, scan.mask) for chi in maps]
@@ -108,7 +108,7 @@ class TestInVivo:
 
     def test_it_explains_the_field_as_tkd_does(self, bundled, plain_tkd, scan):
         residuals = [
-            field_residual(chi, scan.local_field_ppm, scan.mask, scan.geometry)
+            field_residual(chi, scan.measured[0], scan.mask, scan.geometry)
             for chi in (bundled.data, plain_tkd)
         ]
         assert residuals[0] < 1.1 * residuals[1] < 0.3
