@@ -9,6 +9,7 @@ from qsm_deploy.export.registry import recognise
 from qsm_deploy.runtime.session import installed_backends, open_session
 
 KEYS_SHOWN = 5
+CHANNELS_LAST = (":0", "/conv_weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -25,7 +26,11 @@ def describe(path: Path) -> dict[str, Any]:
         session = open_session(path, installed_backends()[-1])
         return {"file": path.name, "card": json.loads(session.card.to_json())}
     state = load_state(path)
-    widths = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 5]
+    widths = [
+        tensor.shape[-1 if key.endswith(CHANNELS_LAST) else 0]
+        for key, tensor in state.items()
+        if tensor.ndim == 5
+    ]
     return {
         "file": path.name,
         "networks": [spec.name for spec in recognise(state)],
