@@ -6,12 +6,9 @@ from numpy.typing import NDArray
 
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.onnx_export import example_tensors
-from qsm_deploy.export.verification import phantom_scan
-from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.export.verification import phantom_inputs, phantom_scan
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card import ModelCard, ReceptiveField
-from qsm_deploy.runtime.pipeline import network_inputs
-from qsm_deploy.runtime.scan import Scan
 
 ENERGY_KEPT = 0.999999
 LONGEST = 4096
@@ -72,8 +69,7 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     Distance is the largest over the axes, as a patch has its halo; the gradient is that of the
     phantom's field, the largest of a few voxels counts.
     """
-    scan = phantom_scan(card, HEAD)
-    inputs = _prior_input(card, scan) if card.patchable == "split" else network_inputs(card, scan)
+    inputs = phantom_inputs(card, phantom_scan(card, HEAD))
     box = [min(b, card.divisor * -(-(2 * theoretical + 16) // card.divisor)) for b in BOX]
     x, y, z = (slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(HEAD, box, strict=True))
     tensors, sources = [], []
@@ -99,13 +95,6 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
         for parameter in trained:
             parameter.requires_grad_(True)
     return max(halos)
-
-
-def _prior_input(card: ModelCard, scan: Scan) -> dict[str, NDArray[np.float32]]:
-    """Return what the CNN of an unrolled network sees: a map of unit spread, zero outside."""
-    chi = scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.2)
-    channels = int(card.inputs[0].shape[1])
-    return {card.inputs[0].name: np.stack([chi / chi[scan.mask].std()] * channels)}
 
 
 def _radius_of_energy(energy: NDArray[np.float64], centre: tuple[int, int, int]) -> int:
