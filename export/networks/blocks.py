@@ -1,6 +1,9 @@
 """Building blocks of several published networks: layers in the order their keys count them."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def conv_norm_relu(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -45,3 +48,17 @@ class UpBlock(nn.Module):
         """Map (n, c_in, x, y, z) to (n, c_out, 2x, 2y, 2z)."""
         y: Tensor = self.deconv(x)
         return y
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Put each batch normalisation that directly follows a convolution into it, in place.
+
+    The exporter does so by itself, but not where a network calls the same layers repeatedly.
+    Only for networks that call such neighbours one after the other.
+    """
+    for module in network.eval().modules():
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.dipole import dipole_filter
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
@@ -115,6 +116,7 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> ModlQsm
     load_strictly(network, torch_state)
     network.constants = {"step": network.step.item(), "iterations": ITERATIONS}
     if choices.options["form"] == "unrolled":
+        fold_batch_norm(gen)
         return network.eval()
     return Prior(
         gen, CHANNELS, "modl", ISOTROPIC_1MM, network.normalisation, network.constants

@@ -31,6 +31,7 @@ SUBSETS = {
         "output_k3": ("qsmnet_torch_k3", "output"),
         "output_k5": ("qsmnet_torch_k5", "output"),
     },
+    "ghpa": {"output": ("ege_ghpa2d_32_48", "output")},
     "after_qsm": {
         "output_recon": ("after_recon_unet", "output"),
         "output_refine": ("after_refine", "output"),
