@@ -16,10 +16,10 @@ from qsm_deploy.kernels.dipole import dipole_convolve, tkd
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import ModelCard, Verification
-from qsm_deploy.runtime.patches import PatchPlan, plan_whole
-from qsm_deploy.runtime.pipeline import Volume, network_inputs, network_output, run_patch
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.pipeline import Volume, network_inputs, network_output
 from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Backend, Precision, Session, open_session
+from qsm_deploy.runtime.session import Backend, Precision, open_session
 from qsm_deploy.runtime.units import ppm_per_unit
 
 # a cube, an odd size that is padded to the divisor, and three different axes
@@ -84,25 +84,11 @@ def measure_differences(
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
         plan = plan_whole(shape, module.divisor)
-        expected = _output(reference, scan, plan)[scan.mask]
+        expected = network_output(reference, scan, plan)[scan.mask]
         for backend, session in sessions.items():
-            error = _output(session, scan, plan)[scan.mask].astype(np.float64) - expected
+            error = network_output(session, scan, plan)[scan.mask].astype(np.float64) - expected
             differences.append(Difference(backend, shape, float(np.abs(error).max()) * PPB))
     return differences
-
-
-def _output(session: Session, scan: Scan, plan: PatchPlan) -> Volume:
-    """Return what the runtime does, or what it would where it runs another network first."""
-    card = session.card
-    if card.inputs[0].name != "rough_chi_ppm":
-        return network_output(session, scan, plan)
-    inputs = phantom_inputs(card, scan)
-    chi: Volume = plan.run(
-        lambda patches: run_patch(session, dict(zip(inputs, patches, strict=True))),
-        list(inputs.values()),
-        scan.mask,
-    )[0]
-    return chi
 
 
 def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
@@ -128,8 +114,8 @@ def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
 def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
     """Return a head phantom as a scanner would measure it for a network.
 
-    Orientations after the first are tilted by 25 degrees each; a phase is that of 20 ms at 3 T,
-    wrapped.
+    Where another network's map is refined, a TKD map stands in for it. Orientations after the
+    first are tilted by 25 degrees each; a phase is that of 20 ms at 3 T, wrapped.
     """
     head = head_phantom(Geometry(shape), seed=SEED)
     directions = [
@@ -145,6 +131,8 @@ def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
     if is_phase:
         radians = measured / ppm_per_unit("rad", echo_time_s=0.02, field_strength_t=3.0)
         measured = np.angle(np.exp(1j * radians)).astype(np.float32)
+    if card.inputs[0].name == "rough_chi_ppm":
+        measured = (head.mask * tkd(fields[0], head.geometry, threshold=STAND_IN_THRESHOLD))[None]
     return Scan(
         measured,
         head.mask,
@@ -161,13 +149,12 @@ def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
 def phantom_inputs(card: ModelCard, scan: Scan) -> dict[str, Volume]:
     """Return what a graph takes of a phantom, by name and in order.
 
-    For what the runtime has only in the course of a reconstruction a TKD map stands in: as it is
-    for a rough susceptibility, of unit spread for the input of a prior.
+    A TKD map of unit spread stands in for the input of a prior, which the runtime has only in the
+    course of a reconstruction.
     """
     first = card.inputs[0]
-    if first.name not in ("rough_chi_ppm", "prior_input"):
+    if first.name != "prior_input":
         return network_inputs(card, scan)
     chi = scan.mask * tkd(scan.measured[0], scan.geometry, threshold=STAND_IN_THRESHOLD)
-    if first.name == "prior_input":
-        chi /= chi[scan.mask].std()
+    chi /= chi[scan.mask].std()
     return {first.name: np.stack([chi] * int(first.shape[1]))}

@@ -16,6 +16,7 @@ examples:
   qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
   qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
+  qsm-run recon.onnx refine.onnx field.nii.gz -m mask.nii.gz
   qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        usage=f"{NAME} [MODEL.onnx] FIELD [FIELD2 ...] [options]",
+        usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]",
         description="Reconstruct a susceptibility map [ppm] from a local field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="MODEL.onnx made by qsm-export, else the bundled tkd-unet; FIELD (.nii or .nii.gz), "
+        help="MODEL.onnx made by qsm-export (both parts of after-qsm), else the bundled tkd-unet; "
+        "FIELD (.nii or .nii.gz), "
         "for some networks one for each orientation, registered, or a wrapped phase",
     )
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")

@@ -10,6 +10,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime import report
+from qsm_deploy.runtime.after import in_order, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.erosion import erode_mask
@@ -59,38 +60,27 @@ class Outputs:
 
 def run_job(arguments: argparse.Namespace) -> str:
     """Do what the command line asks for and return what to print."""
-    model, fields = model_and_fields(arguments.files)
+    models, fields = models_and_fields(arguments.files)
     files = ScanFiles(fields, arguments.mask, arguments.truth, arguments.labels)
     outputs = outputs_from(arguments, fields[0])
-    outputs.check([model, *fields, *files[1:], arguments.params], force=arguments.force)
+    outputs.check([*models, *fields, *files[1:], arguments.params], force=arguments.force)
     if arguments.labels is not None and arguments.truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if arguments.figure is not None:
         require_matplotlib()
-    directions = [tuple(b) for b in arguments.b0_direction or ()]
-    if len(directions) > len(fields):
-        raise UsageError(f"{len(directions)} --b0-direction for {len(fields)} fields")
-    reading = Reading(
-        units=arguments.units,
-        flags=Params(
-            arguments.echo_time,
-            arguments.field_strength,
-            directions[0] if directions else None,
-            arguments.voxel_size,
-        ),
-        from_file=Params() if arguments.params is None else load_params(arguments.params),
-        more_b0_directions=tuple(directions[1:]),
-        negate=arguments.negate,
-    )
+    reading = reading_from(arguments)
 
     backend, why = choose_backend(arguments.backend, arguments.precision)
     require_backend(backend)
     log = TerminalLog(quiet=arguments.quiet)
     stages = Stages(log.stage)
     with stages("load"):
-        session = open_session(
-            model, backend, precision=arguments.precision, threads=arguments.threads
-        )
+        sessions = [
+            open_session(m, backend, precision=arguments.precision, threads=arguments.threads)
+            for m in models
+        ]
+        order = in_order([session.card for session in sessions])
+        model, session = models[order[-1]], sessions[order[-1]]
         require_field_count(session.card, len(fields))
         wants_phase = session.card.task == "phase->chi"
         quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
@@ -112,26 +102,41 @@ def run_job(arguments: argparse.Namespace) -> str:
         evaluates=evaluates,
         draws=arguments.figure is not None,
         compares_precision=session.precision != "fp32",
+        held_bytes=0 if scan is measured else measured.nbytes,
     )
     limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
     options = PatchOptions(arguments.patch, arguments.overlap, arguments.blend)
+    first = None
+    if len(order) > 1:
+        if session.precision != "fp32":
+            raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
+        recon = order[0]
+        first = plan_first_part(models[recon], sessions[recon], backend, scan, options, limit)
     decision = decide(workload, options, limit)
     run = report.describe_run(arguments, model, files, session, why, scan, decision, departures)
+    if first is not None:
+        run["first_part"] = report.describe_first_part(first)
     if arguments.dry_run:
         text = report.dry_run_text(run, limit, outputs.chi)
         return report.json_line(run) if arguments.json else text
+    total = decision.plan.count * rounds(session.card)
+    if first is not None:
+        total += first.decision.plan.count
+        if not first.decision.exact:
+            log.warn(report.patches_text(first.session.card, first.decision.plan))
     if not decision.exact:
         log.warn(report.patches_text(session.card, decision.plan))
-
-    rounds = int(session.card.constants["iterations"]) if session.card.patchable == "split" else 1
-    with log.progress(decision.plan, rounds) as bar:
-        chi = reconstruct(session, scan, decision.plan, stages, bar.update)
+    with log.progress(total) as bar:
+        entering = scan if first is None else rough_scan(first, scan, stages, bar.update)
+        del first
+        chi = reconstruct(session, entering, decision.plan, stages, bar.update)
+        del entering
     if scan is not measured:
         chi = resample_map(chi, measured.mask)
     if session.precision != "fp32":
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
         log.warn(report.precision_text(session.precision, run["precision_error"]))
-    del session  # its memory is not needed any more
+    del session, sessions  # their memory is not needed any more
     _write(arguments, outputs, run, chi, measured, stages)  # first: what follows may fail
     findings = _judge(chi, measured, stages, evaluates=evaluates)
     if outputs.figure is not None:
@@ -162,22 +167,44 @@ def prepared(card: ModelCard, measured: Scan, *, resample: bool) -> tuple[Scan, 
     return measured, resample_scan(measured, card.geometry.voxel_size_mm)
 
 
-def model_and_fields(files: list[Path]) -> tuple[Path, tuple[Path, ...]]:
-    """Return the model, the bundled one unless the first file is one, and the field maps.
+def models_and_fields(files: list[Path]) -> tuple[list[Path], tuple[Path, ...]]:
+    """Return the models, the bundled one unless a file is one, and the field maps.
 
     Raises
     ------
     UsageError
-        If there is no field map, or a model among them.
+        If there is no field map.
     """
-    named = files[0].suffix == MODEL_SUFFIX
-    fields = tuple(files[1:] if named else files)
-    if not fields or any(path.suffix == MODEL_SUFFIX for path in fields):
+    models = [path for path in files if path.suffix == MODEL_SUFFIX]
+    fields = tuple(path for path in files if path.suffix != MODEL_SUFFIX)
+    if not fields:
         raise UsageError(
-            "one model at most, then one field map or more are needed, got "
-            f"{', '.join(map(str, files))}; the model, if named, comes first and ends in .onnx"
+            f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, files))}"
         )
-    return files[0] if named else BUNDLED_MODEL, fields
+    return models or [BUNDLED_MODEL], fields
+
+
+def reading_from(arguments: argparse.Namespace) -> Reading:
+    """Return how the flags and the parameter file say the fields are to be understood."""
+    directions = [tuple(b) for b in arguments.b0_direction or ()]
+    flags = Params(
+        arguments.echo_time,
+        arguments.field_strength,
+        directions[0] if directions else None,
+        arguments.voxel_size,
+    )
+    return Reading(
+        units=arguments.units,
+        flags=flags,
+        from_file=Params() if arguments.params is None else load_params(arguments.params),
+        more_b0_directions=tuple(directions[1:]),
+        negate=arguments.negate,
+    )
+
+
+def rounds(card: ModelCard) -> int:
+    """Return how often the network runs in one reconstruction."""
+    return int(card.constants["iterations"]) if card.patchable == "split" else 1
 
 
 def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:

@@ -46,6 +46,8 @@ class Workload:
         Whether a figure is drawn.
     compares_precision
         Whether a lower precision is compared with FP32 on a sample.
+    held_bytes
+        What else is in memory all the while, such as the scan before it was resampled.
     """
 
     scan: Scan
@@ -54,16 +56,17 @@ class Workload:
     evaluates: bool
     draws: bool
     compares_precision: bool = False
+    held_bytes: int = 0
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the predicted peak memory of every stage, above that before the run [bytes]."""
         scan, card = self.scan, self.card
         voxels = math.prod(scan.geometry.shape)
         patch = math.prod(plan.patch_shape)
-        held = float(scan.measured.nbytes + scan.mask.nbytes)
-        held += sum(v.nbytes for v in (scan.truth_ppm, scan.labels) if v is not None)
+        held = float(scan.nbytes)
         use = inference_memory(card.memory, self.backend)
         stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5}
+        held += self.held_bytes
         stages["prepare"] = LIBRARIES_BYTES + held
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
         if card.tkd is not None:

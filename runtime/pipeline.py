@@ -54,6 +54,7 @@ _INPUTS: dict[str, Callable[[ModelCard, Scan], Volume]] = {
     "local_field_ppm": lambda card, scan: scan.measured,
     "tkd_chi_ppm": _tkd_chi_ppm,
     "phase_rad": _phase_rad,
+    "rough_chi_ppm": lambda card, scan: scan.measured,
     "mask": lambda card, scan: scan.mask[None].astype(np.float32),
     "voxel_size_mm": lambda card, scan: np.array(scan.geometry.voxel_size_mm, dtype=np.float32),
     "b0_direction": lambda card, scan: scan.b0_directions,

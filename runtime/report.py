@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.kernels.geometry import vector_text
+from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.runtime.after import FirstPart
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.planning import Decision, memory_text
@@ -50,20 +51,10 @@ def describe_run(
     departures: list[str],
 ) -> dict[str, Any]:
     """Return everything that decided the result, as the sidecar holds it."""
-    card, geometry, plan = session.card, scan.geometry, decision.plan
     return {
         "made_by": made_by(),
         "units": arguments.out_units,
-        "model": {
-            "file": model.name,
-            "network": card.network,
-            "options": card.options,
-            "precision": session.precision,
-            "weights_sha256": card.weights_sha256,
-            "receptive_field": asdict(card.receptive_field),
-            "verified": asdict(card.verified),
-            "doi": card.doi,
-        },
+        "model": _model_facts(model, session),
         "backend": {
             "name": session.backend,
             "version": session.version,
@@ -83,25 +74,59 @@ def describe_run(
             "notes": scan.notes,
         },
         "geometry": {
-            "shape": list(geometry.shape),
-            "voxel_size_mm": list(geometry.voxel_size_mm),
-            "b0_direction": list(geometry.b0_direction),
+            **_grid_facts(scan.geometry),
             "more_b0_directions": [list(b) for b in scan.more_b0_directions],
             "outside_training": departures,
             "allow_geometry": arguments.allow_geometry,
         },
-        "plan": {
-            "whole_volume": plan.whole,
-            "why": decision.reason,
-            "exact": decision.exact,
-            "padded_shape": [axis.padded for axis in plan.axes],
-            "patches": plan.count,
-            "patch_shape": list(plan.patch_shape),
-            "overlap": plan.overlap,
-            "blend": None if plan.whole else plan.blend,
-            "predicted_peak_bytes": round(decision.peak_bytes),
-            "predicted_stage_bytes": {k: round(v) for k, v in decision.stage_bytes.items()},
-        },
+        "plan": _plan_facts(decision),
+    }
+
+
+def describe_first_part(first: FirstPart) -> dict[str, Any]:
+    """Return what decided the map that the last network refines."""
+    return {
+        "model": _model_facts(first.model, first.session),
+        "geometry": _grid_facts(first.grid.geometry),
+        "plan": _plan_facts(first.decision),
+    }
+
+
+def _model_facts(model: Path, session: Session) -> dict[str, Any]:
+    card = session.card
+    return {
+        "file": model.name,
+        "network": card.network,
+        "options": card.options,
+        "precision": session.precision,
+        "weights_sha256": card.weights_sha256,
+        "receptive_field": asdict(card.receptive_field),
+        "verified": asdict(card.verified),
+        "doi": card.doi,
+    }
+
+
+def _grid_facts(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "shape": list(geometry.shape),
+        "voxel_size_mm": list(geometry.voxel_size_mm),
+        "b0_direction": list(geometry.b0_direction),
+    }
+
+
+def _plan_facts(decision: Decision) -> dict[str, Any]:
+    plan = decision.plan
+    return {
+        "whole_volume": plan.whole,
+        "why": decision.reason,
+        "exact": decision.exact,
+        "padded_shape": [axis.padded for axis in plan.axes],
+        "patches": plan.count,
+        "patch_shape": list(plan.patch_shape),
+        "overlap": plan.overlap,
+        "blend": None if plan.whole else plan.blend,
+        "predicted_peak_bytes": round(decision.peak_bytes),
+        "predicted_stage_bytes": {k: round(v) for k, v in decision.stage_bytes.items()},
     }
 
 
@@ -142,7 +167,8 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
     """Return what a run would do, a fact per line."""
     geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
     stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
-    rows = {
+    rows = _first_rows(run["first_part"]) if "first_part" in run else {}
+    rows |= {
         "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
         "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
@@ -162,6 +188,17 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
         "would write": str(chi),
     }
     return _table(rows)
+
+
+def _first_rows(first: dict[str, Any]) -> dict[str, str]:
+    geometry, plan = first["geometry"], first["plan"]
+    return {
+        "first model": first["model"]["file"],
+        "on the grid": f"{_shape(geometry['shape'])}, "
+        f"{vector_text(tuple(geometry['voxel_size_mm']))} mm, along B0",
+        "in": f"{_plan(plan)}: {plan['why']}",
+        "taking": f"{memory_text(plan['predicted_peak_bytes'])} predicted",
+    }
 
 
 def patches_text(card: ModelCard, plan: PatchPlan) -> str:

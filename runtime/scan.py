@@ -73,6 +73,12 @@ class Scan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the volumes."""
+        volumes = (self.measured, self.mask, self.truth_ppm, self.labels)
+        return sum(v.nbytes for v in volumes if v is not None)
+
+    @property
     def b0_directions(self) -> NDArray[np.float32]:
         """(n, 3) unit vectors in voxel axes, one for each orientation."""
         return np.array([self.geometry.b0_direction, *self.more_b0_directions], dtype=np.float32)

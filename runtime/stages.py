@@ -34,11 +34,12 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the body of a ``with`` statement as the stage ``name``."""
+        """Measure the body of a ``with`` statement as the stage ``name``, or as more of it."""
         self.announce(name)
         return_freed_memory()  # or what one stage freed would count as the next one's
         reset_peak()
         began = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - began
-        self.peak_bytes[name] = max(0, peak_rss_bytes() - self.baseline_bytes)
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - began
+        rise = peak_rss_bytes() - self.baseline_bytes
+        self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), rise)

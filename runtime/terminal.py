@@ -7,8 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qsm_deploy.runtime.patches import PatchPlan
-
 
 class TerminalLog:
     """Progress and warnings on stderr; stages and bars only on a terminal."""
@@ -28,9 +26,8 @@ class TerminalLog:
             sys.stderr.flush()
 
     @contextmanager
-    def progress(self, plan: PatchPlan, rounds: int) -> Iterator["tqdm[Any]"]:
-        """Show a bar over the patches of all rounds, if there are several."""
-        total = plan.count * rounds
+    def progress(self, total: int) -> Iterator["tqdm[Any]"]:
+        """Show a bar over the patches, if there are several."""
         with tqdm(
             total=total, unit="patch", leave=False, disable=not self._live or total == 1
         ) as bar:

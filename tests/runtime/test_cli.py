@@ -214,7 +214,7 @@ class TestBadInput:
         [
             ("", 2, "the following arguments are required"),
             ("field field", 2, "tkd-unet takes one field, 2 were given"),
-            ("model", 2, "one field map or more are needed"),
+            ("model", 2, "a field map (.nii or .nii.gz) is needed besides"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),
             ("model field -o @folder", 2, "must end in .nii or .nii.gz"),
             ("model field --patch 7", 2, "--patch 7 is not a multiple of the network's divisor 4"),
@@ -232,7 +232,7 @@ class TestBadInput:
             ("model field --params nowhere.json", 3, "nowhere.json: No such file"),
             ("model field -o nowhere/chi.nii.gz", 3, "nowhere is not a folder"),
             ("model field -o @field/chi.nii.gz", 3, "is not a folder"),
-            ("model model", 2, "one model at most"),
+            ("model model field", 2, "one model runs alone, or the two parts of after-qsm"),
             ("model field --voxel-size 1 1 0", 3, "voxel size must be positive"),
             ("model field --b0-direction 0 0 0", 3, "non-zero"),
             ("engine.plan field", 2, "the model, if named, comes first and ends in .onnx"),
