@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -116,7 +117,10 @@ def _reader(suffix: str) -> Callable[[Path], Mapping[str, Any]]:
 
 
 def load_strictly(
-    module: nn.Module, state: Mapping[str, Tensor], unused: Set[str] = frozenset()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    unused: Set[str] = frozenset(),
+    authors_keys: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Copy ``state`` into ``module``, every key and every shape of it.
 
@@ -128,6 +132,8 @@ def load_strictly(
         Tensors by name.
     unused
         Names that the published network stores but never uses: these may be there or not.
+    authors_keys
+        What the authors' file calls a key, where that is another name: messages say both.
 
     Raises
     ------
@@ -137,9 +143,13 @@ def load_strictly(
     own = module.state_dict()
     given = {key: value for key, value in state.items() if key not in unused}
     name = type(module).__name__
+
+    def both(key: str) -> str:
+        return f"{authors_keys[key]} (here {key})" if key in authors_keys else key
+
     if missing := [key for key in own if key not in given]:
         raise WeightsError(
-            f"the weights lack {len(missing)} of {name}'s keys, the first is {missing[0]}; "
+            f"the weights lack {len(missing)} of {name}'s keys, the first is {both(missing[0])}; "
             "pass the whole file of this network"
         )
     if left := [key for key in given if key not in own]:
@@ -150,11 +160,11 @@ def load_strictly(
     for key, tensor in own.items():
         if given[key].shape != tensor.shape:
             raise WeightsError(
-                f"{key} has shape {tuple(given[key].shape)} in the weights, "
+                f"{both(key)} has shape {tuple(given[key].shape)} in the weights, "
                 f"{name} needs {tuple(tensor.shape)}"
             )
         if not torch.isfinite(given[key]).all():
-            raise WeightsError(f"{key} holds NaN or infinite values; get the file again")
+            raise WeightsError(f"{both(key)} holds NaN or infinite values; get the file again")
     module.load_state_dict(given)
 
 

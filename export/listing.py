@@ -3,6 +3,7 @@
 from typing import Any
 
 from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.runtime.card import UNITS
 
 
 def list_rows() -> list[dict[str, Any]]:
@@ -13,7 +14,8 @@ def list_rows() -> list[dict[str, Any]]:
             "parameters": spec.parameters,
             "divisor": spec.divisor,
             "gmac_64": spec.gmac_64,
-            "inputs": list(spec.inputs),
+            "inputs": {name: UNITS[name] for name in spec.inputs},
+            "output": {spec.output: UNITS[spec.output]},
             "options": {name: list(values) for name, values in spec.options.items()},
             "bundled_weights": spec.bundled[1].source if spec.bundled else None,
             "published_weights": spec.published.source,
@@ -35,10 +37,15 @@ def _lines(row: dict[str, Any]) -> list[str]:
         row["network"],
         f"  size               {row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3",
         f"  grid               multiples of {row['divisor']}",
-        f"  inputs             {', '.join(row['inputs'])}",
+        f"  inputs             {_with_units(row['inputs'])}",
+        f"  output             {_with_units(row['output'])}",
         f"  options            {', '.join(options) or 'none'}",
         f"  bundled weights    {row['bundled_weights'] or 'none'}",
         f"  published weights  {row['published_weights']}",
         f"  licence            {row['licence']}",
         f"  doi                {row['doi'] or 'none'}",
     ]
+
+
+def _with_units(tensors: dict[str, str]) -> str:
+    return ", ".join(f"{name} [{unit}]" for name, unit in tensors.items())

@@ -34,11 +34,14 @@ class NetworkSpec:
     divisor
         Every spatial size must be a multiple of this.
     gmac_64
-        Multiply-accumulates of its convolutions for one 64x64x64 volume, in billions.
+        Multiply-accumulates of the convolutions in its graph, with the default options, for one
+        64x64x64 volume, in billions; of all its graphs if it has several.
     marks
         Keys of its checkpoint that together tell it from the other networks.
     published
         The weights of its authors.
+    output
+        The name of what its graph gives.
     doi
         Of the paper that describes it.
     options
@@ -55,6 +58,7 @@ class NetworkSpec:
     gmac_64: float
     marks: tuple[str, ...]
     published: Weights
+    output: str = "chi_ppm"
     doi: str | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bundled: tuple[str, Weights] | None = None

@@ -36,9 +36,9 @@ SPECS = (
         name="tkd-unet",
         module="tkd_unet",
         inputs=(*FIELD, "tkd_chi_ppm"),
-        parameters=85_192,
+        parameters=85_048,
         divisor=4,
-        gmac_64=4.42,
+        gmac_64=3.17,
         marks=("encoder.0.0.weight", "last.weight"),
         published=Weights("examples/train.py, which trains them", OWN_LICENCE),
         bundled=(
@@ -52,7 +52,7 @@ SPECS = (
         inputs=FIELD,
         parameters=6_336_097,
         divisor=16,
-        gmac_64=75.88,
+        gmac_64=75.85,
         marks=("e1.0.0.weight", "d1.0.0.weight"),
         published=Weights("nowhere: a reconstruction from the abstract, see docs/loopnet.md", "-"),
     ),
@@ -143,7 +143,7 @@ SPECS = (
         inputs=FIELD_GEOMETRY,
         parameters=447_235,
         divisor=1,
-        gmac_64=351.0,
+        gmac_64=350.91,
         marks=("model_1/conv3d_1/kernel:0", "my_layer_1/my_layer_1/step:0"),
         published=Weights(
             "https://github.com/Ruimin-Feng/MoDL-QSM (logs/last.h5)", "none declared"
@@ -155,6 +155,7 @@ SPECS = (
         name="spinet-qsm",
         module="spinet_qsm",
         inputs=("prior_input",),
+        output="prior_output",
         parameters=447_234,
         divisor=1,
         gmac_64=116.97,
@@ -171,8 +172,12 @@ SPECS = (
         inputs=PHASE,
         parameters=4_305_409,
         divisor=16,
-        gmac_64=15.87,
-        marks=("EncodeConvs.0.EncodeConv.0.weight", "EncodeConvs.3.EncodeConv.0.weight"),
+        gmac_64=15.85,
+        marks=(
+            "EncodeConvs.0.EncodeConv.0.weight",
+            "EncodeConvs.3.EncodeConv.0.weight",
+            "FinalConv.weight",
+        ),
         published=Weights(
             "https://huggingface.co/sunhongfu/iQSM (a U-net file and a LoT file)", "none declared"
         ),
@@ -184,7 +189,7 @@ SPECS = (
         inputs=PHASE,
         parameters=4_347_780,
         divisor=16,
-        gmac_64=15.87,
+        gmac_64=17.66,
         marks=("Z_embed.0.weight", "ini_embd_layer.EncodeConv.0.weight"),
         published=Weights(
             "https://huggingface.co/sunhongfu/iQSM_Plus (a U-net file and a LoT file)",
@@ -198,7 +203,7 @@ SPECS = (
         inputs=FIELD,
         parameters=8_830_098,
         divisor=16,
-        gmac_64=848.6,
+        gmac_64=848.63,
         marks=("recon_model_state._output.weight", "refine_model_state.output.weight"),
         published=Weights(
             "https://github.com/TreeceSheon/AFTER-QSM (AFTER-QSM.pkl)", "none declared"

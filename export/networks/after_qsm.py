@@ -17,6 +17,7 @@ from qsm_deploy.export.checkpoints import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import conv_norm_relu, up_norm_relu
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, VOLUME, Choices, Network
 from qsm_deploy.export.networks.residual_dense import ResidualDenseNet
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 from qsm_deploy.runtime.card import TensorInfo
 
 ROUGH_CHI = TensorInfo("rough_chi_ppm", "ppm", VOLUME)
@@ -164,28 +165,18 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> Network
 
 def _recon_from_shapes(state: Mapping[str, Tensor]) -> Network:
     first = f"{RECON}_input._input.0.weight"
-    levels = f"{RECON}_encoders.{{}}.1._input.0.weight"
-    require_keys(state, [first, levels.format(0)], "after-qsm, part recon")
-    return AfterRecon(state[first].shape[0], _count(state, levels))
+    require_keys(state, [first, f"{RECON}_encoders.0.1._input.0.weight"], "after-qsm, part recon")
+    return AfterRecon(channels_of(state, first), count_parts(state, RECON + "_encoders.{}."))
 
 
 def _refine_from_shapes(state: Mapping[str, Tensor]) -> Network:
     first, last = f"{REFINE}feature_extraction1.weight", f"{REFINE}conv.weight"
-    blocks = f"{REFINE}blocks.{{}}.layers.0.conv.weight"
-    layers = f"{REFINE}blocks.0.layers.{{}}.conv.weight"
-    require_keys(state, [first, last, blocks.format(0)], "after-qsm, part refine")
+    dense = f"{REFINE}blocks.0.layers.0.conv.weight"
+    require_keys(state, [first, last, dense], "after-qsm, part refine")
     return AfterRefine(
-        features=state[first].shape[0],
-        growth=state[blocks.format(0)].shape[0],
-        blocks=_count(state, blocks),
-        layers=_count(state, layers),
-        last=state[last].shape[0],
+        features=channels_of(state, first),
+        growth=channels_of(state, dense),
+        blocks=count_parts(state, REFINE + "blocks.{}."),
+        layers=count_parts(state, REFINE + "blocks.0.layers.{}."),
+        last=channels_of(state, last),
     )
-
-
-def _count(state: Mapping[str, Tensor], key: str) -> int:
-    """Return how many keys there are in a row, counted from 0."""
-    n = 0
-    while key.format(n) in state:
-        n += 1
-    return n

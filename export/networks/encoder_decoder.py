@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import require_keys
 from qsm_deploy.export.networks.blocks import conv_norm_relu, up_norm_relu
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 
 
 class EncoderDecoder(nn.Module):
@@ -96,15 +97,12 @@ def encoder_decoder_size(state: Mapping[str, Tensor], name: str) -> tuple[int, i
     Raises
     ------
     WeightsError
-        If the first layer is missing.
+        If the first layer is missing or has no channels.
     """
     first = "EncodeConvs.0.EncodeConv.0.weight"
     require_keys(state, [first], name)
-    base, channels_in = state[first].shape[:2]
-    depth = 1
-    while f"EncodeConvs.{depth}.EncodeConv.0.weight" in state:
-        depth += 1
-    return channels_in, base, depth
+    channels_in, base = channels_of(state, first, axis=1), channels_of(state, first)
+    return channels_in, base, count_parts(state, "EncodeConvs.{}.")
 
 
 def _named(key: str, module: nn.Module) -> nn.Sequential:

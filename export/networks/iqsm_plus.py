@@ -19,6 +19,7 @@ from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.iqsm import IQSM, UNET, require_lot_file, whole_state
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card import GeometryLimits
 
@@ -163,9 +164,8 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> FoldedI
     finest = f"{UNET}EncodeConvs.0.embd_layer1.EncodeConv.0.weight"
     require_keys(whole, [first, finest], "iqsm-plus")
     require_lot_file(whole, "iqsm-plus")
-    features, base, depth = whole[first].shape[0], whole[finest].shape[0], 1
-    while f"{UNET}EncodeConvs.{depth}.embd_layer1.EncodeConv.0.weight" in whole:
-        depth += 1
+    features, base = channels_of(whole, first), channels_of(whole, finest)
+    depth = count_parts(whole, UNET + "EncodeConvs.{}.")
     parts = ConvBlock(features, features), EncoderDecoder(features, base, depth), LotLayer(features)
     published = IQSMPlus(*parts)
     load_strictly(published, whole)

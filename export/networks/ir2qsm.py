@@ -5,7 +5,6 @@ to every iteration; this module is the noise-free network. Attribute names are t
 that their checkpoint loads key by key.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from qsm_deploy.export.checkpoints import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import ConvBlock, UpBlock
 from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 
 Residual = Literal["input", "iteration"]
 
@@ -157,14 +157,12 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> IR2QSM:
         If a key is missing, left over or of the wrong shape.
     """
     residual: Residual = "iteration" if choices.options["residual"] == "iteration" else "input"
-    iterations = sum(bool(re.fullmatch(r"iteration\d+_post_transform\.1\.bias", k)) for k in state)
-    levels = len(
-        [k for k in state if re.fullmatch(r"iteration0_layer\d+_encoder_down.*conv\.0\.bias", k)]
-    )
+    iterations = count_parts(state, "iteration{}_")
+    levels = count_parts(state, "iteration0_layer{}_encoder_conv2.")
     widths = [f"iteration0_layer{n}_encoder_conv2.1.conv.0.bias" for n in range(levels)]
     widths.append("iteration0_middle.out_gate.conv.0.bias")
     require_keys(state, [*widths, "iteration0_post_transform.1.bias"], "ir2qsm")
-    network = IR2QSM([state[key].shape[0] for key in widths], iterations, residual)
+    network = IR2QSM([channels_of(state, key) for key in widths], iterations, residual)
     load_strictly(network, state, unused_keys(levels))
     return network.eval()
 

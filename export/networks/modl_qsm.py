@@ -18,6 +18,7 @@ from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
 from qsm_deploy.export.networks.wide_resnet import wide_resnet, wide_resnet_like
 from qsm_deploy.export.normalisation import numbers_from
+from qsm_deploy.export.state_sizes import count_parts
 from qsm_deploy.runtime.card import GeometryLimits
 
 ITERATIONS = 3
@@ -110,10 +111,10 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> ModlQsm
     WeightsError
         If a key is missing, left over or of the wrong shape, or the normalisation is.
     """
-    torch_state = state_from_keras(state)
+    torch_state, authors_keys = state_from_keras(state)
     gen = wide_resnet_like(torch_state, CHANNELS, "modl-qsm", epsilon=EPSILON, last_bias=True)
     network = ModlQsm(gen, _normalisation(choices.normalisation))
-    load_strictly(network, torch_state)
+    load_strictly(network, torch_state, authors_keys=authors_keys)
     network.constants = {"step": network.step.item(), "iterations": ITERATIONS}
     if choices.options["form"] == "unrolled":
         fold_batch_norm(gen)
@@ -123,16 +124,19 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> ModlQsm
     ).eval()
 
 
-def state_from_keras(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a Keras state under this module's names and axes; strange keys keep theirs.
+def state_from_keras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a Keras state under this module's names and axes, and the Keras name of each.
+
+    Strange keys keep their names.
 
     Raises
     ------
     WeightsError
         If the step or a kernel that the size is read from is missing.
     """
-    require_keys(state, [STEP, f"{MODEL}conv3d_1/kernel:0"], "modl-qsm")
-    blocks = (sum(key.endswith("/kernel:0") for key in state) - 4) // 2
+    kernels = [f"{MODEL}conv3d_{n}/kernel:0" for n in (1, 2)]
+    require_keys(state, [STEP, *kernels], "modl-qsm")
+    blocks = count_parts(state, MODEL + "batch_normalization_{}/", first=1) // 2
     names = {1: "gen.0"}
     norms = {}
     for block in range(blocks):
@@ -149,10 +153,11 @@ def state_from_keras(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in NORMS.items():
             renamed[f"{MODEL}batch_normalization_{n}/{theirs}:0"] = f"{name}.{ours}"
     counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms.values()}
-    return counters | {
+    torch_state = counters | {
         renamed.get(key, key): value.permute(4, 3, 0, 1, 2) if value.ndim == 5 else value
         for key, value in state.items()
     }
+    return torch_state, {ours: theirs for theirs, ours in renamed.items()}
 
 
 def _normalisation(given: Mapping[str, NDArray[Any]]) -> Mapping[str, float]:

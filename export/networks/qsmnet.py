@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import load_strictly, require_keys
 from qsm_deploy.export.networks.network import LOCAL_FIELD, MASK, Choices, Network
-from qsm_deploy.export.networks.qsmnet_tf1 import is_tf1, state_from_tf1
+from qsm_deploy.export.networks.qsmnet_tf1 import is_tf1, state_from_tf1, torch_keys
 from qsm_deploy.export.normalisation import number_from
+from qsm_deploy.export.state_sizes import channels_of
 from qsm_deploy.kernels.errors import WeightsError
 
 ENCODERS = ("conv1", "conv2", "conv3", "conv4")
@@ -160,8 +161,9 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> QSMnet:
         If a key is missing, left over or of the wrong shape, or the normalisation is.
     """
     given = choices.normalisation
-    flavour = TORCH
+    flavour, authors_keys = TORCH, dict[str, str]()
     if is_tf1(state):
+        authors_keys = {ours: theirs for theirs, ours in torch_keys().items()}
         state = state_from_tf1(state)
         flavour = Flavour(epsilon=1e-3, slope=_slope(given), skip_first=True)
     widths = [f"{name}2.conv.bias" for name in (*ENCODERS, "l_conv")]
@@ -172,8 +174,8 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> QSMnet:
             f"conv11.conv.weight has shape {tuple(state['conv11.conv.weight'].shape)}, expected "
             "kernels as long as wide, of an odd number of voxels; pass the file for this network"
         )
-    network = QSMnet([state[key].numel() for key in widths], kernel, flavour, _numbers(given))
-    load_strictly(network, state)
+    network = QSMnet([channels_of(state, key) for key in widths], kernel, flavour, _numbers(given))
+    load_strictly(network, state, authors_keys=authors_keys)
     return network.eval()
 
 

@@ -18,6 +18,7 @@ from qsm_deploy.export.networks.network import (
     Choices,
     Network,
 )
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 from qsm_deploy.runtime.card import TkdSettings
 
 FIELD_SCALE_PPM = 0.0125
@@ -79,11 +80,10 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> TkdUnet
     WeightsError
         If a key is missing, left over or of the wrong shape.
     """
-    require_keys(state, ["encoder.0.0.weight", "encoder.1.0.weight"], "tkd-unet")
-    channels: list[int] = []
-    while (key := f"encoder.{len(channels)}.0.weight") in state:
-        channels.append(state[key].shape[0])
-    network = TkdUnet(channels)
+    levels = max(2, count_parts(state, "encoder.{}."))
+    widths = [f"encoder.{level}.0.weight" for level in range(levels)]
+    require_keys(state, widths, "tkd-unet")
+    network = TkdUnet([channels_of(state, key) for key in widths])
     load_strictly(network, state)
     return network.eval()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import require_keys
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 
 
 class ResidualBlock(nn.Module):
@@ -81,10 +82,7 @@ def wide_resnet_like(
         If the keys that its size is read from are missing.
     """
     require_keys(state, ["gen.0.weight", "gen.2.0.conv1.weight"], name)
-    width = state["gen.0.weight"].shape[0]
-    blocks = 0
-    while f"gen.2.{blocks}.conv1.weight" in state:
-        blocks += 1
+    width, blocks = channels_of(state, "gen.0.weight"), count_parts(state, "gen.2.{}.")
     return wide_resnet(channels, width, blocks, epsilon=epsilon, last_bias=last_bias)
 
 

@@ -19,6 +19,7 @@ from qsm_deploy.export.networks.octave import (
     concatenate,
     pool,
 )
+from qsm_deploy.export.state_sizes import channels_of, count_parts
 
 
 class XQSM(Network):
@@ -105,11 +106,7 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> XQSM:
         If a key is missing, left over or of the wrong shape.
     """
     first = "InputOct.EncodeConv1.convHH.weight"
-    levels = "EncodeConvs.{}.EncodeConv1.convHH.weight"
-    require_keys(state, [first, levels.format(0)], "xqsm")
-    depth = 1
-    while levels.format(depth) in state:
-        depth += 1
-    network = XQSM(state[first].shape[0], depth)
+    require_keys(state, [first, "EncodeConvs.0.EncodeConv1.convHH.weight"], "xqsm")
+    network = XQSM(channels_of(state, first), count_parts(state, "EncodeConvs.{}."))
     load_strictly(network, state)
     return network.eval()
