@@ -1,7 +1,7 @@
 """Networks small enough to export in a second, and weights that follow from a formula."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from qsm_deploy.export import export_network
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
+from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.onnx_export import onnx_from_module
 from qsm_deploy.runtime.card import MemoryUse, ReceptiveField
 
@@ -71,9 +73,37 @@ def tiny_tkd_unet(formula_state: Callable[[Mapping[str, Tensor]], State]) -> nn.
 
 
 @pytest.fixture(scope="session")
+def keras_weights(formula_state: Callable[[Mapping[str, Tensor]], State]) -> State:
+    """Return a small MoDL-QSM's weights under Keras names and axes."""
+    small = ModlQsm(wide_resnet(2, width=4, blocks=2, epsilon=1e-3, last_bias=True))
+    state = formula_state(small.state_dict())
+    convs = ["gen.0", *(f"gen.2.{b}.conv{n}" for b in (0, 1) for n in (1, 2))]
+    convs += ["gen.3", "gen.5", "gen.7"]
+    found = {"my_layer_1/my_layer_1/step:0": torch.tensor(1.1)}
+    for n, name in enumerate(convs, start=1):
+        found[f"model_1/conv3d_{n}/kernel:0"] = state[f"{name}.weight"].permute(2, 3, 4, 1, 0)
+    found["model_1/conv3d_8/bias:0"] = state["gen.7.bias"]
+    theirs = {"gamma": "weight", "beta": "bias"}
+    theirs |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
+    for n in range(4):
+        for name, ours in theirs.items():
+            key = f"gen.2.{n // 2}.bn{n % 2 + 1}.{ours}"
+            found[f"model_1/batch_normalization_{n + 1}/{name}:0"] = state[key]
+    return found
+
+
+@pytest.fixture(scope="session")
 def traced() -> dict[tuple[str, str], onnx.ModelProto]:
     """Return the graphs that were traced already, by kind of network and residual."""
     return {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests measure out of the user's cache, and what is there out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -91,7 +121,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.Mo
         export_network, "measure_memory", lambda path, card, backend: MemoryUse(1, 2)
     )
     monkeypatch.setattr(
-        export_network, "measure_receptive_field", lambda module, card: ReceptiveField(3, 2, 0.999)
+        export_network,
+        "cached_receptive_field",
+        lambda card, measure: ReceptiveField(3, 2, 0.999),
     )
 
 
