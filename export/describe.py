@@ -9,7 +9,8 @@ from qsm_deploy.export.registry import recognise
 from qsm_deploy.runtime.session import installed_backends, open_session
 
 KEYS_SHOWN = 5
-CHANNELS_LAST = (":0", "/conv_weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)
+CHANNELS_LAST = (":0", "weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)
+SWAPPED = "deconv_weights"  # but these are (x, y, z, out, in)
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -27,9 +28,7 @@ def describe(path: Path) -> dict[str, Any]:
         return {"file": path.name, "card": json.loads(session.card.to_json())}
     state = load_state(path)
     widths = [
-        tensor.shape[-1 if key.endswith(CHANNELS_LAST) else 0]
-        for key, tensor in state.items()
-        if tensor.ndim == 5
+        tensor.shape[_channels_axis(key)] for key, tensor in state.items() if tensor.ndim == 5
     ]
     return {
         "file": path.name,
@@ -55,6 +54,12 @@ def describe_text(found: dict[str, Any]) -> str:
         f"{found['keys']} keys, {found['values']:,} values, channels {found['first_width']} at "
         f"first, {found['widest']} at most, sha256 {found['sha256'][:12]}\n{keys}\n  ..."
     )
+
+
+def _channels_axis(key: str) -> int:
+    if SWAPPED in key:
+        return -2
+    return -1 if any(part in key for part in CHANNELS_LAST) else 0
 
 
 def _plain(value: Any) -> str:

@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.atomic import write_atomically
-from qsm_deploy.runtime.card import ModelCard, ReceptiveField
+from qsm_deploy.runtime.card import ModelCard, ReceptiveField, parse_card
 
 
 def cache_folder() -> Path:
@@ -22,15 +23,21 @@ def cached_receptive_field(
 ) -> ReceptiveField:
     """Return what was measured before for a card's weights and options, else measure it now.
 
-    A cache that cannot be read or written is as good as none.
+    Each is kept in a card, whose parser takes nothing damaged. A cache that cannot be read or
+    written is as good as none.
     """
-    identity = [card.network, card.weights_sha256, card.options, card.normalisation, card.made_by]
+    # a network is folded for the direction in its geometry
+    identity = [
+        *(card.network, card.weights_sha256, card.options, card.normalisation, card.made_by),
+        asdict(card.geometry),
+    ]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "receptive-field" / f"{digest}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return ReceptiveField(**json.loads(path.read_text()))
+    with contextlib.suppress(OSError, ValueError, CardError):
+        return parse_card(path.read_text()).receptive_field
     found = measure()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, CardError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(found)).encode(), force=True)
+        kept = replace(card, receptive_field=found)
+        write_atomically(path, kept.to_json().encode(), force=True)
     return found

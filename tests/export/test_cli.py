@@ -1,6 +1,7 @@
 """``qsm-export`` as typed: what it writes, prints and refuses, and with which exit code."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from qsm_deploy.export import export_network, registry
+from qsm_deploy.export import export_network, network_spec, registry
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.networks.network import Choices
@@ -123,7 +124,7 @@ def test_a_failed_export_keeps_the_file_that_was_there(exported: Path, tmp_path)
 def test_bundled_weights_are_announced(tiny_tkd_unet, tmp_path, monkeypatch, capsys) -> None:
     from safetensors.torch import save_file
 
-    monkeypatch.setattr(registry, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(network_spec, "WEIGHTS_FOLDER", tmp_path)
     monkeypatch.chdir(tmp_path)
     half = {key: value.half() for key, value in tiny_tkd_unet.state_dict().items()}
     save_file(half, tmp_path / "tkd-unet.safetensors")
@@ -144,7 +145,7 @@ def test_bundled_weights_are_announced(tiny_tkd_unet, tmp_path, monkeypatch, cap
         (["--model", "ir2qsm"], 7, "drive.google.com"),
         (["--model", "ir2qsm", "--weights", "none.pth"], 7, "no such file"),
         (["--model", "ir2qsm", "--weights", "text.pth"], 7, "not a PyTorch file"),
-        (["--model", "tkd-unet", "--weights", "tiny.pth"], 7, "not tkd-unet weights"),
+        (["--model", "tkd-unet", "--weights", "tiny.pth"], 7, "pass --model ir2qsm"),
         (["--model", "ir2qsm", "--weights", "tiny.pth", "-o", "no/a.onnx"], 3, "not a folder"),
     ],
 )
@@ -152,7 +153,7 @@ def test_what_cannot_be_done_is_one_line(
     exported, tmp_path, monkeypatch, capsys, arguments, code, message
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(network_spec, "WEIGHTS_FOLDER", tmp_path)
     (tmp_path / "text.pth").write_text("these are no weights")
     (tmp_path / "tiny.pth").write_bytes((exported / "tiny.pth").read_bytes())
     before = sorted(tmp_path.iterdir())
@@ -172,14 +173,25 @@ def test_a_gate_that_is_no_positive_number_is_refused(gate: str) -> None:
     assert caught.value.code == 2
 
 
-def test_the_list_names_every_network(capsys) -> None:
+def test_the_list_says_of_every_network_what_it_is(capsys) -> None:
     assert main(["--list"]) == 0
     table = capsys.readouterr().out
     assert main(["--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["network"] for row in rows] == list(registry.REGISTRY)
-    for row in rows:
-        assert all(str(value) in table for value in row.values() if value)
+    for row, block in zip(rows, re.split(r"\n(?=\S)", table), strict=True):
+        name, *lines = block.splitlines()
+        said = {line[:21].strip(): line[21:].strip() for line in lines}
+        assert name == row["network"]
+        assert said["size"] == f"{row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3"
+        assert said["grid"] == f"multiples of {row['divisor']}"
+        assert said["inputs"] == ", ".join(f"{n} [{unit}]" for n, unit in row["inputs"].items())
+        assert said["output"] in ("chi_ppm [ppm]", "prior_output [1]")
+        assert said["published weights"] == row["published_weights"] != ""
+        assert said["licence"] == row["licence"] != ""
+        assert said["doi"] == (row["doi"] or "none")
+        assert all(f"--{option} " in said["options"] for option in row["options"])
+        assert said["bundled weights"] == (row["bundled_weights"] or "none")
 
 
 def test_help_and_list_import_nothing_heavy() -> None:

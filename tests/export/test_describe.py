@@ -1,0 +1,118 @@
+"""``qsm-export --describe``: what it says of checkpoints, of models, and of neither."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import qsm_deploy.runtime.card as card_module
+from qsm_deploy.export.checkpoints import state_sha256
+from qsm_deploy.export.cli import main
+
+MODEL = Path(card_module.__file__).with_name("tkd-unet.onnx")
+
+
+def described(path: Path, capsys) -> tuple[str, dict[str, object]]:
+    """Return what it prints for people, and for machines."""
+    assert main(["--describe", str(path)]) == 0
+    text, noise = capsys.readouterr()
+    assert main(["--describe", str(path), "--json"]) == 0
+    found, more = capsys.readouterr()
+    assert noise + more == ""
+    return text, json.loads(found)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_checkpoint_in_either_format(suffix: str, tiny_ir2qsm, tmp_path, capsys) -> None:
+    state, path = tiny_ir2qsm.state_dict(), tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    else:
+        save_file(state, path)
+    text, found = described(path, capsys)
+    digest = state_sha256(state)
+    assert found["file"] == path.name
+    assert found["networks"] == ["ir2qsm"]
+    assert found["keys"] == len(state)
+    assert found["values"] == sum(v.numel() for v in state.values() if v.is_floating_point())
+    assert (found["widest"], found["sha256"]) == (8, digest)
+    first = found["first_keys"]
+    assert len(first) == 5
+    assert all(tuple(shape) == state[key].shape for key, shape in first.items())
+    assert text.startswith(f"w.{suffix}: looks like ir2qsm\n{len(state)} keys, ")
+    assert f"8 at most, sha256 {digest[:12]}\n" in text
+    assert all(key in text for key in first)
+
+
+def test_kernels_of_tensorflow_and_networks_that_share_a_file(capsys) -> None:
+    weights = Path(__file__).parent / "golden" / "qsmnet_tf1_weights.npz"
+    text, found = described(weights, capsys)
+    assert found["networks"] == ["qsmnet", "qsmnet-plus"]
+    assert found["widest"] == 4
+    assert "looks like qsmnet or qsmnet-plus\n" in text
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 3, 3, 3)])
+def test_weights_of_no_known_network(shape: tuple[int, ...], tmp_path, capsys) -> None:
+    save_file({"layer.weight": torch.zeros(shape)}, tmp_path / "w.safetensors")
+    text, found = described(tmp_path / "w.safetensors", capsys)
+    assert found["networks"] == []
+    assert found["widest"] == (3 if len(shape) == 5 else None)
+    assert "looks like no network that is known here" in text
+
+
+def test_a_model_with_a_card(capsys) -> None:
+    text, found = described(MODEL, capsys)
+    card = json.loads(MODEL.with_suffix(".json").read_text())
+    assert found == {"file": "tkd-unet.onnx", "card": card}
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert lines.keys() == card.keys()
+    assert (lines["network"], lines["divisor"]) == ("tkd-unet", "4")
+    assert json.loads(lines["geometry"]) == card["geometry"]
+
+
+@pytest.fixture
+def nonsense(tmp_path: Path) -> Path:
+    """Return a folder of files that are neither checkpoint nor model."""
+    for name in ("text.pth", "text.safetensors", "text.onnx", "text.h5", "text"):
+        (tmp_path / name).write_text("these are no weights\n" * 9)
+    for name in ("empty.pth", "empty.safetensors", "empty.onnx", "empty.npz"):
+        (tmp_path / name).touch()
+    model = onnx.load(MODEL)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "cardless.onnx")
+    (tmp_path / "cut.onnx").write_bytes(MODEL.read_bytes()[:5000])
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("text.pth", 7, "not a PyTorch file"),
+        ("text", 7, "not a PyTorch file"),
+        ("text.safetensors", 7, "not a readable safetensors file"),
+        ("text.h5", 7, "not an HDF5 file"),
+        ("empty.pth", 7, "not a PyTorch file"),
+        ("empty.safetensors", 7, "not a readable safetensors file"),
+        ("empty.npz", 7, "not a NumPy .npz file"),
+        ("folder", 7, "no such file"),
+        ("none.pth", 7, "no such file"),
+        ("none.onnx", 3, "no such model file"),
+        ("text.onnx", 4, "not an .onnx model"),
+        ("empty.onnx", 4, "not an .onnx model"),
+        ("cut.onnx", 4, "cannot load it"),
+        ("cardless.onnx", 4, "has no model card; export it with qsm-export"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    name: str, code: int, words: str, nonsense, capsys
+) -> None:
+    assert main(["--describe", str(nonsense / name)]) == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"qsm-export: error: {nonsense / name}: ") or name == "cardless.onnx"
+    assert words in err
