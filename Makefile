@@ -4,13 +4,14 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CUDA_READY := $(VENV)/.ready-cuda
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check cuda setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py demo
 
-test: setup
+test: setup $(CUDA_READY)
 	$(BIN)/python -m pytest --strict-skips
 
 check: setup
@@ -18,6 +19,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Needs no GPU. Compiled, not yet run on one.
+cuda: setup $(CUDA_READY)
+	$(BIN)/python -m qsm_deploy.kernels.cuda_build
 
 setup: $(READY)
 
@@ -28,5 +33,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[export,openvino,figure]" --group dev
 	touch $@
 
+$(CUDA_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --group cuda
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo kernels/build

@@ -1,0 +1,156 @@
+/* libqsm_cuda: the dipole operator of susceptibility mapping and the patch kernels, on a GPU.
+ *
+ * The operator is y = F^-1 [E(k) F x] with E(k) = (g(D(k)) + g(D(-k))) / 2 on the index grid,
+ * D(k) = 1/3 - (k.b)^2 / |k|^2, D(0) = 0, and g one of qsm_cuda_multiplier. E(k) is computed where
+ * it is applied; no kernel is stored.
+ *
+ *     qsm_cuda_dipole op = qsm_cuda_dipole_default();
+ *     op.shape[0] = 160; op.shape[1] = 192; op.shape[2] = 160;
+ *     op.voxel_size_mm[2] = 2.0;
+ *     op.multiplier = QSM_CUDA_TKD;
+ *     op.tkd_threshold = 0.12;
+ *
+ *     size_t bytes;
+ *     void *workspace;
+ *     if (qsm_cuda_dipole_workspace(&op, &bytes) != QSM_CUDA_OK ||
+ *         cudaMalloc(&workspace, bytes) != cudaSuccess ||
+ *         qsm_cuda_dipole_apply(&op, field, chi, workspace, bytes, stream) != QSM_CUDA_OK) {
+ *         fprintf(stderr, "%s\n", qsm_cuda_last_error());
+ *         return 1;
+ *     }
+ *
+ * Thread safety: every function may be called from any thread at any time; calls that run at the
+ * same time need workspaces of their own. qsm_cuda_last_error() is per thread.
+ *
+ * Device: work goes to the calling thread's current GPU, where all pointers must lie, and to the
+ * caller's stream (a cudaStream_t; NULL is the default stream). Nothing waits for the GPU, except
+ * that the first use of a shape makes its FFT plans and may put out older ones, which allocates,
+ * frees and waits. qsm_cuda_dipole_workspace() is such a first use; call it before time counts.
+ *
+ * CUDA graphs: a shape must be used once before it is captured (QSM_CUDA_NOT_PREPARED otherwise),
+ * and no thread may use a new one meanwhile. The plans of a captured shape stay until
+ * qsm_cuda_release_plans().
+ *
+ * Volumes are float32, row-major (batch, x, y, z) with z fastest; those that are transformed must be
+ * aligned to 8 bytes.
+ */
+#ifndef QSM_CUDA_H
+#define QSM_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define QSM_CUDA_API __attribute__((visibility("default")))
+#else
+#define QSM_CUDA_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QSM_CUDA_ABI_VERSION 1           /* changes when a struct or a signature does */
+#define QSM_CUDA_WORKSPACE_ALIGNMENT 256 /* bytes; what cudaMalloc gives */
+#define QSM_CUDA_CACHED_PLANS 8          /* shapes whose FFT plans are kept */
+
+typedef enum qsm_cuda_status {
+    QSM_CUDA_OK = 0,
+    QSM_CUDA_NULL_POINTER = 1,
+    QSM_CUDA_BAD_SHAPE = 2,       /* a size below 1, or a box outside its volume */
+    QSM_CUDA_TOO_LARGE = 3,       /* more than 2^31 - 1 voxels in a call, the limit of cuFFT plans */
+    QSM_CUDA_BAD_GEOMETRY = 4,    /* voxel size or B0 direction */
+    QSM_CUDA_BAD_MULTIPLIER = 5,  /* unknown, or its parameter is outside its range */
+    QSM_CUDA_MISALIGNED = 6,
+    QSM_CUDA_OVERLAP = 7,         /* buffers that must be apart share memory */
+    QSM_CUDA_SMALL_WORKSPACE = 8,
+    QSM_CUDA_WRONG_MEMORY = 9,    /* a pointer that the current GPU cannot read */
+    QSM_CUDA_NO_DRIVER = 10,      /* none, or too old for the CUDA this library was built with */
+    QSM_CUDA_NO_GPU = 11,
+    QSM_CUDA_UNSUPPORTED_GPU = 12, /* the library holds no code for this GPU */
+    QSM_CUDA_NOT_PREPARED = 13,    /* a stream is captured and the plans are not made yet */
+    QSM_CUDA_OUT_OF_MEMORY = 14,
+    QSM_CUDA_CUDA_ERROR = 15,
+    QSM_CUDA_CUFFT_ERROR = 16,
+    QSM_CUDA_INTERNAL_ERROR = 17
+} qsm_cuda_status;
+
+typedef enum qsm_cuda_multiplier {
+    QSM_CUDA_DIPOLE = 0,         /* D: susceptibility to field */
+    QSM_CUDA_DIPOLE_SQUARED = 1, /* D^2 */
+    QSM_CUDA_TKD = 2,            /* sign(D) / max(|D|, threshold); 0 where |D| < 1e-6 */
+    QSM_CUDA_TIKHONOV = 3        /* D / (D^2 + lambda) */
+} qsm_cuda_multiplier;
+
+typedef struct qsm_cuda_dipole {
+    int32_t batch;           /* volumes, at least 1 */
+    int32_t shape[3];        /* voxels of a volume along (x, y, z), each at least 1 */
+    double voxel_size_mm[3]; /* along (x, y, z), 0.01 to 100 mm */
+    double b0_direction[3];  /* in voxel axes, of any non-zero norm; its sign has no meaning */
+    int32_t multiplier;      /* a qsm_cuda_multiplier */
+    double tkd_threshold;    /* in (0, 2/3]; read for QSM_CUDA_TKD only */
+    double tikhonov_lambda;  /* positive; read for QSM_CUDA_TIKHONOV only */
+} qsm_cuda_dipole;
+
+/* A box of voxels in a volume. */
+typedef struct qsm_cuda_patch {
+    int32_t channels;  /* of the volume and of the patch, at least 1 */
+    int32_t volume[3]; /* voxels of the volume along (x, y, z), each at least 1 */
+    int32_t start[3];  /* the patch's first voxel in the volume, possibly outside it */
+    int32_t size[3];   /* voxels of the patch, each at least 1 */
+} qsm_cuda_patch;
+
+/* CUDA versions as 1000 * major + 10 * minor; cuFFT's as its own CUFFT_VERSION. */
+typedef struct qsm_cuda_versions {
+    int32_t cuda_runtime; /* built into this library */
+    int32_t cuda_driver;  /* newest CUDA that the driver supports, 0 without a driver */
+    int32_t cufft;        /* the one loaded */
+} qsm_cuda_versions;
+
+/* QSM_CUDA_ABI_VERSION of the library, to compare with the header's. */
+QSM_CUDA_API int32_t qsm_cuda_abi_version(void);
+
+/* The message of the calling thread's latest failure, one line; "" before any. */
+QSM_CUDA_API const char *qsm_cuda_last_error(void);
+
+/* Fill `versions` (may be NULL), then say whether this thread's current GPU can be used. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_probe(qsm_cuda_versions *versions);
+
+/* One 1-voxel volume of 1 mm with B0 along z, multiplier D, threshold 0.12, lambda 0.01. */
+QSM_CUDA_API qsm_cuda_dipole qsm_cuda_dipole_default(void);
+
+/* Make the plans for this shape on the current GPU; set `bytes` to what apply needs. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_workspace(const qsm_cuda_dipole *op, size_t *bytes);
+
+/* Enqueue y = F^-1 [E(k) F x]. `y` may be `x`; the workspace must be apart from both. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_apply(const qsm_cuda_dipole *op, const float *x,
+                                                   float *y, void *workspace,
+                                                   size_t workspace_bytes, void *stream);
+
+/* Wait for the GPU and free all plans, those of captured graphs too. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_release_plans(void);
+
+/* Enqueue patch = volume[box], (channels, size), 0 where the box lies beyond the volume. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_patch_gather(const qsm_cuda_patch *box, const float *volume,
+                                                   float *patch, void *stream);
+
+/* Enqueue total[box] += patch * window, the window being the outer product of three of size[0],
+ * size[1] and size[2] weights; what lies beyond the volume is dropped. `weight` (x, y, z), unless
+ * NULL, sums the windows. Patches on one stream add up in its order, so results repeat exactly. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_patch_accumulate(const qsm_cuda_patch *box,
+                                                       const float *patch, const float *window_x,
+                                                       const float *window_y,
+                                                       const float *window_z, float *total,
+                                                       float *weight, void *stream);
+
+/* Enqueue output = (total / weight * mask)[box], (channels, size). `total` is (channels, x, y, z);
+ * `weight` and `mask` (uint8, nonzero inside) are (x, y, z) or NULL: not divided, not masked.
+ * Where the weight is 0 the result is 0. The box must lie inside the volume. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_patch_finish(const qsm_cuda_patch *box, const float *total,
+                                                   const float *weight, const uint8_t *mask,
+                                                   float *output, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,112 @@
+"""Builds ``libqsm_cuda.so`` with CMake: ``python -m qsm_deploy.kernels.cuda_build``.
+
+The compiler is the machine's nvcc, else the nvidia-cuda-nvcc wheel's; cuFFT the toolkit's, else
+the nvidia-cufft wheel's. No GPU and no driver are needed.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsm_deploy.kernels.errors import EngineError
+
+SOURCES = Path(__file__).resolve().parent
+BUILD_FOLDER = SOURCES / "build"
+LIBRARY_NAME = "libqsm_cuda.so"
+WHEELS = "cu13"  # the folder of the package `nvidia` that NVIDIA's wheels for CUDA 13 share
+
+
+def find_tool(name: str) -> Path | None:
+    """Return the path of a program on PATH or in this Python's environment."""
+    folders = [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    return Path(found) if found else None
+
+
+def wheel_toolkit() -> Path | None:
+    """Return the folder where NVIDIA's wheels keep bin/, include/ and lib/, if installed."""
+    try:
+        found = importlib.util.find_spec(f"nvidia.{WHEELS}")
+    except ModuleNotFoundError:
+        return None
+    folders = found.submodule_search_locations if found else None
+    return Path(folders[0]) if folders else None
+
+
+def find_nvcc() -> Path | None:
+    """Return the CUDA compiler: ``$CUDACXX``, on PATH, or from the wheel."""
+    if given := os.environ.get("CUDACXX"):
+        return Path(given)
+    wheels = wheel_toolkit()
+    from_wheel = wheels / "bin" / "nvcc" if wheels else None
+    return find_tool("nvcc") or (from_wheel if from_wheel and from_wheel.exists() else None)
+
+
+def build_cuda_library(
+    folder: Path = BUILD_FOLDER, architectures: str | None = None, jobs: int = 2
+) -> Path:
+    """Build the library and return its path.
+
+    Parameters
+    ----------
+    folder
+        Where CMake builds.
+    architectures
+        As CMAKE_CUDA_ARCHITECTURES, ``90-real`` or ``80;90-real``; all that the toolkit and
+        CMakeLists.txt know by default.
+    jobs
+        Compilers that run at the same time.
+
+    Raises
+    ------
+    EngineError
+        If there is no CMake or no CUDA compiler, or the build fails.
+    """
+    cmake, nvcc, wheels = find_tool("cmake"), find_nvcc(), wheel_toolkit()
+    for name, tool in (("cmake", cmake), ("nvcc", nvcc)):
+        if not tool:
+            raise EngineError(
+                f"{name} was not found; install it (CMake, the CUDA toolkit), or both from "
+                "wheels with: pip install --group cuda"
+            )
+    configure = [str(cmake), "-S", str(SOURCES), "-B", str(folder), f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    environment = dict(os.environ)
+    if wheels:
+        configure.append(f"-DCUFFT_ROOT={wheels}")
+        if nvcc == wheels / "bin" / "nvcc":
+            # The wheel's nvcc looks for CUDA's runtime in lib64; the wheel has it in lib.
+            paths = [str(wheels / "lib"), environment.get("LIBRARY_PATH", "")]
+            environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+    if architectures:
+        configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+    for command in (configure, [str(cmake), "--build", str(folder), "--parallel", str(jobs)]):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            lines = (run.stdout + run.stderr).strip().splitlines()
+            raise EngineError(
+                f"building {LIBRARY_NAME} failed: {' '.join(command)}\n" + "\n".join(lines[-40:])
+            )
+    return folder / LIBRARY_NAME
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build from the command line."""
+    parser = argparse.ArgumentParser(description="Build libqsm_cuda.so with CMake.")
+    parser.add_argument("--folder", type=Path, default=BUILD_FOLDER)
+    parser.add_argument("--architectures", help="as CMAKE_CUDA_ARCHITECTURES, e.g. 80;90-real")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    try:
+        build_cuda_library(args.folder, args.architectures, args.jobs)
+    except EngineError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

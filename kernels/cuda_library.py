@@ -1,0 +1,235 @@
+"""The CUDA library from Python: the dipole operator and the patch kernels on device pointers.
+
+Nothing is loaded until :func:`open_cuda_library`. Pointers and streams are integers, as PyTorch's
+``data_ptr()`` and ``cuda_stream``, or CuPy's, or cuda-python's; whose they are does not matter.
+The library is compiled, not yet run on a GPU.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from qsm_deploy.kernels.cuda_abi import (
+    ABI_VERSION,
+    Dipole,
+    Multiplier,
+    Patch,
+    Status,
+    Versions,
+    declare,
+)
+from qsm_deploy.kernels.cuda_build import BUILD_FOLDER, LIBRARY_NAME
+from qsm_deploy.kernels.errors import (
+    EngineError,
+    GeometryError,
+    MemoryLimitError,
+    QsmDeployError,
+    UsageError,
+)
+from qsm_deploy.kernels.geometry import Geometry
+
+LIBRARY_VARIABLE = "QSM_CUDA_LIBRARY"
+MultiplierName = Literal["dipole", "dipole_squared", "tkd", "tikhonov"]
+
+_ERRORS: dict[Status, type[QsmDeployError]] = {
+    Status.NULL_POINTER: UsageError,
+    Status.BAD_SHAPE: GeometryError,
+    Status.TOO_LARGE: GeometryError,
+    Status.BAD_GEOMETRY: GeometryError,
+    Status.BAD_MULTIPLIER: UsageError,
+    Status.MISALIGNED: UsageError,
+    Status.OVERLAP: UsageError,
+    Status.SMALL_WORKSPACE: UsageError,
+    Status.WRONG_MEMORY: UsageError,
+    Status.OUT_OF_MEMORY: MemoryLimitError,
+}  # every other one is an EngineError
+
+
+@dataclass(frozen=True)
+class DipoleOperator:
+    """``y = F^-1 [E(k) F x]`` on a batch of volumes, as in :mod:`qsm_deploy.kernels.dipole`.
+
+    ``threshold`` in (0, 2/3] is TKD's, ``lam`` > 0 Tikhonov's.
+    """
+
+    geometry: Geometry
+    multiplier: MultiplierName = "dipole"
+    batch: int = 1
+    threshold: float = 0.12
+    lam: float = 0.01
+
+    def _as_struct(self) -> Dipole:
+        if self.multiplier not in get_args(MultiplierName):
+            raise UsageError(
+                f"unknown multiplier {self.multiplier!r}; one of {get_args(MultiplierName)}"
+            )
+        return Dipole(
+            _int32("batch", self.batch),
+            _three_int32("shape", self.geometry.shape),
+            (ctypes.c_double * 3)(*self.geometry.voxel_size_mm),
+            (ctypes.c_double * 3)(*self.geometry.b0_direction),
+            Multiplier[self.multiplier.upper()],
+            self.threshold,
+            self.lam,
+        )
+
+
+@dataclass(frozen=True)
+class PatchBox:
+    """A patch of a (channels, x, y, z) volume: ``start`` is its first voxel, maybe outside."""
+
+    volume: Sequence[int]
+    start: Sequence[int]
+    size: Sequence[int]
+    channels: int = 1
+
+    def _as_struct(self) -> Patch:
+        return Patch(
+            _int32("channels", self.channels),
+            _three_int32("volume", self.volume),
+            _three_int32("start", self.start),
+            _three_int32("size", self.size),
+        )
+
+
+class CudaLibrary:
+    """The functions of ``libqsm_cuda.so``; its header says what they do.
+
+    All raise the error of the status: GeometryError, UsageError, MemoryLimitError, or EngineError
+    where the driver, the GPU, CUDA or cuFFT is at fault. They may be called from any thread.
+    """
+
+    def __init__(self, handle: ctypes.CDLL) -> None:
+        self._handle = handle
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of CUDA's runtime, of the driver's CUDA ("none") and of cuFFT."""
+        seen = Versions()
+        self._handle.qsm_cuda_probe(ctypes.byref(seen))
+        return {
+            "cuda_runtime": _cuda_version(seen.cuda_runtime),
+            "cuda_driver": _cuda_version(seen.cuda_driver),
+            "cufft": f"{seen.cufft // 1000}.{seen.cufft % 1000 // 100}" if seen.cufft else "none",
+        }
+
+    def require_gpu(self) -> None:
+        """Raise an EngineError that says why, unless the current GPU can be used."""
+        self._call("qsm_cuda_probe", None)
+
+    def dipole_workspace_bytes(self, operator: DipoleOperator) -> int:
+        """Make the plans of a shape, and return the bytes of workspace it needs."""
+        needed = ctypes.c_size_t()
+        self._call("qsm_cuda_dipole_workspace", operator._as_struct(), ctypes.byref(needed))
+        return needed.value
+
+    def dipole_apply(
+        self,
+        operator: DipoleOperator,
+        x: int,
+        y: int,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int = 0,
+    ) -> None:
+        """Enqueue the operator from ``x`` to ``y``, both (batch, x, y, z) float32."""
+        self._call(
+            "qsm_cuda_dipole_apply", operator._as_struct(), x, y, workspace, workspace_bytes, stream
+        )
+
+    def release_plans(self) -> None:
+        """Wait for the GPU and free all FFT plans."""
+        self._call("qsm_cuda_release_plans")
+
+    def patch_gather(self, box: PatchBox, volume: int, patch: int, stream: int = 0) -> None:
+        """Enqueue the copy of a patch, zero where it lies beyond the volume."""
+        self._call("qsm_cuda_patch_gather", box._as_struct(), volume, patch, stream)
+
+    def patch_accumulate(
+        self,
+        box: PatchBox,
+        patch: int,
+        windows: tuple[int, int, int],
+        total: int,
+        weight: int = 0,
+        stream: int = 0,
+    ) -> None:
+        """Enqueue the sum of a windowed patch into ``total``, and of its window into ``weight``."""
+        self._call(
+            "qsm_cuda_patch_accumulate", box._as_struct(), patch, *windows, total, weight, stream
+        )
+
+    def patch_finish(
+        self,
+        box: PatchBox,
+        total: int,
+        output: int,
+        weight: int = 0,
+        mask: int = 0,
+        stream: int = 0,
+    ) -> None:
+        """Enqueue ``output = (total / weight * mask)[box]``; 0 for none of the two."""
+        self._call("qsm_cuda_patch_finish", box._as_struct(), total, weight, mask, output, stream)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._handle, name)(*arguments)
+        if status != Status.OK:
+            message = self._handle.qsm_cuda_last_error().decode(errors="replace")
+            raise _ERRORS.get(status, EngineError)(message)
+
+
+def open_cuda_library(path: str | os.PathLike[str] | None = None) -> CudaLibrary:
+    """Load the CUDA library; neither a GPU nor a driver is needed for that.
+
+    Parameters
+    ----------
+    path
+        The library; by default ``$QSM_CUDA_LIBRARY``, else where ``make cuda`` builds it.
+
+    Raises
+    ------
+    EngineError
+        If it is not there, cannot be loaded, or is of another version than this binding.
+    """
+    named = path or os.environ.get(LIBRARY_VARIABLE)
+    file = Path(named) if named else BUILD_FOLDER / LIBRARY_NAME
+    if not file.is_file():
+        raise EngineError(
+            f"no CUDA library at {file}; build it with 'make cuda', or name it in "
+            f"${LIBRARY_VARIABLE}"
+        )
+    try:
+        handle = ctypes.CDLL(str(file.resolve()))
+        declare(handle)
+    except OSError as error:
+        raise EngineError(
+            f"the CUDA library cannot be loaded ({error}); rebuild it with 'make cuda', and if "
+            "cuFFT is missing: pip install nvidia-cufft"
+        ) from error
+    except AttributeError as error:
+        raise EngineError(f"{file} is not a {LIBRARY_NAME} of this version: {error}") from error
+    if (seen := handle.qsm_cuda_abi_version()) != ABI_VERSION:
+        raise EngineError(
+            f"{file} has version {seen} of the interface, this package needs {ABI_VERSION}; "
+            "rebuild it with 'make cuda'"
+        )
+    return CudaLibrary(handle)
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else "none"
+
+
+def _int32(name: str, value: int) -> int:
+    """Return a value that ctypes must not cut to 32 bits unseen."""
+    if not -(2**31) <= value < 2**31:
+        raise GeometryError(f"{name} does not fit 32 bits: {value}")
+    return int(value)
+
+
+def _three_int32(name: str, values: Sequence[int]) -> Any:
+    if len(values) != 3:
+        raise GeometryError(f"{name} must be three integers, got {tuple(values)}")
+    return (ctypes.c_int32 * 3)(*(_int32(name, value) for value in values))
