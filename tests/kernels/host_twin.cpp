@@ -3,8 +3,11 @@
 #include <atomic>
 #include <complex>
 #include <cstring>
+#include <map>
+#include <thread>
 #include <vector>
 
+#include "check_buffers.h"
 #include "device.h"
 #include "fft_plan.h"
 
@@ -17,6 +20,24 @@ std::atomic<int> failing_plans{0};
 std::atomic<int> living_plans{0};
 std::atomic<int> plans_made{0};
 std::atomic<bool> capturing{false};
+
+// What each plan is bound to, as cuFFT keeps it: another thread's bind would replace it.
+struct Bound {
+    void *work;
+    std::thread::id thread;
+};
+std::mutex bound_mutex;
+std::map<const qsm::FftPlan *, Bound> bound;
+
+// Overwrites the work area, as a transform does.
+qsm::Status use_work(const qsm::FftPlan *plan) {
+    const std::lock_guard<std::mutex> lock(bound_mutex);
+    if (bound[plan].thread != std::this_thread::get_id()) {
+        return qsm::fail(QSM_CUDA_INTERNAL_ERROR, "two threads use one plan at the same time");
+    }
+    std::memset(bound[plan].work, 0xff, kWorkBytes);
+    return QSM_CUDA_OK;
+}
 
 using Grid = std::vector<std::complex<double>>;
 
@@ -72,11 +93,16 @@ Status FftPlan::make(const PlanKey &key, std::shared_ptr<FftPlan> &made) {
     return QSM_CUDA_OK;
 }
 
-FftPlan::~FftPlan() { --living_plans; }
+FftPlan::~FftPlan() {
+    --living_plans;
+    const std::lock_guard<std::mutex> lock(bound_mutex);
+    bound.erase(this);
+}
 
 Status FftPlan::bind(void *work, void *) {
-    std::memset(work, 0xff, kWorkBytes);  // must be the caller's, and nobody else's
-    return QSM_CUDA_OK;
+    const std::lock_guard<std::mutex> lock(bound_mutex);
+    bound[this] = {work, std::this_thread::get_id()};
+    return check_pointer("work", work, QSM_CUDA_WORKSPACE_ALIGNMENT);
 }
 
 Status FftPlan::forward(const float *volumes, Complex *spectra) {
@@ -94,10 +120,11 @@ Status FftPlan::forward(const float *volumes, Complex *spectra) {
         volumes += rows * key_.z;
         spectra += rows * half;
     }
-    return QSM_CUDA_OK;
+    return use_work(this);
 }
 
 Status FftPlan::inverse(Complex *spectra, float *volumes) {
+    QSM_TRY(use_work(this));
     const int shape[] = {key_.x, key_.y, key_.z};
     const size_t rows = size_t(key_.x) * key_.y, half = key_.z / 2 + 1;
     for (int volume = 0; volume < key_.batch; ++volume) {

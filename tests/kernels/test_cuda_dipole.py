@@ -134,7 +134,7 @@ def test_isotropic_cubes_are_zero_on_the_magic_cone(device):
 
 def test_threads_may_share_shapes(twin_device):
     chosen = [GRIDS["odd"], GRIDS["even"], GRIDS["prime oblique"]]
-    operators = [operator_of(g, m) for g in chosen for m in NUMPY] * 4
+    operators = [operator_of(g, m) for g in chosen for m in NUMPY] * 20
 
     def run(numbered):
         number, operator = numbered
