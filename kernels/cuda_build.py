@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,9 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args(argv)
     try:
-        build_cuda_library(args.folder, args.architectures, args.jobs)
+        library = build_cuda_library(args.folder, args.architectures, args.jobs)
     except EngineError as error:
         parser.exit(error.exit_code, f"{error}\n")
+    sys.stdout.write(f"{library}\n")
     return 0
 
 
