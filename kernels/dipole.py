@@ -6,7 +6,9 @@ changes only the Nyquist planes of even axes; it makes the operator real, so tha
 real-to-complex transform computes the same as the complex one.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -19,7 +21,6 @@ from qsm_deploy.kernels.geometry import Geometry
 Volume = NDArray[np.float32]
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-SLAB_VOXELS = 1 << 20  # the multiplier is made and applied in pieces of this size: 4 MiB each
 CONE = 1e-6  # below it D is zero within float32 rounding, and its sign would be noise
 
 
@@ -40,7 +41,8 @@ def dipole_kernel(geometry: Geometry) -> Volume:
     ----------
     Marques & Bowtell, Concepts Magn Reson B 25:65-78 (2005).
     """
-    return _multiplier(lambda d: d, geometry, slice(None), half=False)
+    multiplier = _Multiplier(lambda d: d, geometry, half=False)
+    return np.stack([multiplier.plane(row) for row in range(geometry.shape[0])])
 
 
 def dipole_convolve(
@@ -178,37 +180,67 @@ def _filter(
         x[inner] = volume
     spectrum: NDArray[Any] = scipy.fft.rfftn(x, workers=-1)
     del x
-    rows = max(1, SLAB_VOXELS // (spectrum.shape[1] * spectrum.shape[2]))
-    for start in range(0, padded.shape[0], rows):
-        slab = slice(start, start + rows)
-        spectrum[slab] *= _multiplier(g, padded, slab, half=True)
+    multiplier = _Multiplier(g, padded, half=True)
+
+    def apply(rows: range) -> None:
+        for row in rows:
+            spectrum[row] *= multiplier.plane(row)
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(apply, (range(n, padded.shape[0], threads) for n in range(threads))))
     y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=-1, overwrite_x=True)
     return np.ascontiguousarray(y[inner])
 
 
-def _multiplier(g: Multiplier, geometry: Geometry, rows: slice, *, half: bool) -> Volume:
-    """Return the symmetrised multiplier E on the given rows (first axis) of k-space.
+class _Multiplier:
+    """The symmetrised multiplier E, one (y, z) plane of k-space at a time.
 
-    ``half`` keeps the non-negative frequencies of the last axis only, as ``rfftn`` does.
+    A plane and what is made on the way stay in the processor's cache, so that E costs little more
+    than reading a stored one.
+
+    Parameters
+    ----------
+    g
+        Power or regularised inverse.
+    geometry
+        The grid.
+    half
+        Whether to keep the non-negative frequencies of the last axis only, as ``rfftn`` does.
     """
-    k = [
-        np.fft.fftfreq(n, d).astype(np.float32)
-        for n, d in zip(geometry.shape, geometry.voxel_size_mm, strict=True)
-    ]
-    minus_k = [np.roll(axis[::-1], 1) for axis in k]  # the frequency at index -i modulo n
-    keep = (rows, slice(None), slice(geometry.shape[2] // 2 + 1 if half else None))
-    k = [axis[part] for axis, part in zip(k, keep, strict=True)]
-    minus_k = [axis[part] for axis, part in zip(minus_k, keep, strict=True)]
 
-    e = g(_dipole(k, geometry.b0_direction))
-    for axis in range(3):
-        nyquist = np.flatnonzero((k[axis] == minus_k[axis]) & (k[axis] != 0))
-        plane = [nyquist if a == axis else slice(None) for a in range(3)]
-        at = [values[part] for values, part in zip(k, plane, strict=True)]
-        opposite = [values[part] for values, part in zip(minus_k, plane, strict=True)]
-        d, d_opposite = (_dipole(f, geometry.b0_direction) for f in (at, opposite))
-        e[tuple(plane)] = (g(d) + g(d_opposite)) / 2
-    return e
+    def __init__(self, g: Multiplier, geometry: Geometry, *, half: bool) -> None:
+        self._g = g
+        self._b = geometry.b0_direction
+        self._k = [
+            np.fft.fftfreq(n, d).astype(np.float32)
+            for n, d in zip(geometry.shape, geometry.voxel_size_mm, strict=True)
+        ]
+        minus_k = [np.roll(axis[::-1], 1) for axis in self._k]  # the frequency at index -i modulo n
+        if half:
+            keep = slice(geometry.shape[2] // 2 + 1)
+            self._k[2], minus_k[2] = self._k[2][keep], minus_k[2][keep]
+        # D(-k) differs from D(k) only where an even axis has its Nyquist frequency
+        self._nyquist: list[tuple[int, int, Volume]] = []
+        for axis, (f, minus_f) in enumerate(zip(self._k, minus_k, strict=True)):
+            for n in np.flatnonzero((f == minus_f) & (f != 0)).tolist():
+                at_n = ([*k[:axis], k[axis][[n]], *k[axis + 1 :]] for k in (self._k, minus_k))
+                one, other = (g(_dipole(k, self._b)) for k in at_n)
+                e: Volume = (one + other) * np.float32(0.5)
+                self._nyquist.append((axis, n, e.squeeze(axis)))
+
+    def plane(self, row: int) -> Volume:
+        """Return E at one frequency of the first axis, (y, z)."""
+        kx, ky, kz = self._k
+        e: Volume = self._g(_dipole([kx[row : row + 1], ky, kz], self._b))[0]
+        for axis, n, stored in self._nyquist:
+            if axis == 1:
+                e[n] = stored[row]
+            elif axis == 2:
+                e[:, n] = stored[row]
+            elif n == row:
+                return stored
+        return e
 
 
 def _dipole(
@@ -219,8 +251,12 @@ def _dipole(
     bx, by, bz = (np.float32(b) for b in b0_direction)
     k_squared = kx * kx + ky * ky + kz * kz
     along_b = kx * bx + ky * by + kz * bz
-    origin = k_squared == 0
-    k_squared[origin] = 1
-    d: NDArray[np.float32] = np.float32(1 / 3) - along_b * along_b / k_squared
-    d[origin] = 0
+    from_origin = all(axis[0] == 0 for axis in k)  # the zero comes first where there is one
+    if from_origin:
+        k_squared[0, 0, 0] = 1
+    along_b *= along_b
+    along_b /= k_squared
+    d: NDArray[np.float32] = np.subtract(np.float32(1 / 3), along_b, out=along_b)
+    if from_origin:
+        d[0, 0, 0] = 0
     return d
