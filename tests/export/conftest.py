@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import export_network
@@ -20,6 +23,8 @@ from qsm_deploy.export.onnx_export import onnx_from_module
 from qsm_deploy.runtime.card import MemoryUse, ReceptiveField
 
 State = dict[str, Tensor]
+Array = NDArray[np.float32]
+BACKENDS = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +61,43 @@ def _pseudo_random(name: str, count: int) -> np.ndarray:
     s = zlib.crc32(name.encode()) % 10007
     v = np.sin(12.9898 * (np.arange(count) + 1) + 78.233 * (s + 1)) * 43758.5453
     return (v - np.floor(v)) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Array]:
+    """Return a function that runs a module, or a graph in a backend, and gives its output."""
+    return _run
+
+
+def _run(
+    model: nn.Module | onnx.ModelProto, *inputs: Tensor | Array, backend: str = "onnxruntime"
+) -> Array:
+    if isinstance(model, nn.Module):
+        with torch.inference_mode():
+            y: Array = model(*map(torch.as_tensor, inputs)).numpy()
+        return y
+    arrays = map(np.asarray, inputs)
+    feeds = {info.name: array for info, array in zip(model.graph.input, arrays, strict=True)}
+    data = model.SerializeToString()
+    if backend == "onnxruntime":
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        return session.run(None, feeds)[0]
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)[0]
+
+
+@pytest.fixture(scope="session")
+def run_everywhere() -> Callable[..., dict[str, Array]]:
+    """Return a function that runs a module and its graph: the outputs, by what made them."""
+
+    def everywhere(
+        module: nn.Module, graph: onnx.ModelProto, *inputs: Tensor | Array
+    ) -> dict[str, Array]:
+        in_backends = {b: _run(graph, *inputs, backend=b) for b in BACKENDS}
+        return {"pytorch": _run(module, *inputs)} | in_backends
+
+    return everywhere
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,29 +61,8 @@ def built(part: str, state: State) -> Network:
 
 
 @pytest.fixture(scope="module")
-def outputs(networks, graphs, volumes) -> dict[tuple[str, str], np.ndarray]:
-    return {
-        (part, backend): run_module(networks[part], volumes[part])
-        if backend == "pytorch"
-        else run_graph(backend, graphs[part], volumes[part])
-        for part in VECTORS
-        for backend in BACKENDS
-    }
-
-
-def run_module(network: nn.Module, volume: Tensor) -> np.ndarray:
-    with torch.inference_mode():
-        return network(volume).numpy()
-
-
-def run_graph(backend: str, graph: onnx.ModelProto, volume: Tensor) -> np.ndarray:
-    data, feeds = graph.SerializeToString(), {graph.graph.input[0].name: volume.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(["chi_ppm"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["chi_ppm"]
+def outputs(run_everywhere, networks, graphs, volumes) -> dict[str, dict[str, np.ndarray]]:
+    return {part: run_everywhere(networks[part], graphs[part], volumes[part]) for part in VECTORS}
 
 
 def difference(chi: np.ndarray, part: str) -> float:
@@ -99,43 +76,43 @@ def difference(chi: np.ndarray, part: str) -> float:
 @pytest.mark.parametrize("part", list(VECTORS))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_committed_voxels(part: str, backend: str, outputs) -> None:
-    assert difference(outputs[part, backend], part) <= TOLERANCE_PPM
+    assert difference(outputs[part][backend], part) <= TOLERANCE_PPM
 
 
 @pytest.mark.parametrize("part", list(VECTORS))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_every_golden_voxel(part: str, backend: str, shared: Path, outputs) -> None:
     golden = np.load(shared / "specs" / "golden" / f"{VECTORS[part]}.npz")["output"]
-    assert outputs[part, backend].shape == golden.shape
-    assert np.abs(outputs[part, backend] - golden).max() <= TOLERANCE_PPM
+    assert outputs[part][backend].shape == golden.shape
+    assert np.abs(outputs[part][backend] - golden).max() <= TOLERANCE_PPM
 
 
 @pytest.mark.parametrize(("part", "shape"), [("recon", (16, 32, 48)), ("refine", (7, 5, 9))])
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_its_graph_takes_any_batch_and_size(part, shape, backend, networks, graphs) -> None:
+def test_its_graph_takes_any_batch_and_size(part, shape, backend, run, networks, graphs) -> None:
     other = 0.02 * torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
-    chi = run_module(networks[part], other)
-    assert np.abs(run_graph(backend, graphs[part], other) - chi).max() <= TOLERANCE_PPM
+    chi = run(networks[part], other)
+    assert np.abs(run(graphs[part], other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
 @pytest.mark.parametrize("part", list(VECTORS))
-def test_a_swapped_concatenation_fails(part: str, networks, volumes, monkeypatch) -> None:
+def test_a_swapped_concatenation_fails(part: str, run, networks, volumes, monkeypatch) -> None:
     cat = torch.cat
     monkeypatch.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))
-    assert difference(run_module(networks[part], volumes[part]), part) > WRONG_PPM
+    assert difference(run(networks[part], volumes[part]), part) > WRONG_PPM
 
 
 @pytest.mark.parametrize("part", list(VECTORS))
 def test_a_global_residual_fails(part: str, outputs, volumes) -> None:
-    assert difference(outputs[part, "pytorch"] + volumes[part].numpy(), part) > WRONG_PPM
+    assert difference(outputs[part]["pytorch"] + volumes[part].numpy(), part) > WRONG_PPM
 
 
 @pytest.mark.parametrize("layer", ["feature_extraction2", "feature_fusion_global"])
-def test_an_activation_outside_the_dense_layers_fails(layer, checkpoint, volumes) -> None:
+def test_an_activation_outside_the_dense_layers_fails(run, layer, checkpoint, volumes) -> None:
     network = built("refine", checkpoint)
     own = network.refine_model_state
     setattr(own, layer, nn.Sequential(own.get_submodule(layer), nn.ReLU()))
-    assert difference(run_module(network, volumes["refine"]), "refine") > WRONG_PPM
+    assert difference(run(network, volumes["refine"]), "refine") > WRONG_PPM
 
 
 @pytest.mark.parametrize("part", list(VECTORS))

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -72,19 +70,6 @@ def x(formula_state) -> Tensor:
     return 10 * tenth["input"].reshape(shape)
 
 
-def run(backend: str, module: nn.Module, graph: onnx.ModelProto | None, x: Tensor) -> Array:
-    if backend == "pytorch":
-        with torch.inference_mode():
-            return module(x).numpy()
-    data, feeds = graph.SerializeToString(), {"x": x.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(None, feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["y"]
-
-
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -97,36 +82,36 @@ def difference(y: Array) -> float:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_the_committed_numbers(backend: str, modules, graphs, x) -> None:
-    y = run(backend, modules["original"], graphs["original"], x)
+def test_equals_the_committed_numbers(backend: str, run, modules, graphs, x) -> None:
+    y = run((modules if backend == "pytorch" else graphs)["original"], x, backend=backend)
     assert difference(y) <= TOLERANCE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_the_golden_vector(backend: str, shared: Path, modules, graphs, x) -> None:
+def test_equals_the_golden_vector(backend: str, run, shared: Path, modules, graphs, x) -> None:
     golden = np.load(shared / "specs" / "golden" / "ege_ghpa2d_32_48.npz")["output"]
-    y = run(backend, modules["original"], graphs["original"], x)
+    y = run((modules if backend == "pytorch" else graphs)["original"], x, backend=backend)
     assert y.shape == golden.shape
     assert np.abs(y - golden).max() <= TOLERANCE
 
 
-def test_swapped_groups_fail(modules, x, monkeypatch) -> None:
+def test_swapped_groups_fail(run, modules, x, monkeypatch) -> None:
     cat = torch.cat
     monkeypatch.setattr(torch, "cat", lambda groups, dim: cat(groups[::-1], dim))
-    assert difference(run("pytorch", modules["original"], None, x)) > WRONG
+    assert difference(run(modules["original"], x)) > WRONG
 
 
-def test_corners_that_do_not_align_fail(modules, x, monkeypatch) -> None:
+def test_corners_that_do_not_align_fail(run, modules, x, monkeypatch) -> None:
     resize = nn.functional.interpolate
     monkeypatch.setattr(
         ghpa.functional, "interpolate", lambda grid, size, **_: resize(grid, size, mode="bilinear")
     )
-    assert difference(run("pytorch", modules["original"], None, x)) > WRONG
+    assert difference(run(modules["original"], x)) > WRONG
 
 
-def test_maps_along_the_other_axis_fail(build, x) -> None:
+def test_maps_along_the_other_axis_fail(run, build, x) -> None:
     other = Layout(ORIGINAL_2D.spans | {"zx": (1,), "zy": (0,)}, "dw", 2)
-    assert difference(run("pytorch", build(32, 48, other), None, x)) > WRONG
+    assert difference(run(build(32, 48, other), x)) > WRONG
 
 
 @pytest.mark.parametrize(
@@ -154,29 +139,29 @@ def test_maps_along_axes_are_stored_like_the_original_ones() -> None:
 
 
 @pytest.mark.parametrize("form", list(FORMS_3D))
-def test_equals_its_twin(form: str, modules) -> None:
+def test_equals_its_twin(form: str, run, modules) -> None:
     volume = noise(2, 32, *SIZE)
     state = {key: value.double().numpy() for key, value in modules[form].state_dict().items()}
     expected = ghpa_ref(volume.double().numpy(), state, form)
-    y = run("pytorch", modules[form], None, volume)
+    y = run(modules[form], volume)
     assert np.abs(y - expected).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("form", list(FORMS_3D))
-def test_knows_its_axes(form: str, modules) -> None:
+def test_knows_its_axes(form: str, run, modules) -> None:
     volume = noise(1, 32, 8, 8, 8)
-    y = run("pytorch", modules[form], None, volume)
-    turned = run("pytorch", modules[form], None, volume.transpose(2, 4)).swapaxes(2, 4)
+    y = run(modules[form], volume)
+    turned = run(modules[form], volume.transpose(2, 4)).swapaxes(2, 4)
     assert np.abs(y - turned).max() > WRONG
 
 
 @pytest.mark.parametrize("backend", GRAPH_BACKENDS)
 @pytest.mark.parametrize("form", list(FORMS))
-def test_its_graph_takes_any_batch_and_size(form: str, backend: str, modules, graphs) -> None:
+def test_its_graph_takes_any_batch_and_size(form: str, backend: str, run, modules, graphs) -> None:
     for shape in ((1, 32, 16, 2, 30), (3, 32, 4, 18, 6)):
         volume = noise(*shape[: 2 + FORMS[form].dimensions])
-        y = run("pytorch", modules[form], None, volume)
-        assert np.abs(run(backend, modules[form], graphs[form], volume) - y).max() <= TOLERANCE
+        y = run(modules[form], volume)
+        assert np.abs(run(graphs[form], volume, backend=backend) - y).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -190,24 +175,24 @@ def test_maps_are_stretched_not_cut(form: str, modules) -> None:
 
 
 @pytest.mark.parametrize("form", list(FORMS))
-def test_folded_maps_change_nothing(form: str, modules) -> None:
+def test_folded_maps_change_nothing(form: str, run, modules) -> None:
     size = SIZE[: FORMS[form].dimensions]
     volume = noise(2, 32, *size)
     fixed = FixedGhpa(modules[form], size)
-    difference = run("pytorch", fixed, None, volume) - run("pytorch", modules[form], None, volume)
+    difference = run(fixed, volume) - run(modules[form], volume)
     assert np.abs(difference).max() <= 1e-6
 
 
 @pytest.mark.parametrize("backend", GRAPH_BACKENDS)
-def test_folded_maps_leave_no_resize_in_the_graph(backend: str, modules, graphs) -> None:
+def test_folded_maps_leave_no_resize_in_the_graph(backend: str, run, modules, graphs) -> None:
     volume = noise(2, 32, *SIZE)
     fixed = FixedGhpa(modules["planes"], SIZE)
     graph = torch.onnx.export(fixed, (volume,), **EXPORT).model_proto
     kinds, dynamic = (Counter(n.op_type for n in g.graph.node) for g in (graph, graphs["planes"]))
     assert (dynamic["Resize"], dynamic["Conv"]) == (3, 10)
     assert (kinds["Resize"], kinds["Conv"]) == (0, 4)
-    y = run("pytorch", modules["planes"], None, volume)
-    assert np.abs(run(backend, fixed, graph, volume) - y).max() <= TOLERANCE
+    y = run(modules["planes"], volume)
+    assert np.abs(run(graph, volume, backend=backend) - y).max() <= TOLERANCE
 
 
 def test_folded_maps_refuse_another_size(modules) -> None:

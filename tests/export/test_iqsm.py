@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor
@@ -84,25 +82,6 @@ def scan() -> tuple[Tensor, ...]:
     return phase, mask, torch.tensor([0.02]), torch.tensor([3.0])
 
 
-def run(backend: str, model: onnx.ModelProto, scan: tuple[Tensor, ...]) -> np.ndarray:
-    feeds = {info.name: t.numpy() for info, t in zip(model.graph.input, scan, strict=True)}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        return session.run(None, feeds)[0]
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return compiled(feeds)[0]
-
-
-def run_module(network: IQSM, scan: tuple[Tensor, ...]) -> np.ndarray:
-    with torch.inference_mode():
-        return network(*scan).numpy()
-
-
 def difference(chi: np.ndarray, case: str) -> float:
     """Return the largest difference from the committed voxels [ppm]."""
     _, subset, array, *_ = CASES[case]
@@ -112,22 +91,24 @@ def difference(chi: np.ndarray, case: str) -> float:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_equals_the_committed_voxels(case: str, network, scan) -> None:
-    assert difference(run_module(network(case), scan), case) <= TOLERANCE_PPM
+def test_equals_the_committed_voxels(case: str, run, network, scan) -> None:
+    assert difference(run(network(case), *scan), case) <= TOLERANCE_PPM
 
 
 @pytest.mark.parametrize("case", TRACED)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_graph_equals_the_committed_voxels(backend: str, case: str, exported, scan) -> None:
-    assert difference(run(backend, exported(case), scan), case) <= TOLERANCE_PPM
+def test_its_graph_equals_the_committed_voxels(
+    backend: str, case: str, run, exported, scan
+) -> None:
+    assert difference(run(exported(case), *scan, backend=backend), case) <= TOLERANCE_PPM
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_equals_every_golden_voxel(case: str, shared: Path, network, exported, scan) -> None:
+def test_equals_every_golden_voxel(case: str, run, shared: Path, network, exported, scan) -> None:
     golden = np.load(shared / "specs" / "golden" / f"{CASES[case][3]}.npz")["output"]
     backends = BACKENDS if case in TRACED else ()
-    outputs = [run(backend, exported(case), scan) for backend in backends]
-    for chi in (run_module(network(case), scan), *outputs):
+    outputs = [run(exported(case), *scan, backend=backend) for backend in backends]
+    for chi in (run(network(case), *scan), *outputs):
         assert chi.shape == golden.shape
         assert np.abs(chi - golden).max() <= TOLERANCE_PPM
 
@@ -148,53 +129,54 @@ def random_scan(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_graph_takes_any_batch_and_size(backend: str, network, exported) -> None:
+def test_its_graph_takes_any_batch_and_size(backend: str, run, network, exported) -> None:
     other = random_scan((2, 1, 16, 48, 32))
-    chi = run_module(network("v2"), other)
-    assert np.abs(run(backend, exported("v2"), other) - chi).max() <= TOLERANCE_PPM
+    chi = run(network("v2"), *other)
+    assert np.abs(run(exported("v2"), *other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
-def test_the_graph_of_the_first_version_equals_its_module(formula_state) -> None:
+def test_the_graph_of_the_first_version_equals_its_module(run, formula_state) -> None:
     small = built("v1", formula_state(empty_state("v1", base=4, depth=1)))
     model, other = onnx_from_module(small), random_scan((1, 1, 10, 6, 8))
     for backend in BACKENDS:
-        assert np.abs(run(backend, model, other) - run_module(small, other)).max() <= TOLERANCE_PPM
+        seen = run(model, *other, backend=backend)
+        assert np.abs(seen - run(small, *other)).max() <= TOLERANCE_PPM
 
 
-def test_a_mask_of_ones_fails(network, scan) -> None:
+def test_a_mask_of_ones_fails(run, network, scan) -> None:
     phase, mask, *numbers = scan
-    chi = run_module(network("v2"), (phase, torch.ones_like(mask), *numbers))
+    chi = run(network("v2"), phase, torch.ones_like(mask), *numbers)
     assert difference(chi, "v2") > WRONG_PPM
 
 
-def test_the_opposite_sign_of_the_phase_fails(network, scan) -> None:
+def test_the_opposite_sign_of_the_phase_fails(run, network, scan) -> None:
     phase, *others = scan
-    chi = run_module(network("v2"), (-phase, *others))
+    chi = run(network("v2"), -phase, *others)
     assert difference(chi, "v2") > WRONG_PPM
     assert difference(-chi, "v2") > WRONG_PPM
 
 
-def test_a_missing_residual_fails(network, scan) -> None:
+def test_a_missing_residual_fails(run, network, scan) -> None:
     with torch.inference_mode():
         residual = network("v2").LoT_Layer(*scan)[:, :1].numpy() / 4
-    chi = run_module(network("v2"), scan) - residual
+    chi = run(network("v2"), *scan) - residual
     assert difference(chi, "v2") > WRONG_PPM
 
 
-def test_a_swapped_concatenation_fails(network, scan, monkeypatch) -> None:
+def test_a_swapped_concatenation_fails(run, network, scan, monkeypatch) -> None:
     cat = torch.cat
 
     def swapped(tensors: list[Tensor], dim: int = 0) -> Tensor:
         return cat(tensors[::-1] if dim == 1 else tensors, dim=dim)
 
     monkeypatch.setattr("qsm_deploy.export.networks.encoder_decoder.torch.cat", swapped)
-    assert difference(run_module(network("v2"), scan), "v2") > WRONG_PPM
+    assert difference(run(network("v2"), *scan), "v2") > WRONG_PPM
 
 
 @pytest.mark.parametrize("b0_direction", [(0.0, 0.0, 1.0), (TILTED[1], 0.0, TILTED[2])])
-def test_another_direction_fails(b0_direction, formula_state, scan) -> None:
+def test_another_direction_fails(run, b0_direction, formula_state, scan) -> None:
     other = built("plus", formula_state(empty_state("plus")), b0_direction)
-    assert difference(run_module(other, scan), "plus") > WRONG_PPM
+    assert difference(run(other, *scan), "plus") > WRONG_PPM
 
 
 @pytest.mark.parametrize("case", list(CASES))

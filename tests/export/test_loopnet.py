@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,6 +19,8 @@ from qsm_deploy.export.onnx_export import onnx_from_module
 from qsm_deploy.kernels.errors import GeometryError, WeightsError
 
 TOLERANCE_PPM = 1e-5
+# of larger volumes: there PyTorch itself is up to 8e-6 from double precision
+ROUNDING_PPM = 3e-5
 WRONG_PPM = 1e-3
 BACKENDS = ["onnxruntime", "openvino"]
 SETTINGS = ("setting_loops", "setting_first_loop", "setting_residual")
@@ -88,16 +88,6 @@ def noise(*shape: int) -> Tensor:
 def chi_of(network: nn.Module, field: Tensor) -> Tensor:
     with torch.inference_mode():
         return network(field)
-
-
-def run(backend: str, graph: onnx.ModelProto, field: Tensor) -> np.ndarray:
-    data, feeds = graph.SerializeToString(), {"local_field_ppm": field.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(["chi_ppm"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["chi_ppm"]
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
@@ -235,10 +225,10 @@ def test_every_loop_trains_the_same_weights(fill, field) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 16, 32, 48), (2, 1, 48, 16, 32)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_graph_takes_any_batch_and_size(backend: str, shape, network, graph) -> None:
+def test_its_graph_takes_any_batch_and_size(backend: str, shape, run, network, graph) -> None:
     field = noise(*shape)
     chi = chi_of(network, field).numpy()
-    assert np.abs(run(backend, graph, field) - chi).max() <= TOLERANCE_PPM
+    assert np.abs(run(graph, field, backend=backend) - chi).max() <= ROUNDING_PPM
 
 
 @pytest.mark.slow
@@ -250,7 +240,7 @@ def test_its_graph_stores_weights_and_makes_maps_once_for_all_loops(graph, built
     assert (kinds["Resize"], kinds["MaxPool"]) == (8 * 3, 4 * LOOPS)
 
 
-def test_folded_maps_change_nothing_and_leave_no_resize(built, field) -> None:
+def test_folded_maps_change_nothing_and_leave_no_resize(run, built, field) -> None:
     size = tuple(field.shape[2:])
     fixed = built.fixed(size)
     chi = chi_of(built, field)
@@ -258,7 +248,7 @@ def test_folded_maps_change_nothing_and_leave_no_resize(built, field) -> None:
     graph = traced_for(fixed, field)
     assert "Resize" not in {node.op_type for node in graph.graph.node}
     for backend in BACKENDS:
-        assert np.abs(run(backend, graph, field) - chi.numpy()).max() <= TOLERANCE_PPM
+        assert np.abs(run(graph, field, backend=backend) - chi.numpy()).max() <= TOLERANCE_PPM
     with pytest.raises(GeometryError, match="fold the network for that size"):
         fixed(noise(1, 1, 32, 32, 16))
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor
@@ -65,40 +63,15 @@ def graph(state) -> Callable[[int], onnx.ModelProto]:
 
 
 @pytest.fixture(scope="module")
-def outputs(state, graph, scan) -> Callable[[str, int], np.ndarray]:
-    """Return the map of a backend for a number of orientations [ppm]."""
-    made: dict[tuple[str, int], np.ndarray] = {}
-
-    def of(backend: str, orientations: int) -> np.ndarray:
-        if (backend, orientations) not in made:
-            if backend == "pytorch":
-                chi = module_output(network_from_state(state, choices(orientations)), scan)
-            else:
-                chi = run_graph(backend, graph(orientations), scan(orientations))
-            made[backend, orientations] = chi
-        return made[backend, orientations]
-
-    return of
+def outputs(run_everywhere, state, graph, scan) -> dict[int, dict[str, np.ndarray]]:
+    """Return the maps for each number of orientations, by what made them [ppm]."""
+    return {
+        n: run_everywhere(network_from_state(state, choices(n)), graph(n), *scan(n)) for n in (1, 2)
+    }
 
 
 def normalised(chi_ppm: np.ndarray) -> np.ndarray:
     return (chi_ppm - lpcnn.PUBLISHED["chi_mean"]) / lpcnn.PUBLISHED["chi_std"]
-
-
-def module_output(network: LPCNN, scan: Callable[[int], Arrays]) -> np.ndarray:
-    with torch.inference_mode():
-        return network(*map(torch.from_numpy, scan(network.orientations))).numpy()
-
-
-def run_graph(backend: str, graph: onnx.ModelProto, arrays: Arrays) -> np.ndarray:
-    data = graph.SerializeToString()
-    feeds = {info.name: array for info, array in zip(graph.graph.input, arrays, strict=True)}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(["chi_ppm"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["chi_ppm"]
 
 
 def difference(chi_ppm: np.ndarray, orientations: int, mask: np.ndarray) -> float:
@@ -114,7 +87,7 @@ def difference(chi_ppm: np.ndarray, orientations: int, mask: np.ndarray) -> floa
 @pytest.mark.parametrize("orientations", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_committed_voxels(backend: str, orientations: int, outputs, scan) -> None:
-    chi, mask = outputs(backend, orientations), scan(1)[1]
+    chi, mask = outputs[orientations][backend], scan(1)[1]
     assert difference(chi, orientations, mask) <= TOLERANCE
     assert not chi[mask == 0].any()
 
@@ -126,7 +99,7 @@ def test_equals_every_golden_voxel(
 ) -> None:
     golden = np.load(shared / "specs" / "golden" / f"lpcnn_{orientations}ori.npz")["output"]
     inside = scan(1)[1] > 0
-    error = normalised(outputs(backend, orientations))[inside] - golden[inside]
+    error = normalised(outputs[orientations][backend])[inside] - golden[inside]
     assert np.abs(error).max() <= TOLERANCE * np.ptp(golden[inside])
 
 
@@ -137,23 +110,30 @@ def test_the_keys_are_the_authors(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_the_graph_takes_any_batch_size_and_geometry(backend: str, state, graph) -> None:
+def test_the_graph_takes_any_batch_size_and_geometry(backend: str, run, state, graph) -> None:
     rng = np.random.default_rng(0)
     fields = 0.02 * rng.standard_normal((2, 2, 12, 9, 10), dtype=np.float32)
     mask = (rng.random((2, 1, 12, 9, 10)) > 0.2).astype(np.float32)
     directions = np.array([[0.6, 0.0, 0.8], [0.36, 0.48, 0.8]], dtype=np.float32)
     arrays = (fields, mask, np.array([0.6, 1.0, 2.0], dtype=np.float32), directions)
-    expected = module_output(network_from_state(state, choices(2)), lambda n: arrays)
-    seen = run_graph(backend, graph(2), arrays)
+    expected = run(network_from_state(state, choices(2)), *arrays)
+    seen = run(graph(2), *arrays, backend=backend)
     assert np.abs(seen - expected).max() <= TOLERANCE * np.ptp(expected)
 
 
-def wrong_difference(network: LPCNN, state: State, scan: Callable[[int], Arrays]) -> float:
-    network.load_state_dict(state)
-    return difference(module_output(network.eval(), scan), network.orientations, scan(1)[1])
+@pytest.fixture
+def wrong_difference(run, state, scan) -> Callable[[LPCNN], float]:
+    """Return a function that compares a network of these weights with the published one."""
+
+    def of(network: LPCNN) -> float:
+        network.load_state_dict(state)
+        chi = run(network.eval(), *scan(network.orientations))
+        return difference(chi, network.orientations, scan(1)[1])
+
+    return of
 
 
-def test_a_joint_step_fails(state, scan) -> None:
+def test_a_joint_step_fails(wrong_difference) -> None:
     class Joint(LPCNN):
         def gradient_step(self, chi_ppm, projected, voxel_size_mm, directions):
             steps = [
@@ -162,19 +142,19 @@ def test_a_joint_step_fails(state, scan) -> None:
             ]
             return chi_ppm + torch.stack(steps).sum(dim=0)
 
-    assert wrong_difference(Joint(orientations=2), state, scan) > 100 * WRONG
+    assert wrong_difference(Joint(orientations=2)) > 100 * WRONG
 
 
-def test_fields_in_another_order_fail(state, scan) -> None:
+def test_fields_in_another_order_fail(wrong_difference) -> None:
     class Swapped(LPCNN):
         def gradient_step(self, chi_ppm, projected, voxel_size_mm, directions):
             swapped = (projected[::-1], voxel_size_mm, directions[::-1])
             return super().gradient_step(chi_ppm, *swapped)
 
-    assert wrong_difference(Swapped(orientations=2), state, scan) > WRONG
+    assert wrong_difference(Swapped(orientations=2)) > WRONG
 
 
-def test_the_operator_twice_for_its_square_fails(state, scan, monkeypatch) -> None:
+def test_the_operator_twice_for_its_square_fails(wrong_difference, monkeypatch) -> None:
     right = lpcnn.dipole_filter
 
     def twice(x: Tensor, voxel_size_mm: Tensor, b0_direction: Tensor, power: int = 1) -> Tensor:
@@ -183,13 +163,13 @@ def test_the_operator_twice_for_its_square_fails(state, scan, monkeypatch) -> No
         return x
 
     monkeypatch.setattr(lpcnn, "dipole_filter", twice)
-    assert wrong_difference(LPCNN(orientations=2), state, scan) > WRONG
+    assert wrong_difference(LPCNN(orientations=2)) > WRONG
 
 
-def test_the_numbers_of_the_training_fail(state, scan) -> None:
+def test_the_numbers_of_the_training_fail(wrong_difference) -> None:
     training = {"chi_mean": -0.00043502135228842386, "chi_std": 0.028919385472807032}
     network = LPCNN(normalisation=training)
-    assert wrong_difference(network, state, scan) > WRONG
+    assert wrong_difference(network) > WRONG
 
 
 def tiny_state(width: int = 3, blocks: int = 2) -> State:

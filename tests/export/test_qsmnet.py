@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import scipy.io
 import torch
@@ -52,11 +50,8 @@ def k3(formula_state) -> QSMnet:
 
 
 @pytest.fixture(scope="module")
-def k3_outputs(k3, field) -> dict[str, np.ndarray]:
-    graph = onnx_from_module(k3).SerializeToString()
-    whole = torch.ones_like(field)
-    outputs = {backend: run(backend, graph, field, whole) for backend in BACKENDS}
-    return {"pytorch": run_module(k3, field, whole), **outputs}
+def k3_outputs(run_everywhere, k3, field) -> dict[str, np.ndarray]:
+    return run_everywhere(k3, onnx_from_module(k3), field, torch.ones_like(field))
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +70,6 @@ def narrow(flavour: Flavour, tf1_state: Mapping[str, Tensor]) -> QSMnet:
     network = QSMnet((2, 2, 3, 3, 4), 5, flavour, numbers).eval()
     network.load_state_dict(state_from_tf1(tf1_state))
     return network
-
-
-def run_module(network: QSMnet, field: Tensor, mask: Tensor) -> np.ndarray:
-    with torch.inference_mode():
-        return network(field, mask).numpy()
-
-
-def run(backend: str, graph: bytes, field: Tensor, mask: Tensor) -> np.ndarray:
-    feeds = {"local_field_ppm": field.numpy(), "mask": mask.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        return session.run(["chi_ppm"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(graph), "CPU", settings)(feeds)["chi_ppm"]
 
 
 def torch_difference(chi: np.ndarray, case: str = "output_k3") -> float:
@@ -119,27 +99,27 @@ def test_equals_every_golden_voxel(backend: str, shared: Path, k3_outputs) -> No
 
 
 @pytest.mark.slow
-def test_equals_the_committed_voxels_with_kernels_of_five(field, formula_state) -> None:
+def test_equals_the_committed_voxels_with_kernels_of_five(run, field, formula_state) -> None:
     state = formula_state(QSMnet(CHANNELS, 5, TORCH, IDENTITY).state_dict())
     network = network_from_state(state, Choices(normalisation=TORCH_FILE))
-    chi = run_module(network, field, torch.ones_like(field))
+    chi = run(network, field, torch.ones_like(field))
     assert torch_difference(chi, "output_k5") <= TOLERANCE
 
 
 @pytest.mark.parametrize(
     "wrong", [replace(TORCH, skip_first=True), replace(TORCH, slope=0.1)], ids=["order", "slope"]
 )
-def test_another_flavour_is_not_pytorchs(wrong: Flavour, k3, field) -> None:
+def test_another_flavour_is_not_pytorchs(wrong: Flavour, run, k3, field) -> None:
     with torch.device("meta"):
         network = QSMnet(CHANNELS, 3, wrong, IDENTITY).eval()
     network.load_state_dict(k3.state_dict(), assign=True)
-    assert torch_difference(run_module(network, field, torch.ones_like(field))) > WRONG
+    assert torch_difference(run(network, field, torch.ones_like(field))) > WRONG
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_equals_tensorflow(activation: str, tf1_state, field) -> None:
+def test_equals_tensorflow(activation: str, run, tf1_state, field) -> None:
     network = network_from_state(tf1_state, tf1_choices(activation))
-    chi = run_module(network, field, torch.ones_like(field))
+    chi = run(network, field, torch.ones_like(field))
     assert tf1_difference(chi, activation) <= TOLERANCE
 
 
@@ -148,11 +128,11 @@ def test_equals_tensorflow(activation: str, tf1_state, field) -> None:
     [Flavour(1e-3, 0.1, False), Flavour(1e-5, 0.1, True), Flavour(1e-3, 0.0, True)],
     ids=["order", "epsilon", "slope"],
 )
-def test_another_flavour_is_not_tensorflows(wrong: Flavour, tf1_state, field) -> None:
+def test_another_flavour_is_not_tensorflows(wrong: Flavour, run, tf1_state, field) -> None:
     whole = torch.ones_like(field)
-    right = run_module(narrow(Flavour(1e-3, 0.1, True), tf1_state), field, whole)
+    right = run(narrow(Flavour(1e-3, 0.1, True), tf1_state), field, whole)
     assert tf1_difference(right) <= TOLERANCE
-    assert tf1_difference(run_module(narrow(wrong, tf1_state), field, whole)) > WRONG
+    assert tf1_difference(run(narrow(wrong, tf1_state), field, whole)) > WRONG
 
 
 @pytest.fixture(scope="module")
@@ -167,31 +147,31 @@ def shifted_graph(shifted) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_graph_equals_tensorflow(backend: str, shifted_graph, field) -> None:
+def test_its_graph_equals_tensorflow(backend: str, run, shifted_graph, field) -> None:
     whole = torch.ones_like(field)
-    chi = run(backend, shifted_graph.SerializeToString(), field + 0.02, whole)
+    chi = run(shifted_graph, field + 0.02, whole, backend=backend)
     assert tf1_difference(chi) <= TOLERANCE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_its_graph_takes_any_batch_and_size(backend: str, shifted, shifted_graph) -> None:
+def test_its_graph_takes_any_batch_and_size(backend: str, run, shifted, shifted_graph) -> None:
     generator = torch.Generator().manual_seed(0)
     field = 0.05 * torch.randn(3, 1, 16, 48, 32, generator=generator)
     mask = (torch.rand(3, 1, 16, 48, 32, generator=generator) > 0.3).float()
-    chi = run(backend, shifted_graph.SerializeToString(), field, mask)
-    assert np.abs(chi - run_module(shifted, field, mask)).max() <= TOLERANCE
+    chi = run(shifted_graph, field, mask, backend=backend)
+    assert np.abs(chi - run(shifted, field, mask)).max() <= TOLERANCE
 
 
-def test_voxels_padded_in_ppm_are_zero_once_normalised(shifted, tf1_state) -> None:
+def test_voxels_padded_in_ppm_are_zero_once_normalised(run, shifted, tf1_state) -> None:
     field = 0.05 * torch.randn(1, 1, 20, 24, 28, generator=torch.Generator().manual_seed(1))
     padding = (0, 4, 0, 8, 0, 12)
     padded = torch.nn.functional.pad(field, padding)
     mask = torch.nn.functional.pad(torch.ones_like(field), padding)
     unit = network_from_state(tf1_state, tf1_choices(input_std=1.0))
     normalised = torch.nn.functional.pad((field - 0.02) / 0.05, padding)
-    expected = run_module(unit, normalised, torch.ones_like(mask))
-    assert np.abs(run_module(shifted, padded, mask) - expected).max() <= TOLERANCE
-    assert np.abs(run_module(shifted, padded, torch.ones_like(mask)) - expected).max() > WRONG
+    expected = run(unit, normalised, torch.ones_like(mask))
+    assert np.abs(run(shifted, padded, mask) - expected).max() <= TOLERANCE
+    assert np.abs(run(shifted, padded, torch.ones_like(mask)) - expected).max() > WRONG
 
 
 def test_the_card_tells_the_normalisation(shifted) -> None:
@@ -205,12 +185,12 @@ def test_the_card_tells_the_normalisation(shifted) -> None:
     }
 
 
-def test_takes_the_authors_files(tmp_path: Path, tf1_state, field) -> None:
+def test_takes_the_authors_files(run, tmp_path: Path, tf1_state, field) -> None:
     paths = [tmp_path / "norm_factor_QSMnet_64.mat", tmp_path / "network_info_QSMnet_64.npy"]
     scipy.io.savemat(paths[0], {name: np.float32([[v]]) for name, v in TF1_FILE.items()})
     np.save(paths[1], ["leaky_relu", "qsmnet_deep"])
     network = network_from_state(tf1_state, Choices(normalisation=load_normalisation(paths)))
-    assert tf1_difference(run_module(network, field, torch.ones_like(field))) <= TOLERANCE
+    assert tf1_difference(run(network, field, torch.ones_like(field))) <= TOLERANCE
 
 
 def listed(shared: Path, name: str) -> dict[str, tuple[int, ...]]:

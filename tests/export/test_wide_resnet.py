@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor
@@ -48,21 +46,8 @@ def graph(state) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def outputs(state, graph, volume) -> dict[str, np.ndarray]:
-    return {backend: run(backend, prior_of(state), graph, volume) for backend in BACKENDS}
-
-
-def run(backend: str, prior: Prior, graph: onnx.ModelProto | None, x: Tensor) -> np.ndarray:
-    if graph is None or backend == "pytorch":
-        with torch.inference_mode():
-            return prior(x).numpy()
-    data, feeds = graph.SerializeToString(), {"prior_input": x.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(["prior_output"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["prior_output"]
+def outputs(run_everywhere, state, graph, volume) -> dict[str, np.ndarray]:
+    return run_everywhere(prior_of(state), graph, volume)
 
 
 def difference(output: np.ndarray) -> float:
@@ -86,46 +71,46 @@ def test_equals_every_golden_voxel(backend: str, shared: Path, outputs) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_published_network_with_its_trained_weights(
-    backend: str, shared: Path, volume
+    backend: str, shared: Path, run, volume
 ) -> None:
     golden = np.load(shared / "specs" / "golden" / "spinet_dw_realckpt.npz")["output"]
     path = shared / "data" / "checkpoints" / "spinet_qsm.pth"
     prior = prior_of(torch.load(path, map_location="cpu", weights_only=True))
-    traced = None if backend == "pytorch" else onnx_from_module(prior)
-    largest = np.abs(run(backend, prior, traced, volume) - golden).max()
+    model = prior if backend == "pytorch" else onnx_from_module(prior)
+    largest = np.abs(run(model, volume, backend=backend) - golden).max()
     assert largest <= 1e-5 * np.ptp(golden)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("shape", [(1, 2, 5, 7, 9), (3, 2, 8, 3, 4)])
-def test_the_graph_takes_any_batch_and_size(backend: str, shape, state, graph) -> None:
+def test_the_graph_takes_any_batch_and_size(backend: str, shape, run, state, graph) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     prior = prior_of(state)
-    expected = run("pytorch", prior, None, x)
-    assert np.abs(run(backend, prior, graph, x) - expected).max() <= TOLERANCE
+    expected = run(prior, x)
+    assert np.abs(run(graph, x, backend=backend) - expected).max() <= TOLERANCE
 
 
-def test_the_epsilon_of_keras_fails(state, volume) -> None:
-    assert difference(run("pytorch", prior_of(state, epsilon=1e-3), None, volume)) > WRONG / 2
+def test_the_epsilon_of_keras_fails(run, state, volume) -> None:
+    assert difference(run(prior_of(state, epsilon=1e-3), volume)) > WRONG / 2
 
 
 @pytest.mark.parametrize("wrong", ["no shortcut", "shortcut after the activation"])
-def test_another_shortcut_fails(wrong: str, state, volume, monkeypatch) -> None:
+def test_another_shortcut_fails(wrong: str, run, state, volume, monkeypatch) -> None:
     def forward(block: file.ResidualBlock, x: Tensor) -> Tensor:
         y = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
         return torch.relu(y) + x if wrong == "shortcut after the activation" else torch.relu(y)
 
     monkeypatch.setattr(file.ResidualBlock, "forward", forward)
-    assert difference(run("pytorch", prior_of(state), None, volume)) > WRONG
+    assert difference(run(prior_of(state), volume)) > WRONG
 
 
-def test_patches_with_a_halo_of_17_equal_the_whole(state) -> None:
+def test_patches_with_a_halo_of_17_equal_the_whole(run, state) -> None:
     x = torch.randn(1, 2, 60, 4, 4, generator=torch.Generator().manual_seed(0))
     prior = prior_of(state)
-    whole = run("pytorch", prior, None, x)[:, :, 20:40]
-    patch = run("pytorch", prior, None, x[:, :, 3:57])[:, :, 17:-17]
+    whole = run(prior, x)[:, :, 20:40]
+    patch = run(prior, x[:, :, 3:57])[:, :, 17:-17]
     assert np.abs(patch - whole).max() < 1e-6
-    short = run("pytorch", prior, None, x[:, :, 8:52])[:, :, 12:-12]
+    short = run(prior, x[:, :, 8:52])[:, :, 12:-12]
     assert np.abs(short - whole).max() > 1e-5
 
 

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder, encoder_decoder_size
 from qsm_deploy.export.networks.network import Choices
@@ -38,21 +36,8 @@ def graph(network) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def outputs(network, graph, field) -> dict[str, np.ndarray]:
-    return {backend: run(backend, network, graph, field) for backend in BACKENDS}
-
-
-def run(backend: str, network: nn.Module, graph: onnx.ModelProto, field: Tensor) -> np.ndarray:
-    if backend == "pytorch":
-        with torch.inference_mode():
-            return network(field).numpy()
-    data, feeds = graph.SerializeToString(), {"local_field_ppm": field.numpy()}
-    if backend == "onnxruntime":
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(["chi_ppm"], feeds)[0]
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)["chi_ppm"]
+def outputs(run_everywhere, network, graph, field) -> dict[str, np.ndarray]:
+    return run_everywhere(network, graph, field)
 
 
 def difference(chi: np.ndarray) -> float:
@@ -75,16 +60,16 @@ def test_equals_every_golden_voxel(backend: str, shared: Path, outputs) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_its_graph_takes_any_batch_and_size(backend: str, network, graph) -> None:
+def test_its_graph_takes_any_batch_and_size(backend: str, run, network, graph) -> None:
     other = 0.02 * torch.randn(2, 1, 4, 24, 16, generator=torch.Generator().manual_seed(0))
-    chi = run("pytorch", network, graph, other)
-    assert np.abs(run(backend, network, graph, other) - chi).max() <= TOLERANCE_PPM
+    chi = run(network, other)
+    assert np.abs(run(graph, other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
-def test_a_swapped_concatenation_fails(network, field, monkeypatch) -> None:
+def test_a_swapped_concatenation_fails(run, network, field, monkeypatch) -> None:
     cat = torch.cat
     monkeypatch.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))
-    assert difference(run("pytorch", network, None, field)) > WRONG_PPM
+    assert difference(run(network, field)) > WRONG_PPM
 
 
 def test_a_global_residual_fails(outputs, field) -> None:
