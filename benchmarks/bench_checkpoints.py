@@ -1,0 +1,229 @@
+r"""The authors' own MoDL-QSM and SpiNet-QSM weights beside TKD and Tikhonov, with pictures.
+
+    python benchmarks/bench_checkpoints.py cosmos FOLDER MODEL.onnx ... \
+        -o benchmarks/results/checkpoints_cosmos.json --figure docs/checkpoints-cosmos.png
+    python benchmarks/bench_checkpoints.py in-vivo FOLDER MODEL.onnx ... \
+        -o benchmarks/results/checkpoints_in_vivo.json --figure docs/checkpoints-in-vivo.png
+
+The first is a real COSMOS map, its field simulated, without noise and with 0.0025 ppm; TKD and
+Tikhonov have the setting of least NRMSE. The second is a real field, without a truth, at TKD 0.15
+and Tikhonov 0.005; a network that wants another voxel size gets the field resampled, as
+``qsm-run --resample`` does. Models are in the split form, so that the loop can be watched.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from bench_accuracy import LAMBDAS, NOISE_PPM, PAD_VOXELS, THRESHOLDS, Case, cases, oracle
+from bench_in_vivo import largest_regions
+from machine import machine
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.ndimage import center_of_mass
+
+from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
+from qsm_deploy.runtime.geometry_limits import deviations
+from qsm_deploy.runtime.job import prepared
+from qsm_deploy.runtime.metrics import correlation, field_residual, nrmse, xsim
+from qsm_deploy.runtime.params import load_params
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.pipeline import reconstruct
+from qsm_deploy.runtime.resampling import resample_map
+from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.session import Session, open_session
+from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.unrolled import reconstruct_unrolled
+
+Volume = NDArray[np.float32]
+Row = dict[str, Any]
+THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth
+CHI_WINDOW_PPM = (-0.1, 0.2)
+
+
+def slope(y: Volume, x: Volume, mask: NDArray[np.bool_]) -> float:
+    """Return the slope of the regression of y on x in a mask."""
+    a, b = (v[mask].astype(np.float64) - v[mask].mean() for v in (y, x))
+    return round(float(a @ b / (b @ b)), 3)
+
+
+def network_map(session: Session, scan: Scan) -> tuple[Volume, Row]:
+    """Return a network's map on the grid of the scan, and how it was made."""
+    card = session.card
+    resample = bool(deviations(card.geometry, scan.geometry))
+    _, entering = prepared(card, scan, resample=resample)
+    chi = reconstruct(session, entering, plan_whole(entering.mask.shape, card.divisor), Stages())
+    if resample:
+        chi = resample_map(chi, scan.mask)
+    return chi, {"resampled": resample}
+
+
+def loop_rows(session: Session, case: Case) -> list[Row]:
+    """Return what each call of MoDL-QSM's prior makes of a field that is isotropic by simulation.
+
+    Its second channel stands for the field that no isotropic susceptibility explains; there is
+    none here, so all that it takes is missing from the first.
+    """
+    scan = Scan(case.field_ppm[None], case.mask, case.geometry, nib.Nifti1Header(), np.eye(4))
+    numbers, mask = session.card.normalisation, case.mask
+    mean, std = (
+        np.array([numbers[f"{c}_{what}"] for c in ("chi", "field")], dtype=np.float32)
+        for what in ("mean", "std")
+    )
+    rows: list[Row] = []
+
+    def prior(x: Volume) -> Volume:
+        y = session.run({"prior_input": x[None]})[0]
+        before, after = (
+            (v * std[:, None, None, None] + mean[:, None, None, None]) * mask for v in (x, y)
+        )
+        isotropic = dipole_convolve(after[0], case.geometry)
+        rows.append(
+            {
+                "iteration": len(rows) + 1,
+                "chi_slope_before": slope(before[0], case.chi_ppm, mask),
+                "chi_slope_after": slope(after[0], case.chi_ppm, mask),
+                "second_channel_on_field": slope(after[1], case.field_ppm, mask),
+                "field_of_chi_on_field": slope(isotropic, case.field_ppm, mask),
+            }
+        )
+        return y
+
+    reconstruct_unrolled(session.card, scan, prior)
+    truth = np.stack([case.chi_ppm, np.zeros_like(case.chi_ppm)])
+    prior((truth - mean[:, None, None, None]) / std[:, None, None, None] * mask)
+    rows[-1]["iteration"] = "the true map alone"
+    return rows
+
+
+def cosmos(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]:
+    """Return the rows, the maps to draw and what they are drawn on."""
+    (case,) = cases([], args.folder)
+    sessions = [open_session(model, "openvino") for model in args.models]
+    rows: list[Row] = []
+    maps = {"truth (COSMOS)": case.chi_ppm}
+    for noise in (0.0, NOISE_PPM):
+        field, g = case.noisy_field(noise), case.geometry
+        inverses: dict[str, tuple[Callable[[float], Volume], tuple[float, ...]]] = {
+            "TKD": (
+                lambda t, f=field, g=g: tkd(f, g, threshold=t, pad_voxels=PAD_VOXELS),
+                THRESHOLDS,
+            ),
+            "Tikhonov": (
+                lambda lam, f=field, g=g: tikhonov(f, g, lam=lam, pad_voxels=PAD_VOXELS),
+                LAMBDAS,
+            ),
+        }
+        found: dict[str, tuple[Volume, Row]] = {}
+        for name, (invert, settings) in inverses.items():
+            best = oracle(invert, settings, case)["setting"]
+            found[f"{name}"] = invert(best) * case.mask, {"setting": best}
+        scan = Scan(field[None], case.mask, g, nib.Nifti1Header(), np.eye(4))
+        for session in sessions:
+            found[session.card.network] = network_map(session, scan)
+        for name, (chi, how) in found.items():
+            rows.append(
+                {
+                    "map": name,
+                    "noise_ppm": noise,
+                    "nrmse_percent": round(nrmse(chi, case.chi_ppm, case.mask), 2),
+                    "xsim": round(xsim(chi, case.chi_ppm, case.mask), 3),
+                    "correlation": round(correlation(chi, case.chi_ppm, case.mask), 3),
+                    "slope": slope(chi, case.chi_ppm, case.mask),
+                    "field_residual": round(field_residual(chi, field, case.mask, g), 3),
+                    **how,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+            if noise:
+                maps[name] = chi
+    for session in sessions:
+        if session.card.pipeline == "modl":
+            rows.append({"map": session.card.network, "loop": loop_rows(session, case)})
+    return rows, maps, case
+
+
+def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]:
+    """Return the rows, the maps to draw and what they are drawn on."""
+    names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
+    phase, mask, other = (args.folder / f"{name}.nii.gz" for name in names)
+    reading = Reading(units="rad", from_file=load_params(args.folder / "params.json"))
+    scan = load_scan(ScanFiles((phase,), mask, other), reading)
+    assert scan.truth_ppm is not None
+    field, g = scan.measured[0], scan.geometry
+    pad = PAD_VOXELS
+    found: dict[str, tuple[Volume, Row]] = {
+        "msQSM (published map)": (scan.truth_ppm, {}),
+        "TKD": (scan.mask * tkd(field, g, threshold=THRESHOLD, pad_voxels=pad), {}),
+        "Tikhonov": (scan.mask * tikhonov(field, g, lam=LAMBDA, pad_voxels=pad), {}),
+    }
+    for model in args.models:
+        session = open_session(model, "openvino")
+        found[session.card.network] = network_map(session, scan)
+    (haemorrhage,) = largest_regions(scan.truth_ppm > 0.25, 1)
+    spots = largest_regions(scan.truth_ppm < -0.15, 6)
+    rows = []
+    for name, (chi, how) in found.items():
+        rows.append(
+            {
+                "map": name,
+                "correlation_with_msqsm": round(correlation(chi, scan.truth_ppm, scan.mask), 3),
+                "slope_on_tkd": slope(chi, found["TKD"][0], scan.mask),
+                "field_residual": round(field_residual(chi, field, scan.mask, g), 3),
+                "std_ppm": round(float(chi[scan.mask].std()), 4),
+                "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
+                "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
+                **how,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows, {name: chi for name, (chi, _) in found.items()}, scan
+
+
+def draw(path: Path, maps: dict[str, Volume], mask: NDArray[np.bool_], voxel: Any) -> None:
+    """Draw every map in the axial and the sagittal plane through the centre of the mask."""
+    x, _, z = (round(c) for c in center_of_mass(mask))
+    figure = Figure(figsize=(2.6 * len(maps), 6.2), dpi=110, facecolor="black")
+    axes = figure.subplots(2, len(maps))
+    for column, (name, chi) in enumerate(maps.items()):
+        planes = ((chi[:, :, z], voxel[1] / voxel[0]), (chi[x], voxel[2] / voxel[1]))
+        for axis, (plane, aspect) in zip(axes[:, column], planes, strict=True):
+            axis.imshow(
+                plane.T,
+                cmap="gray",
+                vmin=CHI_WINDOW_PPM[0],
+                vmax=CHI_WINDOW_PPM[1],
+                origin="lower",
+                aspect=aspect,
+            )
+            axis.set_axis_off()
+        axes[0, column].set_title(name, color="white", fontsize=10)
+    low, high = CHI_WINDOW_PPM
+    figure.text(0.5, 0.02, f"{low} to {high} ppm", color="white", ha="center", fontsize=9)
+    figure.subplots_adjust(0.005, 0.05, 0.995, 0.94, 0.02, 0.02)
+    figure.savefig(path, facecolor="black")
+
+
+def main() -> None:
+    """Evaluate, print, write and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", choices=("cosmos", "in-vivo"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    rows, maps, case = (cosmos if args.data == "cosmos" else in_vivo)(args)
+    if args.output:
+        result = {"machine": machine(), "rows": rows}
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    if args.figure:
+        draw(args.figure, maps, case.mask, case.geometry.voxel_size_mm)
+
+
+if __name__ == "__main__":
+    main()
