@@ -72,9 +72,8 @@ def dipole_convolve(
     (x, y, z) float32 array
         Field [ppm], zero-mean when not padded.
     """
-    return _filter(
-        chi_ppm, geometry, (lambda d: d * d) if power == 2 else (lambda d: d), pad_voxels
-    )
+    g: Multiplier = (lambda d: d * d) if power == 2 else (lambda d: d)
+    return dipole_filter(chi_ppm, geometry, g, pad_voxels=pad_voxels)
 
 
 def tkd(
@@ -121,7 +120,7 @@ def tkd(
         size = np.abs(d)
         return cast(Volume, np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, t))
 
-    return _filter(local_field_ppm, geometry, inverse, pad_voxels)
+    return dipole_filter(local_field_ppm, geometry, inverse, pad_voxels=pad_voxels)
 
 
 def tikhonov(
@@ -157,13 +156,36 @@ def tikhonov(
     if not 0 < lam < np.inf:
         raise UsageError(f"Tikhonov's lam must be positive and finite, got {lam}")
     weight = np.float32(lam)
-    return _filter(local_field_ppm, geometry, lambda d: d / (d * d + weight), pad_voxels)
+    return dipole_filter(
+        local_field_ppm, geometry, lambda d: d / (d * d + weight), pad_voxels=pad_voxels
+    )
 
 
-def _filter(
-    volume: Volume, geometry: Geometry, g: Multiplier, pad_voxels: int | tuple[int, int, int]
+def dipole_filter(
+    volume: Volume,
+    geometry: Geometry,
+    g: Multiplier,
+    *,
+    pad_voxels: int | tuple[int, int, int] = 0,
 ) -> Volume:
-    """Return ``F^-1 [E F volume]`` of the zero-padded volume, cropped back."""
+    """Return ``F^-1 [E F volume]`` of the zero-padded volume, cropped back.
+
+    Parameters
+    ----------
+    volume
+        (x, y, z); float64 is computed in double precision.
+    geometry
+        Its grid.
+    g
+        Maps D(k), in [-2/3, 1/3], to what is multiplied with, element by element.
+    pad_voxels
+        As in :func:`dipole_convolve`.
+
+    Raises
+    ------
+    GeometryError
+        If the volume is not of that grid.
+    """
     if volume.shape != geometry.shape:
         raise GeometryError(
             f"the volume has shape {volume.shape}, its geometry says {geometry.shape}; "

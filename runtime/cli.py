@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
     _add_physics(p.add_argument_group("the field"))
+    _add_consistency(p.add_argument_group("data consistency"))
     _add_patches(p.add_argument_group("memory and patches"))
     _add_backend(p.add_argument_group("backend"))
     _add_outputs(p.add_argument_group("outputs"))
@@ -96,6 +97,21 @@ def _add_physics(group: "argparse._ArgumentGroup") -> None:
         "--allow-geometry",
         action="store_true",
         help="run although voxel size or B0 direction are not those of the training",
+    )
+
+
+def _add_consistency(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--data-consistency",
+        type=positive_number,
+        metavar="LAMBDA",
+        help="move the map towards the field, least where LAMBDA is large; default not at all",
+    )
+    group.add_argument(
+        "--dc-iterations",
+        type=positive_count,
+        metavar="N",
+        help="by conjugate gradients that trust the field in the mask only; else in closed form",
     )
 
 
@@ -169,6 +185,24 @@ def patch_size(text: str) -> int | str:
         return text
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto, off nor a number of voxels")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Return a positive, finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
+
+
+def positive_count(text: str) -> int:
+    """Return a positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
 
 

@@ -13,6 +13,7 @@ from qsm_deploy.runtime import report
 from qsm_deploy.runtime.after import in_order, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.correction import Correction
 from qsm_deploy.runtime.erosion import erode_mask
 from qsm_deploy.runtime.figure import figure_png, require_matplotlib
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
@@ -66,6 +67,8 @@ def run_job(arguments: argparse.Namespace) -> str:
     outputs.check([*models, *fields, *files[1:], arguments.params], force=arguments.force)
     if arguments.labels is not None and arguments.truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
+    if arguments.dc_iterations is not None and arguments.data_consistency is None:
+        raise UsageError("--dc-iterations needs --data-consistency LAMBDA")
     if arguments.figure is not None:
         require_matplotlib()
     reading = reading_from(arguments)
@@ -85,6 +88,10 @@ def run_job(arguments: argparse.Namespace) -> str:
         wants_phase = session.card.task == "phase->chi"
         quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
         measured = load_scan(files, replace(reading, quantity=quantity))
+        correction = None
+        if arguments.data_consistency is not None:
+            correction = Correction(arguments.data_consistency, arguments.dc_iterations)
+            correction.require(measured)
         measured, scan = prepared(session.card, measured, resample=arguments.resample)
     for note in scan.notes:
         log.warn(note)
@@ -100,6 +107,7 @@ def run_job(arguments: argparse.Namespace) -> str:
         session.card,
         backend,
         evaluates=evaluates,
+        corrects=correction is not None,
         draws=arguments.figure is not None,
         compares_precision=session.precision != "fp32",
         held_bytes=0 if scan is measured else measured.nbytes,
@@ -137,6 +145,8 @@ def run_job(arguments: argparse.Namespace) -> str:
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
         log.warn(report.precision_text(session.precision, run["precision_error"]))
     del session, sessions  # their memory is not needed any more
+    if correction is not None:
+        chi, run["data_consistency"] = correction.apply(chi, measured, stages)
     _write(arguments, outputs, run, chi, measured, stages)  # first: what follows may fail
     findings = _judge(chi, measured, stages, evaluates=evaluates)
     if outputs.figure is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.correction import PAD_VOXELS
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.precision_check import SAMPLE_VOXELS
 from qsm_deploy.runtime.scan import Scan
@@ -18,6 +19,7 @@ FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
 UNROLLED_STEP = {"lpcnn": 40, "modl": 45, "spinet": 150}  # per voxel: estimates and spectra
+CONJUGATE_GRADIENTS = 24  # per voxel: map, residual, direction, its image, and products
 METRICS = 40  # per voxel: doubles in the mask's box
 PICTURE = 7  # per voxel: the panels of a figure
 LIBRARIES_BYTES = 20e6  # code and tables that libraries load when first used
@@ -46,6 +48,8 @@ class Workload:
         Whether a figure is drawn.
     compares_precision
         Whether a lower precision is compared with FP32 on a sample.
+    corrects
+        Whether the map is made consistent with the field.
     held_bytes
         What else is in memory all the while, such as the scan before it was resampled.
     """
@@ -56,6 +60,7 @@ class Workload:
     evaluates: bool
     draws: bool
     compares_precision: bool = False
+    corrects: bool = False
     held_bytes: int = 0
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
@@ -83,7 +88,11 @@ class Workload:
             stages["precision check"] = held + FLOAT * voxels + both
         held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
         stages["write"] = held + 3 * FLOAT * voxels
-        if self.evaluates:
+        if self.corrects:
+            padded = scan.geometry.padded(PAD_VOXELS)
+            steps = CONJUGATE_GRADIENTS * voxels
+            stages["data consistency"] = held + TRANSFORM * math.prod(padded.shape) + steps
+        if self.evaluates or self.corrects:
             stages["field residual"] = held + TRANSFORM * 8 * voxels
         if scan.truth_ppm is not None:
             stages["metrics"] = held + METRICS * voxels

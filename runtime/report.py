@@ -227,7 +227,13 @@ def result_text(full: dict[str, Any], chi: Path) -> str:
         "peak memory": f"{memory_text(full['memory']['peak_above_baseline_bytes'])} "
         f"(predicted {memory_text(full['memory']['predicted_peak_bytes'])})",
     }
-    if "field_residual" in full:
+    if "data_consistency" in full:
+        step = full["data_consistency"]
+        rows["data consistency"] = (
+            f"lambda {step['lambda']:g}: field residual {step['field_residual_before']:.3f} -> "
+            f"{step['field_residual_after']:.3f}"
+        )
+    elif "field_residual" in full:
         rows["field residual"] = f"{full['field_residual']:.3f}"
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"

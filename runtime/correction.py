@@ -1,0 +1,67 @@
+"""What ``--data-consistency`` does: one step on the whole volume from a map towards its field."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.metrics import field_residual
+from qsm_deploy.runtime.pipeline import Volume
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.stages import Stages
+
+PAD_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The weight of the map against the field, and the steps; ``None`` is the closed form."""
+
+    lam: float
+    iterations: int | None = None
+
+    def require(self, scan: Scan) -> None:
+        """Check that a scan has what the step needs.
+
+        Raises
+        ------
+        UsageError
+            If it has not one local field.
+        """
+        if scan.quantity != "local_field_ppm":
+            raise UsageError(
+                "--data-consistency needs a local field, this network takes a phase; drop it"
+            )
+        if len(scan.measured) != 1:
+            raise UsageError(
+                f"--data-consistency takes one field, {len(scan.measured)} were given; drop it"
+            )
+
+    def apply(self, chi_ppm: Volume, scan: Scan, stages: Stages) -> tuple[Volume, dict[str, Any]]:
+        """Return the corrected map, 0 outside the mask, and what the report says of it."""
+        field, mask, grid = scan.measured[0], scan.mask, scan.geometry
+        with stages("field residual"):
+            before = field_residual(chi_ppm, field, mask, grid)
+        with stages("data consistency"):
+            if self.iterations is None:
+                chi = data_consistency(chi_ppm, field, grid, lam=self.lam, pad_voxels=PAD_VOXELS)
+            else:
+                chi = masked_data_consistency(
+                    chi_ppm,
+                    field,
+                    mask,
+                    grid,
+                    lam=self.lam,
+                    iterations=self.iterations,
+                    pad_voxels=PAD_VOXELS,
+                )
+            chi *= mask
+        with stages("field residual"):
+            after = field_residual(chi, field, mask, grid)
+        return chi, {
+            "lambda": self.lam,
+            "iterations": self.iterations,
+            "pad_voxels": PAD_VOXELS,
+            "field_residual_before": round(before, 4),
+            "field_residual_after": round(after, 4),
+        }
