@@ -81,16 +81,16 @@ def main() -> None:
         head / f"{name}.nii.gz" for name in ("field", "mask", "chi", "labels")
     )
     files = ScanFiles((field,), mask, chi, labels)
-    inputs = (files.field, "-m", files.mask, "--truth", files.truth, "--labels", files.labels)
+    inputs = (field, "-m", mask, "--truth", chi, "--labels", labels)
 
     run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")
     run("qsm-export", "--model", "ir2qsm", "-o", model, "--force")
     columns = {f"TKD, t = {TKD_THRESHOLD}": tkd_scores(files)}
     for name, network in (("ir2qsm", [model]), ("tkd-unet", [])):
-        chi, figure, report = (
+        output, figure, report = (
             folder / f"{name}_chi.{end}" for end in ("nii.gz", "png", "report.json")
         )
-        outputs = ("-o", chi, "--figure", figure, "--report", report, "--force")
+        outputs = ("-o", output, "--figure", figure, "--report", report, "--force")
         run("qsm-run", *network, *inputs, *outputs)
         columns[f"{name} (demo)" if network else f"{name} (bundled)"] = report_scores(report)
     print_table(columns)
