@@ -6,9 +6,7 @@ changes only the Nyquist planes of even axes; it makes the operator real, so tha
 real-to-complex transform computes the same as the complex one.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,6 +19,7 @@ from qsm_deploy.kernels.geometry import Geometry
 Volume = NDArray[np.float32]
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
+SLAB_VOXELS = 1 << 15  # of the multiplier at a time: 128 KiB, a fraction of the cache
 CONE = 1e-6  # below it D is zero within float32 rounding, and its sign would be noise
 
 
@@ -42,7 +41,7 @@ def dipole_kernel(geometry: Geometry) -> Volume:
     Marques & Bowtell, Concepts Magn Reson B 25:65-78 (2005).
     """
     multiplier = _Multiplier(lambda d: d, geometry, half=False)
-    return np.stack([multiplier.plane(row) for row in range(geometry.shape[0])])
+    return multiplier.slab(slice(None))
 
 
 def dipole_convolve(
@@ -204,21 +203,18 @@ def dipole_filter(
     del x
     multiplier = _Multiplier(g, padded, half=True)
 
-    def apply(rows: range) -> None:
-        for row in rows:
-            spectrum[row] *= multiplier.plane(row)
-
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(apply, (range(n, padded.shape[0], threads) for n in range(threads))))
+    at_once = max(1, SLAB_VOXELS // (spectrum.shape[1] * spectrum.shape[2]))
+    for start in range(0, padded.shape[0], at_once):
+        rows = slice(start, start + at_once)
+        spectrum[rows] *= multiplier.slab(rows)
     y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=-1, overwrite_x=True)
     return np.ascontiguousarray(y[inner])
 
 
 class _Multiplier:
-    """The symmetrised multiplier E, one (y, z) plane of k-space at a time.
+    """The symmetrised multiplier E, some (y, z) planes of k-space at a time.
 
-    A plane and what is made on the way stay in the processor's cache, so that E costs little more
+    These and what is made on the way stay in the processor's cache, so that E costs little more
     than reading a stored one.
 
     Parameters
@@ -251,17 +247,17 @@ class _Multiplier:
                 e: Volume = (one + other) * np.float32(0.5)
                 self._nyquist.append((axis, n, e.squeeze(axis)))
 
-    def plane(self, row: int) -> Volume:
-        """Return E at one frequency of the first axis, (y, z)."""
+    def slab(self, rows: slice) -> Volume:
+        """Return E at some frequencies of the first axis, (rows, y, z)."""
         kx, ky, kz = self._k
-        e: Volume = self._g(_dipole([kx[row : row + 1], ky, kz], self._b))[0]
+        e = self._g(_dipole([kx[rows], ky, kz], self._b))
         for axis, n, stored in self._nyquist:
             if axis == 1:
-                e[n] = stored[row]
+                e[:, n] = stored[rows]
             elif axis == 2:
-                e[:, n] = stored[row]
-            elif n == row:
-                return stored
+                e[:, :, n] = stored[rows]
+            else:
+                e[np.arange(len(kx))[rows] == n] = stored
         return e
 
 
