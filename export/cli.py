@@ -12,6 +12,7 @@ from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.command import run_command
 
 NAME = "qsm-export"
+OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
 EPILOG = """\
 examples:
   qsm-export --list
@@ -19,6 +20,7 @@ examples:
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
+  qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
 
 exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot become ONNX or a missing library,
@@ -87,6 +89,13 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--orientations", choices=("1", "2", "3"), help="fields that lpcnn takes, default 1"
     )
+    group.add_argument(
+        "--dipole-op",
+        choices=("matmul", "function", "dft", "plugin"),
+        help="how the graph of lpcnn and modl-qsm holds its Fourier steps: as matrix products, "
+        "which every engine runs (default), as a function that a library may replace, as the "
+        "standard's DFT, or as nodes for a TensorRT plugin alone; see the documentation",
+    )
     group.add_argument("--part", choices=("recon", "refine"), help="which CNN of after-qsm")
     group.add_argument(
         "--normalisation",
@@ -137,9 +146,7 @@ def _export(arguments: argparse.Namespace) -> str:
     if arguments.model is None:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
-    options = spec.chosen_options(
-        {name: getattr(arguments, name) for name in ("residual", "form", "orientations", "part")}
-    )
+    options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
     output = arguments.output or Path(f"{spec.name}-fp32.onnx")
     if output.suffix != ".onnx":
         raise UsageError(f"-o {output}: the output is an ONNX file; give it the suffix .onnx")
@@ -185,9 +192,10 @@ def _export(arguments: argparse.Namespace) -> str:
     for d in exported.differences:
         say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(_size, card.verified.shapes))
+    unrun = "; the file itself was not run" if not card.memory else ""
     return (
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
-        f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}"
+        f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}{unrun}"
     )
 
 

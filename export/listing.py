@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from qsm_deploy.export.network_spec import flag
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.runtime.card import UNITS
 
@@ -32,7 +33,7 @@ def list_text(rows: list[dict[str, Any]]) -> str:
 
 
 def _lines(row: dict[str, Any]) -> list[str]:
-    options = (f"--{name} {'|'.join(values)}" for name, values in row["options"].items())
+    options = (f"{flag(name)} {'|'.join(values)}" for name, values in row["options"].items())
     return [
         row["network"],
         f"  size               {row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3",

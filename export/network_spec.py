@@ -46,6 +46,8 @@ class NetworkSpec:
         Of the paper that describes it.
     options
         The choices it offers, the default first.
+    only_with
+        Of an option that makes sense with one value of another, that other and its value.
     bundled
         A file in the weights folder and where it comes from, if weights come along.
     """
@@ -61,6 +63,7 @@ class NetworkSpec:
     output: str = "chi_ppm"
     doi: str | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_with: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     bundled: tuple[str, Weights] | None = None
 
     def bundled_file(self) -> Path:
@@ -79,18 +82,33 @@ class NetworkSpec:
         )
 
     def chosen_options(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
-        """Return a value for every option, the default where none was chosen.
+        """Return a value for every option that makes sense, the default where none was chosen.
 
         Raises
         ------
         UsageError
-            If an option was chosen that this network does not have, or a value it does not know.
+            If an option was chosen that this network does not have, or does not have with the
+            others chosen, or a value it does not know.
         """
         given = {name: value for name, value in chosen.items() if value is not None}
         for name, value in given.items():
             if value not in self.options.get(name, ()):
-                known = ", ".join(f"--{n} {'|'.join(v)}" for n, v in self.options.items())
+                known = ", ".join(f"{flag(n)} {'|'.join(v)}" for n, v in self.options.items())
                 raise UsageError(
-                    f"--{name} {value} is no option of {self.name}, which has {known or 'none'}"
+                    f"{flag(name)} {value} is no option of {self.name}, which has {known or 'none'}"
                 )
-        return {name: given.get(name, values[0]) for name, values in self.options.items()}
+        options = {name: given.get(name, values[0]) for name, values in self.options.items()}
+        for name, (other, needed) in self.only_with.items():
+            if options[other] != needed:
+                if name in given:
+                    raise UsageError(
+                        f"{flag(name)} {given[name]} needs {flag(other)} {needed} of {self.name}, "
+                        f"not {flag(other)} {options[other]}"
+                    )
+                del options[name]
+        return options
+
+
+def flag(option: str) -> str:
+    """Return an option as it is typed."""
+    return f"--{option.replace('_', '-')}"

@@ -1,10 +1,7 @@
 """From a PyTorch module to one ONNX file that says what it is."""
 
-import contextlib
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -12,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from qsm_deploy.export.dipole_lowering import DEFAULT, DipoleOp, lower_dipole
 from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.tracing import trace
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card import METADATA_KEY, ModelCard, TensorInfo
 
@@ -20,13 +19,15 @@ SMALLEST_CELL = 4  # sizes of 0, 1 and 2 make the tracer take a special case for
 TRAINING_ONLY = frozenset({"BatchNormalization", "Dropout", "RandomNormal", "RandomNormalLike"})
 
 
-def onnx_from_module(module: Network) -> onnx.ModelProto:
+def onnx_from_module(module: Network, dipole_op: DipoleOp = DEFAULT) -> onnx.ModelProto:
     """Trace a network for any batch and any spatial size that its divisor divides.
 
     Parameters
     ----------
     module
         In evaluation mode.
+    dipole_op
+        How its dipole operators are written, if it has any.
 
     Returns
     -------
@@ -49,23 +50,17 @@ def onnx_from_module(module: Network) -> onnx.ModelProto:
     axes |= {
         2 + i: divisor * Dim(axis) if divisor > 1 else Dim(axis) for i, axis in enumerate("xyz")
     }
+    model = trace(
+        module,
+        example_tensors(module.inputs, sizes),
+        [axes if tensor.is_volume else None for tensor in module.inputs],
+        [tensor.name for tensor in module.inputs],
+        module.output.name,
+    )
+    model = lower_dipole(model, dipole_op)
     try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                module,
-                tuple(example_tensors(module.inputs, sizes)),
-                dynamo=True,
-                dynamic_shapes=tuple(axes if t.is_volume else None for t in module.inputs),
-                input_names=[tensor.name for tensor in module.inputs],
-                output_names=[module.output.name],
-                verbose=False,
-            )
-        if program is None:
-            raise ExportError(f"{name}: the exporter returned nothing")
-        model = program.model_proto
-        _strip_notes(model)
         onnx.checker.check_model(model, full_check=True)
-    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
+    except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"{name} cannot become ONNX: {reason}") from error
     if left := TRAINING_ONLY & {node.op_type for node in model.graph.node}:
@@ -92,33 +87,3 @@ def with_card(model: onnx.ModelProto, card: ModelCard) -> bytes:
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     data: bytes = model.SerializeToString(deterministic=True)
     return data
-
-
-def _strip_notes(model: onnx.ModelProto) -> None:
-    """Remove stack traces and source paths: they tell of the exporting machine, and they vary."""
-    graph = model.graph
-    for part in (model, graph):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    for group in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
-        for item in group:
-            item.ClearField("doc_string")
-            item.ClearField("metadata_props")
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says of itself, and nothing else."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-
-    def about_others(record: logging.LogRecord) -> bool:
-        return "torchvision is not installed" not in record.getMessage()
-
-    registration.addFilter(about_others)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-            yield
-    finally:
-        registration.removeFilter(about_others)

@@ -11,6 +11,8 @@ FIELD_MASK = (*FIELD, "mask")
 PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
 FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
 FORM = ("unrolled", "split")
+DIPOLE_OP = ("matmul", "function", "dft", "plugin")
+IN_THE_GRAPH = {"dipole_op": ("form", "unrolled")}
 
 SPECS = (
     NetworkSpec(
@@ -135,7 +137,8 @@ SPECS = (
             "https://github.com/Sulam-Group/LPCNN (checkpoints, *Bmodel.pkl)", "none declared"
         ),
         doi="10.1007/978-3-030-59713-9_13",
-        options={"form": FORM, "orientations": ("1", "2", "3")},
+        options={"form": FORM, "orientations": ("1", "2", "3"), "dipole_op": DIPOLE_OP},
+        only_with=IN_THE_GRAPH,
     ),
     NetworkSpec(
         name="modl-qsm",
@@ -149,7 +152,8 @@ SPECS = (
             "https://github.com/Ruimin-Feng/MoDL-QSM (logs/last.h5)", "none declared"
         ),
         doi="10.1016/j.neuroimage.2021.118376",
-        options={"form": FORM},
+        options={"form": FORM, "dipole_op": DIPOLE_OP},
+        only_with=IN_THE_GRAPH,
     ),
     NetworkSpec(
         name="spinet-qsm",

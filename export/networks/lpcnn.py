@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import load_strictly
+from qsm_deploy.export.dipole_op import dipole_conv
 from qsm_deploy.export.networks.blocks import fold_batch_norm
-from qsm_deploy.export.networks.dipole import dipole_filter
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
 from qsm_deploy.export.networks.wide_resnet import wide_resnet, wide_resnet_like
@@ -57,7 +57,7 @@ class LPCNN(Unrolled):
         mean, std = self.normalisation["chi_mean"], self.normalisation["chi_std"]
         directions = b0_direction.unbind()
         projected = [
-            self.alpha * dipole_filter(local_field_ppm[:, n : n + 1], voxel_size_mm, direction)
+            self.alpha * dipole_conv(local_field_ppm[:, n : n + 1], voxel_size_mm, direction)
             for n, direction in enumerate(directions)
         ]
         z = torch.stack(projected).sum(dim=0)
@@ -81,7 +81,7 @@ class LPCNN(Unrolled):
         """
         z = chi_ppm
         for b, direction in zip(projected, directions, strict=True):
-            z = z + b - self.alpha * dipole_filter(z, voxel_size_mm, direction, power=2)
+            z = z + b - self.alpha * dipole_conv(z, voxel_size_mm, direction, "dipole_squared")
         return z
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.dipole_op import dipole_conv
 from qsm_deploy.export.networks.blocks import fold_batch_norm
-from qsm_deploy.export.networks.dipole import dipole_filter
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
 from qsm_deploy.export.networks.wide_resnet import wide_resnet, wide_resnet_like
@@ -76,7 +76,7 @@ class ModlQsm(Unrolled):
         mean, std = (self._statistic(what) for what in ("mean", "std"))
 
         def dipole(x: Tensor) -> Tensor:
-            return dipole_filter(x, voxel_size_mm, b0_direction[0])
+            return dipole_conv(x, voxel_size_mm, b0_direction[0])
 
         def adjoint(field: Tensor) -> Tensor:
             return torch.cat([dipole(field), field], dim=1)

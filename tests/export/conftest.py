@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import export_network
+from qsm_deploy.export.dipole_lowering import DipoleOp
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import Network
@@ -136,7 +137,7 @@ def keras_weights(formula_state: Callable[[Mapping[str, Tensor]], State]) -> Sta
 
 @pytest.fixture(scope="session")
 def traced() -> dict[tuple[str, str], onnx.ModelProto]:
-    """Return the graphs that were traced already, by kind of network and residual."""
+    """Return the graphs that were traced already, by kind of network and its choice."""
     return {}
 
 
@@ -152,10 +153,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.ModelProto]) -> None:
     """Trace each tiny network once; leave out the slow measurements, which have own tests."""
 
-    def trace_once(module: Network) -> onnx.ModelProto:
-        key = (type(module).__name__, str(getattr(module, "residual", "")))
+    def trace_once(module: Network, dipole_op: DipoleOp) -> onnx.ModelProto:
+        key = (type(module).__name__, str(getattr(module, "residual", dipole_op)))
         if key not in traced:
-            traced[key] = onnx_from_module(module)
+            traced[key] = onnx_from_module(module, dipole_op)
         return traced[key]
 
     monkeypatch.setattr(export_network, "onnx_from_module", trace_once)

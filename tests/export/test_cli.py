@@ -190,7 +190,8 @@ def test_the_list_says_of_every_network_what_it_is(capsys) -> None:
         assert said["published weights"] == row["published_weights"] != ""
         assert said["licence"] == row["licence"] != ""
         assert said["doi"] == (row["doi"] or "none")
-        assert all(f"--{option} " in said["options"] for option in row["options"])
+        flags = [f"--{option.replace('_', '-')} " for option in row["options"]]
+        assert all(flag in said["options"] for flag in flags)
         assert said["bundled weights"] == (row["bundled_weights"] or "none")
 
 

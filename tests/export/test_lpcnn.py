@@ -155,14 +155,14 @@ def test_fields_in_another_order_fail(wrong_difference) -> None:
 
 
 def test_the_operator_twice_for_its_square_fails(wrong_difference, monkeypatch) -> None:
-    right = lpcnn.dipole_filter
+    right = lpcnn.dipole_conv
 
-    def twice(x: Tensor, voxel_size_mm: Tensor, b0_direction: Tensor, power: int = 1) -> Tensor:
-        for _ in range(power):
-            x = right(x, voxel_size_mm, b0_direction)
+    def twice(x: Tensor, voxel_size_mm: Tensor, b0: Tensor, multiplier: str = "dipole") -> Tensor:
+        for _ in range(2 if multiplier == "dipole_squared" else 1):
+            x = right(x, voxel_size_mm, b0)
         return x
 
-    monkeypatch.setattr(lpcnn, "dipole_filter", twice)
+    monkeypatch.setattr(lpcnn, "dipole_conv", twice)
     assert wrong_difference(LPCNN(orientations=2)) > WRONG
 
 
