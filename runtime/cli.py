@@ -103,9 +103,10 @@ def _add_physics(group: "argparse._ArgumentGroup") -> None:
 def _add_consistency(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--data-consistency",
-        type=positive_number,
-        metavar="LAMBDA",
-        help="move the map towards the field, least where LAMBDA is large; default not at all",
+        type=consistency_weight,
+        metavar="auto|LAMBDA",
+        help="move the map towards the field, less where LAMBDA is large; auto: 0.01 in 10 "
+        "iterations; default not at all",
     )
     group.add_argument(
         "--dc-iterations",
@@ -188,14 +189,16 @@ def patch_size(text: str) -> int | str:
     return int(text)
 
 
-def positive_number(text: str) -> float:
-    """Return a positive, finite number."""
+def consistency_weight(text: str) -> float | str:
+    """Return ``auto`` or a positive, finite number."""
+    if text == "auto":
+        return text
     try:
         number = float(text)
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a positive number")
     return number
 
 

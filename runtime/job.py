@@ -13,7 +13,7 @@ from qsm_deploy.runtime import report
 from qsm_deploy.runtime.after import in_order, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.correction import Correction
+from qsm_deploy.runtime.correction import AUTO, Correction
 from qsm_deploy.runtime.erosion import erode_mask
 from qsm_deploy.runtime.figure import figure_png, require_matplotlib
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
@@ -67,11 +67,9 @@ def run_job(arguments: argparse.Namespace) -> str:
     outputs.check([*models, *fields, *files[1:], arguments.params], force=arguments.force)
     if arguments.labels is not None and arguments.truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
-    if arguments.dc_iterations is not None and arguments.data_consistency is None:
-        raise UsageError("--dc-iterations needs --data-consistency LAMBDA")
     if arguments.figure is not None:
         require_matplotlib()
-    reading = reading_from(arguments)
+    reading, correction = reading_from(arguments), correction_from(arguments)
 
     backend, why = choose_backend(arguments.backend, arguments.precision)
     require_backend(backend)
@@ -88,9 +86,7 @@ def run_job(arguments: argparse.Namespace) -> str:
         wants_phase = session.card.task == "phase->chi"
         quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
         measured = load_scan(files, replace(reading, quantity=quantity))
-        correction = None
-        if arguments.data_consistency is not None:
-            correction = Correction(arguments.data_consistency, arguments.dc_iterations)
+        if correction is not None:
             correction.require(measured)
         measured, scan = prepared(session.card, measured, resample=arguments.resample)
     for note in scan.notes:
@@ -210,6 +206,24 @@ def reading_from(arguments: argparse.Namespace) -> Reading:
         more_b0_directions=tuple(directions[1:]),
         negate=arguments.negate,
     )
+
+
+def correction_from(arguments: argparse.Namespace) -> Correction | None:
+    """Return the data-consistency step that was asked for.
+
+    Raises
+    ------
+    UsageError
+        If there are iterations without a weight.
+    """
+    lam, iterations = arguments.data_consistency, arguments.dc_iterations
+    if lam is None:
+        if iterations is not None:
+            raise UsageError("--dc-iterations needs --data-consistency LAMBDA")
+        return None
+    if lam == "auto":
+        return AUTO if iterations is None else replace(AUTO, iterations=iterations)
+    return Correction(lam, iterations)
 
 
 def rounds(card: ModelCard) -> int:

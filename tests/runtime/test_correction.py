@@ -65,6 +65,12 @@ def test_a_small_weight_leaves_nothing_of_the_network(run, head) -> None:
     assert np.linalg.norm(chi - expected) < 0.15 * np.linalg.norm(expected)
 
 
+def test_auto_is_what_phantoms_favour(run) -> None:
+    for flags, iterations in (((), 10), (("--dc-iterations", "3"), 3)):
+        step = run("--data-consistency", "auto", *flags)[2]["data_consistency"]
+        assert (step["lambda"], step["iterations"]) == (0.01, iterations)
+
+
 def test_without_it_nothing_is_corrected(run, head) -> None:
     _, chi, sidecar = run()
     np.testing.assert_allclose(chi, 0.5 * head.local_field_ppm * head.mask, atol=1e-7)
@@ -74,8 +80,8 @@ def test_without_it_nothing_is_corrected(run, head) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--data-consistency", "0"), "not a positive number"),
-        (("--data-consistency", "nan"), "not a positive number"),
+        (("--data-consistency", "0"), "neither auto nor a positive number"),
+        (("--data-consistency", "nan"), "neither auto nor a positive number"),
         (("--dc-iterations", "5"), "needs --data-consistency"),
         (("--data-consistency", "0.1", "--dc-iterations", "0"), "not a positive whole number"),
     ],
