@@ -59,13 +59,19 @@ def trace(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"{name} cannot become ONNX: {reason}") from error
+        raise ExportError(f"{name} cannot become ONNX: {_reason(error)}") from error
     if program is None:
         raise ExportError(f"{name}: the exporter returned nothing")
     model = program.model_proto
     _strip_notes(model)
     return model
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what is at the bottom of an error; the exporter wraps it twice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:

@@ -85,6 +85,8 @@ SMALL: dict[str, Callable[[], Network]] = {
     "after-qsm recon": lambda: AfterRecon(base=2, depth=1),
     "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),
 }
+# what it says of the dipole operator in the forms that it lacks
+REFUSED = {"function": "value_string", "dft": "DFT", "plugin": "Plugin not found"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[1, x, 1] local_field_ppm) => (float[1, x, 2] y) { y = DFT(local_field_ppm) }"""
 
@@ -152,6 +154,21 @@ def test_it_builds(case: str, shallow, errors, formula_state) -> None:
     assert SIZES[0] % network.divisor == 0
     plan = build_plan(onnx_from_module(network.eval()), errors)
     assert len(plan) > 100_000
+
+
+@pytest.mark.parametrize("multiplier", ["dipole", "dipole_squared", "tkd", "tikhonov"])
+def test_the_dipole_operator_builds(multiplier: str, errors, dipole_network) -> None:
+    plan = build_plan(onnx_from_module(dipole_network(multiplier), "matmul"), errors)
+    assert len(plan) > 10_000
+
+
+@pytest.mark.parametrize("dipole_op", REFUSED)
+def test_other_forms_of_the_dipole_operator_are_refused(
+    dipole_op: str, errors, dipole_network
+) -> None:
+    model = onnx_from_module(dipole_network("dipole"), dipole_op)
+    with pytest.raises(AssertionError, match=REFUSED[dipole_op]):
+        build_plan(model, errors)
 
 
 def test_every_network_is_here() -> None:
