@@ -18,7 +18,8 @@ from qsm_deploy.runtime.scan import Scan
 FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
-UNROLLED_STEP = {"lpcnn": 40, "modl": 45, "spinet": 150}  # per voxel: estimates and spectra
+# per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
+UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
 CONJUGATE_GRADIENTS = 24  # per voxel: map, residual, direction, its image, and products
 METRICS = 40  # per voxel: doubles in the mask's box
 PICTURE = 7  # per voxel: the panels of a figure
@@ -81,7 +82,8 @@ class Workload:
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
         if card.patchable == "split":
-            stages["inference"] += UNROLLED_STEP[card.pipeline] * voxels
+            more = FLOAT * (len(scan.measured) - 1)  # the projection of each further field
+            stages["inference"] += (UNROLLED_STEP[card.pipeline] + more) * voxels
         if self.compares_precision:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
