@@ -26,7 +26,7 @@ RESPONSE = "DipoleResponse"
 FREE = {axis: Dim(f"s{axis}") for axis in range(5)}
 EXAMPLE = (2, 3, 8, 12, 16)
 # Chosen by comparing strings: functions that share a name and differ in the overload would be
-# shorter, but TensorRT looks them up by the name alone and takes one for the other, where a
+# shorter, but TensorRT-RTX looks them up by the name alone and takes one for the other, where a
 # string makes it refuse the file.
 DISPATCH = f"""<domain: "{DOMAIN}", opset_import: ["": 20, "{DOMAIN}": {VERSION}]>
 {RESPONSE} <multiplier: string = "dipole", threshold: float = {THRESHOLD}, lambda: float = {LAM}>

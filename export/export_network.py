@@ -56,6 +56,9 @@ def export_network(
 ) -> Exported:
     """Write a network as a verified ONNX file with its card, and the card beside it as JSON.
 
+    A file for a TensorRT plugin runs nowhere here: the same network with its dipole operator in
+    the default form is verified in its place, and the card says so.
+
     Parameters
     ----------
     spec

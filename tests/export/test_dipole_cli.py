@@ -1,14 +1,17 @@
 """``qsm-export --dipole-op``: the files of an unrolled network, and what their cards say."""
 
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
 import torch
 
 from qsm_deploy.export.cli import main
+from qsm_deploy.export.dipole_lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.runtime.card import METADATA_KEY, parse_card
 
 RAN = {
@@ -56,6 +59,16 @@ def test_the_card_tells_how_it_was_written_and_where_it_ran(
     assert bool(model.functions) == (dipole_op == "function")
     stored = {p.key: p.value for p in model.metadata_props}[METADATA_KEY]
     assert parse_card(stored) == card
+
+
+@pytest.mark.parametrize("network", ["lpcnn", "modl-qsm"])
+def test_the_choice_is_known_to_the_registry(network: str) -> None:
+    spec = REGISTRY[network]
+    assert spec.options["dipole_op"] == get_args(DipoleOp)
+    assert spec.chosen_options({})["dipole_op"] == DEFAULT
+    assert "dipole_op" not in spec.chosen_options({"form": "split"})
+    having = {name for name, other in REGISTRY.items() if "dipole_op" in other.options}
+    assert having == {"lpcnn", "modl-qsm"}
 
 
 @pytest.mark.parametrize(
