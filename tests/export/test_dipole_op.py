@@ -112,7 +112,7 @@ def test_its_gradient_is_itself(multiplier: str) -> None:
     def operator(volume: Tensor) -> Tensor:
         return dipole_conv(volume, *geometry, multiplier, threshold=THRESHOLD, lam=LAM)
 
-    assert torch.autograd.gradcheck(operator, (x,))
+    assert torch.autograd.gradcheck(operator, (x,), fast_mode=True)
     y = dipole_conv(x, voxel_size_mm, b0, multiplier)
     weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     (y * weights).sum().backward()
