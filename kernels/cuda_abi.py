@@ -5,7 +5,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_size_t, c_void
 from enum import IntEnum
 from typing import Any, ClassVar
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Status(IntEnum):
@@ -81,9 +81,14 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "qsm_cuda_probe": (c_int, [POINTER(Versions)]),
     "qsm_cuda_dipole_default": (Dipole, []),
     "qsm_cuda_dipole_workspace": (c_int, [POINTER(Dipole), POINTER(c_size_t)]),
+    "qsm_cuda_dipole_workspace_bound": (c_int, [POINTER(Dipole), POINTER(c_size_t)]),
     "qsm_cuda_dipole_apply": (
         c_int,
         [POINTER(Dipole), c_void_p, c_void_p, c_void_p, c_size_t, c_void_p],
+    ),
+    "qsm_cuda_dipole_apply_device_geometry": (
+        c_int,
+        [POINTER(Dipole), *[c_void_p] * 5, c_size_t, c_void_p],
     ),
     "qsm_cuda_release_plans": (c_int, []),
     "qsm_cuda_patch_gather": (c_int, [POINTER(Patch), c_void_p, c_void_p, c_void_p]),

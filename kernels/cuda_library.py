@@ -139,6 +139,38 @@ class CudaLibrary:
             "qsm_cuda_dipole_apply", operator._as_struct(), x, y, workspace, workspace_bytes, stream
         )
 
+    def dipole_workspace_bound(self, operator: DipoleOperator) -> int:
+        """Return bytes of workspace enough for this shape and smaller ones; needs no GPU."""
+        enough = ctypes.c_size_t()
+        self._call("qsm_cuda_dipole_workspace_bound", operator._as_struct(), ctypes.byref(enough))
+        return enough.value
+
+    def dipole_apply_device_geometry(
+        self,
+        operator: DipoleOperator,
+        geometry: tuple[int, int],
+        x: int,
+        y: int,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int = 0,
+    ) -> None:
+        """Enqueue the operator with a geometry that the GPU has.
+
+        ``geometry`` points to voxel size [mm] and B0 direction, three float32 each; of the
+        operator's own only the shape counts. If it cannot be right, ``y`` is NaN.
+        """
+        self._call(
+            "qsm_cuda_dipole_apply_device_geometry",
+            operator._as_struct(),
+            *geometry,
+            x,
+            y,
+            workspace,
+            workspace_bytes,
+            stream,
+        )
+
     def release_plans(self) -> None:
         """Wait for the GPU and free all FFT plans."""
         self._call("qsm_cuda_release_plans")

@@ -10,34 +10,16 @@
 
 namespace qsm {
 
-constexpr double kSmallestVoxelMm = 0.01, kLargestVoxelMm = 100;
-
-inline Status check_geometry(const qsm_cuda_dipole &op, KGrid &grid) {
-    for (const double size : op.voxel_size_mm) {
-        if (!(size >= kSmallestVoxelMm && size <= kLargestVoxelMm)) {
-            return fail(QSM_CUDA_BAD_GEOMETRY,
-                        "voxel size must be %g to %g mm, got (%g, %g, %g) mm", kSmallestVoxelMm,
-                        kLargestVoxelMm, op.voxel_size_mm[0], op.voxel_size_mm[1],
-                        op.voxel_size_mm[2]);
-        }
-    }
-    const double *b = op.b0_direction;
-    const double norm = std::sqrt(b[0] * b[0] + b[1] * b[1] + b[2] * b[2]);
-    if (!(norm > 0 && std::isfinite(norm))) {
+inline Status check_geometry(const qsm_cuda_dipole &op) {
+    const double *size = op.voxel_size_mm, *b = op.b0_direction;
+    if (!is_voxel_size(op.voxel_size_mm)) {
         return fail(QSM_CUDA_BAD_GEOMETRY,
-                    "B0 direction must be finite and non-zero, got (%g, %g, %g)", b[0], b[1], b[2]);
+                    "voxel size must be %g to %g mm, got (%g, %g, %g) mm", kSmallestVoxelMm,
+                    kLargestVoxelMm, size[0], size[1], size[2]);
     }
-    double frequency[3];
-    for (int axis = 0; axis < 3; ++axis) {
-        frequency[axis] = 1 / (op.shape[axis] * op.voxel_size_mm[axis]);
-    }
-    const double largest = *std::max_element(frequency, frequency + 3);
-    for (int axis = 0; axis < 3; ++axis) {
-        grid.shape[axis] = op.shape[axis];
-        grid.step[axis] = static_cast<float>(frequency[axis] / largest);
-        grid.b0[axis] = static_cast<float>(b[axis] / norm);
-    }
-    return QSM_CUDA_OK;
+    if (is_direction(op.b0_direction)) return QSM_CUDA_OK;
+    return fail(QSM_CUDA_BAD_GEOMETRY,
+                "B0 direction must be finite and non-zero, got (%g, %g, %g)", b[0], b[1], b[2]);
 }
 
 inline Status check_multiplier(const qsm_cuda_dipole &op, Multiplier &g) {
@@ -48,7 +30,8 @@ inline Status check_multiplier(const qsm_cuda_dipole &op, Multiplier &g) {
             return QSM_CUDA_OK;
         case QSM_CUDA_TKD:
             g.parameter = static_cast<float>(op.tkd_threshold);
-            if (op.tkd_threshold > 0 && op.tkd_threshold <= 2.0 / 3) return QSM_CUDA_OK;
+            // In float32, which rounds 2/3 up: files keep the threshold so.
+            if (g.parameter > 0 && g.parameter <= 2.0f / 3) return QSM_CUDA_OK;
             return fail(QSM_CUDA_BAD_MULTIPLIER, "the TKD threshold must lie in (0, 2/3], got %g",
                         op.tkd_threshold);
         case QSM_CUDA_TIKHONOV:
@@ -63,15 +46,23 @@ inline Status check_multiplier(const qsm_cuda_dipole &op, Multiplier &g) {
     }
 }
 
-// Fills all of `scale` but its spectrum.
-inline Status check_dipole(const qsm_cuda_dipole *op, ScaleSpectrum &scale) {
+// Fills all of `scale` but its spectrum and what depends on the geometry.
+inline Status check_all_but_geometry(const qsm_cuda_dipole *op, ScaleSpectrum &scale) {
     if (!op) return fail(QSM_CUDA_NULL_POINTER, "op is a null pointer");
     QSM_TRY(check_size("a volume", op->shape, op->batch, "batch"));
-    QSM_TRY(check_geometry(*op, scale.grid));
+    scale = {};
     QSM_TRY(check_multiplier(*op, scale.g));
-    scale.spectrum = nullptr;
-    scale.one_over_n =
+    std::copy_n(op->shape, 3, scale.placement.grid.shape);
+    scale.placement.one_over_n =
         static_cast<float>(1 / (double(op->shape[0]) * op->shape[1] * op->shape[2]));
+    return QSM_CUDA_OK;
+}
+
+// Fills all of `scale` but its spectrum.
+inline Status check_dipole(const qsm_cuda_dipole *op, ScaleSpectrum &scale) {
+    QSM_TRY(check_all_but_geometry(op, scale));
+    QSM_TRY(check_geometry(*op));
+    place(scale.placement.grid, op->voxel_size_mm, op->b0_direction);
     return QSM_CUDA_OK;
 }
 

@@ -2,6 +2,7 @@
 #ifndef QSM_K_SPACE_H
 #define QSM_K_SPACE_H
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -11,6 +12,7 @@
 namespace qsm {
 
 constexpr float kCone = 1e-6f;  // below it D is zero within float32 rounding, its sign noise
+constexpr double kSmallestVoxelMm = 0.01, kLargestVoxelMm = 100;
 
 // D depends on the direction of k only, so `step` is in units of the largest of the three: on
 // an isotropic cube frequencies are whole numbers, and exact.
@@ -19,6 +21,35 @@ struct KGrid {
     float step[3];     // frequency per index
     float b0[3];       // unit vector
 };
+
+QSM_HOST_DEVICE bool is_voxel_size(const double (&mm)[3]) {
+    for (const double size : mm) {
+        if (!(size >= kSmallestVoxelMm && size <= kLargestVoxelMm)) return false;
+    }
+    return true;
+}
+
+QSM_HOST_DEVICE double norm(const double (&b)[3]) {
+    return sqrt(b[0] * b[0] + b[1] * b[1] + b[2] * b[2]);
+}
+
+QSM_HOST_DEVICE bool is_direction(const double (&b)[3]) {
+    return norm(b) > 0 && norm(b) <= DBL_MAX;
+}
+
+// Sets all of a grid but its shape.
+QSM_HOST_DEVICE void place(KGrid &grid, const double (&voxel_size_mm)[3],
+                           const double (&b0_direction)[3]) {
+    double frequency[3], largest = 0;
+    for (int axis = 0; axis < 3; ++axis) {
+        frequency[axis] = 1 / (grid.shape[axis] * voxel_size_mm[axis]);
+        largest = fmax(largest, frequency[axis]);
+    }
+    for (int axis = 0; axis < 3; ++axis) {
+        grid.step[axis] = static_cast<float>(frequency[axis] / largest);
+        grid.b0[axis] = static_cast<float>(b0_direction[axis] / norm(b0_direction));
+    }
+}
 
 // Signed index in the order of the transform (fftfreq): 0 .. , then the negative ones.
 QSM_HOST_DEVICE int32_t signed_index(int32_t i, int32_t n) { return i < n - n / 2 ? i : i - n; }

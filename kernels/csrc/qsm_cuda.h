@@ -50,7 +50,7 @@
 extern "C" {
 #endif
 
-#define QSM_CUDA_ABI_VERSION 1           /* changes when a struct or a signature does */
+#define QSM_CUDA_ABI_VERSION 2           /* changes when a struct or a signature does */
 #define QSM_CUDA_WORKSPACE_ALIGNMENT 256 /* bytes; what cudaMalloc gives */
 #define QSM_CUDA_CACHED_PLANS 8          /* shapes whose FFT plans are kept */
 
@@ -122,10 +122,21 @@ QSM_CUDA_API qsm_cuda_dipole qsm_cuda_dipole_default(void);
 /* Make the plans for this shape on the current GPU; set `bytes` to what apply needs. */
 QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_workspace(const qsm_cuda_dipole *op, size_t *bytes);
 
+/* Set `bytes` to what is enough for this batch and shape and for any that is nowhere larger; this
+ * needs no GPU. It is several times what most shapes need. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_workspace_bound(const qsm_cuda_dipole *op,
+                                                             size_t *bytes);
+
 /* Enqueue y = F^-1 [E(k) F x]. `y` may be `x`; the workspace must be apart from both. */
 QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_apply(const qsm_cuda_dipole *op, const float *x,
                                                    float *y, void *workspace,
                                                    size_t workspace_bytes, void *stream);
+
+/* The same for a geometry that lies in the GPU's memory, 3 values each, and is read there when the
+ * work runs; that of `op` is not read. Where qsm_cuda_dipole_apply would refuse it, y is NaN. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_dipole_apply_device_geometry(
+    const qsm_cuda_dipole *op, const float *voxel_size_mm, const float *b0_direction,
+    const float *x, float *y, void *workspace, size_t workspace_bytes, void *stream);
 
 /* Wait for the GPU and free all plans, those of captured graphs too. */
 QSM_CUDA_API qsm_cuda_status qsm_cuda_release_plans(void);
