@@ -19,6 +19,7 @@ from qsm_deploy.kernels.errors import EngineError
 SOURCES = Path(__file__).resolve().parent
 BUILD_FOLDER = SOURCES / "build"
 LIBRARY_NAME = "libqsm_cuda.so"
+PLUGIN_NAME = "libqsm_tensorrt.so"
 WHEELS = "cu13"  # the folder of the package `nvidia` that NVIDIA's wheels for CUDA 13 share
 
 
@@ -49,7 +50,10 @@ def find_nvcc() -> Path | None:
 
 
 def build_cuda_library(
-    folder: Path = BUILD_FOLDER, architectures: str | None = None, jobs: int = 2
+    folder: Path = BUILD_FOLDER,
+    architectures: str | None = None,
+    jobs: int = 2,
+    tensorrt_include: Path | None = None,
 ) -> Path:
     """Build the library and return its path.
 
@@ -62,6 +66,8 @@ def build_cuda_library(
         CMakeLists.txt know by default.
     jobs
         Compilers that run at the same time.
+    tensorrt_include
+        The folder of TensorRT's headers; if given, its plugin is built beside the library.
 
     Raises
     ------
@@ -83,6 +89,8 @@ def build_cuda_library(
             # The wheel's nvcc looks for CUDA's runtime in lib64; the wheel has it in lib.
             paths = [str(wheels / "lib"), environment.get("LIBRARY_PATH", "")]
             environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+    if tensorrt_include:
+        configure.append(f"-DQSM_TENSORRT_INCLUDE={tensorrt_include.resolve()}")
     if architectures:
         configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
     for command in (configure, [str(cmake), "--build", str(folder), "--parallel", str(jobs)]):
@@ -101,9 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=BUILD_FOLDER)
     parser.add_argument("--architectures", help="as CMAKE_CUDA_ARCHITECTURES, e.g. 80;90-real")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--tensorrt-include", type=Path, help="folder of TensorRT's headers: builds its plugin too"
+    )
     args = parser.parse_args(argv)
     try:
-        library = build_cuda_library(args.folder, args.architectures, args.jobs)
+        library = build_cuda_library(
+            args.folder, args.architectures, args.jobs, args.tensorrt_include
+        )
     except EngineError as error:
         parser.exit(error.exit_code, f"{error}\n")
     sys.stdout.write(f"{library}\n")

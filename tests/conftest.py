@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 NO_TEST_DATA = "test data not present: ../shared"
-ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU")  # what a skip's reason may start with
+ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT")  # what a skip's reason may start with
 
 _hidden = pytest.StashKey[list[str]]()
 

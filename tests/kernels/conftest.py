@@ -1,6 +1,7 @@
 """The CUDA library as built, and its host twin: the same sources compiled without CUDA."""
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,21 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.cuda_abi import declare
-from qsm_deploy.kernels.cuda_build import SOURCES, build_cuda_library, find_nvcc, find_tool
+from qsm_deploy.kernels.cuda_build import (
+    SOURCES,
+    build_cuda_library,
+    find_nvcc,
+    find_tool,
+    wheel_toolkit,
+)
 from qsm_deploy.kernels.cuda_library import CudaLibrary
 
 CSRC = SOURCES / "csrc"
-TWIN = Path(__file__).with_name("host_twin.cpp")
-TWIN_SOURCES = [CSRC / "status.cpp", CSRC / "dipole.cu", CSRC / "patches.cu", TWIN]
+TESTS = Path(__file__).parent
+TWIN_SOURCES = [
+    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu")),
+    *(TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
+]
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
@@ -32,14 +42,46 @@ def compiler() -> str:
     return str(found)
 
 
-@pytest.fixture(scope="session")
-def twin_handle(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = tmp_path_factory.mktemp("twin") / "libqsm_twin.so"
-    sources = ["-x", "c++", *map(str, TWIN_SOURCES)]
+def build_twin(compiler: str, folder: Path, *more: str) -> ctypes.CDLL:
+    """Compile the host twin, and what else is named, without CUDA."""
+    library = folder / "libqsm_twin.so"
+    sources = ["-x", "c++", *map(str, TWIN_SOURCES), *more]
     command = [compiler, *FLAGS, f"-I{CSRC}", "-o", str(library), *sources]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return load(library)
+
+
+@pytest.fixture(scope="session")
+def twin_handle(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return build_twin(compiler, tmp_path_factory.mktemp("twin"))
+
+
+@pytest.fixture(scope="session")
+def tensorrt_include() -> Path:
+    """Return the folder of TensorRT's headers, which are in no wheel."""
+    folder = os.environ.get("QSM_TENSORRT_INCLUDE")
+    if not folder:
+        pytest.skip("no TensorRT headers: QSM_TENSORRT_INCLUDE names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def plugin_twin(
+    compiler: str, tensorrt_include: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """Return the TensorRT plugin, the host twin in place of the GPU, and what stands for TensorRT."""
+    nvcc, wheels = find_nvcc(), wheel_toolkit()
+    toolkits = [nvcc.resolve().parents[1]] if nvcc else []
+    includes = [folder / "include" for folder in (*toolkits, wheels) if folder]
+    names = ("creator", "plugin", "report")
+    return build_twin(
+        compiler,
+        tmp_path_factory.mktemp("plugin_twin"),
+        *(str(CSRC / f"tensorrt_{name}.cpp") for name in names),
+        str(TESTS / "tensorrt_twin.cpp"),
+        *(f"-isystem{folder}" for folder in (tensorrt_include, *includes)),
+    )
 
 
 @pytest.fixture
