@@ -116,6 +116,7 @@ def run_job(arguments: argparse.Namespace) -> str:
             raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
         recon = order[0]
         first = plan_first_part(models[recon], sessions[recon], backend, scan, options, limit)
+    del sessions  # or the first network would stay when it is done
     decision = decide(workload, options, limit)
     run = report.describe_run(arguments, model, files, session, why, scan, decision, departures)
     if first is not None:
@@ -140,7 +141,7 @@ def run_job(arguments: argparse.Namespace) -> str:
     if session.precision != "fp32":
         run["precision_error"] = _precision_error(arguments, model, session, scan, stages)
         log.warn(report.precision_text(session.precision, run["precision_error"]))
-    del session, sessions  # their memory is not needed any more
+    del session  # its memory is not needed any more
     if correction is not None:
         chi, run["data_consistency"] = correction.apply(chi, measured, stages)
     _write(arguments, outputs, run, chi, measured, stages)  # first: what follows may fail
