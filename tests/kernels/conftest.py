@@ -70,7 +70,7 @@ def tensorrt_include() -> Path:
 def plugin_twin(
     compiler: str, tensorrt_include: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ctypes.CDLL:
-    """Return the TensorRT plugin, the host twin in place of the GPU, and what stands for TensorRT."""
+    """Return the TensorRT plugin with the host twin, and what does as TensorRT does."""
     nvcc, wheels = find_nvcc(), wheel_toolkit()
     toolkits = [nvcc.resolve().parents[1]] if nvcc else []
     includes = [folder / "include" for folder in (*toolkits, wheels) if folder]
