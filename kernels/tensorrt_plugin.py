@@ -1,8 +1,8 @@
 """``qsm::DipoleConv`` for TensorRT 10 and 11 in Python, over the CUDA library.
 
-It does what ``csrc/tensorrt_plugin.h`` does and says, and needs no C++ but that library. Plans are
-the same: either plugin runs what was built with the other. It has met TensorRT's registry, and not
-yet a GPU.
+It does what ``csrc/tensorrt_plugin.h`` does and says, and needs no C++ but that library. Fields
+and workspace are the same, so either should run what was built with the other. It has met
+TensorRT's registry and parser, and not yet a GPU.
 """
 
 from collections.abc import Iterable, Sequence
