@@ -4,14 +4,15 @@
 file         ``qsm::DipoleConv`` is            ONNX Runtime OpenVINO TensorRT-RTX TensorRT
 ============ ================================= ============ ======== ============ ===============
 ``matmul``   matrix products                   yes          yes      builds       should build
-``function`` a node, and a function for it     yes          no       no           needs the plugin
+``function`` a node, and a function for it     yes          no       no           no
 ``dft``      the standard's DFT                yes, slow    yes      no           from 11.2
 ``plugin``   a node                            no           no       no           needs the plugin
 ============ ================================= ============ ======== ============ ===============
 
 A library of custom operators that is registered with ONNX Runtime replaces the function.
 Seen with ONNX Runtime 1.31, OpenVINO 2026.4 and TensorRT-RTX 1.7; the column on TensorRT is from
-its documentation.
+its documentation and the source of its parser, which expands a function before it looks for a
+plugin of that name and then stumbles over the text among the attributes.
 """
 
 from typing import Literal
