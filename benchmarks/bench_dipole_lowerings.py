@@ -5,7 +5,8 @@
 Each row is a process of its own: its peak is the rise from before the graph is opened, with the
 input in place, to after the runs. Errors are against ``torch.fft`` in float64 with the multiplier
 in float64. What is slow is left out where a run would take longer than a minute or so. A row says
-how busy the machine was by the load of the last minute.
+how many cores other processes kept busy while it was timed; above a tenth or so its times are worth
+little.
 """
 
 import argparse
@@ -145,10 +146,12 @@ def measure(
     run = operator(contender, multiplier, geometry, folder)
     y = run(x).copy()  # warm-up
     seconds = []
+    busy, own = busy_seconds(), time.process_time()
     for _ in range(repeats):
         began = time.perf_counter()
         run(x)
         seconds.append(time.perf_counter() - began)
+    others = (busy_seconds() - busy - time.process_time() + own) / sum(seconds)
     peak = peak_rss_bytes() - before
     expected = np.load(folder / "y.npy")
     difference = y - expected
@@ -162,8 +165,16 @@ def measure(
         "peak_mib": round(peak / 2**20),
         "relative_error_to_float64": float(np.linalg.norm(difference) / np.linalg.norm(expected)),
         "max_abs_error_to_float64": float(np.abs(difference).max()),
-        "load": round(os.getloadavg()[0], 2),
+        "others_busy_cores": round(max(0.0, others), 2),
     }
+
+
+def busy_seconds() -> float:
+    """Return the time that all cores together have worked since the machine started."""
+    user, nice, system, _, _, irq, softirq, *_ = (
+        int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def in_new_process(folder: Path, *what: object) -> dict[str, Any]:
