@@ -19,6 +19,7 @@ examples:
   qsm-export --describe model_IR2Unet.pth
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
+  qsm-export --model tkd-unet --fp16
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
   qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
@@ -54,14 +55,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the authors' file, or files where there are several; else the bundled one",
     )
-    p.add_argument("-o", "--output", type=Path, help="ONNX file; default NAME-fp32.onnx")
+    p.add_argument("-o", "--output", type=Path, help="ONNX file; default NAME-PRECISION.onnx")
+    _add_precision(p.add_mutually_exclusive_group())
     _add_choices(p.add_argument_group("what the weights do not say"))
     p.add_argument(
         "--gate-ppb",
         type=_positive,
         metavar="PPB",
         help="largest difference from PyTorch that passes (default 0.01; 0.1 for a split network, "
-        "whose loop the rounding goes through)",
+        "whose loop the rounding goes through; 3 for --fp16 and --bf16, of which 99.9 %% of the "
+        "voxels may differ by a tenth)",
     )
     p.add_argument("--force", action="store_true", help="overwrite existing outputs")
     p.add_argument("--json", action="store_true", help="the result as one JSON object")
@@ -71,6 +74,19 @@ def parser() -> argparse.ArgumentParser:
         "--describe", type=Path, metavar="FILE", help="say what a checkpoint or model is, and leave"
     )
     return p
+
+
+def _add_precision(group: "argparse._MutuallyExclusiveGroup") -> None:
+    for name in ("fp16", "bf16"):
+        group.add_argument(
+            f"--{name}",
+            dest="precision",
+            action="store_const",
+            const=name,
+            default="fp32",
+            help=f"compute in {name} where the network tolerates it; what that costs is measured "
+            "by rounding every operator's output, and refused above the gate",
+        )
 
 
 def _add_choices(group: "argparse._ArgumentGroup") -> None:
@@ -148,7 +164,7 @@ def _export(arguments: argparse.Namespace) -> str:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
     options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
-    output = arguments.output or Path(f"{spec.name}-fp32.onnx")
+    output = arguments.output or Path(f"{spec.name}-{arguments.precision}.onnx")
     if output.suffix != ".onnx":
         raise UsageError(f"-o {output}: the output is an ONNX file; give it the suffix .onnx")
     weights, licence = arguments.weights, spec.published.licence
@@ -176,6 +192,7 @@ def _export(arguments: argparse.Namespace) -> str:
         output,
         licence=licence,
         choices=choices,
+        precision=arguments.precision,
         gate_ppb=arguments.gate_ppb,
         force=arguments.force,
         say=say,
@@ -187,9 +204,15 @@ def _export(arguments: argparse.Namespace) -> str:
             "card_file": str(exported.card_path),
             "size_bytes": exported.size_bytes,
             "differences": [dataclasses.asdict(d) for d in exported.differences],
+            "rounding": exported.rounding and dataclasses.asdict(exported.rounding),
             "card": json.loads(card.to_json()),
         }
         return json.dumps(result)
+    if exported.rounding:
+        from qsm_deploy.export.rounding_error import rounding_lines
+
+        for line in rounding_lines(exported.rounding):
+            say(line)
     for d in exported.differences:
         say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(_size, card.verified.shapes))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+import onnx
+
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import StateDict, state_sha256
 from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
@@ -16,20 +18,35 @@ from qsm_deploy.export.network_spec import NetworkSpec
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.receptive_field import measure_receptive_field
-from qsm_deploy.export.verification import Difference, apply_gate, measure_differences
+from qsm_deploy.export.reduced_precision import with_precision
+from qsm_deploy.export.rounding_error import (
+    GATE_PPB,
+    Rounding,
+    measure_rounding,
+    require_accuracy,
+    verification_from,
+)
+from qsm_deploy.export.verification import Difference, measure_differences
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import (
     SCHEMA,
     UNROLLED,
+    GraphPrecision,
     MemoryUse,
     ModelCard,
     ReceptiveField,
     Verification,
 )
 from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.session import installed_backends
+from qsm_deploy.runtime.session import Backend, installed_backends
 
 GATES_PPB = {"yes": 0.01, "no": 0.01, "split": 0.1}
+# ONNX Runtime has no convolution in bf16 on a CPU
+RUN_IN: dict[GraphPrecision, tuple[Backend, ...]] = {
+    "fp32": ("onnxruntime", "openvino"),
+    "fp16": ("onnxruntime", "openvino"),
+    "bf16": ("openvino",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Exported:
     size_bytes: int
     card: ModelCard
     differences: tuple[Difference, ...]
+    rounding: Rounding | None
 
 
 def export_network(
@@ -50,6 +68,7 @@ def export_network(
     *,
     licence: str,
     choices: Choices,
+    precision: GraphPrecision = "fp32",
     gate_ppb: float | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda stage: None,
@@ -71,9 +90,12 @@ def export_network(
         Of the weights.
     choices
         What the user chose of what the weights do not say.
+    precision
+        What the graph computes in where it tolerates it.
     gate_ppb
         Largest in-mask difference from PyTorch that passes [ppb]; by default 0.01, and 0.1 where
-        the rounding goes through the loop of an unrolled network.
+        the rounding goes through the loop of an unrolled network. In a reduced precision 3, of
+        which 99.9 % of the voxels may differ by a tenth.
     force
         Whether to overwrite.
     say
@@ -96,20 +118,15 @@ def export_network(
     module = build_network(spec, state, choices)
     say("tracing")
     dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
-    model = onnx_from_module(module, dipole_op)
-    backends = installed_backends()
-    running = tuple(backend for backend in backends if backend in RUN_BY[dipole_op])
-    if running != backends:
-        refusing = " and ".join(backend for backend in backends if backend not in running)
-        say(f"{refusing} cannot run a file with --dipole-op {dipole_op}")
-    card = provisional_card(spec, module, choices, licence, state_sha256(state))
+    graphs = _trace(module, dipole_op, precision, say)
+    card = replace(
+        provisional_card(spec, module, choices, licence, state_sha256(state)), precision=precision
+    )
     with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
         draft = Path(folder) / "draft.onnx"
-        draft.write_bytes(with_card(model if running else onnx_from_module(module, DEFAULT), card))
-        say(f"verifying against PyTorch in {' and '.join(running or backends)}")
-        differences = measure_differences(draft, module, card, running or backends)
-        verified = apply_gate(differences, gate_ppb or GATES_PPB[card.patchable])
-        if not running:
+        draft.write_bytes(with_card(graphs.written if graphs.running else graphs.standard, card))
+        verified, differences, rounding = _verify(graphs, draft, module, card, gate_ppb, say)
+        if not graphs.running and dipole_op != DEFAULT:
             instead = f"in the {DEFAULT} lowering; the file itself was not run"
             verified = replace(verified, reference=f"{verified.reference} {instead}")
             say(f"verified the same network {instead}")
@@ -118,14 +135,68 @@ def export_network(
             card, lambda: measure_receptive_field(module, card)
         )
         memory: dict[str, MemoryUse] = {}
-        for backend in running:
+        for backend in graphs.running:
             say(f"measuring the memory of {backend}")
             memory[backend] = measure_memory(draft, card, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
-    data = with_card(model, card)
+    data = with_card(graphs.written, card)
     write_atomically(output, data, force=force)
     write_atomically(card_path, _for_people(card).encode(), force=force)
-    return Exported(output, card_path, len(data), card, tuple(differences))
+    return Exported(output, card_path, len(data), card, tuple(differences), rounding)
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """What is written, the same of standard operators, and the backends that run either."""
+
+    written: onnx.ModelProto
+    standard: onnx.ModelProto
+    running: tuple[Backend, ...]
+    running_standard: tuple[Backend, ...]
+
+
+def _trace(
+    module: Network, dipole_op: DipoleOp, precision: GraphPrecision, say: Callable[[str], None]
+) -> _Graphs:
+    def graph(form: DipoleOp) -> onnx.ModelProto:
+        traced = onnx_from_module(module, form)
+        return traced if precision == "fp32" else with_precision(traced, precision)
+
+    able = installed_backends()
+    standard = tuple(backend for backend in able if backend in RUN_IN[precision])
+    running = tuple(backend for backend in standard if backend in RUN_BY[dipole_op])
+    for runs, refusing, why in (
+        (standard, able, f"in {precision}"),
+        (running, standard, f"with --dipole-op {dipole_op}"),
+    ):
+        if runs != refusing:
+            names = " and ".join(backend for backend in refusing if backend not in runs)
+            say(f"{names} cannot run a file {why}")
+    written = graph(dipole_op)
+    needs_standard = dipole_op != DEFAULT and (precision != "fp32" or not running)
+    return _Graphs(written, graph(DEFAULT) if needs_standard else written, running, standard)
+
+
+def _verify(
+    graphs: _Graphs,
+    draft: Path,
+    module: Network,
+    card: ModelCard,
+    gate_ppb: float | None,
+    say: Callable[[str], None],
+) -> tuple[Verification, list[Difference], Rounding | None]:
+    """Return what the card says, and what that was taken from."""
+    rounding = None
+    if card.precision != "fp32":
+        say(f"measuring what rounding to {card.precision} costs")
+        rounding = measure_rounding(graphs.standard, module, card)
+        require_accuracy(rounding, gate_ppb or GATE_PPB)
+    backends = graphs.running or graphs.running_standard
+    if backends:
+        say(f"verifying against PyTorch in {' and '.join(backends)}")
+    differences = measure_differences(draft, module, card, backends)
+    gate = GATES_PPB[card.patchable] if rounding is None else GATE_PPB
+    return verification_from(differences, rounding, gate_ppb or gate), differences, rounding
 
 
 def _for_people(card: ModelCard) -> str:

@@ -21,6 +21,7 @@ MAX_BYTES = 4000
 MOST_ORIENTATIONS = 3
 
 Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
+GraphPrecision = Literal["fp32", "fp16", "bf16"]
 # what a graph may take and give, and its unit
 UNITS = {
     "local_field_ppm": "ppm",
@@ -135,7 +136,7 @@ class ModelCard:
     normalisation: dict[str, float]
     constants: dict[str, float]
     options: dict[str, str]
-    precision: Literal["fp32"]
+    precision: GraphPrecision
     memory: dict[str, MemoryUse]
     verified: Verification
     weights_sha256: str

@@ -187,7 +187,7 @@ def test_a_value_of_the_wrong_type_is_named(path):
         ("memory.onnxruntime", {"fixed_bytes": 1}, "card.memory.onnxruntime.bytes_per_voxel"),
         ("pipeline", "gan", "card.pipeline"),
         ("patchable", "perhaps", "card.patchable"),
-        ("precision", "fp16", "card.precision"),
+        ("precision", "fp8", "card.precision"),
     ],
 )
 def test_what_is_wrong_deep_inside_is_named(path, value, where):

@@ -1,0 +1,165 @@
+"""Running a graph in PyTorch with true rounding: what a reduced precision costs, engine or none.
+
+ONNX Runtime computes graphs in FP16 in FP32 on a CPU, and removes the casts between operators.
+Here every operator that takes a reduced type accumulates in FP32, as tensor cores do, and its
+output is rounded to that type. An engine that fuses operators rounds less often.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+from torch.nn import functional
+
+from qsm_deploy.kernels.errors import ExportError
+
+REDUCED = (torch.float16, torch.bfloat16)
+Attributes = Mapping[str, Any]
+
+
+class RoundedRun:
+    """A graph, ready to run.
+
+    Attributes
+    ----------
+    largest
+        For each operator with a reduced type, the largest magnitude that it returned in all runs
+        before it was rounded.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.opsets = list(model.opset_import)
+        self.weights = {tensor.name: _tensor(tensor) for tensor in model.graph.initializer}
+        self.largest: dict[str, float] = {}
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the graph's one output."""
+        values = self.weights | {name: torch.from_numpy(array) for name, array in inputs.items()}
+        uses = Counter(name for node in self.graph.node for name in node.input)
+        wanted = self.graph.output[0].name
+        with torch.inference_mode():
+            for node in self.graph.node:
+                given = [values[name] if name else None for name in node.input]
+                for name, value in zip(node.output, self._compute(node, given), strict=False):
+                    values[name] = value
+                for name in node.input:
+                    uses[name] -= 1
+                    if not uses[name] and name != wanted:
+                        values.pop(name, None)
+        output: NDArray[np.float32] = values[wanted].numpy()
+        return output
+
+    def _compute(self, node: onnx.NodeProto, given: Sequence[Tensor | None]) -> list[Tensor]:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Cast":
+            to = helper.tensor_dtype_to_np_dtype(attributes["to"])
+            kind = next((k for k in REDUCED if str(k).endswith(f".{to}")), None)
+            if kind is not None or (given[0] is not None and given[0].dtype in REDUCED):
+                assert given[0] is not None
+                return [given[0].to(kind or torch.float32)]
+        reduced = next((t.dtype for t in given if t is not None and t.dtype in REDUCED), None)
+        if node.op_type not in OPERATORS:
+            if reduced is not None:
+                raise ExportError(f"{node.op_type} ({node.name}) cannot be run in {reduced}")
+            return self._by_reference(node, given)
+        wide = [t.float() if t is not None and t.dtype in REDUCED else t for t in given]
+        y = OPERATORS[node.op_type](attributes, *wide)
+        if reduced is None:
+            return [y]
+        seen = [float(y.abs().amax()), self.largest.get(node.name, 0.0)]
+        self.largest[node.name] = float(np.max(seen))  # NaN if one is
+        return [y.to(reduced)]
+
+    def _by_reference(self, node: onnx.NodeProto, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """Compute an operator in FP32 or of integers as the ONNX package defines it."""
+        names = [name for name in node.input if name]
+        function = helper.make_function(
+            *("reference", "one_node", list(dict.fromkeys(names)), list(node.output)),
+            *([node], self.opsets),
+        )
+        arrays = {
+            name: t.numpy() for name, t in zip(node.input, given, strict=True) if t is not None
+        }
+        results = ReferenceEvaluator(function).run(None, arrays, attributes={})
+        return [torch.from_numpy(np.array(result)) for result in results]
+
+
+def _tensor(stored: onnx.TensorProto) -> Tensor:
+    array = numpy_helper.to_array(stored)
+    if stored.data_type == onnx.TensorProto.BFLOAT16:
+        return torch.from_numpy(array.astype(np.float32)).bfloat16()
+    return torch.from_numpy(np.array(array))
+
+
+def _convolution(attributes: Attributes, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    chosen = {
+        "stride": attributes.get("strides", 1),
+        "dilation": attributes.get("dilations", 1),
+        "groups": attributes.get("group", 1),
+    }
+    x, padding = _padded(attributes, x)
+    convolve: Callable[..., Tensor] = getattr(functional, f"conv{x.ndim - 2}d")
+    return convolve(x, weight, bias, padding=padding, **chosen)
+
+
+def _transposed(attributes: Attributes, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    _require_unpadded(attributes)
+    return functional.conv_transpose3d(
+        x, weight, bias, stride=attributes.get("strides", 1), groups=attributes.get("group", 1)
+    )
+
+
+def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
+    _require_unpadded(attributes)
+    return functional.max_pool3d(x, attributes["kernel_shape"], attributes["strides"])
+
+
+def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
+    _require_unpadded(attributes)
+    return functional.avg_pool3d(x, attributes["kernel_shape"], attributes["strides"])
+
+
+def _padded(attributes: Attributes, x: Tensor) -> tuple[Tensor, Sequence[int] | int]:
+    pads = attributes.get("pads")
+    if pads is None:
+        return x, 0
+    half = len(pads) // 2
+    if pads[:half] == pads[half:]:
+        return x, pads[:half]
+    both = [n for pair in zip(pads[:half][::-1], pads[half:][::-1], strict=True) for n in pair]
+    return functional.pad(x, both), 0
+
+
+def _require_unpadded(attributes: Attributes) -> None:
+    odd = [name for name in ("pads", "output_padding") if any(attributes.get(name, ()))]
+    odd += ["dilations"] * any(n != 1 for n in attributes.get("dilations", ()))
+    if odd or attributes.get("ceil_mode", 0):
+        raise ExportError(f"an operator with {', '.join(odd) or 'ceil_mode'} cannot be run here")
+
+
+def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate=attributes.get("approximate", b"none").decode())
+
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "Relu": lambda attributes, x: torch.relu(x),
+    "LeakyRelu": lambda attributes, x: functional.leaky_relu(x, attributes.get("alpha", 0.01)),
+    "Sigmoid": lambda attributes, x: torch.sigmoid(x),
+    "Gelu": _gelu,
+    "Add": lambda attributes, x, y: x + y,
+    "Sub": lambda attributes, x, y: x - y,
+    "Mul": lambda attributes, x, y: x * y,
+    "Concat": lambda attributes, *parts: torch.cat(parts, dim=attributes["axis"]),
+}
