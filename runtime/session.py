@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,6 +22,7 @@ from qsm_deploy.runtime.card import ModelCard, parse_card
 Backend = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16"]
 ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
+DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
 BY_SPEED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
 
@@ -127,6 +129,18 @@ def open_session(
     from qsm_deploy.runtime.session_onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, threads)
+
+
+def cannot_load(path: Path, library: str, error: Exception) -> EngineError:
+    """Return what to say of a file that a library refuses."""
+    text = str(error).strip()
+    if DIPOLE_NODE.search(text):
+        return EngineError(
+            f"{path}: {library} has no operator qsm::DipoleConv; export the network with "
+            "--dipole-op matmul, which every backend runs (ONNX Runtime runs function too, "
+            "TensorRT with its plugin runs plugin)"
+        )
+    return EngineError(f"{path}: {library} cannot load it ({text.splitlines()[-1]})")
 
 
 def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str]) -> ModelCard:

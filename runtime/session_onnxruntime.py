@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY
-from qsm_deploy.runtime.session import Backend, Precision, read_card
+from qsm_deploy.runtime.session import Backend, Precision, cannot_load, read_card
 
 UNREADABLE = (
     *(status.Fail, status.InvalidArgument, status.InvalidGraph),
@@ -40,8 +40,7 @@ class OnnxRuntimeSession:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except UNREADABLE as error:
-            reason = str(error).splitlines()[0]
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
+            raise cannot_load(path, "ONNX Runtime", error) from error
         self.card = read_card(
             path,
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY
-from qsm_deploy.runtime.session import Backend, Precision, read_card
+from qsm_deploy.runtime.session import Backend, Precision, cannot_load, read_card
 
 # OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
 # interrupted process. Without the package for that it uses a stub of its own.
@@ -41,8 +41,7 @@ class OpenVinoSession:
         try:
             self._model = self._core.read_model(path)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(f"{path}: OpenVINO cannot load it ({reason})") from error
+            raise cannot_load(path, "OpenVINO", error) from error
         stored = ["framework", METADATA_KEY]
         has_card = self._model.has_rt_info(stored)
         self.card = read_card(

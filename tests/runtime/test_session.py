@@ -12,6 +12,7 @@ import openvino
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.networks.network import Choices
@@ -221,3 +222,19 @@ def test_openvino_asked_for_but_missing_names_the_extra(model) -> None:
     for call in (lambda: open_session(model, "openvino"), lambda: require_backend("openvino")):
         with pytest.raises(MissingDependencyError, match=r"qsm-deploy\[openvino\]"):
             call()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bare_dipole_node_says_how_to_export_instead(backend, tmp_path) -> None:
+    volume = ["n", 1, "x", "y", "z"]
+    names = ("local_field_ppm", "chi_ppm")
+    tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, volume) for n in names]
+    node = helper.make_node("DipoleConv", [names[0]], [names[1]], domain="qsm")
+    graph = helper.make_graph([node], "bare", tensors[:1], tensors[1:])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("qsm", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
+    path = tmp_path / "bare.onnx"
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match="no operator qsm::DipoleConv; export .* matmul"):
+        open_session(path, backend)
