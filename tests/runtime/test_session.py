@@ -236,5 +236,5 @@ def test_a_bare_dipole_node_says_how_to_export_instead(backend, tmp_path) -> Non
     helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
     path = tmp_path / "bare.onnx"
     onnx.save(model, path)
-    with pytest.raises(EngineError, match="no operator qsm::DipoleConv; export .* matmul"):
+    with pytest.raises(EngineError, match=r"no operator qsm::DipoleConv; export .* matmul"):
         open_session(path, backend)
