@@ -1,30 +1,39 @@
-"""``qsm-export``: a network's weights in, a verified ONNX file out."""
+"""``qsm-export``: a network's weights in, a verified ONNX file or TensorRT plan out."""
 
 import argparse
 import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qsm_deploy.export.network_spec import flag
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.command import run_command
 
+if TYPE_CHECKING:
+    from qsm_deploy.export.engine_builder import PlanChoices
+
 NAME = "qsm-export"
 OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
+OUTPUT_HELP = (
+    "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
+    "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
+)
 EPILOG = """\
 examples:
   qsm-export --list
   qsm-export --describe model_IR2Unet.pth
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
-  qsm-export --model tkd-unet --fp16
+  qsm-export --model tkd-unet --fp16 -o tkd-unet.plan --shapes 64,160x192x160,256
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
   qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
 
-exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot become ONNX or a missing library,
+exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot be exported or a missing library,
 5 differs from PyTorch, 7 weights, 130 interrupted
 """
 
@@ -43,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        description="Write a QSM network as one ONNX file, checked against PyTorch.",
+        description="Write a QSM network as ONNX or as a TensorRT plan, checked against PyTorch.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,8 +64,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the authors' file, or files where there are several; else the bundled one",
     )
-    p.add_argument("-o", "--output", type=Path, help="ONNX file; default NAME-PRECISION.onnx")
+    p.add_argument("-o", "--output", type=Path, help=OUTPUT_HELP)
     _add_precision(p.add_mutually_exclusive_group())
+    _add_engine(p.add_argument_group("TensorRT plans"))
     _add_choices(p.add_argument_group("what the weights do not say"))
     p.add_argument(
         "--gate-ppb",
@@ -87,6 +97,33 @@ def _add_precision(group: "argparse._MutuallyExclusiveGroup") -> None:
             help=f"compute in {name} where the network tolerates it; what that costs is measured "
             "by rounding every operator's output, and refused above the gate",
         )
+
+
+def _add_engine(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--engine",
+        choices=("tensorrt", "tensorrt-rtx"),
+        help="what builds the plan, and later runs it; default what is installed, tensorrt first",
+    )
+    group.add_argument(
+        "--shapes",
+        metavar="MIN,OPT,MAX",
+        help="sizes that the plan serves and is fastest at, each N for a cube or XxYxZ; default "
+        "16,160,256, rounded up to what the network divides",
+    )
+    group.add_argument(
+        "--workspace-mb",
+        type=_positive,
+        metavar="MB",
+        help="most GPU memory that a layer may take for itself; no limit by default",
+    )
+    group.add_argument(
+        "--layers",
+        type=Path,
+        metavar="FILE",
+        help="write the layers that went into the plan and their precisions as JSON; which of "
+        "them were fused only a GPU can tell",
+    )
 
 
 def _add_choices(group: "argparse._ArgumentGroup") -> None:
@@ -134,7 +171,7 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of ppb")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
@@ -164,9 +201,7 @@ def _export(arguments: argparse.Namespace) -> str:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
     options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
-    output = arguments.output or Path(f"{spec.name}-{arguments.precision}.onnx")
-    if output.suffix != ".onnx":
-        raise UsageError(f"-o {output}: the output is an ONNX file; give it the suffix .onnx")
+    output, plan = _target(arguments, spec.name, say)
     weights, licence = arguments.weights, spec.published.licence
     if weights is None:
         weights = [spec.bundled_file()]
@@ -193,6 +228,7 @@ def _export(arguments: argparse.Namespace) -> str:
         licence=licence,
         choices=choices,
         precision=arguments.precision,
+        plan=plan,
         gate_ppb=arguments.gate_ppb,
         force=arguments.force,
         say=say,
@@ -221,6 +257,29 @@ def _export(arguments: argparse.Namespace) -> str:
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}{unrun}"
     )
+
+
+def _target(
+    arguments: argparse.Namespace, network: str, say: Callable[[str], None]
+) -> "tuple[Path, PlanChoices | None]":
+    """Return the file to write and, if it is a plan, what was chosen about it."""
+    with _export_extra():
+        from qsm_deploy.export.engine_builder import PlanChoices, require_engine
+        from qsm_deploy.export.output_file import choose_output
+
+    output, engine, why = choose_output(
+        arguments.output, arguments.engine, network, arguments.precision
+    )
+    about_plans = {name: getattr(arguments, name) for name in ("shapes", "workspace_mb", "layers")}
+    if engine is not None:
+        require_engine(engine)
+        say(f"writing {output} for {engine}: {why}")
+        return output, PlanChoices(engine, **about_plans)
+    if given := [name for name, value in about_plans.items() if value is not None]:
+        raise UsageError(f"{flag(given[0])} is about plans, {output} is none; pass -o NAME.plan")
+    if arguments.output is None and arguments.precision != "fp32":
+        say(f"writing {output}: {why}")
+    return output, None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import onnx
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import StateDict, state_sha256
 from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
+from qsm_deploy.export.engine_builder import PlanChoices, build_plan, engine_version
+from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.measurement_cache import cached_receptive_field
 from qsm_deploy.export.memory_use import measure_memory
 from qsm_deploy.export.network_spec import NetworkSpec
@@ -69,11 +71,12 @@ def export_network(
     licence: str,
     choices: Choices,
     precision: GraphPrecision = "fp32",
+    plan: PlanChoices | None = None,
     gate_ppb: float | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda stage: None,
 ) -> Exported:
-    """Write a network as a verified ONNX file with its card, and the card beside it as JSON.
+    """Write a network as a verified file with its card, and the card beside it as JSON.
 
     A file for a TensorRT plugin runs nowhere here: the same network with its dipole operator in
     the default form is verified in its place, and the card says so.
@@ -85,13 +88,16 @@ def export_network(
     state
         Its weights.
     output
-        The file to write, ``.onnx``; the card goes to ``.json`` beside it.
+        The file to write; the card goes to ``.json`` beside it.
     licence
         Of the weights.
     choices
         What the user chose of what the weights do not say.
     precision
         What the graph computes in where it tolerates it.
+    plan
+        About the engine to build, if the file is to be a plan and not ONNX. The graph that goes in
+        is verified; the plan itself is not run, since that takes a GPU.
     gate_ppb
         Largest in-mask difference from PyTorch that passes [ppb]; by default 0.01, and 0.1 where
         the rounding goes through the loop of an unrolled network. In a reduced precision 3, of
@@ -108,14 +114,20 @@ def export_network(
     WeightsError
         If the weights are not this network's.
     ExportError
-        If it cannot be written as ONNX.
+        If it cannot be written as ONNX, or the engine refuses it.
+    MissingDependencyError
+        If the engine's library is not installed.
     AccuracyError
         If it differs from PyTorch by more than the gate; no file is left.
     """
     card_path = output.with_suffix(".json")
-    for path in (output, card_path):
+    outputs = [output, card_path, *([plan.layers] if plan and plan.layers else [])]
+    for path in outputs:
         check_writable(path, force=force)
     module = build_network(spec, state, choices)
+    if plan:
+        profile = profile_from(plan.shapes, module.divisor, patchable=module.why_whole is None)
+        built = {"engine": engine_version(plan.engine), "shapes": str(profile)}
     say("tracing")
     dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
     graphs = _trace(module, dipole_op, precision, say)
@@ -135,11 +147,20 @@ def export_network(
             card, lambda: measure_receptive_field(module, card)
         )
         memory: dict[str, MemoryUse] = {}
-        for backend in graphs.running:
+        for backend in graphs.running if plan is None else ():
             say(f"measuring the memory of {backend}")
             memory[backend] = measure_memory(draft, card, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
-    data = with_card(graphs.written, card)
+    if plan:
+        say(f"building with {built['engine']} for {built['shapes']}")
+        card = replace(card, options=card.options | built)
+        made = build_plan(graphs.written, card, profile, plan)
+        data = made.data
+        if plan.layers:
+            report = json.dumps(made.layers, indent=2) + "\n"
+            write_atomically(plan.layers, report.encode(), force=force)
+    else:
+        data = with_card(graphs.written, card)
     write_atomically(output, data, force=force)
     write_atomically(card_path, _for_people(card).encode(), force=force)
     return Exported(output, card_path, len(data), card, tuple(differences), rounding)

@@ -1,4 +1,4 @@
-"""Every network becomes a TensorRT-RTX plan for any batch and size.
+"""Every network becomes a TensorRT-RTX plan, in FP32 and FP16, for many batches and sizes.
 
 Building needs no GPU, even loading a plan does. So these tests say that TensorRT-RTX knows every
 operator as the export uses it, and not that it computes the right thing.
@@ -11,6 +11,9 @@ import onnx.parser
 import pytest
 from torch import nn
 
+from qsm_deploy.export.engine_builder import PlanChoices, build_plan
+from qsm_deploy.export.engine_shapes import profile_from
+from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock, fold_batch_norm
@@ -23,7 +26,7 @@ from qsm_deploy.export.networks.loopnet import LoopNet
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
-from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.networks.unrolled import Prior
@@ -31,13 +34,11 @@ from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.export.onnx_export import onnx_from_module
+from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.kernels.errors import ExportError
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-
-# smallest, typical and largest that the plan must serve
-BATCHES = (1, 1, 4)
-SIZES = (16, 64, 256)
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 
 def iqsm(features: int) -> IQSM:
@@ -91,23 +92,6 @@ DFT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[1, x, 1] local_field_ppm) => (float[1, x, 2] y) { y = DFT(local_field_ppm) }"""
 
 
-class Errors(trt.ILogger):
-    """Keeps what went wrong; TensorRT takes one logger for the whole process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        if severity <= trt.ILogger.ERROR:
-            self.messages.append(message)
-
-
-@pytest.fixture(scope="module")
-def errors() -> Errors:
-    return Errors()
-
-
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out levels and iterations that only repeat operators."""
@@ -116,65 +100,50 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modl_qsm, "ITERATIONS", 2)
 
 
-def build_plan(model: onnx.ModelProto, errors: Errors) -> bytes:
-    """Return the plan, or fail with what TensorRT-RTX says of the graph."""
-    errors.messages.clear()
-    builder = trt.Builder(errors)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, errors)
-    parsed = parser.parse(model.SerializeToString())
-    refused = [
-        f"{e.node_operator()} ({e.node_name()}): {e.desc()}"
-        for e in map(parser.get_error, range(parser.num_errors))
-    ]
-    assert parsed == (not refused)
-    assert not refused
-    profile = builder.create_optimization_profile()
-    for tensor in map(network.get_input, range(network.num_inputs)):
-        if -1 in tensor.shape:
-            profile.set_shape(tensor.name, *_shapes(tensor.shape))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None, errors.messages
-    return bytes(plan)
-
-
-def _shapes(shape: trt.Dims) -> list[list[int]]:
-    """Return the smallest, typical and largest shape of (-1, c, -1, -1, -1)."""
-    return [[n, shape[1], size, size, size] for n, size in zip(BATCHES, SIZES, strict=True)]
+def plan_of(model: onnx.ModelProto, network: Network) -> bytes:
+    """Return a plan for many shapes, or fail with what TensorRT-RTX says of the graph."""
+    card = provisional_card(REGISTRY["ir2qsm"], network, Choices(), "none", "0" * 64)
+    profile = profile_from("16,64,256", network.divisor, patchable=True)
+    plan = build_plan(model, card, profile, PlanChoices("tensorrt-rtx"))
+    assert plan.data.count(card.to_json().encode()) == 1
+    return plan.data
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_it_builds(case: str, shallow, errors, formula_state) -> None:
+def test_it_builds(case: str, shallow, formula_state) -> None:
     network = SMALL[case]()
     network.load_state_dict(formula_state(network.state_dict()))
     if "unrolled" in case or "loopnet" in case:
         fold_batch_norm(network)
-    assert SIZES[0] % network.divisor == 0
-    plan = build_plan(onnx_from_module(network.eval()), errors)
-    assert len(plan) > 100_000
+    model = onnx_from_module(network.eval())
+    for precision in ("fp32", "fp16"):
+        half = model if precision == "fp32" else with_precision(model, precision)
+        assert len(plan_of(half, network)) > 100_000
 
 
 @pytest.mark.parametrize("multiplier", ["dipole", "dipole_squared", "tkd", "tikhonov"])
-def test_the_dipole_operator_builds(multiplier: str, errors, dipole_network) -> None:
-    plan = build_plan(onnx_from_module(dipole_network(multiplier), "matmul"), errors)
-    assert len(plan) > 10_000
+def test_the_dipole_operator_builds(multiplier: str, dipole_network) -> None:
+    network = dipole_network(multiplier)
+    assert len(plan_of(onnx_from_module(network, "matmul"), network)) > 10_000
 
 
 @pytest.mark.parametrize("dipole_op", REFUSED)
-def test_other_forms_of_the_dipole_operator_are_refused(
-    dipole_op: str, errors, dipole_network
-) -> None:
-    model = onnx_from_module(dipole_network("dipole"), dipole_op)
-    with pytest.raises(AssertionError, match=REFUSED[dipole_op]):
-        build_plan(model, errors)
+def test_other_forms_of_the_dipole_operator_are_refused(dipole_op: str, dipole_network) -> None:
+    network = dipole_network("dipole")
+    with pytest.raises(ExportError, match=REFUSED[dipole_op]):
+        plan_of(onnx_from_module(network, dipole_op), network)
+
+
+def test_it_has_no_transposed_convolution_in_bf16(tiny_tkd_unet) -> None:
+    model = with_precision(onnx_from_module(tiny_tkd_unet), "bf16")
+    with pytest.raises(ExportError, match="tensorrt-rtx cannot build this network"):
+        plan_of(model, tiny_tkd_unet)
 
 
 def test_every_network_is_here() -> None:
     assert {case.split()[0] for case in SMALL} == set(REGISTRY)
 
 
-def test_an_operator_that_it_lacks_is_refused(errors) -> None:
-    with pytest.raises(AssertionError, match="DFT"):
-        build_plan(onnx.parser.parse_model(DFT), errors)
+def test_an_operator_that_it_lacks_is_refused(tiny_ir2qsm) -> None:
+    with pytest.raises(ExportError, match="DFT"):
+        plan_of(onnx.parser.parse_model(DFT), tiny_ir2qsm)
