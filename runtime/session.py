@@ -18,6 +18,7 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card import ModelCard, parse_card
+from qsm_deploy.runtime.plan_file import SUFFIX, refuse_plan
 
 Backend = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16"]
@@ -118,6 +119,8 @@ def open_session(
     """
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
+    if path.suffix == SUFFIX:
+        raise refuse_plan(path)
     with path.open("rb") as file:
         if path.suffix != ".onnx" or file.read(1) != ONNX_FIRST_BYTE:
             raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
