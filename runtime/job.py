@@ -31,7 +31,7 @@ from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
 
 BUNDLED_MODEL = Path(__file__).with_name("tkd-unet.onnx")
-MODEL_SUFFIX = ".onnx"
+MODEL_SUFFIXES = (".onnx", ".plan")
 PPB_PER_PPM = 1000
 
 
@@ -182,8 +182,8 @@ def models_and_fields(files: list[Path]) -> tuple[list[Path], tuple[Path, ...]]:
     UsageError
         If there is no field map.
     """
-    models = [path for path in files if path.suffix == MODEL_SUFFIX]
-    fields = tuple(path for path in files if path.suffix != MODEL_SUFFIX)
+    models = [path for path in files if path.suffix in MODEL_SUFFIXES]
+    fields = tuple(path for path in files if path.suffix not in MODEL_SUFFIXES)
     if not fields:
         raise UsageError(
             f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, files))}"

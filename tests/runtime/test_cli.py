@@ -235,7 +235,8 @@ class TestBadInput:
             ("model model field", 2, "one model runs alone, or the two parts of after-qsm"),
             ("model field --voxel-size 1 1 0", 3, "voxel size must be positive"),
             ("model field --b0-direction 0 0 0", 3, "non-zero"),
-            ("engine.plan field", 2, "the model, if named, comes first and ends in .onnx"),
+            ("engine.plan field", 4, "engine.plan"),
+            ("engine.trt field", 2, "the model, if named, comes first and ends in .onnx"),
             ("model field --figure chi.jpg", 2, "must end in .png"),
             ("model field --report mask -m mask --force", 2, "is an input of this run"),
             ("model field -o field --force", 2, "is an input of this run"),
@@ -250,6 +251,7 @@ class TestBadInput:
     ):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "engine.plan").write_bytes(b"plan")
+        (tmp_path / "engine.trt").write_bytes(b"plan")
         write_volume(np.ones((21, 18, 15), dtype=np.float32), "constant.nii")
         before = sorted(tmp_path.rglob("*"))
         line = line.replace("@folder", str(paths["folder"])).replace("@field", str(paths["field"]))
