@@ -20,7 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from bench_accuracy import LAMBDAS, NOISE_PPM, PAD_VOXELS, THRESHOLDS, Case, cases, oracle
-from bench_in_vivo import largest_regions
+from bench_in_vivo import load_patient, scores
 from machine import machine
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -30,11 +30,10 @@ from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.runtime.geometry_limits import deviations
 from qsm_deploy.runtime.job import prepared
 from qsm_deploy.runtime.metrics import correlation, field_residual, nrmse, xsim
-from qsm_deploy.runtime.params import load_params
 from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
 from qsm_deploy.runtime.resampling import resample_map
-from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session, open_session
 from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.unrolled import reconstruct_unrolled
@@ -149,10 +148,7 @@ def cosmos(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]
 
 def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]:
     """Return the rows, the maps to draw and what they are drawn on."""
-    names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
-    phase, mask, other = (args.folder / f"{name}.nii.gz" for name in names)
-    reading = Reading(units="rad", from_file=load_params(args.folder / "params.json"))
-    scan = load_scan(ScanFiles((phase,), mask, other), reading)
+    scan = load_patient(args.folder)
     assert scan.truth_ppm is not None
     field, g = scan.measured[0], scan.geometry
     pad = PAD_VOXELS
@@ -164,24 +160,13 @@ def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any
     for model in args.models:
         session = open_session(model, "openvino")
         found[session.card.network] = network_map(session, scan)
-    (haemorrhage,) = largest_regions(scan.truth_ppm > 0.25, 1)
-    spots = largest_regions(scan.truth_ppm < -0.15, 6)
+    maps = {name: chi for name, (chi, _) in found.items()}
     rows = []
-    for name, (chi, how) in found.items():
-        rows.append(
-            {
-                "map": name,
-                "correlation_with_msqsm": round(correlation(chi, scan.truth_ppm, scan.mask), 3),
-                "slope_on_tkd": slope(chi, found["TKD"][0], scan.mask),
-                "field_residual": round(field_residual(chi, field, scan.mask, g), 3),
-                "std_ppm": round(float(chi[scan.mask].std()), 4),
-                "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
-                "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
-                **how,
-            }
-        )
+    for name, row in scores(maps, scan).items():
+        on_tkd = slope(maps[name], maps["TKD"], scan.mask)
+        rows.append({"map": name, "slope_on_tkd": on_tkd, **row, **found[name][1]})
         print(json.dumps(rows[-1]), flush=True)
-    return rows, {name: chi for name, (chi, _) in found.items()}, scan
+    return rows, maps, scan
 
 
 def draw(path: Path, maps: dict[str, Volume], mask: NDArray[np.bool_], voxel: Any) -> None:

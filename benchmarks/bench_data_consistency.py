@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 from bench_accuracy import NOISE_PPM, Case, cases
 from bench_checkpoints import draw, network_map
+from bench_in_vivo import load_patient
 from machine import machine
 
 from qsm_deploy.calibration.phantom import head_phantom
@@ -28,10 +29,9 @@ from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.metrics import field_residual, nrmse, xsim
-from qsm_deploy.runtime.params import load_params
 from qsm_deploy.runtime.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import Volume, reconstruct
-from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session, open_session
 from qsm_deploy.runtime.stages import Stages
 
@@ -153,8 +153,7 @@ def in_vivo(
     folder: Path, session: Session, step: Correction
 ) -> tuple[Row, dict[str, Volume], Scan]:
     """Return the field residual without and with the step, and the maps."""
-    files = ScanFiles((folder / "tissue_phase_rad.nii.gz",), folder / "mask.nii.gz")
-    scan = load_scan(files, Reading(units="rad", from_file=load_params(folder / "params.json")))
+    scan = load_patient(folder)
     chi, how = network_map(session, scan)
     corrected, report = step.apply(chi, scan, Stages())
     plain = scan.mask * tikhonov(

@@ -9,6 +9,7 @@ of another published network, which serves to find the lesions and is no truth.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from qsm_deploy.runtime.params import load_params
 from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
 from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.scan import Reading, ScanFiles, load_scan
+from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.session import open_session
 from qsm_deploy.runtime.stages import Stages
 
@@ -34,6 +35,32 @@ def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool
     return [regions == n for n in np.argsort(sizes)[::-1][:count]]
 
 
+def load_patient(folder: Path) -> Scan:
+    """Return the field; its "truth" is the other network's map."""
+    names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
+    phase, mask, other = (folder / f"{name}.nii.gz" for name in names)
+    reading = Reading(units="rad", from_file=load_params(folder / "params.json"))
+    return load_scan(ScanFiles((phase,), mask, other), reading)
+
+
+def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[str, Any]]:
+    """Return what each map makes of the field and the lesions, by its name."""
+    other, mask = scan.truth_ppm, scan.mask
+    assert other is not None
+    (haemorrhage,) = largest_regions(other > 0.25, 1)
+    spots = largest_regions(other < -0.15, 6)
+    return {
+        name: {
+            "correlation_with_msqsm": round(correlation(chi, other, mask), 3),
+            "field_residual": round(field_residual(chi, scan.measured[0], mask, scan.geometry), 3),
+            "std_ppm": round(float(chi[mask].std()), 4),
+            "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
+            "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
+        }
+        for name, chi in maps.items()
+    }
+
+
 def main() -> None:
     """Evaluate, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -41,35 +68,22 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    names = ("tissue_phase_rad", "mask", "chi_msqsm_ppm")
-    phase, mask, other = (args.folder / f"{name}.nii.gz" for name in names)
-    reading = Reading(units="rad", from_file=load_params(args.folder / "params.json"))
-    scan = load_scan(ScanFiles((phase,), mask, other), reading)
+    scan = load_patient(args.folder)
     assert scan.truth_ppm is not None
     field, geometry = scan.measured[0], scan.geometry
-    maps = {
-        "msQSM": (scan.truth_ppm, []),
-        "TKD 0.12": (scan.mask * tkd(field, geometry, threshold=0.12, pad_voxels=8), []),
-        "TKD 0.2": (scan.mask * tkd(field, geometry, threshold=0.2, pad_voxels=8), []),
-    }
+    maps = {"msQSM": scan.truth_ppm}
+    for threshold in (0.12, 0.2):
+        chi = tkd(field, geometry, threshold=threshold, pad_voxels=8)
+        maps[f"TKD {threshold}"] = scan.mask * chi
+    outside: dict[str, list[str]] = {}
     for model in args.models:
         session = open_session(model, "openvino")
         plan = plan_whole(scan.mask.shape, session.card.divisor)
-        outside = deviations(session.card.geometry, geometry)
-        maps[session.card.network] = (reconstruct(session, scan, plan, Stages()), outside)
-    (haemorrhage,) = largest_regions(scan.truth_ppm > 0.25, 1)
-    spots = largest_regions(scan.truth_ppm < -0.15, 6)
+        outside[session.card.network] = deviations(session.card.geometry, geometry)
+        maps[session.card.network] = reconstruct(session, scan, plan, Stages())
     rows = [
-        {
-            "map": name,
-            "outside_training": outside,
-            "correlation_with_msqsm": round(correlation(chi, scan.truth_ppm, scan.mask), 3),
-            "field_residual": round(field_residual(chi, field, scan.mask, geometry), 3),
-            "std_ppm": round(float(chi[scan.mask].std()), 4),
-            "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
-            "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
-        }
-        for name, (chi, outside) in maps.items()
+        {"map": name, "outside_training": outside.get(name, []), **row}
+        for name, row in scores(maps, scan).items()
     ]
     for row in rows:
         print(json.dumps(row))
