@@ -19,6 +19,7 @@ from qsm_deploy.export.dipole_multiplier import (
     symmetrised_multiplier,
 )
 from qsm_deploy.kernels.cuda_library import MultiplierName
+from qsm_deploy.kernels.dipole import require_lam, require_threshold
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 
 AXES = (-3, -2, -1)
@@ -137,10 +138,10 @@ def _checked(
     if multiplier not in get_args(MultiplierName):
         known = ", ".join(get_args(MultiplierName))
         raise UsageError(f"multiplier {multiplier!r} is unknown; known are {known}")
-    if multiplier == "tkd" and not 0 < threshold <= 2 / 3:
-        raise UsageError(f"the TKD threshold must lie in (0, 2/3], got {threshold}")
-    if multiplier == "tikhonov" and not 0 < lam < float("inf"):
-        raise UsageError(f"Tikhonov's lam must be positive and finite, got {lam}")
+    if multiplier == "tkd":
+        require_threshold(threshold)
+    if multiplier == "tikhonov":
+        require_lam(lam)
     return cast(MultiplierName, multiplier)
 
 

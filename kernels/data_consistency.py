@@ -9,7 +9,7 @@ Tikhonov's, noise included.
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.dipole import dipole_convolve, dipole_filter, tikhonov
+from qsm_deploy.kernels.dipole import dipole_convolve, dipole_filter, require_lam, tikhonov
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
 
@@ -53,7 +53,8 @@ def data_consistency(
     GeometryError
         If a volume is not of that grid.
     """
-    weight = np.float32(_positive(lam))
+    require_lam(lam)
+    weight = np.float32(lam)
     chi = dipole_filter(
         chi_ppm, geometry, lambda d: weight / (d * d + weight), pad_voxels=pad_voxels
     )
@@ -96,7 +97,8 @@ def masked_data_consistency(
     GeometryError
         If a volume is not of that grid.
     """
-    weight = np.float32(_positive(lam))
+    require_lam(lam)
+    weight = np.float32(lam)
     if iterations < 1:
         raise UsageError(f"the number of iterations must be positive, got {iterations}")
 
@@ -119,9 +121,3 @@ def masked_data_consistency(
         direction *= np.float32(squared / before)
         direction += r
     return chi
-
-
-def _positive(lam: float) -> float:
-    if not 0 < lam < np.inf:
-        raise UsageError(f"lam must be positive and finite, got {lam}")
-    return lam

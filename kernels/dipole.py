@@ -111,8 +111,7 @@ def tkd(
     ----------
     Shmueli et al., Magn Reson Med 62:1510-1522 (2009).
     """
-    if not 0 < threshold <= 2 / 3:
-        raise UsageError(f"the TKD threshold must lie in (0, 2/3], got {threshold}")
+    require_threshold(threshold)
     t = np.float32(threshold)
 
     def inverse(d: Volume) -> Volume:
@@ -152,12 +151,23 @@ def tikhonov(
     UsageError
         If ``lam`` is not positive and finite.
     """
-    if not 0 < lam < np.inf:
-        raise UsageError(f"Tikhonov's lam must be positive and finite, got {lam}")
+    require_lam(lam)
     weight = np.float32(lam)
     return dipole_filter(
         local_field_ppm, geometry, lambda d: d / (d * d + weight), pad_voxels=pad_voxels
     )
+
+
+def require_threshold(threshold: float) -> None:
+    """Raise a UsageError unless a threshold of TKD lies in (0, 2/3]."""
+    if not 0 < threshold <= 2 / 3:
+        raise UsageError(f"the TKD threshold must lie in (0, 2/3], got {threshold}")
+
+
+def require_lam(lam: float) -> None:
+    """Raise a UsageError unless Tikhonov's weight is positive and finite."""
+    if not 0 < lam < np.inf:
+        raise UsageError(f"Tikhonov's lam must be positive and finite, got {lam}")
 
 
 def dipole_filter(
