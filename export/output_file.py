@@ -5,8 +5,9 @@ from pathlib import Path
 from qsm_deploy.export.engine_builder import Engine, installed_engines
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card import GraphPrecision
+from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
 
-ONNX, PLAN = ".onnx", ".plan"
+ONNX = ".onnx"
 
 
 def choose_output(

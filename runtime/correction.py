@@ -62,8 +62,8 @@ class Correction:
             "lambda": self.lam,
             "iterations": self.iterations,
             "pad_voxels": PAD_VOXELS,
-            "field_residual_before": round(before, 4),
-            "field_residual_after": round(after, 4),
+            "field_residual_before": before,
+            "field_residual_after": after,
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime import report
+from qsm_deploy.runtime import plan_file, report
 from qsm_deploy.runtime.after import in_order, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
@@ -31,7 +31,7 @@ from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
 
 BUNDLED_MODEL = Path(__file__).with_name("tkd-unet.onnx")
-MODEL_SUFFIXES = (".onnx", ".plan")
+MODEL_SUFFIXES = (".onnx", plan_file.SUFFIX)
 PPB_PER_PPM = 1000
 
 
@@ -145,7 +145,8 @@ def run_job(arguments: argparse.Namespace) -> str:
     if correction is not None:
         chi, run["data_consistency"] = correction.apply(chi, measured, stages)
     _write(arguments, outputs, run, chi, measured, stages)  # first: what follows may fail
-    findings = _judge(chi, measured, stages, evaluates=evaluates)
+    known = run.get("data_consistency", {}).get("field_residual_after")
+    findings = _judge(chi, measured, stages, evaluates=evaluates, residual=known)
     if outputs.figure is not None:
         _draw(outputs.figure, report.title(run), chi, measured, stages, force=arguments.force)
     full = run | findings | report.resources(stages, decision)
@@ -258,10 +259,14 @@ def _precision_error(
         return precision_error(session, reference, scan)
 
 
-def _judge(chi: Volume, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
-    """Return the field residual and, with a truth, the metrics."""
+def _judge(
+    chi: Volume, scan: Scan, stages: Stages, *, evaluates: bool, residual: float | None
+) -> dict[str, Any]:
+    """Return the field residual, unless it is known already, and, with a truth, the metrics."""
     findings: dict[str, Any] = {}
-    if evaluates and scan.quantity == "local_field_ppm":
+    if residual is not None:
+        findings["field_residual"] = residual
+    elif evaluates and scan.quantity == "local_field_ppm":
         with stages("field residual"):
             findings["field_residual"] = field_residual(
                 chi, scan.measured[0], scan.mask, scan.geometry

@@ -5,7 +5,6 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from qsm_deploy.calibration.phantom import head_phantom
 from qsm_deploy.export.export_network import provisional_card
@@ -88,4 +87,4 @@ def test_one_graph_equals_the_cnn_in_patches(name, orientations, backend, scan, 
     largest = np.abs(one_graph).max()
     assert largest > 1e-3
     assert np.abs(in_patches - one_graph).max() <= 1e-5 * largest
-    assert torch.isfinite(torch.from_numpy(one_graph)).all()
+    assert np.isfinite(one_graph).all()
