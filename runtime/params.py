@@ -38,6 +38,25 @@ def load_params(path: Path) -> Params:
         If the file is missing or not JSON, holds none of the known names, holds two that
         disagree, or a value that is not a number (or three of them).
     """
+    content = load_json_object(path)
+    known = (*ECHO_TIME, *FIELD_STRENGTH, *B0_DIRECTION, *VOXEL_SIZE)
+    if not content.keys() & set(known):
+        seen = ", ".join(list(content)[:4]) or "nothing"
+        raise DataError(
+            f"{path}: no known parameter (found {seen}); expected {ECHO_TIME[0]}, "
+            f"{FIELD_STRENGTH[0]}, {B0_DIRECTION[0]} or {VOXEL_SIZE[0]}"
+        )
+    return params_from(path, content)
+
+
+def load_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises
+    ------
+    DataError
+        If it is missing, not JSON, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -46,13 +65,17 @@ def load_params(path: Path) -> Params:
         raise DataError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    known = (*ECHO_TIME, *FIELD_STRENGTH, *B0_DIRECTION, *VOXEL_SIZE)
-    if not content.keys() & set(known):
-        seen = ", ".join(list(content)[:4]) or "nothing"
-        raise DataError(
-            f"{path}: no known parameter (found {seen}); expected {ECHO_TIME[0]}, "
-            f"{FIELD_STRENGTH[0]}, {B0_DIRECTION[0]} or {VOXEL_SIZE[0]}"
-        )
+    return content
+
+
+def params_from(path: Path, content: dict[str, Any]) -> Params:
+    """Return the parameters among the fields of a JSON object that was read from ``path``.
+
+    Raises
+    ------
+    DataError
+        If two names of one parameter disagree, or a value is not a number (or three of them).
+    """
     echo_time = _numbers(path, content, ECHO_TIME)
     strength = _numbers(path, content, FIELD_STRENGTH, expected=1)
     direction = _numbers(path, content, B0_DIRECTION, expected=3)
