@@ -28,9 +28,12 @@ VOXEL_SIZE_MM = 0.6  # of the first network's training, each way
 PARTS = ("recon", "refine")
 
 
-@dataclass(frozen=True)
+@dataclass
 class FirstPart:
-    """The network that runs on the turned grid, and how it does."""
+    """The network that runs on the turned grid, and how it does.
+
+    Whoever uses the session last deletes it here, and its memory is free.
+    """
 
     model: Path
     session: Session
