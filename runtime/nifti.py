@@ -11,8 +11,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import data_type_codes, xform_codes
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
@@ -100,6 +101,22 @@ def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
             f"{apart:.3g} mm apart; resample one onto the other's grid or correct its header"
         )
     return volume
+
+
+def on_grid(path: Path, like: Path) -> bool:
+    """Return whether two files have the same shape and affine, by their headers alone.
+
+    A file without a header that can be read is on no other's grid.
+    """
+    try:
+        image, other = nib.load(path), nib.load(like)
+    except (OSError, EOFError, ImageFileError, HeaderDataError, ValueError, zlib.error):
+        return False
+    if not (isinstance(image, SpatialImage) and isinstance(other, SpatialImage)):
+        return False
+    return image.shape[:3] == other.shape[:3] and np.allclose(
+        image.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM
+    )
 
 
 def nifti_bytes(
