@@ -29,6 +29,10 @@ class UnitsError(DataError):
     """A field whose values cannot be in the stated unit, or a unit that lacks its parameters."""
 
 
+class ProtocolError(DataError):
+    """A message stream that breaks the protocol, or a session beyond the server's limits."""
+
+
 class EngineError(QsmDeployError):
     """A model file, backend or device that cannot run what was asked for."""
 
