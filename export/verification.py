@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom import Phantom, head_phantom
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.dipole import dipole_convolve, tkd
 from qsm_deploy.kernels.errors import AccuracyError
@@ -114,16 +114,24 @@ def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
 def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
     """Return a head phantom as a scanner would measure it for a network.
 
-    Where another network's map is refined, a TKD map stands in for it. Orientations after the
-    first are tilted by 25 degrees each; a phase is that of 20 ms at 3 T, wrapped.
+    Always the same head for a shape, on an axial grid of 1 mm.
     """
-    head = head_phantom(Geometry(shape), seed=SEED)
+    return scan_from_phantom(card, head_phantom(Geometry(shape), seed=SEED))
+
+
+def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
+    """Return a head as a scanner would measure it for a network.
+
+    Where another network's map is refined, a TKD map stands in for it. Orientations after the
+    first are tilted by 25 degrees each from the third axis; a phase is that of 20 ms at 3 T,
+    wrapped.
+    """
     directions = [
         (0.0, math.sin(math.radians(25 * n)), math.cos(math.radians(25 * n)))
         for n in range(card.field_counts.start)
     ]
     fields = [head.local_field_ppm] + [
-        head.mask * dipole_convolve(head.chi_ppm, Geometry(shape, b0_direction=direction))
+        head.mask * dipole_convolve(head.chi_ppm, replace(head.geometry, b0_direction=direction))
         for direction in directions[1:]
     ]
     measured = np.stack(fields)

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
-    _add_physics(p.add_argument_group("the field"))
+    add_physics(p.add_argument_group("the field"))
     _add_consistency(p.add_argument_group("data consistency"))
     _add_patches(p.add_argument_group("memory and patches"))
     _add_backend(p.add_argument_group("backend"))
@@ -63,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _add_physics(group: "argparse._ArgumentGroup") -> None:
+def add_physics(group: "argparse._ArgumentGroup") -> None:
+    """Add how a field is to be understood, the same for every command that reads one."""
     group.add_argument(
         "--units",
         choices=("ppm", "hz", "rad"),
