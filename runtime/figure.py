@@ -51,6 +51,7 @@ class Row(NamedTuple):
     volume: Volume
     window: tuple[float, float]
     unit: str = "ppm"
+    colours: str = "gray"
 
 
 # With RAS-like voxel axes anterior is up in the first, superior in the others.
@@ -99,8 +100,6 @@ def figure_png(
         If the mask is empty.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure
-
     volumes = {"field": measured, "susceptibility": chi_ppm, "mask": mask}
     if truth_ppm is not None:
         volumes["truth"] = truth_ppm
@@ -119,9 +118,38 @@ def figure_png(
     if truth_ppm is not None:
         rows.append(Row("true χ", truth_ppm, CHI_WINDOW_PPM))
         rows.append(Row("error of χ", chi_ppm - truth_ppm, ERROR_WINDOW_PPM))
+    return rows_png(rows, mask, geometry, title=title)
+
+
+def rows_png(
+    rows: list[Row],
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    title: str = "",
+    through: tuple[int, int, int] | None = None,
+) -> bytes:
+    """Draw three planes of some volumes on one grid, as :func:`figure_png` does.
+
+    Parameters
+    ----------
+    rows
+        A volume each.
+    mask
+        (x, y, z) bool, True inside, not empty.
+    geometry
+        The grid.
+    title
+        Written above the picture.
+    through
+        A voxel of the mask that the planes cut; by default the centre of the mask.
+    """
+    from matplotlib.figure import Figure
+
+    at = "the centre of the mask" if through is None else "voxel ({}, {}, {})".format(*through)
     figure = Figure(dpi=DPI, facecolor=BACKGROUND)
-    _draw_rows(figure, rows, mask, geometry)
-    _draw_title(figure, title, f"{geometry}; planes through the centre of the mask")
+    _draw_rows(figure, rows, mask, geometry, through)
+    _draw_title(figure, title, f"{geometry}; planes through {at}")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     return png.getvalue()
@@ -139,10 +167,16 @@ def require_matplotlib() -> None:
         raise MissingDependencyError("matplotlib", "figure", "--figure")
 
 
-def _draw_rows(figure: "Figure", rows: list[Row], mask: Mask, geometry: Geometry) -> None:
+def _draw_rows(
+    figure: "Figure",
+    rows: list[Row],
+    mask: Mask,
+    geometry: Geometry,
+    through: tuple[int, int, int] | None,
+) -> None:
     """Draw a panel per row and plane and a colour bar per row."""
     box = bounding_box(mask, margin=MARGIN_VOXELS)
-    centre = [round(float(c)) for c in center_of_mass(mask)]
+    centre = through or tuple(round(float(c)) for c in center_of_mass(mask))
     sides_mm = [
         (side.stop - side.start) * voxel
         for side, voxel in zip(box, geometry.voxel_size_mm, strict=True)
@@ -155,13 +189,13 @@ def _draw_rows(figure: "Figure", rows: list[Row], mask: Mask, geometry: Geometry
             index = centre[plane.through] - box[plane.through].start
             image = axes.imshow(
                 inside.take(index, axis=plane.through).T,
-                cmap="gray",
+                cmap=row.colours,
                 vmin=low,
                 vmax=high,
                 origin="lower",
                 extent=(0, sides_mm[plane.across], 0, sides_mm[plane.up]),
             )
-        colorbar = figure.colorbar(image, cax=bar, ticks=[low, 0, high], format="{x:.2f}")
+        colorbar = figure.colorbar(image, cax=bar, ticks=[low, 0, high], format="{x:.3g}")
         _draw_bar(bar, colorbar, row.unit)
         cell = row_panels[0].get_position(original=True)
         middle = (cell.y0 + cell.y1) / 2

@@ -7,7 +7,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, MissingDependencyError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.figure import figure_png
+from qsm_deploy.runtime.figure import Row, figure_png, rows_png
 
 image = pytest.importorskip("matplotlib.image")
 
@@ -95,6 +95,13 @@ def test_any_shape_can_be_drawn(shape):
     volume = np.zeros(shape, np.float32)
     png = figure_png(volume, volume, np.ones(shape, bool), Geometry(shape), truth_ppm=volume)
     assert max(pixels(png).shape) < 8000
+
+
+def test_the_planes_go_through_the_voxel_that_is_asked_for():
+    row = Row("chi", blob(4, 5, 3), (-0.1, 0.2))
+    away = pixels(rows_png([row], MASK, GEOMETRY, through=(15, 18, 8)))
+    there = pixels(rows_png([row], MASK, GEOMETRY, through=(4, 5, 3)))
+    assert len(brighter(there, away)) > 1000
 
 
 def test_an_empty_mask_is_refused():
