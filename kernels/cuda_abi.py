@@ -1,11 +1,12 @@
 """``csrc/qsm_cuda.h`` in ctypes: statuses, structures and signatures."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from enum import IntEnum
 from typing import Any, ClassVar
 
-ABI_VERSION = 2
+ABI_VERSION = 3
+DOT_WORKSPACE_BYTES = 526336
 
 
 class Status(IntEnum):
@@ -65,6 +66,16 @@ class Patch(ctypes.Structure):
     ]
 
 
+class Coefficient(ctypes.Structure):
+    """A factor, times a ratio in the GPU's memory if there is one (``qsm_cuda_coefficient``)."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("factor", c_float),
+        ("numerator", c_void_p),
+        ("denominator", c_void_p),
+    ]
+
+
 class Versions(ctypes.Structure):
     """CUDA's and cuFFT's versions (``qsm_cuda_versions``)."""
 
@@ -94,6 +105,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "qsm_cuda_patch_gather": (c_int, [POINTER(Patch), c_void_p, c_void_p, c_void_p]),
     "qsm_cuda_patch_accumulate": (c_int, [POINTER(Patch), *[c_void_p] * 7]),
     "qsm_cuda_patch_finish": (c_int, [POINTER(Patch), *[c_void_p] * 5]),
+    "qsm_cuda_combine": (c_int, [c_int64, Coefficient, c_void_p, Coefficient, c_void_p, c_void_p]),
+    "qsm_cuda_dot": (c_int, [c_int64, *[c_void_p] * 5]),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from qsm_deploy.kernels.cuda_abi import (
     ABI_VERSION,
+    Coefficient,
     Dipole,
     Multiplier,
     Patch,
@@ -93,6 +94,15 @@ class PatchBox:
             _three_int32("start", self.start),
             _three_int32("size", self.size),
         )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``factor * *numerator / *denominator``, both pointers to float64 on the GPU; 0 by 0 is 0."""
+
+    numerator: int
+    denominator: int
+    factor: float = 1.0
 
 
 class CudaLibrary:
@@ -205,6 +215,16 @@ class CudaLibrary:
         """Enqueue ``output = (total / weight * mask)[box]``; 0 for none of the two."""
         self._call("qsm_cuda_patch_finish", box._as_struct(), total, weight, mask, output, stream)
 
+    def combine(
+        self, count: int, a: float | Ratio, x: int, b: float | Ratio, y: int, stream: int = 0
+    ) -> None:
+        """Enqueue ``y = a x + b y`` for vectors of ``count`` float32."""
+        self._call("qsm_cuda_combine", count, _coefficient(a), x, _coefficient(b), y, stream)
+
+    def dot(self, count: int, x: int, y: int, result: int, workspace: int, stream: int = 0) -> None:
+        """Enqueue the sum of ``x y`` into a float64; the workspace is ``DOT_WORKSPACE_BYTES``."""
+        self._call("qsm_cuda_dot", count, x, y, result, workspace, stream)
+
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._handle, name)(*arguments)
         if status != Status.OK:
@@ -252,6 +272,12 @@ def open_cuda_library(path: str | os.PathLike[str] | None = None) -> CudaLibrary
 
 def _cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}" if number else "none"
+
+
+def _coefficient(value: float | Ratio) -> Coefficient:
+    if isinstance(value, Ratio):
+        return Coefficient(value.factor, value.numerator, value.denominator)
+    return Coefficient(value, None, None)
 
 
 def _int32(name: str, value: int) -> int:

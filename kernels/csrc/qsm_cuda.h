@@ -50,9 +50,10 @@
 extern "C" {
 #endif
 
-#define QSM_CUDA_ABI_VERSION 2           /* changes when a struct or a signature does */
+#define QSM_CUDA_ABI_VERSION 3           /* changes when a struct or a signature does */
 #define QSM_CUDA_WORKSPACE_ALIGNMENT 256 /* bytes; what cudaMalloc gives */
 #define QSM_CUDA_CACHED_PLANS 8          /* shapes whose FFT plans are kept */
+#define QSM_CUDA_DOT_WORKSPACE 526336    /* bytes that a dot product needs */
 
 typedef enum qsm_cuda_status {
     QSM_CUDA_OK = 0,
@@ -99,6 +100,13 @@ typedef struct qsm_cuda_patch {
     int32_t start[3];  /* the patch's first voxel in the volume, possibly outside it */
     int32_t size[3];   /* voxels of the patch, each at least 1 */
 } qsm_cuda_patch;
+
+/* A factor, times the ratio of two numbers in the GPU's memory unless both are NULL. They are read
+ * when the work runs; where the denominator is 0 the coefficient is 0. */
+typedef struct qsm_cuda_coefficient {
+    float factor;
+    const double *numerator, *denominator;
+} qsm_cuda_coefficient;
 
 /* CUDA versions as 1000 * major + 10 * minor; cuFFT's as its own CUFFT_VERSION. */
 typedef struct qsm_cuda_versions {
@@ -160,6 +168,17 @@ QSM_CUDA_API qsm_cuda_status qsm_cuda_patch_accumulate(const qsm_cuda_patch *box
 QSM_CUDA_API qsm_cuda_status qsm_cuda_patch_finish(const qsm_cuda_patch *box, const float *total,
                                                    const float *weight, const uint8_t *mask,
                                                    float *output, void *stream);
+
+/* Enqueue y = a x + b y for vectors of `count` elements, 1 to 2^31 - 1. `y` may be `x`. With b = 0
+ * what is not finite in y stays so: 0 times NaN is NaN. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_combine(int64_t count, qsm_cuda_coefficient a,
+                                              const float *x, qsm_cuda_coefficient b, float *y,
+                                              void *stream);
+
+/* Enqueue *result = sum of x y, in double precision and always in the same order. `x` may be `y`;
+ * the workspace has QSM_CUDA_DOT_WORKSPACE bytes. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_dot(int64_t count, const float *x, const float *y,
+                                          double *result, void *workspace, void *stream);
 
 #ifdef __cplusplus
 }

@@ -22,7 +22,7 @@ from qsm_deploy.kernels.cuda_library import CudaLibrary
 CSRC = SOURCES / "csrc"
 TESTS = Path(__file__).parent
 TWIN_SOURCES = [
-    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu")),
+    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu", "vectors.cu")),
     *(TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
 ]
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
