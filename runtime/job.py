@@ -9,7 +9,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime import report
-from qsm_deploy.runtime.after import FirstPart, in_order, plan_first_part, rough_scan
+from qsm_deploy.runtime.after import FirstPart, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import write_atomically
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.erosion import erode_mask
@@ -17,20 +17,15 @@ from qsm_deploy.runtime.figure import figure_png
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
 from qsm_deploy.runtime.memory import Workload, available_bytes
 from qsm_deploy.runtime.metrics import all_metrics, field_residual
+from qsm_deploy.runtime.networks import Networks, open_networks
 from qsm_deploy.runtime.nifti import nifti_bytes
-from qsm_deploy.runtime.pipeline import Volume, reconstruct, require_field_count
+from qsm_deploy.runtime.pipeline import Volume, reconstruct
 from qsm_deploy.runtime.planning import Decision, decide
 from qsm_deploy.runtime.precision_check import precision_error
 from qsm_deploy.runtime.request import Request, request_from
 from qsm_deploy.runtime.resampling import resample_map, resample_scan
 from qsm_deploy.runtime.scan import Quantity, Scan, load_scan
-from qsm_deploy.runtime.session import (
-    Backend,
-    Session,
-    choose_backend,
-    open_session,
-    require_backend,
-)
+from qsm_deploy.runtime.session import Session, open_session
 from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
 
@@ -66,17 +61,64 @@ def run_job(arguments: argparse.Namespace) -> str:
     request = request_from(arguments)
     log = TerminalLog(quiet=arguments.quiet)
     stages = Stages(log.stage)
-    backend, why = choose_backend(arguments.backend, arguments.precision)
-    require_backend(backend)
+    limit = memory_limit(arguments)
     with stages("load"):
-        loaded = _load(request, backend, why)
-    departures = _announce(loaded, log, allowed=arguments.allow_geometry)
-    limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
-    first, decision = _plan(request, loaded, limit)
-    run = _describe(request, loaded, first, decision, departures)
+        networks = open_networks(request)
+        measured = read_scan(request, networks)
+    run = run_scan(request, networks, measured, limit, log, stages)
+    if arguments.json:
+        return report.json_line(run)
     if arguments.dry_run:
-        text = report.dry_run_text(run, limit, request.outputs.chi)
-        return report.json_line(run) if arguments.json else text
+        return report.dry_run_text(run, limit, request.outputs.chi)
+    return report.result_text(run, request.outputs.chi)
+
+
+def memory_limit(arguments: argparse.Namespace) -> int:
+    """Return what a run may take [bytes]: what was asked for, else most of what is free."""
+    stated: int | None = arguments.memory_limit
+    return available_bytes() if stated is None else stated
+
+
+def read_scan(request: Request, networks: Networks) -> Scan:
+    """Return the acquisition as it was measured, in the quantity that the network takes."""
+    wants_phase = networks.card.task == "phase->chi"
+    quantity: Quantity = "phase_rad" if wants_phase else "local_field_ppm"
+    return load_scan(request.files, replace(request.reading, quantity=quantity))
+
+
+def run_scan(
+    request: Request,
+    networks: Networks,
+    measured: Scan,
+    limit: float,
+    log: TerminalLog,
+    stages: Stages,
+) -> dict[str, Any]:
+    """Reconstruct one acquisition, write what was asked for, and return the report.
+
+    Parameters
+    ----------
+    request
+        What is done with it.
+    networks
+        What does it.
+    measured
+        The acquisition.
+    limit
+        The memory that the run may take [bytes].
+    log, stages
+        Take notes and progress, times and memory.
+    """
+    flags = request.flags
+    with stages("load"):
+        if request.correction is not None:
+            request.correction.require(measured)
+        loaded = _loaded(networks, *prepared(networks.card, measured, resample=flags.resample))
+    departures = _announce(loaded, log, allowed=flags.allow_geometry)
+    first, decision = _plan(request, loaded, limit, stay=networks.stay)
+    run = _describe(request, loaded, first, decision, departures)
+    if flags.dry_run:
+        return run
     chi = _reconstruct(loaded, first, decision, log, stages)
     if loaded.session.precision != "fp32":
         run["precision_error"] = _precision_error(request, loaded, stages)
@@ -88,24 +130,13 @@ def run_job(arguments: argparse.Namespace) -> str:
     return _report(request, run, chi, loaded.measured, decision, log, stages)
 
 
-def _load(request: Request, backend: Backend, why: str) -> Loaded:
-    flags = request.flags
-    sessions = [
-        open_session(model, backend, precision=flags.precision, threads=flags.threads)
-        for model in request.models
-    ]
-    *before, last = in_order([session.card for session in sessions])
-    card = sessions[last].card
-    if before and sessions[last].precision != "fp32":
-        raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
-    require_field_count(card, len(request.files.fields))
-    quantity: Quantity = "phase_rad" if card.task == "phase->chi" else "local_field_ppm"
-    measured = load_scan(request.files, replace(request.reading, quantity=quantity))
-    if request.correction is not None:
-        request.correction.require(measured)
-    measured, scan = prepared(card, measured, resample=flags.resample)
-    first = (request.models[before[0]], sessions[before[0]]) if before else None
-    return Loaded(measured, scan, request.models[last], sessions[last], first, why)
+def _loaded(networks: Networks, measured: Scan, scan: Scan) -> Loaded:
+    """Return all that a run needs; only it holds networks that do not stay."""
+    *before, (model, session) = zip(networks.models, networks.sessions, strict=True)
+    if not networks.stay:
+        networks.sessions.clear()
+    first = before[0] if before else None
+    return Loaded(measured, scan, model, session, first, networks.why_backend)
 
 
 def _announce(loaded: Loaded, log: TerminalLog, *, allowed: bool) -> list[str]:
@@ -121,7 +152,9 @@ def _announce(loaded: Loaded, log: TerminalLog, *, allowed: bool) -> list[str]:
     return departures
 
 
-def _plan(request: Request, loaded: Loaded, limit: float) -> tuple[FirstPart | None, Decision]:
+def _plan(
+    request: Request, loaded: Loaded, limit: float, *, stay: bool
+) -> tuple[FirstPart | None, Decision]:
     flags, scan, session = request.flags, loaded.scan, loaded.session
     first = None
     if loaded.first is not None:
@@ -136,6 +169,7 @@ def _plan(request: Request, loaded: Loaded, limit: float) -> tuple[FirstPart | N
         corrects=request.correction is not None,
         draws=flags.figure is not None,
         compares_precision=session.precision != "fp32",
+        keeps_session=stay,
         held_bytes=0 if scan is loaded.measured else loaded.measured.nbytes,
     )
     return first, decide(workload, request.options, limit)
@@ -222,8 +256,8 @@ def _report(
     decision: Decision,
     log: TerminalLog,
     stages: Stages,
-) -> str:
-    """Judge the map, draw it, write the report, and return what to print."""
+) -> dict[str, Any]:
+    """Judge the map, draw it, write the report, and return it."""
     flags, outputs = request.flags, request.outputs
     known = run.get("data_consistency", {}).get("field_residual_after")
     evaluates = flags.report is not None or flags.json
@@ -234,7 +268,7 @@ def _report(
     if outputs.report is not None:
         write_atomically(outputs.report, report.json_bytes(full), force=flags.force)
     log.stage("")
-    return report.json_line(full) if flags.json else report.result_text(full, outputs.chi)
+    return full
 
 
 def _judge(
@@ -267,7 +301,8 @@ def _write(request: Request, run: dict[str, Any], chi: Volume, scan: Scan, stage
             like=scan.header,
             compress=outputs.chi.name.endswith(".gz"),
         )
-        write_atomically(outputs.sidecar, report.json_bytes(run), force=force)
+        sidecar = report.json_bytes({**request.labels, **run})
+        write_atomically(outputs.sidecar, sidecar, force=force)
         write_atomically(outputs.chi, nifti, force=force)
 
 

@@ -51,6 +51,8 @@ class Workload:
         Whether a lower precision is compared with FP32 on a sample.
     corrects
         Whether the map is made consistent with the field.
+    keeps_session
+        Whether the backend keeps its memory for the next of several runs.
     held_bytes
         What else is in memory all the while, such as the scan before it was resampled.
     """
@@ -62,6 +64,7 @@ class Workload:
     draws: bool
     compares_precision: bool = False
     corrects: bool = False
+    keeps_session: bool = False
     held_bytes: int = 0
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
@@ -71,9 +74,10 @@ class Workload:
         patch = math.prod(plan.patch_shape)
         held = float(scan.nbytes)
         use = inference_memory(card.memory, self.backend)
-        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5}
+        kept = use.bytes_per_voxel * patch if self.keeps_session else 0
+        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5 + kept}
         held += self.held_bytes
-        stages["prepare"] = LIBRARIES_BYTES + held
+        stages["prepare"] = LIBRARIES_BYTES + held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
         if card.tkd is not None:
             padded = scan.geometry.padded(card.tkd.pad_voxels)
@@ -87,8 +91,10 @@ class Workload:
         if self.compares_precision:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
-            stages["precision check"] = held + FLOAT * voxels + both
-        held += FLOAT * voxels + use.fixed_bytes  # the map; a session's code stays when it is gone
+            stages["precision check"] = held + FLOAT * voxels + both + kept
+        held += (
+            FLOAT * voxels + use.fixed_bytes + kept
+        )  # the map; a session's code stays when it is gone
         stages["write"] = held + 3 * FLOAT * voxels
         if self.corrects:
             padded = scan.geometry.padded(PAD_VOXELS)

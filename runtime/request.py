@@ -1,9 +1,10 @@
 """What a command line of ``qsm-run`` asks for, checked before any work is done."""
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime import plan_file
@@ -62,6 +63,8 @@ class Request:
         How patches are to be.
     flags
         All of the command line.
+    labels
+        What the sidecar says besides the facts of the run.
     """
 
     models: tuple[Path, ...]
@@ -71,6 +74,7 @@ class Request:
     correction: Correction | None
     options: PatchOptions
     flags: argparse.Namespace
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def request_from(arguments: argparse.Namespace) -> Request:
@@ -157,7 +161,7 @@ def correction_from(arguments: argparse.Namespace) -> Correction | None:
     return Correction(lam, iterations)
 
 
-def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:
+def outputs_from(arguments: argparse.Namespace, first: Path) -> Outputs:
     """Return where the results go: beside the field, unless told otherwise.
 
     Raises
@@ -167,7 +171,7 @@ def outputs_from(arguments: argparse.Namespace, field: Path) -> Outputs:
     """
     chi = arguments.output
     if chi is None:
-        chi = field.with_name(f"{_stem(field)}_chi.nii.gz")
+        chi = first.with_name(f"{_stem(first)}_chi.nii.gz")
     if not chi.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"--output {chi} must end in .nii or .nii.gz")
     if arguments.figure is not None and arguments.figure.suffix != ".png":
