@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.patches import Patch, plan_patches, plan_whole
+from qsm_deploy.runtime.bounding_box import Box
+from qsm_deploy.runtime.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import network_output
 from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session
@@ -35,7 +35,7 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
         plan_patches(scan.mask, divisor, size, 0, "crop"),
         key=lambda p: int(scan.mask[p.inside].sum()),
     )
-    sample = _cut(scan, fullest)
+    sample = cut_scan(scan, fullest.inside)
     plan = plan_whole(sample.mask.shape, divisor)
     exact = network_output(reference, sample, plan)[sample.mask]
     error = network_output(session, sample, plan)[sample.mask] - exact
@@ -45,15 +45,15 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
     }
 
 
-def _cut(scan: Scan, patch: Patch) -> Scan:
-    mask = scan.mask[patch.inside]
+def cut_scan(scan: Scan, box: Box) -> Scan:
+    """Return the part of a scan in a box, without a truth and its labels."""
+    mask = scan.mask[box]
     x, y, z = mask.shape
-    grid = scan.geometry
     return replace(
         scan,
-        measured=np.ascontiguousarray(scan.measured[(slice(None), *patch.inside)]),
+        measured=np.ascontiguousarray(scan.measured[(slice(None), *box)]),
         mask=mask,
-        geometry=Geometry((x, y, z), grid.voxel_size_mm, grid.b0_direction),
+        geometry=replace(scan.geometry, shape=(x, y, z)),
         truth_ppm=None,
         labels=None,
     )

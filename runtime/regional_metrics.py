@@ -75,21 +75,24 @@ def regional_metrics(
         r, t = _samples(chi_ppm, region), _samples(truth_ppm, region)
         if varies(t):
             metrics[f"nrmse_{name}_detrended_percent"] = detrended_nrmse_percent(r, t)
-    metrics |= _dgm_linearity(chi_ppm, truth_ppm, labels)
+    slope = dgm_slope(chi_ppm, truth_ppm, labels)
+    if slope is not None:
+        metrics["dgm_linearity"] = abs(1 - slope)
     if np.any(labels == CALCIFICATION):
         metrics |= _calcification_metrics(chi_ppm, truth_ppm, mask, labels == CALCIFICATION)
     return metrics
 
 
-def _dgm_linearity(chi_ppm: Volume, truth_ppm: Volume, labels: Labels) -> dict[str, float]:
-    """Return ``|1 - slope|`` of the nuclei's mean susceptibilities against the true ones."""
+def dgm_slope(chi_ppm: Volume, truth_ppm: Volume, labels: Labels) -> float | None:
+    """Return the slope of the nuclei's mean susceptibilities against the true ones.
+
+    Labels count wherever they are, so those outside the mask must be 0. Fewer than two nuclei,
+    or nuclei that are equal in the truth, have no slope.
+    """
     nuclei = [labels == label for label in DEEP_GREY if np.any(labels == label)]
     r = np.array([_samples(chi_ppm, nucleus).mean() for nucleus in nuclei])
     t = np.array([_samples(truth_ppm, nucleus).mean() for nucleus in nuclei])
-    if not varies(t):
-        return {}
-    slope, _ = linear_fit(t, r)
-    return {"dgm_linearity": abs(1 - slope)}
+    return linear_fit(t, r)[0] if varies(t) else None
 
 
 def _calcification_metrics(

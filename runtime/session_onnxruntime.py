@@ -30,8 +30,10 @@ class OnnxRuntimeSession:
     precision: Precision = "fp32"
     version = onnxruntime.__version__
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, *, optimised: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
         options.log_severity_level = 4  # what fails is raised, in one line

@@ -5,7 +5,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.runtime.metrics import all_metrics, nrmse_detrended
-from qsm_deploy.runtime.regional_metrics import regional_metrics
+from qsm_deploy.runtime.regional_metrics import dgm_slope, regional_metrics
 
 SHAPE = (30, 28, 31)
 CENTRE = (14, 13, 15)
@@ -93,6 +93,12 @@ def test_dgm_linearity_is_the_slope_of_the_nuclei_means(truth, everywhere, label
     chi = np.float32(0.7) * truth + np.float32(0.02)
     linearity = regional_metrics(chi, truth, everywhere, labels)["dgm_linearity"]
     assert linearity == pytest.approx(0.3, abs=1e-5)
+
+
+def test_the_slope_of_the_nuclei_keeps_its_side_of_one(truth, labels):
+    assert dgm_slope(0.9 * truth, truth, labels) == pytest.approx(0.9)
+    assert dgm_slope(1.1 * truth + 0.02, truth, labels) == pytest.approx(1.1)
+    assert dgm_slope(truth, truth, np.zeros_like(labels)) is None
 
 
 class TestCalcification:
