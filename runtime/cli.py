@@ -5,8 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qsm_deploy.runtime.command import run_command
+from qsm_deploy.runtime.command import fail, run_command
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.bids import Failure
 
 NAME = "qsm-run"
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -18,6 +22,7 @@ examples:
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
   qsm-run recon.onnx refine.onnx field.nii.gz -m mask.nii.gz
   qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
+  qsm-run ir2qsm.onnx --bids study --participant-label 01 02
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
 """
@@ -25,7 +30,12 @@ exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = parser().parse_intermixed_args(argv)
+    p = parser()
+    arguments = p.parse_intermixed_args(argv)
+    _require_mode(p, arguments)
+
+    if arguments.bids is not None:
+        return _run_bids(arguments)
 
     def command() -> str:
         from qsm_deploy.runtime.job import run_job
@@ -35,18 +45,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(NAME, command)
 
 
+def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Stop where nothing says which fields to read, or a flag of a dataset stands without one."""
+    if arguments.bids is None:
+        for name in ("participant_label", "bids_input", "resume"):
+            if getattr(arguments, name):
+                p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
+        if not arguments.files:
+            p.error("a field map (.nii or .nii.gz) is needed, or --bids DATASET")
+
+
+def _run_bids(arguments: argparse.Namespace) -> int:
+    """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
+    failures: list[Failure] = []
+
+    def command() -> str:
+        from qsm_deploy.runtime.bids import run_cohort
+
+        outcome = run_cohort(arguments)
+        failures.extend(outcome.failures)
+        return outcome.text
+
+    code = run_command(NAME, command)
+    for failure in failures:
+        fail(NAME, f"{failure.name}: {failure.reason}", failure.exit_code)
+    return code or (failures[0].exit_code if failures else 0)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]",
+        usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
+        f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]",
         description="Reconstruct a susceptibility map [ppm] from a local field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="FILE",
         help="MODEL.onnx made by qsm-export (both parts of after-qsm), else the bundled tkd-unet; "
@@ -55,12 +93,34 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    _add_bids(p.add_argument_group("a whole dataset"))
     add_physics(p.add_argument_group("the field"))
     _add_consistency(p.add_argument_group("data consistency"))
     _add_patches(p.add_argument_group("memory and patches"))
     _add_backend(p.add_argument_group("backend"))
     _add_outputs(p.add_argument_group("outputs"))
     return p
+
+
+def _add_bids(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--bids",
+        type=Path,
+        metavar="DATASET",
+        help="reconstruct every recording of a BIDS dataset from its local field; "
+        "--output is a folder, default DATASET/derivatives/qsm-deploy",
+    )
+    group.add_argument(
+        "--participant-label", nargs="+", metavar="LABEL", help="only these, default all"
+    )
+    group.add_argument(
+        "--bids-input",
+        choices=("localfield", "megre"),
+        help="begin with these only; default the local field, where there is none the MEGRE",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="keep the maps that exist and make the others"
+    )
 
 
 def add_physics(group: "argparse._ArgumentGroup") -> None:

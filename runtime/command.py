@@ -30,26 +30,27 @@ def run_command(name: str, command: Callable[[], str]) -> int:
     try:
         return _print(name, command())
     except QsmDeployError as error:
-        return _fail(name, str(error), error.exit_code)
+        return fail(name, str(error), error.exit_code)
     except MemoryError as error:
         reason = f"out of memory ({str(error) or 'no size given'}); use a smaller volume or patches"
-        return _fail(name, reason, MemoryLimitError.exit_code)
+        return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
-        return _fail(name, "interrupted", INTERRUPTED)
+        return fail(name, "interrupted", INTERRUPTED)
 
 
 def _print(name: str, result: str) -> int:
     try:
-        print(result, flush=True)
+        print(result, end="\n" if result else "", flush=True)
     except OSError as error:
         # what the interpreter still flushes at exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             return READER_GONE
-        return _fail(name, f"cannot print the result ({error.strerror})", DataError.exit_code)
+        return fail(name, f"cannot print the result ({error.strerror})", DataError.exit_code)
     return 0
 
 
-def _fail(name: str, message: str, code: int) -> int:
+def fail(name: str, message: str, code: int) -> int:
+    """Print an error as one line on stderr and return the exit code."""
     sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
     return code

@@ -63,7 +63,7 @@ def run_job(arguments: argparse.Namespace) -> str:
     stages = Stages(log.stage)
     limit = memory_limit(arguments)
     with stages("load"):
-        networks = open_networks(request)
+        networks = open_networks(request.models, arguments, len(request.files.fields))
         measured = read_scan(request, networks)
     run = run_scan(request, networks, measured, limit, log, stages)
     if arguments.json:

@@ -1,5 +1,7 @@
 """The networks of a run, opened once for any number of acquisitions."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,6 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.after import in_order
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.pipeline import require_field_count
-from qsm_deploy.runtime.request import Request
 from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
 
 
@@ -36,26 +37,39 @@ class Networks:
         return self.sessions[-1].card
 
 
-def open_networks(request: Request, *, stay: bool = False) -> Networks:
+def open_networks(
+    models: Sequence[Path], flags: argparse.Namespace, field_count: int, *, stay: bool = False
+) -> Networks:
     """Open the models of a run.
+
+    Parameters
+    ----------
+    models
+        Their files, in any order.
+    flags
+        Backend, precision and threads.
+    field_count
+        How many fields each acquisition has.
+    stay
+        Whether they serve several acquisitions.
 
     Raises
     ------
     UsageError
-        If they do not belong together, or the backend lacks the precision.
+        If they do not belong together, take more or fewer fields, or the backend lacks the
+        precision.
     EngineError
         If one cannot be loaded.
     """
-    flags = request.flags
     backend, why = choose_backend(flags.backend, flags.precision)
     require_backend(backend)
     sessions = [
         open_session(model, backend, precision=flags.precision, threads=flags.threads)
-        for model in request.models
+        for model in models
     ]
     order = in_order([session.card for session in sessions])
-    networks = Networks([request.models[n] for n in order], [sessions[n] for n in order], why, stay)
+    networks = Networks([models[n] for n in order], [sessions[n] for n in order], why, stay)
     if len(order) > 1 and networks.sessions[-1].precision != "fp32":
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
-    require_field_count(networks.card, len(request.files.fields))
+    require_field_count(networks.card, field_count)
     return networks

@@ -2,7 +2,14 @@
 
 import importlib.metadata
 
+NAME = "qsm-deploy"
+
+
+def version() -> str:
+    """Return the version that is installed."""
+    return importlib.metadata.version(NAME)
+
 
 def made_by() -> str:
     """Return ``qsm-deploy`` and its version."""
-    return f"qsm-deploy {importlib.metadata.version('qsm-deploy')}"
+    return f"{NAME} {version()}"

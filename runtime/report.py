@@ -190,6 +190,16 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
     return _table(rows)
 
 
+def plan_line(run: dict[str, Any]) -> str:
+    """Return in one line how a volume would be run."""
+    plan = run["plan"]
+    return (
+        f"{', '.join(run['input']['fields'])} in {run['input']['units']}, "
+        f"{_shape(run['geometry']['shape'])}, {_plan(plan)}, "
+        f"{memory_text(plan['predicted_peak_bytes'])} predicted"
+    )
+
+
 def _first_rows(first: dict[str, Any]) -> dict[str, str]:
     geometry, plan = first["geometry"], first["plan"]
     return {

@@ -103,9 +103,26 @@ def request_from(arguments: argparse.Namespace) -> Request:
         outputs,
         reading_from(arguments),
         correction_from(arguments),
-        PatchOptions(arguments.patch, arguments.overlap, arguments.blend),
+        patch_options_from(arguments),
         arguments,
     )
+
+
+def models_alone(files: list[Path]) -> list[Path]:
+    """Return the models of a run whose fields are found by their names.
+
+    Raises
+    ------
+    UsageError
+        If a file is no model.
+    """
+    models, fields = _sorted_out(files)
+    if fields:
+        raise UsageError(
+            f"{fields[0]} is no model (.onnx or .plan); which fields are read follows from their "
+            "names in the folder"
+        )
+    return models or [BUNDLED_MODEL]
 
 
 def models_and_fields(files: list[Path]) -> tuple[list[Path], tuple[Path, ...]]:
@@ -116,13 +133,12 @@ def models_and_fields(files: list[Path]) -> tuple[list[Path], tuple[Path, ...]]:
     UsageError
         If there is no field map.
     """
-    models = [path for path in files if path.suffix in MODEL_SUFFIXES]
-    fields = tuple(path for path in files if path.suffix not in MODEL_SUFFIXES)
+    models, fields = _sorted_out(files)
     if not fields:
         raise UsageError(
             f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, files))}"
         )
-    return models or [BUNDLED_MODEL], fields
+    return models or [BUNDLED_MODEL], tuple(fields)
 
 
 def reading_from(arguments: argparse.Namespace) -> Reading:
@@ -161,6 +177,11 @@ def correction_from(arguments: argparse.Namespace) -> Correction | None:
     return Correction(lam, iterations)
 
 
+def patch_options_from(arguments: argparse.Namespace) -> PatchOptions:
+    """Return what the flags want of the patches."""
+    return PatchOptions(arguments.patch, arguments.overlap, arguments.blend)
+
+
 def outputs_from(arguments: argparse.Namespace, first: Path) -> Outputs:
     """Return where the results go: beside the field, unless told otherwise.
 
@@ -177,6 +198,11 @@ def outputs_from(arguments: argparse.Namespace, first: Path) -> Outputs:
     if arguments.figure is not None and arguments.figure.suffix != ".png":
         raise UsageError(f"--figure {arguments.figure} must end in .png")
     return Outputs(chi, chi.with_name(f"{_stem(chi)}.json"), arguments.report, arguments.figure)
+
+
+def _sorted_out(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    models = [path for path in files if path.suffix in MODEL_SUFFIXES]
+    return models, [path for path in files if path.suffix not in MODEL_SUFFIXES]
 
 
 def _stem(path: Path) -> str:

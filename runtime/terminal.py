@@ -12,17 +12,30 @@ class TerminalLog:
     """Progress and warnings on stderr; stages and bars only on a terminal."""
 
     def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._live = sys.stderr.isatty() and not quiet
+        self._about = ""
+
+    def about(self, name: str) -> None:
+        """Name the one of several acquisitions that the following lines are about."""
+        self._about = f"{name}: " if name else ""
 
     def warn(self, text: str) -> None:
         """Print a line that the user must see."""
         self.stage("")
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {self._about}{text}", file=sys.stderr)
+
+    def tell(self, text: str) -> None:
+        """Print a line on how far the work is, unless only warnings are wanted."""
+        self.stage("")
+        if not self._quiet:
+            print(f"{self._about}{text}", file=sys.stderr)
 
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""
         if self._live:
-            sys.stderr.write(f"\r\033[K{name}{' ...' * bool(name)}")
+            about = self._about if name else ""
+            sys.stderr.write(f"\r\033[K{about}{name}{' ...' * bool(name)}")
             sys.stderr.flush()
 
     @contextmanager

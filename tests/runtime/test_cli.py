@@ -212,7 +212,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("line", "code", "says"),
         [
-            ("", 2, "the following arguments are required"),
+            ("", 2, "a field map (.nii or .nii.gz) is needed, or --bids DATASET"),
             ("field field", 2, "tkd-unet takes one field, 2 were given"),
             ("model", 2, "a field map (.nii or .nii.gz) is needed besides"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),

@@ -1,0 +1,157 @@
+"""What a run over a BIDS dataset writes: a derivative dataset beside the data it is made of."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.atomic import write_atomically
+from qsm_deploy.runtime.bids_layout import DESCRIPTION, BidsImage, Recording
+from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.params import load_json_object
+from qsm_deploy.runtime.provenance import NAME, version
+from qsm_deploy.runtime.report import json_bytes
+
+BIDS_VERSION = "1.10.0"
+SOURCE = "source"  # the name of the input in links and BIDS URIs
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A derivative dataset.
+
+    Attributes
+    ----------
+    root
+        Its folder.
+    dataset
+        The dataset that it is made of.
+    """
+
+    root: Path
+    dataset: Path
+
+    def chi(self, recording: Recording) -> Path:
+        """Return where the map of a recording goes."""
+        return self.root / recording.folder / f"{recording.name}_Chimap.nii.gz"
+
+    def sidecar(self, recording: Recording) -> Path:
+        """Return where what is known of the map goes."""
+        return self.root / recording.folder / f"{recording.name}_Chimap.json"
+
+    def describe(self) -> None:
+        """Write the dataset's description, unless it has one already.
+
+        Raises
+        ------
+        UsageError
+            If the folder holds a dataset of another program.
+        DataError
+            If it cannot be written.
+        """
+        path = self.root / DESCRIPTION
+        if path.exists():
+            makers = load_json_object(path).get("GeneratedBy", [])
+            if NAME not in [m.get("Name") for m in makers if isinstance(m, dict)]:
+                raise UsageError(
+                    f"{self.root} holds a dataset that {NAME} did not make; choose another --output"
+                )
+            return
+        make_folder(self.root)
+        source = load_json_object(self.dataset / DESCRIPTION)
+        write_atomically(path, json_bytes(self._description(source)), force=False)
+
+    def _description(self, source: dict[str, Any]) -> dict[str, Any]:
+        doi = source.get("DatasetDOI")
+        return {
+            "Name": f"Susceptibility maps of {source['Name']}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": NAME, "Version": version()}],
+            "SourceDatasets": [{"DOI": doi} if doi else {"URL": f"bids:{SOURCE}:"}],
+            "DatasetLinks": {SOURCE: os.path.relpath(self.dataset, self.root)},
+        }
+
+    def labels(
+        self, images: Iterable[BidsImage], mask: Path | None, units: str, strength: float | None
+    ) -> dict[str, Any]:
+        """Return what BIDS wants the sidecar of a map to say.
+
+        Parameters
+        ----------
+        images, mask
+            What it was made of.
+        units
+            Of the map.
+        strength
+            The strength of B0 [T], where it is known.
+        """
+        paths = [image.path for image in images] + ([] if mask is None else [mask])
+        inside = [p.relative_to(self.dataset).as_posix() for p in paths]
+        stated = {} if strength is None else {"MagneticFieldStrength": strength}
+        return {
+            "Units": units,
+            "SkullStripped": True,  # it is zero outside the mask
+            "GeneratedBy": [{"Name": NAME, "Version": version()}],
+            "Sources": [f"bids:{SOURCE}:{name}" for name in inside],
+            **stated,
+        }
+
+
+def maps_that_stay(
+    derivative: Derivative,
+    recordings: list[Recording],
+    card: ModelCard,
+    *,
+    force: bool,
+    resume: bool,
+) -> list[Recording]:
+    """Return the recordings whose maps exist and are to be kept.
+
+    Raises
+    ------
+    UsageError
+        If maps exist and nothing says what becomes of them, or they are to be kept although
+        another network made them.
+    """
+    existing = [r for r in recordings if derivative.chi(r).exists()]
+    if force or not existing:
+        return []
+    if not resume:
+        raise UsageError(
+            f"{len(existing)} of {len(recordings)} maps exist, {derivative.chi(existing[0])} "
+            "first; pass --resume to keep them or --force to make them again"
+        )
+    for recording in existing:
+        _require_same_network(derivative.sidecar(recording), card)
+    return existing
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises
+    ------
+    DataError
+        If that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot create {folder}: {error.strerror}; choose another --output"
+        ) from error
+
+
+def _require_same_network(sidecar: Path, card: ModelCard) -> None:
+    model = load_json_object(sidecar).get("model", {}) if sidecar.is_file() else {}
+    made = (model.get("network"), model.get("weights_sha256"), model.get("options"))
+    wanted = (card.network, card.weights_sha256, json.loads(json.dumps(card.options)))
+    if made != wanted:
+        raise UsageError(
+            f"{sidecar.name} tells of {made[0] or 'no network'}, not of this {card.network}: with "
+            "--resume all maps come from one network; choose another --output or pass --force"
+        )
