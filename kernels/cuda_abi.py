@@ -39,6 +39,7 @@ class Multiplier(IntEnum):
     DIPOLE_SQUARED = 1
     TKD = 2
     TIKHONOV = 3
+    TIKHONOV_PRIOR = 4
 
 
 class Dipole(ctypes.Structure):

@@ -33,7 +33,7 @@ from qsm_deploy.kernels.errors import (
 from qsm_deploy.kernels.geometry import Geometry
 
 LIBRARY_VARIABLE = "QSM_CUDA_LIBRARY"
-MultiplierName = Literal["dipole", "dipole_squared", "tkd", "tikhonov"]
+MultiplierName = Literal["dipole", "dipole_squared", "tkd", "tikhonov", "tikhonov_prior"]
 
 _ERRORS: dict[Status, type[QsmDeployError]] = {
     Status.NULL_POINTER: UsageError,

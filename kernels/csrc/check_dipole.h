@@ -35,6 +35,7 @@ inline Status check_multiplier(const qsm_cuda_dipole &op, Multiplier &g) {
             return fail(QSM_CUDA_BAD_MULTIPLIER, "the TKD threshold must lie in (0, 2/3], got %g",
                         op.tkd_threshold);
         case QSM_CUDA_TIKHONOV:
+        case QSM_CUDA_TIKHONOV_PRIOR:
             g.parameter = static_cast<float>(op.tikhonov_lambda);
             if (g.parameter > 0 && std::isfinite(g.parameter)) return QSM_CUDA_OK;
             return fail(QSM_CUDA_BAD_MULTIPLIER,
@@ -42,7 +43,7 @@ inline Status check_multiplier(const qsm_cuda_dipole &op, Multiplier &g) {
                         op.tikhonov_lambda);
         default:
             return fail(QSM_CUDA_BAD_MULTIPLIER,
-                        "unknown multiplier %d; qsm_cuda_multiplier lists 0 to 3", op.multiplier);
+                        "unknown multiplier %d; qsm_cuda_multiplier lists 0 to 4", op.multiplier);
     }
 }
 

@@ -84,6 +84,8 @@ struct Multiplier {
                 return fabsf(d) < kCone ? 0 : copysignf(1 / fmaxf(fabsf(d), parameter), d);
             case QSM_CUDA_TIKHONOV:
                 return d / (d * d + parameter);
+            case QSM_CUDA_TIKHONOV_PRIOR:
+                return parameter / (d * d + parameter);
             default:
                 return d;
         }

@@ -80,7 +80,8 @@ typedef enum qsm_cuda_multiplier {
     QSM_CUDA_DIPOLE = 0,         /* D: susceptibility to field */
     QSM_CUDA_DIPOLE_SQUARED = 1, /* D^2 */
     QSM_CUDA_TKD = 2,            /* sign(D) / max(|D|, threshold); 0 where |D| < 1e-6 */
-    QSM_CUDA_TIKHONOV = 3        /* D / (D^2 + lambda) */
+    QSM_CUDA_TIKHONOV = 3,       /* D / (D^2 + lambda) */
+    QSM_CUDA_TIKHONOV_PRIOR = 4  /* lambda / (D^2 + lambda): what Tikhonov leaves of a prior map */
 } qsm_cuda_multiplier;
 
 typedef struct qsm_cuda_dipole {
@@ -90,7 +91,7 @@ typedef struct qsm_cuda_dipole {
     double b0_direction[3];  /* in voxel axes, of any non-zero norm; its sign has no meaning */
     int32_t multiplier;      /* a qsm_cuda_multiplier */
     double tkd_threshold;    /* in (0, 2/3]; read for QSM_CUDA_TKD only */
-    double tikhonov_lambda;  /* positive; read for QSM_CUDA_TIKHONOV only */
+    double tikhonov_lambda;  /* positive; read for the two of Tikhonov only */
 } qsm_cuda_dipole;
 
 /* A box of voxels in a volume. */

@@ -14,7 +14,7 @@ from qsm_deploy.kernels.errors import EngineError, GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 
 SHAPES = [(8, 12, 10), (7, 9, 5), (13, 7, 4), (1, 1, 1), (2, 3, 140)]
-MULTIPLIERS = ("dipole", "dipole_squared", "tkd", "tikhonov")
+MULTIPLIERS = ("dipole", "dipole_squared", "tkd", "tikhonov", "tikhonov_prior")
 VOXEL, B0 = (0.5, 0.75, 2.0), (0.25, -0.5, 0.75)  # exact in float32
 X, Y, WORKSPACE, GEOMETRY = 1 << 20, 2 << 20, 3 << 20, 4 << 20  # never followed
 

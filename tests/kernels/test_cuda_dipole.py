@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsm_deploy.kernels.cuda_library import DipoleOperator
-from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
+from qsm_deploy.kernels.dipole import dipole_convolve, dipole_filter, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry
 
 GRIDS = {
@@ -28,6 +28,9 @@ NUMPY = {
     "dipole_squared": lambda x, geometry: dipole_convolve(x, geometry, power=2),
     "tkd": lambda x, geometry: tkd(x, geometry, threshold=0.19),
     "tikhonov": lambda x, geometry: tikhonov(x, geometry, lam=0.02),
+    "tikhonov_prior": lambda x, geometry: dipole_filter(
+        x, geometry, lambda d: np.float32(0.02) / (d * d + np.float32(0.02))
+    ),
 }
 each_grid = pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS)
 each_multiplier = pytest.mark.parametrize("multiplier", NUMPY)
