@@ -48,6 +48,7 @@ RUN_IN: dict[GraphPrecision, tuple[Backend, ...]] = {
     "fp32": ("onnxruntime", "openvino"),
     "fp16": ("onnxruntime", "openvino"),
     "bf16": ("openvino",),
+    "int8": ("onnxruntime", "openvino"),
 }
 
 

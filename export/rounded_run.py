@@ -3,6 +3,9 @@
 ONNX Runtime computes graphs in FP16 in FP32 on a CPU, and removes the casts between operators.
 Here every operator that takes a reduced type accumulates in FP32, as tensor cores do, and its
 output is rounded to that type. An engine that fuses operators rounds less often.
+
+INT8 is what Q/DQ say: a quantised value has the type of its scale again before an operator takes
+it. An engine that fuses them multiplies the integers, which is the same but for that rounding.
 """
 
 from collections import Counter
@@ -65,6 +68,10 @@ class RoundedRun:
             if kind is not None or (given[0] is not None and given[0].dtype in REDUCED):
                 assert given[0] is not None
                 return [given[0].to(kind or torch.float32)]
+        if node.op_type in QDQ:
+            assert given[0] is not None
+            assert given[1] is not None
+            return [QDQ[node.op_type](attributes, given[0], given[1])]
         reduced = next((t.dtype for t in given if t is not None and t.dtype in REDUCED), None)
         if node.op_type not in OPERATORS:
             if reduced is not None:
@@ -149,6 +156,28 @@ def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
     return functional.gelu(x, approximate=attributes.get("approximate", b"none").decode())
 
 
+def _quantise(attributes: Attributes, x: Tensor, scale: Tensor) -> Tensor:
+    y = torch.round(x.float() / _along(scale, attributes, x.ndim))  # halves to even
+    return y.clamp_(-128, 127).to(torch.int8)
+
+
+def _dequantise(attributes: Attributes, x: Tensor, scale: Tensor) -> Tensor:
+    return (x.float() * _along(scale, attributes, x.ndim)).to(scale.dtype)
+
+
+def _along(scale: Tensor, attributes: Attributes, rank: int) -> Tensor:
+    """Return a scale, one number or one for each index of an axis, ready to be broadcast."""
+    if scale.ndim == 0:
+        return scale.float()
+    axis = attributes.get("axis", 1) % rank
+    return scale.float().reshape([-1 if n == axis else 1 for n in range(rank)])
+
+
+# symmetric: the zero point is 0
+QDQ: dict[str, Callable[[Attributes, Tensor, Tensor], Tensor]] = {
+    "QuantizeLinear": _quantise,
+    "DequantizeLinear": _dequantise,
+}
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": _convolution,
     "ConvTranspose": _transposed,

@@ -1,13 +1,14 @@
 """What a reduced precision costs a reconstruction, measured before any engine exists."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 
+from qsm_deploy.calibration.box import cut_scan
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.rounded_run import RoundedRun
 from qsm_deploy.export.verification import (
@@ -18,7 +19,6 @@ from qsm_deploy.export.verification import (
     phantom_scan,
 )
 from qsm_deploy.kernels.errors import AccuracyError
-from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import GraphPrecision, ModelCard, Verification
 from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import network_output
@@ -109,14 +109,7 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
 
 def calcified_scan(card: ModelCard) -> Scan:
     """Return the part of a head around its calcification, as a network needs it."""
-    head = phantom_scan(card, HEAD)
-    x, y, z = (slice(first, first + n) for first, n in zip(CORNER, SHAPE, strict=True))
-    return replace(
-        head,
-        measured=np.ascontiguousarray(head.measured[:, x, y, z]),
-        mask=np.ascontiguousarray(head.mask[x, y, z]),
-        geometry=Geometry(SHAPE, head.geometry.voxel_size_mm, head.geometry.b0_direction),
-    )
+    return cut_scan(phantom_scan(card, HEAD), CORNER, SHAPE)
 
 
 def require_accuracy(rounding: Rounding, gate_ppb: float) -> None:

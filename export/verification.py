@@ -1,18 +1,17 @@
 """Every export checks itself: the ONNX file in each backend against the PyTorch module."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.phantom import Phantom, head_phantom
+from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom_scan import STAND_IN_THRESHOLD, scan_from_phantom
 from qsm_deploy.export.networks.network import Network
-from qsm_deploy.kernels.dipole import dipole_convolve, tkd
+from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import ModelCard, Verification
@@ -20,13 +19,11 @@ from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import Volume, network_inputs, network_output
 from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Backend, Precision, open_session
-from qsm_deploy.runtime.units import ppm_per_unit
 
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))
 SEED = 7
 PPB = 1000.0
-STAND_IN_THRESHOLD = 0.2
 
 
 @dataclass(frozen=True)
@@ -117,41 +114,6 @@ def phantom_scan(card: ModelCard, shape: tuple[int, int, int]) -> Scan:
     Always the same head for a shape, on an axial grid of 1 mm.
     """
     return scan_from_phantom(card, head_phantom(Geometry(shape), seed=SEED))
-
-
-def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
-    """Return a head as a scanner would measure it for a network.
-
-    Where another network's map is refined, a TKD map stands in for it. Orientations after the
-    first are tilted by 25 degrees each from the third axis; a phase is that of 20 ms at 3 T,
-    wrapped.
-    """
-    directions = [
-        (0.0, math.sin(math.radians(25 * n)), math.cos(math.radians(25 * n)))
-        for n in range(card.field_counts.start)
-    ]
-    fields = [head.local_field_ppm] + [
-        head.mask * dipole_convolve(head.chi_ppm, replace(head.geometry, b0_direction=direction))
-        for direction in directions[1:]
-    ]
-    measured = np.stack(fields)
-    is_phase = card.task == "phase->chi"
-    if is_phase:
-        radians = measured / ppm_per_unit("rad", echo_time_s=0.02, field_strength_t=3.0)
-        measured = np.angle(np.exp(1j * radians)).astype(np.float32)
-    if card.inputs[0].name == "rough_chi_ppm":
-        measured = (head.mask * tkd(fields[0], head.geometry, threshold=STAND_IN_THRESHOLD))[None]
-    return Scan(
-        measured,
-        head.mask,
-        head.geometry,
-        nib.Nifti1Header(),
-        np.eye(4),
-        quantity="phase_rad" if is_phase else "local_field_ppm",
-        more_b0_directions=tuple(directions[1:]),
-        echo_time_s=0.02,
-        field_strength_t=3.0,
-    )
 
 
 def phantom_inputs(card: ModelCard, scan: Scan) -> dict[str, Volume]:

@@ -21,7 +21,7 @@ MAX_BYTES = 4000
 MOST_ORIENTATIONS = 3
 
 Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
-GraphPrecision = Literal["fp32", "fp16", "bf16"]
+GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 # what a graph may take and give, and its unit
 UNITS = {
     "local_field_ppm": "ppm",

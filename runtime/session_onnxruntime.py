@@ -36,6 +36,8 @@ class OnnxRuntimeSession:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
+        # fused Q/DQ is not what the graph says: biases become INT32, sums may saturate
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # what fails is raised, in one line
         try:
             self._session = onnxruntime.InferenceSession(

@@ -50,6 +50,8 @@ class OpenVinoSession:
             [i.get_any_name() for i in self._model.inputs],
             [o.get_any_name() for o in self._model.outputs],
         )
+        if self.card.precision == "int8":  # what the graph says, not what OpenVINO makes of it
+            self._settings["LP_TRANSFORMS_MODE"] = "NO"
         self._request: Any = None
         self._shapes: dict[str, list[int]] = {}
 
