@@ -5,12 +5,15 @@ and workspace are the same, so either should run what was built with the other. 
 TensorRT's registry and parser, and not yet a GPU.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 
+from qsm_deploy.kernels.cuda_build import BUILD_FOLDER, PLUGIN_NAME
 from qsm_deploy.kernels.cuda_library import (
     CudaLibrary,
     DipoleOperator,
@@ -29,6 +32,7 @@ NAME, VERSION = "DipoleConv", "1"
 NAMESPACE = ""  # where parsers look whatever the node's domain
 INPUTS = ("x", "voxel_size_mm", "b0_direction")
 MULTIPLIERS = get_args(MultiplierName)
+LIBRARY_VARIABLE = "QSM_TENSORRT_PLUGIN"
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,35 @@ def plugin_creator(trt: Any, library: CudaLibrary) -> Any:
 _registered: list[Any] = []  # creators; TensorRT does not own them
 
 
+def load_dipole_plugin() -> None:
+    """Make ``qsm::DipoleConv`` known to TensorRT: in C++ if that was built, else in Python.
+
+    The library of the one in C++ is ``$QSM_TENSORRT_PLUGIN``, else where it is built.
+
+    Raises
+    ------
+    MissingDependencyError
+        If TensorRT is not installed.
+    EngineError
+        If neither can be loaded.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    library = Path(named) if named else BUILD_FOLDER / PLUGIN_NAME
+    if not named and not library.is_file():
+        register_dipole_plugin()
+        return
+    registry = _registry()
+    if _is_known(registry):
+        return
+    if not library.is_file():
+        raise EngineError(f"${LIBRARY_VARIABLE} names {library}, where there is no file")
+    if not registry.load_library(str(library.resolve())) or not _is_known(registry):
+        raise EngineError(
+            f"TensorRT cannot load the plugin {NAME} from {library}; build it for this version "
+            "of TensorRT with: python -m qsm_deploy.kernels.cuda_build --tensorrt-include FOLDER"
+        )
+
+
 def register_dipole_plugin(library: CudaLibrary | None = None) -> None:
     """Make ``qsm::DipoleConv`` known to TensorRT's parser, builder and runtime.
 
@@ -240,6 +273,18 @@ def register_dipole_plugin(library: CudaLibrary | None = None) -> None:
     EngineError
         If the CUDA library cannot be loaded, or TensorRT is older than 10.
     """
+    registry = _registry()
+    if _is_known(registry):
+        return
+    import tensorrt as trt
+
+    creator = plugin_creator(trt, library or open_cuda_library())
+    if not registry.register_creator(creator, NAMESPACE):
+        raise EngineError(f"TensorRT {trt.__version__} did not take the plugin {NAME}")
+    _registered.append(creator)
+
+
+def _registry() -> Any:
     try:
         import tensorrt as trt
     except ModuleNotFoundError as error:
@@ -248,13 +293,11 @@ def register_dipole_plugin(library: CudaLibrary | None = None) -> None:
         raise EngineError(
             f"the plugin {NAME} needs TensorRT 10 or later, this is {trt.__version__}"
         )
-    registry = trt.get_plugin_registry()
-    if any((c.name, c.plugin_namespace) == (NAME, NAMESPACE) for c in registry.all_creators):
-        return
-    creator = plugin_creator(trt, library or open_cuda_library())
-    if not registry.register_creator(creator, NAMESPACE):
-        raise EngineError(f"TensorRT {trt.__version__} did not take the plugin {NAME}")
-    _registered.append(creator)
+    return trt.get_plugin_registry()
+
+
+def _is_known(registry: Any) -> bool:
+    return any((c.name, c.plugin_namespace) == (NAME, NAMESPACE) for c in registry.all_creators)
 
 
 class _fields:

@@ -64,7 +64,7 @@ BAD_OPERATORS = [
     ({"b0_direction": (0.0, NAN, 1.0)}, Status.BAD_GEOMETRY, "finite"),
     ({"b0_direction": (0.0, INF, 1.0)}, Status.BAD_GEOMETRY, "finite"),
     ({"b0_direction": (1e200, 0.0, 1.0)}, Status.BAD_GEOMETRY, "1e+200"),
-    ({"multiplier": 4}, Status.BAD_MULTIPLIER, "unknown multiplier 4"),
+    ({"multiplier": 5}, Status.BAD_MULTIPLIER, "unknown multiplier 5"),
     ({"multiplier": -1}, Status.BAD_MULTIPLIER, "unknown multiplier -1"),
     ({"multiplier": 2, "tkd_threshold": 0.0}, Status.BAD_MULTIPLIER, "(0, 2/3], got 0"),
     ({"multiplier": 2, "tkd_threshold": 0.7}, Status.BAD_MULTIPLIER, "0.7"),
