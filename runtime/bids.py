@@ -88,6 +88,7 @@ def run_cohort(arguments: argparse.Namespace) -> Outcome:
     dataset: Path = arguments.bids
     output = dataset / "derivatives" / NAME if arguments.output is None else arguments.output
     derivative = Derivative(output, dataset)
+    derivative.require_ours()
     recordings = find_recordings(dataset, arguments.participant_label, arguments.bids_input, output)
     limit, baseline = memory_limit(arguments), rss_bytes()
     networks = open_networks(models_alone(arguments.files), arguments, 1, stay=True)

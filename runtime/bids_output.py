@@ -42,27 +42,36 @@ class Derivative:
         """Return where what is known of the map goes."""
         return self.root / recording.folder / f"{recording.name}_Chimap.json"
 
+    def require_ours(self) -> None:
+        """Check that the folder is free, or was made by this program.
+
+        Raises
+        ------
+        UsageError
+            If another one made it.
+        """
+        path = self.root / DESCRIPTION
+        makers = (
+            load_json_object(path).get("GeneratedBy", []) if path.exists() else [{"Name": NAME}]
+        )
+        if NAME not in [maker.get("Name") for maker in makers if isinstance(maker, dict)]:
+            raise UsageError(
+                f"{self.root} holds a dataset that {NAME} did not make; choose another --output"
+            )
+
     def describe(self) -> None:
         """Write the dataset's description, unless it has one already.
 
         Raises
         ------
-        UsageError
-            If the folder holds a dataset of another program.
         DataError
             If it cannot be written.
         """
         path = self.root / DESCRIPTION
-        if path.exists():
-            makers = load_json_object(path).get("GeneratedBy", [])
-            if NAME not in [m.get("Name") for m in makers if isinstance(m, dict)]:
-                raise UsageError(
-                    f"{self.root} holds a dataset that {NAME} did not make; choose another --output"
-                )
-            return
-        make_folder(self.root)
-        source = load_json_object(self.dataset / DESCRIPTION)
-        write_atomically(path, json_bytes(self._description(source)), force=False)
+        if not path.exists():
+            make_folder(self.root)
+            source = load_json_object(self.dataset / DESCRIPTION)
+            write_atomically(path, json_bytes(self._description(source)), force=False)
 
     def _description(self, source: dict[str, Any]) -> dict[str, Any]:
         doi = source.get("DatasetDOI")
@@ -93,6 +102,7 @@ class Derivative:
         inside = [p.relative_to(self.dataset).as_posix() for p in paths]
         stated = {} if strength is None else {"MagneticFieldStrength": strength}
         return {
+            "Description": "Magnetic susceptibility",
             "Units": units,
             "SkullStripped": True,  # it is zero outside the mask
             "GeneratedBy": [{"Name": NAME, "Version": version()}],
