@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_bids(arguments)
 
     def command() -> str:
+        if arguments.qsm_ci:
+            from qsm_deploy.runtime.qsm_ci import run_qsm_ci
+
+            return run_qsm_ci(arguments)
         from qsm_deploy.runtime.job import run_job
 
         return run_job(arguments)
@@ -47,12 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Stop where nothing says which fields to read, or a flag of a dataset stands without one."""
+    if arguments.bids is not None and arguments.qsm_ci:
+        p.error("--bids and --qsm-ci read different folders; drop one")
     if arguments.bids is None:
         for name in ("participant_label", "bids_input", "resume"):
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
-        if not arguments.files:
+        if not (arguments.files or arguments.qsm_ci):
             p.error("a field map (.nii or .nii.gz) is needed, or --bids DATASET")
+    if arguments.qsm_ci_folders and not arguments.qsm_ci:
+        p.error("--qsm-ci-folders needs --qsm-ci")
 
 
 def _run_bids(arguments: argparse.Namespace) -> int:
@@ -77,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog=NAME,
         usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
-        f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]",
+        f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]\n"
+        f"       {NAME} [MODEL.onnx ...] --qsm-ci [options]",
         description="Reconstruct a susceptibility map [ppm] from a local field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
     _add_bids(p.add_argument_group("a whole dataset"))
+    _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
     add_physics(p.add_argument_group("the field"))
     _add_consistency(p.add_argument_group("data consistency"))
     _add_patches(p.add_argument_group("memory and patches"))
@@ -120,6 +130,22 @@ def _add_bids(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--resume", action="store_true", help="keep the maps that exist and make the others"
+    )
+
+
+def _add_qsm_ci(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--qsm-ci",
+        action="store_true",
+        help="read /input/localfield.nii.gz, mask.nii.gz and params.json, write "
+        "/output/chimap.nii.gz",
+    )
+    group.add_argument(
+        "--qsm-ci-folders",
+        type=Path,
+        nargs=2,
+        metavar=("INPUT", "OUTPUT"),
+        help="instead of /input and /output",
     )
 
 
