@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CUDA_READY := $(VENV)/.ready-cuda
 
-.PHONY: demo test check cuda setup clean
+.PHONY: demo test check cuda c-runtime setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py demo
@@ -24,6 +24,11 @@ check: setup
 cuda: setup $(CUDA_READY)
 	$(BIN)/python -m qsm_deploy.kernels.cuda_build
 
+# libqsm_runtime.so for C hosts; see docs/c-abi.md.
+c-runtime: setup
+	$(BIN)/python -m pip install --quiet --group native
+	$(BIN)/python -m qsm_deploy.runtime.c_build
+
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -38,4 +43,4 @@ $(CUDA_READY): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo kernels/build
+	rm -rf $(VENV) demo kernels/build runtime/c/build

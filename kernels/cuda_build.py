@@ -7,13 +7,12 @@ the nvidia-cufft wheel's. No GPU and no driver are needed.
 import argparse
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsm_deploy.kernels import cmake
+from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.errors import EngineError
 
 SOURCES = Path(__file__).resolve().parent
@@ -21,13 +20,6 @@ BUILD_FOLDER = SOURCES / "build"
 LIBRARY_NAME = "libqsm_cuda.so"
 PLUGIN_NAME = "libqsm_tensorrt.so"
 WHEELS = "cu13"  # the folder of the package `nvidia` that NVIDIA's wheels for CUDA 13 share
-
-
-def find_tool(name: str) -> Path | None:
-    """Return the path of a program on PATH or in this Python's environment."""
-    folders = [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    return Path(found) if found else None
 
 
 def wheel_toolkit() -> Path | None:
@@ -74,14 +66,13 @@ def build_cuda_library(
     EngineError
         If there is no CMake or no CUDA compiler, or the build fails.
     """
-    cmake, nvcc, wheels = find_tool("cmake"), find_nvcc(), wheel_toolkit()
-    for name, tool in (("cmake", cmake), ("nvcc", nvcc)):
-        if not tool:
-            raise EngineError(
-                f"{name} was not found; install it (CMake, the CUDA toolkit), or both from "
-                "wheels with: pip install --group cuda"
-            )
-    configure = [str(cmake), "-S", str(SOURCES), "-B", str(folder), f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    nvcc, wheels = find_nvcc(), wheel_toolkit()
+    if not nvcc:
+        raise EngineError(
+            "nvcc was not found; install the CUDA toolkit, or its wheels with: pip install --group "
+            "cuda"
+        )
+    configure = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     environment = dict(os.environ)
     if wheels:
         configure.append(f"-DCUFFT_ROOT={wheels}")
@@ -93,14 +84,7 @@ def build_cuda_library(
         configure.append(f"-DQSM_TENSORRT_INCLUDE={tensorrt_include.resolve()}")
     if architectures:
         configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
-    for command in (configure, [str(cmake), "--build", str(folder), "--parallel", str(jobs)]):
-        run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if run.returncode:
-            lines = (run.stdout + run.stderr).strip().splitlines()
-            raise EngineError(
-                f"building {LIBRARY_NAME} failed: {' '.join(command)}\n" + "\n".join(lines[-40:])
-            )
-    return folder / LIBRARY_NAME
+    return cmake.build(SOURCES, folder, LIBRARY_NAME, configure, jobs=jobs, environment=environment)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

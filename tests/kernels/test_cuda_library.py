@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qsm_deploy.kernels import cuda_abi, cuda_build
+from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_build import LIBRARY_NAME, SOURCES, build_cuda_library
 from qsm_deploy.kernels.cuda_library import (
     LIBRARY_VARIABLE,
@@ -86,7 +87,7 @@ STRUCTURES = {
 
 
 def test_the_header_is_c_and_ctypes_agrees_with_it(tmp_path):
-    compiler = cuda_build.find_tool("gcc")
+    compiler = find_tool("gcc")
     if not compiler:
         pytest.skip("no C compiler")
     lines, expected = [], [f"abi {cuda_abi.ABI_VERSION}"]

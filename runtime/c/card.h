@@ -1,0 +1,77 @@
+// The model card, as runtime/card.py reads it: strictly. docs/model-card.md says what fields mean.
+#ifndef QSM_RUNTIME_CARD_H
+#define QSM_RUNTIME_CARD_H
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace qsm::host {
+
+// A size of a tensor: a number, or the letter of a free axis.
+struct Size {
+    int64_t number;      // 0 where free
+    std::string letter;  // "" where not
+};
+
+struct TensorInfo {
+    std::string name, unit;
+    std::vector<Size> shape;
+
+    // Whether it has a value for every voxel, as (n, c, x, y, z).
+    bool is_volume() const { return shape.size() == 5; }
+};
+
+struct ReceptiveField {
+    std::optional<int64_t> theoretical, halo;  // [voxels] to each side
+    double energy_kept;
+};
+
+struct GeometryLimits {
+    std::optional<std::vector<double>> voxel_size_mm, b0_direction;  // 3 each
+    std::optional<double> voxel_tolerance, b0_tolerance_deg;
+};
+
+struct TkdSettings {
+    double threshold;
+    int64_t pad_voxels;
+    bool masked;
+};
+
+struct MemoryUse {
+    int64_t fixed_bytes, bytes_per_voxel;
+};
+
+struct Card {
+    std::string network, task, pipeline, patchable, precision;
+    std::vector<TensorInfo> inputs;
+    TensorInfo output;
+    int64_t divisor;
+    std::optional<std::string> why_whole;
+    ReceptiveField receptive_field;
+    GeometryLimits geometry;
+    std::optional<TkdSettings> tkd;
+    std::map<std::string, double> normalisation, constants;
+    std::map<std::string, std::string> options;
+    std::map<std::string, MemoryUse> memory;
+    std::string json;  // as it was read
+};
+
+// Throws an Error with QSM_ENGINE_ERROR if it is no card of this schema, or contradicts itself.
+Card parse_card(const std::string &json);
+
+// What makes a card contradict itself, one line, "" for nothing.
+std::string contradictions(const Card &card);
+
+// Refuses networks that this library does not run, naming what does.
+void require_supported(const Card &card);
+
+// Refuses a card that names other inputs or outputs than the graph has.
+void require_names(const Card &card, std::vector<std::string> inputs,
+                   const std::vector<std::string> &outputs);
+
+}  // namespace qsm::host
+
+#endif

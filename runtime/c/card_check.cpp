@@ -1,0 +1,187 @@
+// What the fields of a card must say together, and what of that this library runs.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "card.h"
+#include "error.h"
+
+namespace qsm::host {
+
+namespace {
+
+// What a graph may take and give, and its unit.
+const std::map<std::string, std::string> kUnits = {
+    {"local_field_ppm", "ppm"},  {"tkd_chi_ppm", "ppm"}, {"phase_rad", "rad"},
+    {"mask", "1"},               {"voxel_size_mm", "mm"}, {"b0_direction", "1"},
+    {"echo_time_s", "s"},        {"field_strength_t", "T"}, {"prior_input", "1"},
+    {"rough_chi_ppm", "ppm"},    {"prior_output", "1"},  {"chi_ppm", "ppm"}};
+
+const std::map<std::string, std::vector<std::string>> kFirstInputs = {
+    {"cnn", {"local_field_ppm", "phase_rad"}},
+    {"tkd+cnn", {"local_field_ppm"}},
+    {"lpcnn", {"prior_input"}},
+    {"modl", {"prior_input"}},
+    {"spinet", {"prior_input"}},
+    {"after", {"local_field_ppm", "rough_chi_ppm"}}};
+
+// Sizes beyond these are no network's; sums and products of them fit 64 bits.
+constexpr int64_t kLargestDivisor = 4096, kLargestPad = 4096;
+
+bool contains(const std::vector<std::string> &all, const std::string &one) {
+    return std::find(all.begin(), all.end(), one) != all.end();
+}
+
+std::vector<std::string> input_names(const Card &card) {
+    std::vector<std::string> names;
+    for (const TensorInfo &tensor : card.inputs) names.push_back(tensor.name);
+    return names;
+}
+
+std::string joined(const std::vector<std::string> &names) {
+    std::string all;
+    for (const std::string &name : names) all += (all.empty() ? "" : ", ") + name;
+    return all;
+}
+
+std::string tensor_contradiction(const TensorInfo &tensor) {
+    const auto unit = kUnits.find(tensor.name);
+    if (unit == kUnits.end()) return "an unknown tensor " + tensor.name;
+    if (unit->second != tensor.unit) {
+        return tensor.name + " in " + tensor.unit + ", expected " + unit->second;
+    }
+    if (!tensor.is_volume()) return "";
+    const char *letters[] = {"n", "", "x", "y", "z"};
+    for (const int axis : {0, 2, 3, 4}) {
+        if (tensor.shape[static_cast<size_t>(axis)].letter == letters[axis]) continue;
+        return tensor.name + " must have the shape (n, c, x, y, z)";
+    }
+    return tensor.shape[1].number < 1 ? tensor.name + " has no channels" : "";
+}
+
+std::string geometry_contradiction(const GeometryLimits &limits) {
+    if (limits.voxel_size_mm.has_value() != limits.voxel_tolerance.has_value()) {
+        return "one of geometry.voxel_size_mm and voxel_tolerance is null, expected both or none";
+    }
+    if (limits.b0_direction.has_value() != limits.b0_tolerance_deg.has_value()) {
+        return "one of geometry.b0_direction and b0_tolerance_deg is null, expected both or none";
+    }
+    if (limits.voxel_size_mm) {
+        const auto &mm = *limits.voxel_size_mm;
+        if (*std::min_element(mm.begin(), mm.end()) <= 0) return "geometry.voxel_size_mm is not positive";
+    }
+    if (limits.b0_direction) {
+        const auto &b = *limits.b0_direction;
+        if (std::all_of(b.begin(), b.end(), [](double v) { return v == 0; })) {
+            return "geometry.b0_direction is zero";
+        }
+    }
+    return "";
+}
+
+std::string number_contradiction(const Card &card) {
+    const ReceptiveField &field = card.receptive_field;
+    const GeometryLimits &limits = card.geometry;
+    if (!(field.energy_kept >= 0 && field.energy_kept <= 1)) {
+        return "receptive_field.energy_kept is no share";
+    }
+    for (const auto &[backend, use] : card.memory) {
+        if (use.fixed_bytes < 0 || use.bytes_per_voxel < 1) return "memory." + backend + " too small";
+    }
+    if (card.divisor < 1) return "divisor too small";
+    if (card.tkd && card.tkd->pad_voxels < 0) return "tkd.pad_voxels too small";
+    if (limits.voxel_tolerance.value_or(0) < 0) return "geometry.voxel_tolerance too small";
+    if (limits.b0_tolerance_deg.value_or(0) < 0) return "geometry.b0_tolerance_deg too small";
+    if (field.halo.value_or(0) < 0) return "receptive_field.halo too small";
+    if (field.theoretical.value_or(0) < 0) return "receptive_field.theoretical too small";
+    return "";
+}
+
+std::string pipeline_contradiction(const Card &card) {
+    std::vector<std::string> names = input_names(card);
+    const auto &first = kFirstInputs.at(card.pipeline);
+    if (names.empty() || !contains(first, names[0])) {
+        return "pipeline " + card.pipeline + " takes another first input than " +
+               (names.empty() ? "none" : names[0]);
+    }
+    const bool with_tkd = card.pipeline == "tkd+cnn";
+    if (contains(names, "tkd_chi_ppm") != with_tkd || card.tkd.has_value() != with_tkd) {
+        return "pipeline " + card.pipeline + " with the inputs " + joined(names) + " and " +
+               (card.tkd ? "" : "no ") + "tkd settings";
+    }
+    std::sort(names.begin(), names.end());
+    if (std::adjacent_find(names.begin(), names.end()) != names.end()) return "an input twice";
+    if (card.why_whole.has_value() != (card.patchable == "no")) {
+        return "patchable is " + card.patchable + ", why_whole does not go with it";
+    }
+    const bool endless = !card.receptive_field.halo || !card.receptive_field.theoretical;
+    if (card.patchable != "no" && endless) {
+        return "patchable is " + card.patchable + ", but the receptive field has no end";
+    }
+    if (card.tkd && !(card.tkd->threshold > 0 && card.tkd->threshold <= 2.0 / 3)) {
+        return text("tkd.threshold is %g, expected in (0, 2/3]", card.tkd->threshold);
+    }
+    if (!card.inputs[0].is_volume()) return names[0] + ", the first input, is no volume";
+    return "";
+}
+
+}  // namespace
+
+std::string contradictions(const Card &card) {
+    std::string found = pipeline_contradiction(card);
+    for (const TensorInfo &tensor : card.inputs) {
+        if (found.empty()) found = tensor_contradiction(tensor);
+    }
+    if (found.empty()) found = tensor_contradiction(card.output);
+    if (found.empty()) found = geometry_contradiction(card.geometry);
+    return found.empty() ? number_contradiction(card) : found;
+}
+
+void require_supported(const Card &card) {
+    const auto refuse = [&](const std::string &why) {
+        throw Error(QSM_ENGINE_ERROR, card.network + " " + why);
+    };
+    if (card.task != "local_field->chi") {
+        refuse("takes a phase, this library takes local fields; use the Python runtime, qsm-run");
+    }
+    if (card.patchable == "split" || (card.pipeline != "cnn" && card.pipeline != "tkd+cnn")) {
+        refuse("is the CNN of pipeline " + card.pipeline +
+               ", whose other steps this library does not know; use the Python runtime, qsm-run, "
+               "or export it as one graph (qsm-export --list says which option)");
+    }
+    if (card.inputs[0].shape[1].number != 1) {
+        refuse("takes several fields, this library takes one; use the Python runtime, qsm-run");
+    }
+    const std::vector<std::string> known = {"local_field_ppm", "tkd_chi_ppm", "mask",
+                                            "voxel_size_mm", "b0_direction"};
+    for (const TensorInfo &tensor : card.inputs) {
+        if (!contains(known, tensor.name)) {
+            refuse("takes " + tensor.name +
+                   ", which this library cannot give; use the Python runtime, qsm-run");
+        }
+    }
+    if (card.output.name != "chi_ppm" || !card.output.is_volume()) {
+        refuse("gives " + card.output.name + ", expected a volume chi_ppm; export it again");
+    }
+    if (card.divisor > kLargestDivisor || (card.tkd && card.tkd->pad_voxels > kLargestPad)) {
+        refuse("has a divisor or a padding beyond 4096 voxels; export it again");
+    }
+    if (card.memory.empty()) {
+        throw Error(QSM_ENGINE_ERROR,
+                    "the model's card has no memory measurements; export the model again");
+    }
+}
+
+void require_names(const Card &card, std::vector<std::string> inputs,
+                   const std::vector<std::string> &outputs) {
+    std::vector<std::string> stated = input_names(card);
+    const std::string shown = joined(stated), seen = joined(inputs);
+    std::sort(stated.begin(), stated.end());
+    std::sort(inputs.begin(), inputs.end());
+    if (stated == inputs && outputs == std::vector<std::string>{card.output.name}) return;
+    throw Error(QSM_ENGINE_ERROR, "the card contradicts the graph: inputs " + shown + " -> " +
+                                      card.output.name + ", the graph has " + seen + " -> " +
+                                      joined(outputs) + "; export it again");
+}
+
+}  // namespace qsm::host

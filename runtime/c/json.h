@@ -1,0 +1,32 @@
+// JSON as RFC 8259 has it, read strictly: a model's card, and nothing larger.
+#ifndef QSM_RUNTIME_JSON_H
+#define QSM_RUNTIME_JSON_H
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace qsm::host {
+
+struct Json {
+    enum Kind { kNull, kBool, kInteger, kReal, kString, kArray, kObject };
+
+    Kind kind = kNull;
+    bool boolean = false;
+    int64_t integer = 0;
+    double number = 0;  // of an integer too
+    std::string string;
+    std::vector<Json> items;
+    std::vector<std::pair<std::string, Json>> fields;
+
+    // Returns a field of an object, or null.
+    const Json *find(const std::string &name) const;
+};
+
+// Throws std::invalid_argument, which says what is wrong where.
+Json parse_json(const std::string &text);
+
+}  // namespace qsm::host
+
+#endif

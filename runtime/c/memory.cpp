@@ -1,0 +1,74 @@
+// Predicting the peak memory of a run before it begins, as runtime/memory.py does; what differs is
+// the transform, which is made of matrix products here.
+#include <algorithm>
+#include <fstream>
+#include <limits>
+
+#include "data_consistency.h"
+#include "planning.h"
+
+namespace qsm::host {
+
+namespace {
+
+constexpr double kFloat = sizeof(float);
+constexpr double kTransformBytes = 20e6;  // compiled products, and code that loads when first used
+constexpr double kTransform = 28;         // per padded voxel: its volumes, spectra and multiplier
+constexpr double kClosedForm = 4;         // per voxel: the other term
+constexpr double kConjugateGradients = 16;  // per voxel: residual, direction, image and a product
+constexpr double kShareOfAvailable = 0.8;
+
+MemoryUse inference_memory(const Card &card, const std::string &backend) {
+    const auto measured = card.memory.find(backend);
+    if (measured != card.memory.end()) return measured->second;
+    return std::max_element(card.memory.begin(), card.memory.end(),
+                            [](const auto &a, const auto &b) {
+                                return a.second.bytes_per_voxel < b.second.bytes_per_voxel;
+                            })
+        ->second;
+}
+
+}  // namespace
+
+std::vector<StageMemory> predict(const Workload &workload, const PatchPlan &plan) {
+    const Card &card = workload.card;
+    const Geometry &geometry = workload.scan.geometry;
+    const double voxels = double(geometry.voxels());
+    const double patch = double(Geometry::voxels_of(plan.patch_shape()));
+    const MemoryUse use = inference_memory(card, workload.backend);
+    const double session = double(use.fixed_bytes) + double(use.bytes_per_voxel) * patch;
+    double held = double(kScanBytes) * voxels;
+    double inputs = 0;
+    for (const TensorInfo &tensor : card.inputs) {
+        if (tensor.is_volume()) inputs += double(tensor.shape[1].number);
+    }
+    std::vector<StageMemory> stages;
+    if (card.tkd) {
+        const Geometry padded = geometry.padded(int32_t(card.tkd->pad_voxels));
+        stages.push_back({"TKD", held + kTransformBytes + kTransform * double(padded.voxels())});
+    }
+    stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
+    if (workload.corrects) {
+        const Geometry padded = geometry.padded(kCorrectionPadVoxels);
+        held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
+        stages.push_back({"data consistency",
+                          held + kTransformBytes + kTransform * double(padded.voxels()) +
+                              std::max(kClosedForm, kConjugateGradients) * voxels});
+    }
+    return stages;
+}
+
+double available_bytes() {
+    double available = std::numeric_limits<double>::infinity();
+    std::ifstream memory("/proc/meminfo");
+    for (std::string name; memory >> name; memory.ignore(1000, '\n')) {
+        double kib = 0;
+        if (name == "MemAvailable:" && memory >> kib) available = kib * 1024;
+    }
+    double limit = 0, current = 0;
+    std::ifstream most("/sys/fs/cgroup/memory.max"), now("/sys/fs/cgroup/memory.current");
+    if (most >> limit && now >> current) available = std::min(available, limit - current);
+    return kShareOfAvailable * available;
+}
+
+}  // namespace qsm::host

@@ -1,0 +1,154 @@
+#include "planning.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "error.h"
+
+namespace qsm::host {
+
+namespace {
+
+struct Overlap {
+    int32_t voxels;
+    qsm_blend blend;
+};
+
+// Chosen by how far the network sees: twice the receptive field, cropped, is exact, twice the
+// measured halo comes close. Neither takes more than half of the patch; else half of it fades.
+Overlap overlap_and_blend(const Card &card, const qsm_params &params, int32_t patch) {
+    const int64_t theoretical = *card.receptive_field.theoretical;
+    const int64_t halo = *card.receptive_field.halo;
+    int64_t overlap = params.overlap;
+    if (overlap == QSM_OVERLAP_AUTO) {
+        overlap = std::min<int64_t>(patch - card.divisor, patch / 2);
+        for (const int64_t reach : {halo, theoretical}) {
+            if (4 * reach <= patch) overlap = 2 * reach;
+        }
+    }
+    auto blend = static_cast<qsm_blend>(params.blend);
+    if (blend == QSM_BLEND_AUTO) blend = overlap >= 2 * halo ? QSM_BLEND_CROP : QSM_BLEND_HANN;
+    return {int32_t(overlap), blend};
+}
+
+// The smallest edge worth running: more than the halo, at least four cells.
+int64_t smallest_patch(const Card &card) {
+    const int64_t least = std::max(4 * card.divisor, *card.receptive_field.halo + card.divisor);
+    return (least + card.divisor - 1) / card.divisor * card.divisor;
+}
+
+void require_indexable(const PatchPlan &plan) {
+    int64_t voxels = 1;
+    for (const int32_t n : plan.patch_shape()) voxels = std::min<int64_t>(voxels * n, int64_t{1} << 31);
+    if (voxels >= int64_t{1} << 31) {
+        throw Error(QSM_DATA_ERROR, "padded to the network's divisor the volume has more than "
+                                    "2^31 - 1 voxels; crop it");
+    }
+}
+
+Decision decision_for(const Workload &workload, PatchPlan plan, std::string reason, bool exact) {
+    require_indexable(plan);
+    Decision decision{std::move(plan), std::move(reason), exact, {}};
+    decision.stages = predict(workload, decision.plan);
+    return decision;
+}
+
+Decision whole(const Workload &workload, std::string reason) {
+    return decision_for(workload,
+                        plan_whole(workload.scan.geometry.shape, int32_t(workload.card.divisor)),
+                        std::move(reason), true);
+}
+
+Decision in_patches(const Workload &workload, const qsm_params &params, const Box &box,
+                    int32_t patch, std::string reason) {
+    const Card &card = workload.card;
+    const Overlap overlap = overlap_and_blend(card, params, patch);
+    PatchPlan plan = plan_patches(box, workload.scan.geometry.shape, int32_t(card.divisor), patch,
+                                  overlap.voxels, overlap.blend);
+    const bool exact = plan.count() == 1 || (overlap.blend == QSM_BLEND_CROP &&
+                                             overlap.voxels >= 2 * *card.receptive_field.theoretical);
+    return decision_for(workload, std::move(plan), std::move(reason), exact);
+}
+
+// Of those that fit the one that computes least, an exact one first; the smallest if none fits. The
+// largest patches that fit are not the fastest: eight that overlap by almost all of the volume
+// compute it almost eight times.
+Decision best_in_patches(const Workload &workload, const qsm_params &params, const Box &box,
+                         Decision otherwise, const std::string &reason, double limit_bytes) {
+    const Shape &shape = workload.scan.geometry.shape;
+    const int64_t divisor = workload.card.divisor;
+    const int64_t end = *std::max_element(shape.begin(), shape.end()) + divisor;
+    const auto cost = [&](const Decision &decision) {
+        const double peak = decision.peak_bytes();
+        const bool fits = peak <= limit_bytes;
+        const double work =
+            double(decision.plan.count()) * double(Geometry::voxels_of(decision.plan.patch_shape()));
+        return std::make_tuple(!fits, fits && !decision.exact,
+                               fits && decision.plan.blend != QSM_BLEND_CROP, fits ? work : peak);
+    };
+    bool found = false;
+    for (int64_t size = smallest_patch(workload.card); size < end; size += divisor) {
+        Decision next = in_patches(workload, params, box, int32_t(size), reason);
+        if (!found || cost(next) < cost(otherwise)) otherwise = std::move(next);
+        found = true;
+    }
+    return otherwise;
+}
+
+void require_fit(const Decision &decision, double limit_bytes, bool asked) {
+    const auto most = std::max_element(
+        decision.stages.begin(), decision.stages.end(),
+        [](const StageMemory &a, const StageMemory &b) { return a.bytes < b.bytes; });
+    if (most->bytes <= limit_bytes) return;
+    const PatchPlan &plan = decision.plan;
+    const Shape shape = plan.patch_shape();
+    const std::string how =
+        plan.whole ? "the whole volume"
+                   : text("patches of %d", *std::max_element(shape.begin(), shape.end()));
+    const std::string way =
+        std::string(most->stage) != "inference" ? "" : asked ? "set patch to QSM_PATCH_AUTO or smaller, " : "";
+    throw Error(QSM_MEMORY_ERROR, (asked || plan.whole ? "" : "even ") + how + " would need " +
+                                      memory_text(most->bytes) + " in the stage " + most->stage +
+                                      ", the limit is " + memory_text(limit_bytes) + "; " + way +
+                                      "raise memory_limit_bytes or free memory");
+}
+
+}  // namespace
+
+double Decision::peak_bytes() const {
+    double most = 0;
+    for (const StageMemory &stage : stages) most = std::max(most, stage.bytes);
+    return most;
+}
+
+Decision decide(const Workload &workload, const qsm_params &params, double limit_bytes) {
+    const Card &card = workload.card;
+    const bool patchable = card.patchable == "yes";
+    const auto chosen = [&]() -> Decision {
+        if (params.patch == QSM_PATCH_OFF || (params.patch == QSM_PATCH_AUTO && !patchable)) {
+            if (params.overlap != QSM_OVERLAP_AUTO || params.blend != QSM_BLEND_AUTO) {
+                throw Error(QSM_USAGE_ERROR, "overlap and blend need patches; leave them as they "
+                                             "are or set patch to an edge length");
+            }
+            return whole(workload, params.patch == QSM_PATCH_OFF ? "asked for" : *card.why_whole);
+        }
+        if (!patchable) {
+            throw Error(QSM_USAGE_ERROR, card.network + " cannot be run in patches: " +
+                                             *card.why_whole + "; set patch to QSM_PATCH_OFF");
+        }
+        const Box box = bounding_box(workload.scan.mask, workload.scan.geometry.shape);
+        if (params.patch != QSM_PATCH_AUTO) {
+            return in_patches(workload, params, box, params.patch, "asked for");
+        }
+        Decision at_once = whole(workload, "it fits the memory");
+        if (at_once.peak_bytes() <= limit_bytes) return at_once;
+        const std::string reason = "the whole volume would need " +
+                                   memory_text(at_once.peak_bytes()) + ", more than " +
+                                   memory_text(limit_bytes);
+        return best_in_patches(workload, params, box, std::move(at_once), reason, limit_bytes);
+    }();
+    require_fit(chosen, limit_bytes, params.patch != QSM_PATCH_AUTO);
+    return chosen;
+}
+
+}  // namespace qsm::host

@@ -1,0 +1,151 @@
+/* libqsm_runtime: from a local field to a susceptibility map, by a network that qsm-export wrote.
+ *
+ *     qsm_engine *engine = NULL;
+ *     if (qsm_engine_open("tkd-unet.onnx", NULL, &engine) != QSM_OK) {
+ *         fprintf(stderr, "%s\n", qsm_last_error());
+ *         return 1;
+ *     }
+ *     qsm_scan scan = {
+ *         .local_field_ppm = field,
+ *         .mask = mask,
+ *         .shape = {160, 192, 160},
+ *         .voxel_size_mm = {1.0, 1.0, 2.0},
+ *         .b0_direction = {0.0, 0.0, 1.0},
+ *     };
+ *     qsm_params params = qsm_default_params();
+ *     params.cancel = stop_button_pressed;
+ *     if (qsm_reconstruct(engine, &scan, &params, chi_ppm) != QSM_OK) {
+ *         fprintf(stderr, "%s\n", qsm_last_error());
+ *     }
+ *     qsm_engine_close(engine);
+ *
+ * Memory order: params.memory_order says how field, mask and map lie in memory. QSM_X_FASTEST, the
+ * default, has voxel (x, y, z) at x + shape[0] * (y + shape[1] * z), as scanners, NIfTI files,
+ * Fortran and MATLAB do; QSM_Z_FASTEST at z + shape[2] * (y + shape[1] * x), as numpy does. There is
+ * no gap between rows or slices.
+ *
+ * Thread safety: every function may be called from any thread. Calls on one engine wait for each
+ * other; engines share nothing, and work at the same time. qsm_engine_close() must be the last call
+ * on its engine. qsm_last_error() is per thread. Callbacks run on the thread that called the
+ * library, and must not call it for the same engine.
+ *
+ * No C++ exception leaves the library, and it never ends the process. After any status but QSM_OK
+ * the engine can be used again, and the output's contents mean nothing.
+ */
+#ifndef QSM_RUNTIME_H
+#define QSM_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define QSM_API __attribute__((visibility("default")))
+#else
+#define QSM_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The same numbers as the exit codes of qsm-run. */
+typedef enum qsm_status {
+    QSM_OK = 0,
+    QSM_INTERNAL_ERROR = 1, /* a bug; please report it */
+    QSM_USAGE_ERROR = 2,    /* null pointers, or parameters that contradict each other */
+    QSM_DATA_ERROR = 3,     /* a missing file; values or a geometry that cannot be right */
+    QSM_ENGINE_ERROR = 4,   /* a model or a device that cannot run what was asked for */
+    QSM_MEMORY_ERROR = 6,   /* it does not fit the memory, not even in patches */
+    QSM_CANCELLED = 130     /* params.cancel said so */
+} qsm_status;
+
+typedef enum qsm_memory_order { QSM_X_FASTEST = 0, QSM_Z_FASTEST = 1 } qsm_memory_order;
+
+/* What becomes of the voxels that patches share. */
+typedef enum qsm_blend {
+    QSM_BLEND_AUTO = 0, /* as the network's receptive field asks for */
+    QSM_BLEND_HANN = 1,
+    QSM_BLEND_GAUSSIAN = 2,
+    QSM_BLEND_CROP = 3 /* each from the patch it lies deepest in */
+} qsm_blend;
+
+typedef enum qsm_log_level { QSM_LOG_INFO = 0, QSM_LOG_WARNING = 1 } qsm_log_level;
+
+enum { QSM_PATCH_AUTO = 0, QSM_PATCH_OFF = -1, QSM_OVERLAP_AUTO = -1 };
+
+/* A network, ready to run. */
+typedef struct qsm_engine qsm_engine;
+
+/* One acquisition. */
+typedef struct qsm_scan {
+    const float *local_field_ppm; /* shape voxels; not read outside the mask */
+    const uint8_t *mask;          /* shape voxels, nonzero inside */
+    int32_t shape[3];             /* voxels along (x, y, z) */
+    double voxel_size_mm[3];      /* along (x, y, z), 0.01 to 100 mm */
+    double b0_direction[3];       /* in voxel axes, of any non-zero norm; its sign has no meaning */
+} qsm_scan;
+
+/* Made by qsm_default_params() only, then changed where it should differ. */
+typedef struct qsm_params {
+    size_t struct_size; /* leave as it is: tells a library of another version apart */
+
+    /* For qsm_engine_open(). */
+    int32_t threads; /* CPU threads of the inference engine; 0: all cores */
+
+    /* For qsm_reconstruct() and qsm_reconstruct_device(). */
+    int32_t memory_order;        /* a qsm_memory_order */
+    int32_t patch;               /* edge length [voxels], a multiple of the network's divisor;
+                                    QSM_PATCH_OFF: the whole volume at once; QSM_PATCH_AUTO: that
+                                    if it fits the memory, else patches that do */
+    int32_t overlap;             /* voxels that neighbours share, or QSM_OVERLAP_AUTO */
+    int32_t blend;               /* a qsm_blend */
+    int32_t allow_geometry;      /* nonzero: use a network on a grid it was not trained for */
+    uint64_t memory_limit_bytes; /* of memory besides the caller's; 0: 4/5 of what is available */
+    double data_consistency_lambda;      /* weight of the map against the field in a step from one
+                                            towards the other; 0: no step; 0.01 is a good one */
+    int32_t data_consistency_iterations; /* conjugate gradients in the mask, 10 are good;
+                                            0: closed form, without mask */
+
+    /* Callbacks; NULL for none. */
+    void (*progress)(int32_t done, int32_t total, void *user_data); /* after each patch and each
+                                                                       step of data consistency */
+    int (*cancel)(void *user_data); /* asked before each of these; nonzero stops */
+    void (*log)(int32_t level, const char *line, void *user_data); /* a qsm_log_level, a line
+                                                                      without its end */
+    void *user_data;                                               /* passed to all three */
+} qsm_params;
+
+/* Version of the library, for example "0.1.0". */
+QSM_API const char *qsm_version(void);
+
+/* The message of the calling thread's latest failure, one line; "" before any. */
+QSM_API const char *qsm_last_error(void);
+
+QSM_API qsm_params qsm_default_params(void);
+
+/* Load a network: an .onnx file, or a .plan where the library was built with TensorRT. `params` may
+ * be NULL for the defaults. On failure *engine is NULL. */
+QSM_API qsm_status qsm_engine_open(const char *path, const qsm_params *params,
+                                   qsm_engine **engine);
+
+/* The network's model card as JSON, valid until the engine is closed; NULL without an engine. */
+QSM_API const char *qsm_engine_card(const qsm_engine *engine);
+
+/* Write the susceptibility [ppm] into shape voxels at `chi_ppm`, 0 outside the mask. `chi_ppm` may
+ * be the memory of the field. `params` may be NULL for the defaults. */
+QSM_API qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan,
+                                   const qsm_params *params, float *chi_ppm);
+
+/* The same for pointers to a GPU's memory, that of the calling thread's current GPU, in the order
+ * QSM_Z_FASTEST. Work is enqueued on `stream` (a cudaStream_t) behind the caller's, and the call
+ * waits once for the field, which it checks. The map is ready when the stream comes to it. */
+QSM_API qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan,
+                                          const qsm_params *params, float *chi_ppm, void *stream);
+
+/* Free an engine; NULL is none. */
+QSM_API void qsm_engine_close(qsm_engine *engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,40 @@
+#include "session.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "error.h"
+
+namespace qsm::host {
+
+namespace {
+constexpr int kOnnxFirstByte = 0x08;  // the tag of ir_version
+}
+
+void require_onnx_file(const std::string &path) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(path, ignored)) {
+        throw Error(QSM_DATA_ERROR, path + ": no such model file");
+    }
+    std::ifstream file(path, std::ios::binary);
+    if (file.get() != kOnnxFirstByte) {
+        throw Error(QSM_ENGINE_ERROR, path + ": not an ONNX model; make one with qsm-export");
+    }
+}
+
+Card read_card(const std::string &path, const std::string &json,
+               const std::vector<std::string> &inputs, const std::vector<std::string> &outputs) {
+    if (json.empty()) {
+        throw Error(QSM_ENGINE_ERROR, path + " has no model card; export it with qsm-export");
+    }
+    try {
+        Card card = parse_card(json);
+        require_names(card, inputs, outputs);
+        require_supported(card);
+        return card;
+    } catch (const Error &error) {
+        throw Error(error.status, path + ": " + error.what());
+    }
+}
+
+}  // namespace qsm::host

@@ -1,0 +1,50 @@
+// A loaded network; one file per inference engine.
+#ifndef QSM_RUNTIME_SESSION_H
+#define QSM_RUNTIME_SESSION_H
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "card.h"
+#include "scan.h"
+
+namespace qsm::host {
+
+struct Tensor {
+    std::string name;
+    std::vector<size_t> shape;  // (1, c, x, y, z) of volumes
+    const float *data;
+};
+
+class Session {
+  public:
+    virtual ~Session() = default;
+
+    const Card &card() const { return card_; }
+
+    // The engine's name in the card's memory measurements.
+    virtual const char *backend() const = 0;
+
+    // Runs the network once. Returns the first channel of its output, of the shape of the first
+    // input, which stays until the next run.
+    virtual const float *run(const std::vector<Tensor> &inputs) = 0;
+
+  protected:
+    Card card_;
+};
+
+// Opens an ONNX file on the CPU. Defined in session_openvino.cpp, or by the tests.
+std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads);
+
+// Checks that there is a file, and that it begins as an ONNX model does.
+void require_onnx_file(const std::string &path);
+
+// Reads the card in a model's metadata and checks it against the graph's names; throws errors that
+// begin with the path.
+Card read_card(const std::string &path, const std::string &json,
+               const std::vector<std::string> &inputs, const std::vector<std::string> &outputs);
+
+}  // namespace qsm::host
+
+#endif

@@ -1,0 +1,91 @@
+// Networks in OpenVINO on the CPU, compiled for one shape at a time.
+#include <openvino/runtime/core.hpp>
+
+#include "openvino_call.h"
+#include "session.h"
+
+namespace qsm::host {
+
+namespace {
+
+std::vector<std::string> names_of(const std::vector<ov::Output<ov::Node>> &ports) {
+    std::vector<std::string> names;
+    for (const auto &port : ports) names.push_back(port.get_any_name());
+    return names;
+}
+
+class OpenVinoSession final : public Session {
+  public:
+    OpenVinoSession(const std::string &path, int threads) : settings_(openvino_settings(threads)) {
+        require_onnx_file(path);
+        try {
+            model_ = core_.read_model(path);
+        } catch (const std::exception &error) {
+            throw cannot_load(path, error.what());
+        }
+        const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
+        card_ = read_card(
+            path,
+            has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "",
+            names_of(model_->inputs()), names_of(model_->outputs()));
+    }
+
+    const char *backend() const override { return "openvino"; }
+
+    const float *run(const std::vector<Tensor> &inputs) override {
+        openvino_call("OpenVINO failed", "export the model again", [&] {
+            prepare(inputs);
+            for (const Tensor &input : inputs) {
+                // Inputs are only read; ov::Tensor has no form for that.
+                request_.set_tensor(input.name, ov::Tensor(ov::element::f32, ov::Shape(input.shape),
+                                                           const_cast<float *>(input.data)));
+            }
+            request_.infer();
+        });
+        const ov::Tensor output = request_.get_output_tensor();
+        const ov::Shape shape = output.get_shape();
+        const std::vector<size_t> &wanted = inputs[0].shape;
+        bool same = shape.size() == 5 && shape[0] == 1 && shape[1] >= 1;
+        for (size_t axis = 2; same && axis < 5; ++axis) same = shape[axis] == wanted[axis];
+        if (!same || output.get_element_type() != ov::element::f32) {
+            throw Error(QSM_ENGINE_ERROR, "the network's output is no float32 volume of the shape "
+                                          "of its input; export it again");
+        }
+        return output.data<const float>();
+    }
+
+  private:
+    // Shapes are fixed before compiling, which halves the memory of dynamic ones.
+    void prepare(const std::vector<Tensor> &inputs) {
+        std::map<std::string, ov::PartialShape> shapes;
+        for (const Tensor &input : inputs) shapes[input.name] = ov::Shape(input.shape);
+        if (shapes == shapes_) return;
+        shapes_.clear();
+        request_ = {};
+        model_->reshape(shapes);
+        request_ = core_.compile_model(model_, "CPU", settings_).create_infer_request();
+        shapes_ = shapes;
+    }
+
+    static Error cannot_load(const std::string &path, const std::string &why) {
+        if (why.find("DipoleConv") != std::string::npos) {
+            return {QSM_ENGINE_ERROR, path + ": OpenVINO has no operator qsm::DipoleConv; export "
+                                             "the network with --dipole-op matmul"};
+        }
+        return {QSM_ENGINE_ERROR, path + ": OpenVINO cannot load it (" + last_line(why) + ")"};
+    }
+
+    ov::Core core_;
+    const ov::AnyMap settings_;
+    std::shared_ptr<ov::Model> model_;
+    ov::InferRequest request_;
+    std::map<std::string, ov::PartialShape> shapes_;
+};
+
+}  // namespace
+
+std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads) {
+    return std::make_unique<OpenVinoSession>(path, threads);
+}
+
+}  // namespace qsm::host
