@@ -58,12 +58,16 @@ class Correction:
             chi *= mask
         with stages("field residual"):
             after = field_residual(chi, field, mask, grid)
-        return chi, {
+        return chi, self.report(before, after)
+
+    def report(self, residual_before: float, residual_after: float) -> dict[str, Any]:
+        """Return what a run's report says of the step."""
+        return {
             "lambda": self.lam,
             "iterations": self.iterations,
             "pad_voxels": PAD_VOXELS,
-            "field_residual_before": before,
-            "field_residual_after": after,
+            "field_residual_before": residual_before,
+            "field_residual_after": residual_after,
         }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
@@ -110,15 +109,6 @@ class Holdings:
         """Return a graph of what ``enqueue`` puts on a stream."""
         return self._held(self._device.capture(stream, enqueue), self._device.release_graph)
 
-    def uploaded(self, array: Array, stream: int) -> int:
-        """Return a pointer to a copy of an array, enqueued from page-locked memory."""
-        staged = self._device.pinned(array.shape, array.dtype)
-        np.copyto(staged, array)
-        pointer = self.buffer(array.nbytes)
-        self._device.copy_in(pointer, staged, stream)
-        self._stack.callback(_keep, staged)  # until everything is given back
-        return pointer
-
     def give_back(self) -> None:
         """Wait for the GPU, then free everything."""
         try:
@@ -139,7 +129,3 @@ def holding(device: Device) -> Iterator[Holdings]:
         yield holdings
     finally:
         holdings.give_back()
-
-
-def _keep(array: Array) -> None:
-    """Be called with an array, and so keep it until then."""

@@ -41,12 +41,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: its box in volume voxels (possibly beyond the volume) and its three windows."""
+    """One patch: its box in volume voxels (possibly beyond the volume) and its three windows.
+
+    ``index`` counts the patches along each axis.
+    """
 
     start: tuple[int, ...]
     size: tuple[int, ...]
     windows: tuple[Volume, ...]
     shape: tuple[int, ...]
+    index: tuple[int, ...]
 
     @property
     def inside(self) -> Box:
@@ -107,6 +111,7 @@ class PatchPlan:
                 self.patch_shape,
                 tuple(axis.windows[i] for axis, i in at),
                 tuple(axis.length for axis in self.axes),
+                index,
             )
 
     def run(

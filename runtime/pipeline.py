@@ -24,7 +24,12 @@ def network_inputs(card: ModelCard, scan: Scan) -> dict[str, Volume]:
     Volumes are (c, x, y, z), other inputs as the card says. The TKD map is made of the whole
     volume, so that patches of it equal the whole.
     """
-    return {tensor.name: _INPUTS[tensor.name](card, scan) for tensor in card.inputs}
+    return {tensor.name: network_input(card, scan, tensor.name) for tensor in card.inputs}
+
+
+def network_input(card: ModelCard, scan: Scan, name: str) -> Volume:
+    """Return one of what a network takes."""
+    return _INPUTS[name](card, scan)
 
 
 def _tkd_chi_ppm(card: ModelCard, scan: Scan) -> Volume:

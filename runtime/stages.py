@@ -32,6 +32,10 @@ class Stages:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     baseline_bytes: int = field(default_factory=rss_bytes)
 
+    def add(self, name: str, seconds: float) -> None:
+        """Count time that something else measured."""
+        self.seconds[name] = self.seconds.get(name, 0) + seconds
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure the body of a ``with`` statement as the stage ``name``, or as more of it."""
@@ -40,6 +44,6 @@ class Stages:
         reset_peak()
         began = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - began
+        self.add(name, time.perf_counter() - began)
         rise = peak_rss_bytes() - self.baseline_bytes
         self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), rise)

@@ -1,10 +1,27 @@
 """What every test may use: the test data, and a guard against tests that hide by skipping."""
 
+import ctypes
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from qsm_deploy.kernels.cmake import find_tool
+from qsm_deploy.kernels.cuda_abi import declare
+from qsm_deploy.kernels.cuda_build import SOURCES
+
+CSRC = SOURCES / "csrc"
+KERNEL_TESTS = Path(__file__).parent / "kernels"
+TWIN_SOURCES = [
+    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu", "vectors.cu")),
+    *(KERNEL_TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
+]
+TWIN_FLAGS = [
+    *("-std=c++17", "-O2", "-fPIC", "-shared"),
+    *("-Wall", "-Wextra", "-Wconversion", "-Werror"),
+]
 NO_TEST_DATA = "test data not present: ../shared"
 ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT")  # what a skip's reason may start with
 
@@ -19,6 +36,40 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(NO_TEST_DATA)
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """Return a C++ compiler."""
+    found = find_tool("g++")
+    if not found:
+        pytest.skip("no C++ compiler")
+    return str(found)
+
+
+@pytest.fixture(scope="session")
+def build_twin(compiler: str) -> Callable[..., ctypes.CDLL]:
+    """Return what compiles the host twin of the CUDA library, and what else is named."""
+
+    def build(folder: Path, *more: str) -> ctypes.CDLL:
+        library = folder / "libqsm_twin.so"
+        sources = ["-x", "c++", *map(str, TWIN_SOURCES), *more]
+        command = [compiler, *TWIN_FLAGS, f"-I{CSRC}", "-o", str(library), *sources]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        handle = ctypes.CDLL(str(library))
+        declare(handle)
+        return handle
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def twin_handle(
+    build_twin: Callable[..., ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """Return the CUDA library's sources compiled without CUDA."""
+    return build_twin(tmp_path_factory.mktemp("twin"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,59 +2,25 @@
 
 import ctypes
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_abi import declare
-from qsm_deploy.kernels.cuda_build import (
-    SOURCES,
-    build_cuda_library,
-    find_nvcc,
-    find_tool,
-    wheel_toolkit,
-)
+from qsm_deploy.kernels.cuda_build import SOURCES, build_cuda_library, find_nvcc, wheel_toolkit
 from qsm_deploy.kernels.cuda_library import CudaLibrary
 
 CSRC = SOURCES / "csrc"
 TESTS = Path(__file__).parent
-TWIN_SOURCES = [
-    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu", "vectors.cu")),
-    *(TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
-]
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
 def load(path: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(path))
     declare(handle)
     return handle
-
-
-@pytest.fixture(scope="session")
-def compiler() -> str:
-    found = find_tool("g++")
-    if not found:
-        pytest.skip("no C++ compiler")
-    return str(found)
-
-
-def build_twin(compiler: str, folder: Path, *more: str) -> ctypes.CDLL:
-    """Compile the host twin, and what else is named, without CUDA."""
-    library = folder / "libqsm_twin.so"
-    sources = ["-x", "c++", *map(str, TWIN_SOURCES), *more]
-    command = [compiler, *FLAGS, f"-I{CSRC}", "-o", str(library), *sources]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return load(library)
-
-
-@pytest.fixture(scope="session")
-def twin_handle(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build_twin(compiler, tmp_path_factory.mktemp("twin"))
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +34,9 @@ def tensorrt_include() -> Path:
 
 @pytest.fixture(scope="session")
 def plugin_twin(
-    compiler: str, tensorrt_include: Path, tmp_path_factory: pytest.TempPathFactory
+    build_twin: Callable[..., ctypes.CDLL],
+    tensorrt_include: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> ctypes.CDLL:
     """Return the TensorRT plugin with the host twin, and what does as TensorRT does."""
     nvcc, wheels = find_nvcc(), wheel_toolkit()
@@ -76,7 +44,6 @@ def plugin_twin(
     includes = [folder / "include" for folder in (*toolkits, wheels) if folder]
     names = ("creator", "plugin", "report")
     return build_twin(
-        compiler,
         tmp_path_factory.mktemp("plugin_twin"),
         *(str(CSRC / f"tensorrt_{name}.cpp") for name in names),
         str(TESTS / "tensorrt_twin.cpp"),

@@ -1,0 +1,251 @@
+"""From what was measured to a susceptibility map without leaving the GPU.
+
+The field and the mask go in once and the map comes out once. Everything between is enqueued: the
+host never waits inside a stage. Not yet run on a GPU.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
+from qsm_deploy.kernels.errors import DataError, EngineError, MemoryLimitError
+from qsm_deploy.runtime.correction import PAD_VOXELS
+from qsm_deploy.runtime.device import Array, Device, Holdings, holding
+from qsm_deploy.runtime.device_dipole import DeviceVectors, Pad, PaddedDipole, correct
+from qsm_deploy.runtime.device_layout import FIELD, FLOAT, DeviceWorkload, Layout, twice
+from qsm_deploy.runtime.device_patches import DevicePatches, Worker
+from qsm_deploy.runtime.device_session import DeviceSession
+from qsm_deploy.runtime.patches import PatchPlan
+from qsm_deploy.runtime.pipeline import Volume, network_input, require_field_count
+from qsm_deploy.runtime.planning import memory_text
+from qsm_deploy.runtime.stages import Stages
+
+TKD_INPUT = "tkd_chi_ppm"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, the kernels that run on it, and an engine loaded there."""
+
+    device: Device
+    library: CudaLibrary
+    session: DeviceSession
+
+
+class DevicePipeline:
+    """One reconstruction on a GPU, after everything it needs was allocated.
+
+    Parameters
+    ----------
+    gpu
+        Where.
+    work
+        What: the acquisition, the engine and what follows it.
+    plan
+        How: whole or in patches.
+    holdings
+        Keep what is allocated.
+    """
+
+    def __init__(self, gpu: Gpu, work: DeviceWorkload, plan: PatchPlan, holdings: Holdings) -> None:
+        self._gpu, self._work, self._plan, self._holdings = gpu, work, plan, holdings
+        self._device, self._library = gpu.device, gpu.library
+        lasting, self._stages = work.lasting(plan), work.stages(plan)
+        self._at = lasting.at(holdings.buffer(lasting.total))
+        self._scratch = holdings.buffer(max(stage.total for stage in self._stages.values()))
+        self._stream = holdings.stream()
+        self._marks: list[tuple[str, int]] = []
+        self._kept: list[Array] = []  # page-locked copies that are still to be read
+
+    def run(self, done: Callable[[], object]) -> tuple[Volume, dict[str, Any]]:
+        """Return the map and what was found: the field residual, and the step taken."""
+        self._mark("")
+        self._upload()
+        self._mark("upload")
+        if self._work.card.tkd is not None:
+            self._prepare_tkd()
+            self._mark("prepare")
+        self._infer(done)
+        self._mark("inference")
+        findings = self._compare_and_correct()
+        chi = self._download()
+        self._mark("download")
+        return chi, findings
+
+    def times(self, stages: Stages) -> None:
+        """Give what each stage took on the GPU, once all is done."""
+        for (_, first), (name, last) in zip(self._marks, self._marks[1:], strict=False):
+            self._device.finish(last)
+            stages.add(name, self._device.seconds_between(first, last))
+
+    def _mark(self, name: str) -> None:
+        self._marks.append((name, self._holdings.event(self._stream)))
+
+    def _upload(self) -> None:
+        work, scan = self._work, self._work.scan
+        for name in work.channels.keys() - {TKD_INPUT}:
+            self._send(name, network_input(work.card, scan, name))
+        for name, values in work.numbers.items():
+            self._send(name, values)
+        for n, axis in enumerate(self._plan.axes):
+            self._send(f"windows {n}", axis.windows)
+        self._send("inside", scan.mask.view(np.uint8))
+
+    def _send(self, name: str, array: Array) -> None:
+        self._copy_in(self._at[name], array)
+
+    def _copy_in(self, pointer: int, array: Array) -> None:
+        staged = self._device.pinned(array.shape, array.dtype)
+        np.copyto(staged, array)
+        self._kept.append(staged)
+        self._device.copy_in(pointer, staged, self._stream)
+
+    def _dipole(self, stage: Layout, pad: Pad) -> tuple[PaddedDipole, dict[str, int]]:
+        """Return the operator in the scratch buffer, and the pointers of the stage."""
+        at = stage.at(self._scratch)
+        grid, size = self._work.scan.geometry, stage.sizes["workspace"]
+        mask = np.pad(self._work.scan.mask.view(np.uint8), [(p, p) for p in pad])
+        self._copy_in(at["padded mask"], mask)
+        return PaddedDipole(self._library, grid, pad, at, size, self._stream), at
+
+    def _prepare_tkd(self) -> None:
+        tkd = self._work.card.tkd
+        assert tkd is not None  # the caller looked
+        dipole, _ = self._dipole(self._stages["prepare"], (tkd.pad_voxels,) * 3)
+        chi, threshold = self._at[TKD_INPUT], tkd.threshold
+        dipole.filtered(self._at[FIELD], chi, "tkd", masked=tkd.masked, threshold=threshold)
+
+    def _infer(self, done: Callable[[], object]) -> None:
+        work, plan, at = self._work, self._plan, self._at
+        mask = work.scan.mask
+        inside = [patch for patch in plan if mask[patch.inside].any()]
+        self._device.zero(at["total"], FLOAT * work.voxels, self._stream)
+        DevicePatches(
+            self._device,
+            self._library,
+            self._holdings,
+            work.session,
+            {name: at[name] for name in work.channels},
+            work.channels,
+            (at["windows 0"], at["windows 1"], at["windows 2"]),
+            at["total"],
+            self._workers(min(len(inside), 2)),
+        ).run(inside, self._stream, done)
+        whole = PatchBox(mask.shape, (0, 0, 0), mask.shape)
+        self._library.patch_finish(
+            whole, at["total"], at["chi"], mask=at["inside"], stream=self._stream
+        )
+
+    def _workers(self, count: int) -> list[Worker]:
+        work = self._work
+        shapes = work.shapes(self._plan)
+        scratch = self._stages["inference"].at(self._scratch)
+        numbers = {name: self._at[name] for name in work.numbers}
+        return [
+            Worker(
+                self._holdings.stream(),
+                {name: scratch[f"{name} {n}"] for name in work.channels} | numbers,
+                scratch[f"output {n}"],
+                work.session.open_inference(shapes, scratch[f"scratch {n}"]),
+            )
+            for n in range(count)
+        ]
+
+    def _compare_and_correct(self) -> dict[str, Any]:
+        step = self._work.correction
+        if step is None:
+            return {"field_residual": self._residual()} if self._work.evaluates else {}
+        before = self._residual()
+        dipole, at = self._dipole(self._stages["data consistency"], (PAD_VOXELS,) * 3)
+        correct(self._at["chi"], self._at[FIELD], step, dipole, at)
+        self._mark("data consistency")
+        return {"data_consistency": step.report(before, self._residual())}
+
+    def _residual(self) -> float:
+        """Return the field residual of the map; this one waits for the GPU."""
+        grid = self._work.scan.geometry
+        dipole, at = self._dipole(self._stages["field residual"], twice(grid))
+        vectors = DeviceVectors(
+            self._library, math.prod(grid.shape), at["sums"], at["dot"], self._stream
+        )
+        predicted, field = at["predicted"], self._at[FIELD]
+        dipole.field_of(self._at["chi"], predicted)
+        vectors.combine(-1, field, 1, predicted)
+        vectors.product(predicted, predicted, 0)
+        vectors.product(field, field, 1)
+        sums = self._device.pinned((2,), np.float64)
+        self._device.copy_out(sums, at["sums"], self._stream)
+        self._mark("field residual")
+        self._device.finish(self._marks[-1][1])
+        if sums[1] == 0:
+            raise DataError("the field is zero in the whole mask; check the field and the mask")
+        return float(np.sqrt(sums[0] / sums[1]))
+
+    def _download(self) -> Volume:
+        chi = self._device.pinned(self._work.scan.mask.shape, np.float32)
+        self._device.copy_out(chi, self._at["chi"], self._stream)
+        return chi
+
+
+def reconstruct_on_device(
+    gpu: Gpu,
+    work: DeviceWorkload,
+    plan: PatchPlan,
+    stages: Stages,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[Volume, dict[str, Any]]:
+    """Return the susceptibility map of one acquisition, made on a GPU.
+
+    Parameters
+    ----------
+    gpu
+        Where.
+    work
+        The acquisition, on a geometry the network may be used for, and what follows the network.
+    plan
+        Whole volume or patches, made for the scan's mask.
+    stages
+        Takes the time of every stage, as the GPU measured it.
+    done
+        Called after each patch.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Susceptibility [ppm], 0 outside the mask.
+    dict
+        ``field_residual`` if it was asked for, ``data_consistency`` if that was.
+
+    Raises
+    ------
+    UsageError
+        If the network takes more or fewer fields than the scan has.
+    MemoryLimitError
+        If the GPU has less memory than was planned for; everything is given back.
+    EngineError
+        If the engine or the GPU fails, or the result is not finite.
+    """
+    require_field_count(work.card, len(work.scan.measured))
+    needed = max(work.peak_bytes(plan).values()) - work.session.weights_bytes
+    with holding(gpu.device) as holdings:
+        try:
+            pipeline = DevicePipeline(gpu, work, plan, holdings)
+        except MemoryLimitError as error:
+            free = memory_text(gpu.device.free_bytes())
+            raise MemoryLimitError(
+                f"{gpu.device.name} has no {memory_text(needed)} left for this plan ({error}); it "
+                f"has {free} free: pass --memory-limit {free.replace(' ', '')} or smaller patches"
+            ) from error
+        chi, findings = pipeline.run(done)
+        gpu.device.synchronize()
+        pipeline.times(stages)
+    if bad := int(np.count_nonzero(~np.isfinite(chi))):
+        raise EngineError(
+            f"the network returned {bad} NaN or Inf voxels; check the field, or try another "
+            "backend or precision"
+        )
+    return chi, findings
