@@ -14,10 +14,14 @@ from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.command import run_command
 
 if TYPE_CHECKING:
-    from qsm_deploy.export.engine_builder import PlanChoices
+    from qsm_deploy.export.plan_choices import PlanChoices
 
 NAME = "qsm-export"
 OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
+ABOUT_PLANS = (
+    *("shapes", "workspace_mb", "layers"),
+    *("hardware_compatible", "version_compatible", "compute_capability"),
+)
 OUTPUT_HELP = (
     "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
     "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
@@ -121,8 +125,28 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
         "--layers",
         type=Path,
         metavar="FILE",
-        help="write the layers that went into the plan and their precisions as JSON; which of "
-        "them were fused only a GPU can tell",
+        help="write the layers that went into the plan and their precisions as JSON; where there "
+        "is a GPU, also those that run, with the kernel (tactic) chosen for each",
+    )
+    group.add_argument(
+        "--hardware-compatible",
+        choices=("same-capability", "ampere-plus"),
+        help="tensorrt: the plan also runs on other models of this GPU's compute capability, or on "
+        "all from Ampere on, which is slower; by default on this model only",
+    )
+    group.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="tensorrt: later versions of the same major version run the plan too, which then "
+        "carries code; by default only the one that built it",
+    )
+    group.add_argument(
+        "--compute-capability",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="N.N,...",
+        help="tensorrt-rtx: the GPUs that the plan is for, such as 8.9,12.0; default Ampere and "
+        "later",
     )
 
 
@@ -264,18 +288,21 @@ def _target(
 ) -> "tuple[Path, PlanChoices | None]":
     """Return the file to write and, if it is a plan, what was chosen about it."""
     with _export_extra():
-        from qsm_deploy.export.engine_builder import PlanChoices, require_engine
         from qsm_deploy.export.output_file import choose_output
+        from qsm_deploy.export.plan_choices import PlanChoices
+        from qsm_deploy.runtime.tensorrt_library import open_library
 
     output, engine, why = choose_output(
         arguments.output, arguments.engine, network, arguments.precision
     )
-    about_plans = {name: getattr(arguments, name) for name in ("shapes", "workspace_mb", "layers")}
+    about_plans = {name: getattr(arguments, name) for name in ABOUT_PLANS}
     if engine is not None:
-        require_engine(engine)
+        progress = sys.stderr.isatty() and not arguments.quiet
+        plan = PlanChoices(engine, **about_plans, progress=progress)
+        open_library(engine, f"--engine {engine}")
         say(f"writing {output} for {engine}: {why}")
-        return output, PlanChoices(engine, **about_plans)
-    if given := [name for name, value in about_plans.items() if value is not None]:
+        return output, plan
+    if given := [name for name, value in about_plans.items() if value]:
         raise UsageError(f"{flag(given[0])} is about plans, {output} is none; pass -o NAME.plan")
     if arguments.output is None and arguments.precision != "fp32":
         say(f"writing {output}: {why}")

@@ -1,89 +1,50 @@
 """From a graph to a plan, with TensorRT or with TensorRT for RTX, which share an interface.
 
 Precision is what the graph says (the network is strongly typed) and FP32 means FP32: TF32 is off.
-TensorRT for RTX builds on machines without a GPU. It has no timing cache.
+TensorRT for RTX builds on machines without a GPU.
 """
 
-import functools
-import importlib
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 import onnx
 
+from qsm_deploy.export.build_progress import watched_build
+from qsm_deploy.export.dipole_node import DOMAIN, NODE
+from qsm_deploy.export.engine_config import builder_config, builder_library
+from qsm_deploy.export.engine_layers import layer_report, network_layers
 from qsm_deploy.export.engine_shapes import Profile
-from qsm_deploy.kernels.errors import ExportError, MissingDependencyError
+from qsm_deploy.export.plan_choices import PlanChoices
+from qsm_deploy.export.timing_cache import (
+    attach_timing_cache,
+    save_timing_cache,
+    timing_cache_file,
+)
+from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card import ModelCard, TensorInfo
+from qsm_deploy.runtime.plan_target import target_from_card
+from qsm_deploy.runtime.tensorrt_library import Engine, ErrorLog, Library, error_log, start
 
-Engine = Literal["tensorrt", "tensorrt-rtx"]
-LIBRARIES: Mapping[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-BYTES_PER_MB = 10**6
-# what the builder needs of a library; stub packages of that name have less
-NEEDED = ("Builder", "OnnxParser", "ILogger", "NetworkDefinitionCreationFlag")
+if TYPE_CHECKING:
+    import tensorrt
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialised engine, and the layers that went in, before any were fused."""
+    """A serialised engine, and the report on its layers if one was asked for."""
 
     data: bytes
-    layers: tuple[Mapping[str, str], ...]
-
-
-@dataclass(frozen=True)
-class PlanChoices:
-    """What the user chose about a plan.
-
-    Attributes
-    ----------
-    engine
-        The flavour that builds, and later runs, the plan.
-    shapes
-        ``MIN,OPT,MAX``, if not the default ones.
-    workspace_mb
-        Most memory that a layer may take for itself while it runs [MB]; no limit by default.
-    layers
-        The file for a report on the layers, if there is to be one.
-    """
-
-    engine: Engine
-    shapes: str | None = None
-    workspace_mb: float | None = None
-    layers: Path | None = None
-
-
-def installed_engines() -> tuple[Engine, ...]:
-    """Return the flavours of TensorRT whose library is installed."""
-    return tuple(e for e in get_args(Engine) if importlib.util.find_spec(LIBRARIES[e]) is not None)
-
-
-def require_engine(engine: Engine) -> Any:
-    """Import the library of a flavour.
-
-    Raises
-    ------
-    MissingDependencyError
-        If it is not installed, or a stub without the builder.
-    """
-    try:
-        library = importlib.import_module(LIBRARIES[engine])
-    except ImportError as error:
-        raise MissingDependencyError(LIBRARIES[engine], engine, f"--engine {engine}") from error
-    if not all(hasattr(library, name) for name in NEEDED):
-        raise MissingDependencyError(LIBRARIES[engine], engine, f"--engine {engine}")
-    return library
-
-
-def engine_version(engine: Engine) -> str:
-    """Return the flavour and the version of its library."""
-    return f"{engine} {require_engine(engine).__version__}"
+    layers: str | None
 
 
 def build_plan(
-    model: onnx.ModelProto, card: ModelCard, profile: Profile, choices: PlanChoices
+    model: onnx.ModelProto,
+    card: ModelCard,
+    profile: Profile,
+    choices: PlanChoices,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Build an engine that serves every shape of a profile.
 
@@ -92,11 +53,13 @@ def build_plan(
     model
         Of operators that the engine knows, with the types that it computes in.
     card
-        Goes into the plan as the network's name.
+        Goes into the plan as the network's name; says what the plan is built for.
     profile
         Smallest, typical and largest sizes.
     choices
-        Engine and workspace.
+        Engine, compatibility and workspace.
+    say
+        Called with what the user must know.
 
     Raises
     ------
@@ -105,33 +68,68 @@ def build_plan(
     ExportError
         If it refuses the graph.
     """
-    engine = choices.engine
-    trt = require_engine(engine)
-    logger = _logger(engine)
-    logger.messages.clear()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, model, logger, engine)
+    if uses_plugin(model):
+        prepare_plugin(choices.engine)
+    library = builder_library(choices)
+    log = error_log(library)
+    log.messages.clear()
+    builder = start(library.Builder, log)
+    typed = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = builder.create_network(1 << int(typed))
+    _parse(library, network, model, log, choices.engine)
     network.name = card.to_json()
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if choices.workspace_mb is not None:
-        limit = int(choices.workspace_mb * BYTES_PER_MB)
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
+    config = builder_config(library, builder, choices)
     shapes = builder.create_optimization_profile()
     for tensor in card.inputs:
         if tensor.is_volume:
-            shapes.set_shape(tensor.name, *_sizes(tensor, profile))
+            shapes.set_shape(tensor.name, *_sizes(library, tensor, profile))
     config.add_optimization_profile(shapes)
-    data = builder.build_serialized_network(network, config)
+    timings = timing_cache_file(target_from_card(card))
+    has_timings = attach_timing_cache(config, timings, say)
+    with watched_build(library, config, visible=choices.progress):
+        data = builder.build_serialized_network(network, config)
     if data is None:
-        reason = logger.messages[0] if logger.messages else "it gives no reason"
-        raise ExportError(f"{engine} cannot build this network: {reason}")
-    return Plan(bytes(data), _layers(network))
+        raise ExportError(f"{choices.engine} cannot build this network: {log.reason()}")
+    if has_timings:
+        save_timing_cache(config, timings, say)
+    plan = bytes(data)
+    wanted = choices.layers is not None
+    return Plan(plan, layer_report(library, network_layers(network), plan) if wanted else None)
 
 
-def _parse(trt: Any, network: Any, model: onnx.ModelProto, logger: Any, engine: Engine) -> None:
-    parser = trt.OnnxParser(network, logger)
+def uses_plugin(model: onnx.ModelProto) -> bool:
+    """Return whether a graph has nodes that only the plugin of the dipole operator runs."""
+    if any((f.domain, f.name) == (DOMAIN, NODE) for f in model.functions):
+        return False
+    return any((node.domain, node.op_type) == (DOMAIN, NODE) for node in model.graph.node)
+
+
+def prepare_plugin(engine: Engine) -> None:
+    """Make the dipole operator known to the library that is to parse it.
+
+    Raises
+    ------
+    ExportError
+        If the flavour takes no plugins; its parser would end the process over one.
+    EngineError
+        If the plugin cannot be loaded.
+    """
+    if engine == "tensorrt-rtx":
+        raise ExportError(
+            "tensorrt-rtx takes no plugins, which --dipole-op plugin needs; export with "
+            "--dipole-op matmul, or with --engine tensorrt"
+        )
+    load_dipole_plugin()
+
+
+def _parse(
+    library: Library,
+    network: "tensorrt.INetworkDefinition",
+    model: onnx.ModelProto,
+    log: ErrorLog,
+    engine: Engine,
+) -> None:
+    parser = library.OnnxParser(network, log.logger)
     if parser.parse(model.SerializeToString()):
         return
     refused = [
@@ -141,35 +139,7 @@ def _parse(trt: Any, network: Any, model: onnx.ModelProto, logger: Any, engine: 
     raise ExportError(f"{engine} refuses the graph: {'; '.join(refused) or 'it is not readable'}")
 
 
-def _sizes(tensor: TensorInfo, profile: Profile) -> Sequence[Sequence[int]]:
-    channels = int(tensor.shape[1])
-    return [(n, channels, *shape) for n, shape in zip(profile.batches, profile.shapes, strict=True)]
-
-
-def _layers(network: Any) -> tuple[Mapping[str, str], ...]:
-    layers = (network.get_layer(n) for n in range(network.num_layers))
-    return tuple(
-        {
-            "layer": layer.name,
-            "kind": layer.type.name.lower(),
-            "precision": layer.get_output(0).dtype.name.lower(),
-        }
-        for layer in layers
-    )
-
-
-@functools.cache
-def _logger(engine: Engine) -> Any:
-    """Return what keeps the errors; a process has one for each library."""
-    trt = require_engine(engine)
-
-    class Errors(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.messages.append(message)
-
-    return Errors()
+def _sizes(library: Library, tensor: TensorInfo, profile: Profile) -> Iterator["tensorrt.Dims"]:
+    """Return the smallest, the typical and the largest shape of a tensor."""
+    for n, shape in zip(profile.batches, profile.shapes, strict=True):
+        yield library.Dims([n, int(tensor.shape[1]), *shape])

@@ -12,13 +12,15 @@ import onnx
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import StateDict, state_sha256
 from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
-from qsm_deploy.export.engine_builder import PlanChoices, build_plan, engine_version
+from qsm_deploy.export.engine_builder import build_plan, prepare_plugin
+from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.measurement_cache import cached_receptive_field
 from qsm_deploy.export.memory_use import measure_memory
 from qsm_deploy.export.network_spec import NetworkSpec
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.plan_choices import PlanChoices
 from qsm_deploy.export.receptive_field import measure_receptive_field
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.rounding_error import (
@@ -111,7 +113,7 @@ def export_network(
     Raises
     ------
     UsageError
-        If an output exists and ``force`` is false.
+        If an output exists and ``force`` is false, or the engine has not what was chosen.
     WeightsError
         If the weights are not this network's.
     ExportError
@@ -128,7 +130,9 @@ def export_network(
     module = build_network(spec, state, choices)
     if plan:
         profile = profile_from(plan.shapes, module.divisor, patchable=module.why_whole is None)
-        built = {"engine": engine_version(plan.engine), "shapes": str(profile)}
+        built = plan_target(plan).options() | {"shapes": str(profile)}
+        if choices.options.get("dipole_op") == "plugin":
+            prepare_plugin(plan.engine)
     say("tracing")
     dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
     graphs = _trace(module, dipole_op, precision, say)
@@ -153,13 +157,12 @@ def export_network(
             memory[backend] = measure_memory(draft, card, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
     if plan:
-        say(f"building with {built['engine']} for {built['shapes']}")
+        say(f"building with {built['engine']} for {built['shapes']} and the GPU {built['gpu']}")
         card = replace(card, options=card.options | built)
-        made = build_plan(graphs.written, card, profile, plan)
+        made = build_plan(graphs.written, card, profile, plan, say)
         data = made.data
-        if plan.layers:
-            report = json.dumps(made.layers, indent=2) + "\n"
-            write_atomically(plan.layers, report.encode(), force=force)
+        if plan.layers and made.layers:
+            write_atomically(plan.layers, made.layers.encode(), force=force)
     else:
         data = with_card(graphs.written, card)
     write_atomically(output, data, force=force)

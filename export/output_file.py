@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from qsm_deploy.export.engine_builder import Engine, installed_engines
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card import GraphPrecision
 from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.tensorrt_library import Engine, installed_engines
 
 ONNX = ".onnx"
 

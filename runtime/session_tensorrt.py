@@ -16,7 +16,7 @@ from qsm_deploy.runtime.device_session import DeviceBackend, Shapes
 from qsm_deploy.runtime.plan_shapes import ServedShapes
 from qsm_deploy.runtime.plan_target import PlanTarget, rebuild_command
 from qsm_deploy.runtime.session import read_card
-from qsm_deploy.runtime.tensorrt_library import RUNS, Library, error_log, open_library
+from qsm_deploy.runtime.tensorrt_library import RUNS, Library, error_log, open_library, start
 
 if TYPE_CHECKING:
     import tensorrt
@@ -109,7 +109,7 @@ class TensorRtSession:
             load_dipole_plugin()
         self.log = error_log(library)
         self._library = library
-        self._runtime: tensorrt.Runtime | None = library.Runtime(self.log.logger)
+        self._runtime: tensorrt.Runtime | None = start(library.Runtime, self.log)
         if target.newer:
             self._runtime.engine_host_code_allowed = True  # such a plan brings what runs it
         self._engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)

@@ -6,11 +6,11 @@ types of the module ``tensorrt``; where its stubs are, a type checker holds ever
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
-from qsm_deploy.kernels.errors import MissingDependencyError
+from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     import tensorrt
@@ -29,6 +29,7 @@ class Library(Protocol):
     Builder: "type[tensorrt.Builder]"
     BuilderFlag: "type[tensorrt.BuilderFlag]"
     DataType: "type[tensorrt.DataType]"
+    Dims: "type[tensorrt.Dims]"
     ExecutionContextAllocationStrategy: "type[tensorrt.ExecutionContextAllocationStrategy]"
     HardwareCompatibilityLevel: "type[tensorrt.HardwareCompatibilityLevel]"
     IExecutionContext: "type[tensorrt.IExecutionContext]"
@@ -91,6 +92,7 @@ def open_library(engine: Engine, purpose: str, needed: Sequence[str] = BUILDS) -
     return found
 
 
+Entry = TypeVar("Entry")
 _logs: dict[int, tuple[Library, ErrorLog]] = {}
 
 
@@ -109,3 +111,17 @@ def error_log(library: Library) -> ErrorLog:
     if id(library) not in _logs:
         _logs[id(library)] = library, ErrorLog(Logger(), messages)
     return _logs[id(library)][1]
+
+
+def start(entry: "Callable[[tensorrt.ILogger], Entry]", log: ErrorLog) -> Entry:
+    """Return a library's builder or runtime.
+
+    Raises
+    ------
+    EngineError
+        If it cannot start, as where the driver is too old for it.
+    """
+    try:
+        return entry(log.logger)
+    except (TypeError, RuntimeError) as error:
+        raise EngineError(f"TensorRT cannot start here: {log.reason()}") from error

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ import torch
 
 from qsm_deploy.export import output_file, rounding_error
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.engine_builder import installed_engines, require_engine
 from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.output_file import choose_output
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card import parse_card
+from qsm_deploy.runtime.tensorrt_library import installed_engines, open_library
 
 
 @pytest.fixture
@@ -50,9 +51,12 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
     assert card.memory == {}
     assert card.options["shapes"] == "16x16x16,32x16x32,64x64x64"
     assert card.options["engine"].startswith("tensorrt-rtx 1.")
+    assert card.options["gpu"] == "sm_80+"
     layers = json.loads(Path("layers.json").read_text())
-    kinds = {layer["precision"] for layer in layers if layer["kind"] == "convolution"}
+    kinds = {layer["precision"] for layer in layers["network"] if layer["kind"] == "convolution"}
     assert kinds == {"half", "float"}
+    if layers["engine"] is None:
+        assert "no NVIDIA driver" in layers["why_no_engine"]
     assert export("--fp16", "--engine", "tensorrt-rtx") == 2
     assert "--force" in capsys.readouterr().err
 
@@ -107,15 +111,21 @@ def test_an_engine_that_is_missing_or_a_stub_names_the_extra(folder, monkeypatch
     assert "pip install 'qsm-deploy[tensorrt]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", json)
     with pytest.raises(MissingDependencyError, match=r"qsm-deploy\[tensorrt-rtx\]"):
-        require_engine("tensorrt-rtx")
+        open_library("tensorrt-rtx", "--engine tensorrt-rtx")
 
 
 def test_the_engines_are_found_by_their_libraries(monkeypatch) -> None:
-    there = {"tensorrt_rtx"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in there or None)
+    there = {"tensorrt_rtx": "tensorrt_rtx/__init__.py", "tensorrt": None}  # stubs alone
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        return ModuleSpec(name, None, origin=there[name]) if name in there else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     assert installed_engines() == ("tensorrt-rtx",)
-    there.add("tensorrt")
+    there["tensorrt"] = "tensorrt/__init__.py"
     assert installed_engines() == ("tensorrt", "tensorrt-rtx")
+    there.clear()
+    assert installed_engines() == ()
 
 
 def test_the_default_shapes_are_multiples_of_the_divisor() -> None:

@@ -5,13 +5,15 @@ operator as the export uses it, and not that it computes the right thing.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx
 import onnx.parser
 import pytest
 from torch import nn
 
-from qsm_deploy.export.engine_builder import PlanChoices, build_plan
+from qsm_deploy.export.engine_builder import build_plan
+from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
@@ -34,6 +36,7 @@ from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.export.onnx_export import onnx_from_module
+from qsm_deploy.export.plan_choices import PlanChoices
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.kernels.errors import ExportError
@@ -87,7 +90,7 @@ SMALL: dict[str, Callable[[], Network]] = {
     "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),
 }
 # what it says of the dipole operator in the forms that it lacks
-REFUSED = {"function": "value_string", "dft": "DFT", "plugin": "Plugin not found"}
+REFUSED = {"function": "value_string", "dft": "DFT", "plugin": "tensorrt-rtx takes no plugins"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[1, x, 1] local_field_ppm) => (float[1, x, 2] y) { y = DFT(local_field_ppm) }"""
 
@@ -104,7 +107,9 @@ def plan_of(model: onnx.ModelProto, network: Network) -> bytes:
     """Return a plan for many shapes, or fail with what TensorRT-RTX says of the graph."""
     card = provisional_card(REGISTRY["ir2qsm"], network, Choices(), "none", "0" * 64)
     profile = profile_from("16,64,256", network.divisor, patchable=True)
-    plan = build_plan(model, card, profile, PlanChoices("tensorrt-rtx"))
+    choices = PlanChoices("tensorrt-rtx")
+    card = replace(card, options=plan_target(choices).options())
+    plan = build_plan(model, card, profile, choices)
     assert plan.data.count(card.to_json().encode()) == 1
     return plan.data
 
