@@ -1,0 +1,103 @@
+"""The parts that a report's page is made of: its style, tables and pictures."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  color: #1b1f24; background: #fff; max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #d8dde3; }
+p { margin: .4rem 0; }
+.verdict { padding: .8rem 1.1rem; border-left: .5rem solid; margin: 1rem 0; }
+.verdict strong { font-size: 1.35rem; margin-right: .6rem; }
+.pass { background: #e8f5e9; border-color: #2e7d32; } .fail { background: #fdecea;
+  border-color: #b3261e; }
+table { border-collapse: collapse; font-size: .84rem; margin: .5rem 0; }
+th, td { text-align: right; padding: .22rem .55rem; border-bottom: 1px solid #e6e9ed;
+  font-variant-numeric: tabular-nums; }
+th { color: #4a5560; font-weight: 600; border-bottom: 1px solid #aab2bb; vertical-align: bottom; }
+th:first-child, td:first-child, .text { text-align: left; }
+tr.over td { background: #fdecea; }
+td.ok { color: #2e7d32; } td.over { color: #b3261e; font-weight: 600; }
+.wide { overflow-x: auto; }
+code { font: .8rem ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+.planes { max-width: 820px; }
+.note { color: #4a5560; font-size: .88rem; }
+@media print { body { margin: 0; max-width: none; font-size: 11px; }
+  h2 { break-after: avoid; } tr, img { break-inside: avoid; } .wide { overflow: visible; } }
+"""
+Cell = tuple[str, str]  # text, and its class
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """Return a page that needs nothing but a browser: no scripts, nothing from elsewhere."""
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def section(title: str, content: str) -> str:
+    """Return content under a heading, nothing for no content."""
+    return f"<h2>{escape(title)}</h2>\n{content}" if content else ""
+
+
+def note(text: str) -> str:
+    """Return a paragraph in small print."""
+    return f'<p class="note">{escape(text)}</p>\n'
+
+
+def cells(*texts: str) -> tuple[Cell, ...]:
+    """Return plain cells."""
+    return tuple((text, "") for text in texts)
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    text_columns: Sequence[int] = (),
+    marked: Sequence[bool] = (),
+) -> str:
+    """Return a table.
+
+    Parameters
+    ----------
+    head
+        The columns' names.
+    rows
+        Cells, each with its class.
+    text_columns
+        Columns besides the first that hold words and not numbers.
+    marked
+        Which rows to make stand out.
+    """
+
+    def row(tag: str, row_cells: Sequence[Cell], kind: str = "") -> str:
+        made = "".join(
+            f"<{tag}{_class(c, 'text' if n in text_columns else '')}>{escape(text)}</{tag}>"
+            for n, (text, c) in enumerate(row_cells)
+        )
+        return f"<tr{_class(kind)}>{made}</tr>\n"
+
+    lines = [row("th", cells(*head))]
+    for n, one in enumerate(rows):
+        lines.append(row("td", one, "over" if n < len(marked) and marked[n] else ""))
+    return f'<div class="wide"><table>\n{"".join(lines)}</table></div>\n'
+
+
+def picture(png: bytes, description: str, kind: str) -> str:
+    """Return a PNG that is part of the page."""
+    data = base64.b64encode(png).decode()
+    return f'<img class="{kind}" alt="{escape(description)}" src="data:image/png;base64,{data}">\n'
+
+
+def _class(*names: str) -> str:
+    joined = " ".join(name for name in names if name)
+    return f' class="{joined}"' if joined else ""
