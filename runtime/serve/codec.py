@@ -11,6 +11,7 @@ Inati et al., Magn Reson Med 77:411-421 (2017); the ``ismrmrd.h`` of version 1.
 
 import ctypes
 import json
+import math
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ CONFIG_FILE_BYTES = 1024
 LENGTH_BYTES = 4
 IMAGE_HEAD_BYTES = ctypes.sizeof(ImageHeader) + 8  # the length of the attributes follows it
 # as ismrmrd.h has them; the package takes type 4 for eight bytes
-PIXEL_TYPES = {
+PIXEL_TYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<u2"),
     2: np.dtype("<i2"),
     3: np.dtype("<u4"),
@@ -180,17 +181,18 @@ class Decoder:
     def _image_head(self, piece: Buffer) -> Message | None:
         head = ImageHeader.from_buffer_copy(piece)
         (attributes,) = struct.unpack("<Q", piece[-8:])
-        shape = (int(head.channels), *(int(n) for n in head.matrix_size)[::-1])
+        x, y, z = (int(n) for n in head.matrix_size)
+        shape = (int(head.channels), z, y, x)
         if head.data_type not in PIXEL_TYPES:
             raise ProtocolError(f"an image of data type {head.data_type}; 1 to 8 are known")
         if not 1 <= min(shape) <= max(shape) <= self._limits.matrix:
             raise ProtocolError(
-                f"an image of matrix {tuple(head.matrix_size)} and {head.channels} channels; each "
-                f"must be 1 to {self._limits.matrix}"
+                f"an image of matrix {x} x {y} x {z} and {head.channels} channels; each must be "
+                f"1 to {self._limits.matrix}"
             )
         kind = PIXEL_TYPES[head.data_type]
         # Python's integers: a product of hostile sizes must not overflow
-        pixels = shape[0] * shape[1] * shape[2] * shape[3] * kind.itemsize
+        pixels = math.prod(shape) * kind.itemsize
         self._require_size(attributes, self._limits.text_bytes)
         self._require_size(attributes + pixels, self._limits.message_bytes)
 
@@ -248,7 +250,8 @@ def image_frames(head: Any, attributes: Mapping[str, Sequence[str]], pixels: NDA
     pixels
         (z, y, x) array of one of the protocol's types.
     """
-    text = Meta({name: list(values) for name, values in attributes.items()}).serialize().encode()
+    meta = Meta({name: list(values) for name, values in attributes.items()})
+    text: bytes = meta.serialize().encode()
     head = ImageHeader.from_buffer_copy(head)
     head.data_type = next(n for n, kind in PIXEL_TYPES.items() if kind == pixels.dtype)
     head.channels = 1
@@ -282,6 +285,24 @@ def parse_attributes(text: str) -> Attributes:
         str(name): [v or "" for v in (value if isinstance(value, list) else [value])]
         for name, value in meta.items()
     }
+
+
+def parse_config(text: str) -> str:
+    """Return the name in a configuration text, which some hosts put into XML.
+
+    Raises
+    ------
+    ProtocolError
+        If it begins like XML and is none.
+    """
+    name = text.strip("\0 \n")
+    if not name.startswith("<"):
+        return name
+    _refuse_entities(name)
+    try:
+        return "".join(fromstring(name).itertext()).strip()
+    except ParseError as error:
+        raise ProtocolError(f"the configuration is not XML ({error})") from None
 
 
 def parse_header(text: str) -> dict[str, list[str]]:

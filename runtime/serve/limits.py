@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+PORT = 9002  # where hosts expect a server
+
 
 @dataclass(frozen=True)
 class Limits:

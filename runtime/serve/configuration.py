@@ -1,0 +1,98 @@
+"""What every configuration of the server takes and gives."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.serve.acquisition import HeaderValues
+from qsm_deploy.runtime.serve.codec import Image
+from qsm_deploy.runtime.serve.parameters import Parameters
+from qsm_deploy.runtime.serve.stacks import Stack
+from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.units import FieldUnit, require_ppm
+
+Volume = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a session asks for: its images, its header's values, its parameters."""
+
+    images: Sequence[Image]
+    header: HeaderValues
+    parameters: Parameters = field(default_factory=Parameters)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a configuration makes of a request.
+
+    Attributes
+    ----------
+    stack
+        The images whose geometry the map has.
+    scan
+        The local field for the network.
+    """
+
+    stack: Stack
+    scan: Scan
+
+
+class Configuration(Protocol):
+    """From a request to a local field, with lines that tell the host how far it is."""
+
+    def __call__(self, request: Request, stages: Stages) -> Generator[str, None, Source]:
+        """Yield lines and return the source."""
+
+
+def require_mask(mask: Mask) -> None:
+    """Refuse an empty mask.
+
+    Raises
+    ------
+    DataError
+        If it is.
+    """
+    if not mask.any():
+        raise DataError("the mask is empty: the field is zero everywhere, or the mask as sent")
+
+
+def scan_of(local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit) -> Scan:
+    """Return a scan of one local field.
+
+    Parameters
+    ----------
+    local_field_ppm
+        (x, y, z) field; what lies outside the mask is dropped.
+    mask
+        (x, y, z) bool, not empty.
+    stack
+        Where it lies.
+    unit
+        What it was converted from.
+
+    Raises
+    ------
+    DataError
+        If values inside the mask are NaN or Inf.
+    UnitsError
+        If they cannot be right.
+    """
+    values = local_field_ppm[mask]
+    if bad := int(np.count_nonzero(~np.isfinite(values))):
+        raise DataError(f"{bad} of {values.size} voxels inside the mask are NaN or Inf")
+    notes = require_ppm(values, unit)
+    measured = np.zeros((1, *mask.shape), dtype=np.float32)
+    measured[0][mask] = values
+    header = nib.Nifti1Header()
+    header.set_data_shape(mask.shape)
+    header.set_sform(stack.affine, code=1)
+    return Scan(measured, mask, stack.geometry, header, stack.affine, notes=notes)

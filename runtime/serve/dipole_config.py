@@ -1,0 +1,73 @@
+"""The configuration ``dipole``: the images are a local field."""
+
+from collections.abc import Generator
+
+import numpy as np
+
+from qsm_deploy.kernels.errors import DataError, UnitsError
+from qsm_deploy.runtime.serve.acquisition import echo_time_s, field_strength_t
+from qsm_deploy.runtime.serve.configuration import Request, Source, require_mask, scan_of
+from qsm_deploy.runtime.serve.grouping import field_volume
+from qsm_deploy.runtime.serve.image_roles import echo_key, number_attribute
+from qsm_deploy.runtime.serve.stacks import Stack
+from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.units import FieldUnit, ppm_per_unit
+
+PPM_PER_PPB = 1e-3
+
+
+def source_from_field(request: Request, stages: Stages) -> Generator[str, None, Source]:
+    """Take a local field as it is, in the unit that the parameters state.
+
+    Raises
+    ------
+    DataError
+        If there is not one field, or its slices are scaled differently.
+    UnitsError
+        If its unit is not stated, lacks its parameters, or cannot be right.
+    """
+    with stages("group"):
+        found = field_volume(request.images)
+        ppm, unit = _ppm_of_one(found.field, request)
+        slope, intercept = _scaling(found.field)
+        field = found.field.volume()
+        if (slope, intercept) != (1.0, 0.0):
+            field *= np.float32(slope)
+            field += np.float32(intercept)
+        mask = field != 0 if found.mask is None else found.mask.volume() != 0
+        require_mask(mask)
+        field *= np.float32(-ppm if request.parameters.negate else ppm)
+        scan = scan_of(field, mask, found.field, unit)
+    yield from found.notes
+    scaled = "" if (slope, intercept) == (1.0, 0.0) else f" of {slope:g} value + {intercept:g}"
+    origin = "where the field is not zero" if found.mask is None else "as sent"
+    yield f"{scan.geometry}; field in {request.parameters.units}{scaled}; mask {origin}"
+    yield from scan.notes
+    return Source(found.field, scan)
+
+
+def _ppm_of_one(stack: Stack, request: Request) -> tuple[float, FieldUnit]:
+    """Return what one unit of the field is in ppm, and the unit that ranges are checked in."""
+    units = request.parameters.units
+    if units is None:
+        raise UnitsError(
+            "the unit of the local field is not stated; send the parameter units: ppm, ppb, hz "
+            "or rad"
+        )
+    if units == "ppm" or units == "ppb":
+        return (1.0 if units == "ppm" else PPM_PER_PPB), "ppm"
+    strength = field_strength_t(request.header)
+    time = echo_time_s(request.header, echo_key(stack.images[0])) if units == "rad" else None
+    return ppm_per_unit(units, echo_time_s=time, field_strength_t=strength), units
+
+
+def _scaling(stack: Stack) -> tuple[float, float]:
+    """Return slope and intercept in the images' attributes: those of DICOM."""
+    found = {
+        (number_attribute(image, "RescaleSlope"), number_attribute(image, "RescaleIntercept"))
+        for image in stack.images
+    }
+    if len(found) > 1:
+        raise DataError("RescaleSlope or RescaleIntercept differ between the slices of the field")
+    slope, intercept = found.pop()
+    return 1.0 if slope is None else slope, intercept or 0.0

@@ -1,0 +1,127 @@
+"""The field in ppm from the wrapped phase of one or several echoes.
+
+With several echoes the phase that grows between the first two, free of the phase at excitation,
+is unwrapped in space. It tells what that initial phase is, whose smooth part is taken out of all
+echoes, and by how many turns each later echo is wrapped; the field is the mean over the echoes,
+weighted by their precision.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.serve.unwrapping import TURN, unwrap, wrap
+from qsm_deploy.runtime.units import ppm_per_unit
+
+Volume = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+OFFSET_SMOOTHING_MM = 8.0  # standard deviation; what varies faster is no property of the coils
+
+
+@dataclass(frozen=True)
+class Echoes:
+    """A multi-echo gradient echo.
+
+    Attributes
+    ----------
+    phase_rad, magnitude
+        (n, x, y, z) float32, wrapped phase and signal of each echo.
+    echo_times_s
+        Of each echo, rising.
+    field_strength_t
+        Of B0.
+    voxel_size_mm
+        Edge lengths of a voxel.
+    """
+
+    phase_rad: Volume
+    magnitude: Volume
+    echo_times_s: Sequence[float]
+    field_strength_t: float
+    voxel_size_mm: tuple[float, float, float]
+
+
+class FieldMapping(Protocol):
+    """What makes a field [ppm] of echoes; :func:`map_field` does."""
+
+    def __call__(self, echoes: Echoes, mask: Mask) -> Volume:
+        """Return the (x, y, z) field [ppm], 0 outside the mask."""
+
+
+def map_field(echoes: Echoes, mask: Mask) -> Volume:
+    """Return the field that the phase of all echoes tells.
+
+    Parameters
+    ----------
+    echoes
+        At least one.
+    mask
+        (x, y, z) bool, True where the phase is to be trusted.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Field [ppm], 0 outside the mask. A constant is not determined.
+
+    Raises
+    ------
+    DataError
+        If the echo times do not rise.
+
+    References
+    ----------
+    Robinson et al., NMR Biomed 30:e3601 (2017), for weights; Eckstein et al., Magn Reson Med
+    79:2996-3006 (2018), for the initial phase.
+    """
+    times = np.asarray(echoes.echo_times_s, dtype=np.float32)
+    if np.any(np.diff(times) <= 0):
+        raise DataError(f"echo times of {[round(1e3 * float(t), 3) for t in times]} ms do not rise")
+    phase, magnitude = echoes.phase_rad, echoes.magnitude
+    if len(times) == 1:
+        rad_per_s = unwrap(phase[0], mask, magnitude[0]) / times[0]
+    else:
+        growth = unwrap(wrap(phase[1] - phase[0]), mask, magnitude[0], phase[0])
+        rad_per_s = growth / (times[1] - times[0])
+        initial = _smooth(wrap(phase[0] - rad_per_s * times[0]), magnitude[0] * mask, echoes)
+        rad_per_s = _mean_over_echoes(phase - initial, magnitude, times, rad_per_s)
+    one_second = ppm_per_unit("hz", echo_time_s=None, field_strength_t=echoes.field_strength_t)
+    field: Volume = np.where(mask, rad_per_s, 0) * np.float32(one_second / (2 * math.pi))
+    return field
+
+
+def _smooth(phase_rad: Volume, weight: Volume, echoes: Echoes) -> Volume:
+    """Return a wrapped phase smoothed as the direction of complex numbers."""
+    sigma = [OFFSET_SMOOTHING_MM / v for v in echoes.voxel_size_mm]
+    real, imaginary = (
+        gaussian_filter(weight * part(phase_rad), sigma, truncate=2.5) for part in (np.cos, np.sin)
+    )
+    angle: Volume = np.arctan2(imaginary, real)
+    return angle
+
+
+def _mean_over_echoes(
+    phase_rad: Volume, magnitude: Volume, times: Volume, rad_per_s: Volume
+) -> Volume:
+    """Return the angular frequency from wrapped phases, given a first estimate of it.
+
+    Each echo in turn is unwrapped by what the earlier ones predict, which is better the more of
+    them there are.
+    """
+    weights = np.zeros_like(rad_per_s)
+    total = np.zeros_like(rad_per_s)
+    for phase, signal, time in zip(phase_rad, magnitude, times, strict=True):
+        predicted = rad_per_s * time
+        unwrapped = phase + TURN * np.rint((predicted - phase) / TURN)
+        weight = (signal * time) ** 2
+        total += weight * (unwrapped / time)
+        weights += weight
+        known = weights > 0
+        np.divide(total, weights, out=rad_per_s, where=known)
+    return rad_per_s

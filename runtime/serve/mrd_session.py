@@ -1,0 +1,190 @@
+"""One session with a host, without its socket: messages in, frames out.
+
+A session collects until CLOSE and answers then: lines of text, the images that came, the map,
+and CLOSE, which is last whatever happens. What is wrong with the stream itself ends it at once;
+what is wrong with its content is told at the end, so that the host gets its images back.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
+from qsm_deploy.runtime.serve.chi_images import chi_frames, encode_chi, free_series
+from qsm_deploy.runtime.serve.codec import (
+    Buffer,
+    Id,
+    Image,
+    Message,
+    Text,
+    close_frame,
+    parse_config,
+    parse_header,
+    parse_parameters,
+    resent_frames,
+    text_frame,
+)
+from qsm_deploy.runtime.serve.configuration import Configuration, Request
+from qsm_deploy.runtime.serve.dipole_config import source_from_field
+from qsm_deploy.runtime.serve.engine import Engine
+from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.parameters import Config, Parameters, parameters_from, require_config
+from qsm_deploy.runtime.serve.qsm_config import EchoSteps
+from qsm_deploy.runtime.stages import Stages
+
+CONFIGURATIONS: dict[Config, Configuration] = {"qsm": EchoSteps(), "dipole": source_from_field}
+
+
+@dataclass
+class MrdSession:
+    """What one host has sent, and the answer to it.
+
+    Attributes
+    ----------
+    limits
+        Bounds on what it may send.
+    configurations
+        What can be done with it, by name.
+    images
+        Those that came.
+    complete
+        Whether CLOSE came.
+    error
+        What went wrong, if anything did.
+    summary
+        What was reconstructed, for the server's log.
+    stages
+        What each stage took.
+    """
+
+    limits: Limits
+    configurations: Mapping[Config, Configuration] = field(default_factory=lambda: CONFIGURATIONS)
+    images: list[Image] = field(default_factory=list)
+    complete: bool = False
+    error: str | None = None
+    summary: str = "no images"
+    stages: Stages = field(default_factory=Stages)
+    _config: str | None = None
+    _header: dict[str, list[str]] | None = None
+    _parameters: Parameters | None = None
+    _content_error: QsmDeployError | None = None
+    _bytes: int = 0
+    _resent: bool = False
+
+    def receive(self, message: Message) -> None:
+        """Take a message.
+
+        Raises
+        ------
+        ProtocolError
+            If there is more than the limits allow, and the stream must not go on.
+        """
+        if isinstance(message, Image):
+            self._bytes += message.nbytes
+            if len(self.images) == self.limits.images or self._bytes > self.limits.session_bytes:
+                raise ProtocolError(
+                    f"more than {self.limits.images} images or {self.limits.session_bytes} bytes "
+                    "of them in one session"
+                )
+            self.images.append(message)
+        try:
+            self._take(message)
+        except QsmDeployError as error:
+            self._content_error = self._content_error or error
+
+    def answer(self, engine: Engine) -> Iterator[Buffer]:
+        """Yield the frames that answer a complete session; the last is CLOSE."""
+        try:
+            if self._content_error is not None:
+                raise self._content_error
+            if not self.images:
+                yield text_frame("WARNING", "no images were sent; nothing to reconstruct")
+            else:
+                yield from self._answer_images(engine)
+            yield close_frame()
+        except (QsmDeployError, MemoryError) as error:
+            yield self.reason(error)
+            yield from self.ending()
+
+    def reason(self, error: Exception) -> bytes:
+        """Note what went wrong and return the line that tells the host."""
+        self.error = str(error) if isinstance(error, QsmDeployError) else repr(error)
+        if isinstance(error, MemoryError):
+            self.error = "out of memory; send a smaller volume"
+        return text_frame("ERROR", self.error)
+
+    def ending(self) -> Iterator[Buffer]:
+        """Yield the frames after a reason: the images, unless they were sent, and CLOSE."""
+        if not self._resent:
+            yield from self._originals()
+        yield close_frame()
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Text):
+            self._take_text(message)
+        elif isinstance(message, Image):
+            if self._header is None:
+                raise DataError("images without a header; send it (3) before them")
+        elif message.id == Id.CLOSE:
+            self.complete = True
+        elif message.id == Id.ACQUISITION:
+            raise DataError("raw data (ACQUISITION); let the host send reconstructed images")
+
+    def _take_text(self, message: Text) -> None:
+        if message.id == Id.CONFIG_FILE:
+            self._config = message.text.strip()
+        elif message.id == Id.CONFIG_TEXT:
+            self._config = parse_config(message.text)
+        elif message.id == Id.HEADER:
+            self._header = parse_header(message.text)
+        elif self._parameters is None:  # the first TEXT is the JSON, later ones are for people
+            self._parameters = parameters_from(parse_parameters(message.text))
+
+    def _answer_images(self, engine: Engine) -> Iterator[Buffer]:
+        parameters = self._parameters or Parameters()
+        name = parameters.config or self._config
+        if not name:
+            raise UsageError("no configuration: send CONFIG_FILE (1), or the parameter config")
+        configuration = self.configurations[require_config(name)]
+        assert self._header is not None  # or the first image had been an error
+        if parameters.unknown:
+            names = ", ".join(parameters.unknown)[:500]
+            yield text_frame("WARNING", f"parameters without meaning here: {names}")
+        if parameters.send_original:
+            yield from self._originals()
+        if engine.busy:
+            yield text_frame("INFO", "another session is being reconstructed; waiting")
+        # the turn is given back while the host takes a line: a slow one holds nobody up
+        lines = configuration(Request(self.images, self._header, parameters), self.stages)
+        while True:
+            with engine.turn():
+                try:
+                    line = next(lines)
+                except StopIteration as finished:
+                    source = finished.value
+                    break
+            yield text_frame("INFO", line)
+        with engine.turn():
+            chi, notes = engine.chi_ppm(source.scan, self.stages)
+        with self.stages("encode"):
+            encoded = encode_chi(chi)
+        del chi
+        for note in notes:
+            yield text_frame("WARNING", note)
+        self.summary = f"{name}, {source.scan.geometry}"
+        yield text_frame("INFO", self._timing())
+        yield text_frame("INFO" if encoded.clipped == 0 else "WARNING", _clipping(encoded.clipped))
+        series = free_series({image.head.image_series_index for image in self.images})
+        comment = f"chi [ppb], {engine.name}"
+        yield from chi_frames(encoded.codes, source.stack, series, comment)
+
+    def _originals(self) -> Iterator[Buffer]:
+        self._resent = True
+        for image in self.images:
+            yield from resent_frames(image)
+
+    def _timing(self) -> str:
+        return "stages: " + ", ".join(f"{n} {s:.3f} s" for n, s in self.stages.seconds.items())
+
+
+def _clipping(count: int) -> str:
+    return f"{count} voxels lie beyond 2.047 ppm and were put at the bound of the scale"

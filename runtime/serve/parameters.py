@@ -1,0 +1,92 @@
+"""What a host may ask for in its JSON; every value may arrive as text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.serve.phase_scale import SCALES
+
+Config = Literal["qsm", "dipole"]
+Units = Literal["ppm", "ppb", "hz", "rad"]
+
+CONFIGS: tuple[Config, ...] = get_args(Config)
+UNITS: tuple[Units, ...] = get_args(Units)
+TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of a session.
+
+    Attributes
+    ----------
+    config
+        The reconstruction; ``None`` is the one named by the configuration message.
+    send_original
+        Whether the images that came go back too; after an error they always do.
+    units
+        Of a local field.
+    phase_scale
+        ``auto``, or what the values of phase images mean.
+    negate
+        Whether the phase falls, or the field is negative, where B0 is higher.
+    unknown
+        Names without meaning here.
+    """
+
+    config: Config | None = None
+    send_original: bool = True
+    units: Units | None = None
+    phase_scale: str = AUTO
+    negate: bool = False
+    unknown: tuple[str, ...] = ()
+
+
+def parameters_from(values: Mapping[str, str]) -> Parameters:
+    """Return the parameters in a host's JSON.
+
+    Raises
+    ------
+    UsageError
+        If a value is none of those allowed.
+    """
+    known = {"config", "customconfig", "sendoriginal", "units", "phasescale", "negate"}
+    given = {name.lower(): value for name, value in values.items() if value != ""}
+    config = given.get("customconfig", given.get("config"))
+    return Parameters(
+        config=None if config is None else require_config(config),
+        send_original=_flag(given, "sendoriginal", default=True),
+        units=cast(Units | None, _choice(given, "units", UNITS)),
+        phase_scale=_choice(given, "phasescale", (AUTO, *SCALES)) or AUTO,
+        negate=_flag(given, "negate", default=False),
+        unknown=tuple(sorted(given.keys() - known)),
+    )
+
+
+def require_config(name: str) -> Config:
+    """Return a configuration by name.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    if name not in CONFIGS:
+        raise UsageError(f"no configuration {name[:80]!r}; this server has {' and '.join(CONFIGS)}")
+    return name
+
+
+def _choice(given: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
+    value = given.get(name)
+    if value is not None and value.lower() not in choices:
+        raise UsageError(f"the parameter {name} is {value[:80]!r}; it may be {', '.join(choices)}")
+    return None if value is None else value.lower()
+
+
+def _flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
+    value = given.get(name, str(default)).lower()
+    if value not in TRUE | FALSE:
+        raise UsageError(f"the parameter {name} is {value[:80]!r}; it may be True or False")
+    return value in TRUE

@@ -1,0 +1,116 @@
+"""The configuration ``qsm``: the images are the phase and magnitude of several echoes."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.runtime.memory import available_bytes
+from qsm_deploy.runtime.planning import memory_text
+from qsm_deploy.runtime.serve.acquisition import field_strength_t
+from qsm_deploy.runtime.serve.background_removal import BackgroundRemoval, remove_background
+from qsm_deploy.runtime.serve.configuration import (
+    Mask,
+    Request,
+    Source,
+    Volume,
+    require_mask,
+    scan_of,
+)
+from qsm_deploy.runtime.serve.field_mapping import Echoes, FieldMapping, map_field
+from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
+from qsm_deploy.runtime.serve.magnitude_mask import mask_from_magnitude
+from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
+from qsm_deploy.runtime.serve.phase_scale import (
+    PhaseScale,
+    detect_phase_scale,
+    radians_from_phase,
+    require_phase_scale,
+)
+from qsm_deploy.runtime.serve.unwrapping import BYTES_PER_VOXEL
+from qsm_deploy.runtime.stages import Stages
+
+
+@dataclass(frozen=True)
+class EchoSteps:
+    """What leads from echoes to a local field, each step replaceable by one of the same form."""
+
+    mask: Callable[[Volume], Mask] = mask_from_magnitude
+    map_field: FieldMapping = map_field
+    remove_background: BackgroundRemoval = remove_background
+
+    def __call__(self, request: Request, stages: Stages) -> Generator[str, None, Source]:
+        """Make a local field of multi-echo phase and magnitude.
+
+        Raises
+        ------
+        DataError
+            If something is missing or contradicts something else.
+        UnitsError
+            If the scale of the phase cannot be told.
+        MemoryLimitError
+            If unwrapping would take more memory than there is.
+        """
+        with stages("group"):
+            volumes = echo_volumes(request.images, request.header)
+            strength = field_strength_t(request.header)
+            geometry = volumes.phase[0].geometry
+        yield from volumes.notes
+        times = ", ".join(f"{1000 * t:g}" for t in volumes.echo_times_s)
+        yield f"{geometry}; echoes at {times} ms; {strength:.4g} T"
+        with stages("phase scale"):
+            phase, scale = _phase_rad(volumes, request.parameters)
+            magnitude = _magnitude(volumes, like=phase)
+        yield f"phase in {scale.name}"
+        with stages("mask"):
+            mask = self._mask(volumes, magnitude)
+        origin = "of the magnitude" if volumes.mask is None else "as sent"
+        yield f"mask {origin}, {100 * mask.mean():.0f} % of the volume"
+        echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry.voxel_size_mm)
+        with stages("field mapping"):
+            field = self.map_field(echoes, mask)
+        del phase, magnitude, echoes
+        yield "field mapped"
+        with stages("background removal"):
+            local, mask = self.remove_background(field, mask, geometry)
+        scan = scan_of(local, mask, volumes.phase[0], "rad")
+        yield "background removed"
+        yield from scan.notes
+        return Source(volumes.phase[0], scan)
+
+    def _mask(self, volumes: EchoVolumes, magnitude: Volume) -> Mask:
+        mask = self.mask(magnitude) if volumes.mask is None else volumes.mask.volume() != 0
+        require_mask(mask)
+        needed, limit = BYTES_PER_VOXEL * int(np.count_nonzero(mask)), available_bytes()
+        if needed > limit:
+            raise MemoryLimitError(
+                f"unwrapping would take {memory_text(needed)}, {memory_text(limit)} are left; "
+                "send a smaller mask"
+            )
+        return mask
+
+
+def _phase_rad(volumes: EchoVolumes, parameters: Parameters) -> tuple[Volume, PhaseScale]:
+    """Return the (n, x, y, z) phase of all echoes [rad], and the scale that it came in."""
+    phase = np.stack([stack.volume() for stack in volumes.phase])
+    if not np.isfinite(phase).all():
+        raise DataError("phase images with NaN or Inf; set these voxels to 0 and send a mask")
+    low, high = float(phase.min()), float(phase.max())
+    if parameters.phase_scale == AUTO:
+        whole = all(stack.is_whole_numbered for stack in volumes.phase)
+        scale = detect_phase_scale(low, high, whole_numbers=whole)
+    else:
+        scale = require_phase_scale(parameters.phase_scale, low, high)
+    radians = radians_from_phase(phase, scale)
+    return (-radians if parameters.negate else radians), scale
+
+
+def _magnitude(volumes: EchoVolumes, *, like: Volume) -> Volume:
+    """Return the (n, x, y, z) signal of all echoes; 1 where none was sent."""
+    if not volumes.magnitude:
+        return np.ones_like(like)
+    magnitude = np.stack([stack.volume() for stack in volumes.magnitude])
+    if not np.isfinite(magnitude).all() or magnitude.min() < 0:
+        raise DataError("magnitude images with negative values, NaN or Inf")
+    return magnitude
