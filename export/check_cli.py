@@ -1,16 +1,15 @@
 """``qsm-check``: an engine beside its reference, in ppb, and whether that is within budget."""
 
 import argparse
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.export.check_budgets import DEFAULTS, METRICS, parse_budget
-from qsm_deploy.kernels.errors import AccuracyError, MissingDependencyError
+from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.cli import add_physics, memory_size, patch_size, thread_count
-from qsm_deploy.runtime.command import run_command
+from qsm_deploy.runtime.command import needs_extra, run_command
 
 NAME = "qsm-check"
 EPILOG = """\
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[AccuracyError] = []
 
     def check() -> str:
-        with _export_extra():
+        with needs_extra("export", NAME):
             from qsm_deploy.export.check_job import run_check
             from qsm_deploy.export.check_text import error_text, result_text
 
@@ -124,17 +123,6 @@ def _budget(text: str) -> tuple[str, float]:
         return parse_budget(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-@contextlib.contextmanager
-def _export_extra() -> Iterator[None]:
-    """Turn a library that is not there into the name of the extra that brings it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("qsm_deploy"):
-            raise
-        raise MissingDependencyError(error.name or "torch", "export", NAME) from error
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """``qsm-export``: a network's weights in, a verified ONNX file or TensorRT plan out."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.export.network_spec import flag
-from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
-from qsm_deploy.runtime.command import run_command
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.command import needs_extra, run_command
 
 if TYPE_CHECKING:
     from qsm_deploy.export.plan_choices import PlanChoices
@@ -207,7 +206,7 @@ def _list(arguments: argparse.Namespace) -> str:
 
 
 def _describe(arguments: argparse.Namespace) -> str:
-    with _export_extra():
+    with needs_extra("export", NAME):
         from qsm_deploy.export.describe import describe, describe_text
 
         found = describe(arguments.describe)
@@ -232,7 +231,7 @@ def _export(arguments: argparse.Namespace) -> str:
         if spec.bundled:
             licence = spec.bundled[1].licence
             say(f"no --weights: taking the bundled ones, {spec.bundled[1].source}")
-    with _export_extra():
+    with needs_extra("export", NAME):
         from qsm_deploy.export.checkpoints import load_state
         from qsm_deploy.export.export_network import export_network
         from qsm_deploy.export.networks.network import Choices
@@ -287,7 +286,7 @@ def _target(
     arguments: argparse.Namespace, network: str, say: Callable[[str], None]
 ) -> "tuple[Path, PlanChoices | None]":
     """Return the file to write and, if it is a plan, what was chosen about it."""
-    with _export_extra():
+    with needs_extra("export", NAME):
         from qsm_deploy.export.output_file import choose_output
         from qsm_deploy.export.plan_choices import PlanChoices
         from qsm_deploy.runtime.tensorrt_library import open_library
@@ -307,17 +306,6 @@ def _target(
     if arguments.output is None and arguments.precision != "fp32":
         say(f"writing {output}: {why}")
     return output, None
-
-
-@contextlib.contextmanager
-def _export_extra() -> Iterator[None]:
-    """Turn a library that is not there into the name of the extra that brings it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("qsm_deploy"):
-            raise
-        raise MissingDependencyError(error.name or "torch", "export", NAME) from error
 
 
 def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:

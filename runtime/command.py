@@ -3,10 +3,16 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 
-from qsm_deploy.kernels.errors import DataError, MemoryLimitError, QsmDeployError
+from qsm_deploy.kernels.errors import (
+    DataError,
+    MemoryLimitError,
+    MissingDependencyError,
+    QsmDeployError,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, which Windows lacks
@@ -36,6 +42,23 @@ def run_command(name: str, command: Callable[[], str]) -> int:
         return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return fail(name, "interrupted", INTERRUPTED)
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a library that is not there into the name of the extra that brings it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the body imports what is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("qsm_deploy"):
+            raise
+        raise MissingDependencyError(error.name or "a library", extra, purpose) from error
 
 
 def _print(name: str, result: str) -> int:
