@@ -16,11 +16,12 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.memory import Workload
 from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.planning import Decision, PatchOptions, decide
+from qsm_deploy.runtime.planning import Decision, Demand, PatchOptions, decide
 from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Backend, Session
+from qsm_deploy.runtime.session import Session
 from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.turned_grid import TurnedGrid, turned_grid
 
@@ -67,7 +68,6 @@ def in_order(cards: Sequence[ModelCard]) -> list[int]:
 def plan_first_part(
     model: Path,
     session: Session,
-    backend: Backend,
     scan: Scan,
     options: PatchOptions,
     limit_bytes: float,
@@ -83,14 +83,19 @@ def plan_first_part(
     """
     grid = turned_grid(scan.geometry, scan.mask, VOXEL_SIZE_MM)
     unmade = np.broadcast_to(np.float32(0), (1, *grid.geometry.shape))
-    workload = Workload(
-        _on_turned_grid(scan, grid, unmade),
-        session.card,
-        backend,
-        evaluates=False,
-        draws=False,
-        held_bytes=scan.nbytes,
-    )
+    turned = _on_turned_grid(scan, grid, unmade)
+    workload: Demand
+    if isinstance(session, GpuSession):
+        workload = session.workload(turned)
+    else:
+        workload = Workload(
+            turned,
+            session.card,
+            session.backend,
+            evaluates=False,
+            draws=False,
+            held_bytes=scan.nbytes,
+        )
     return FirstPart(model, session, grid, decide(workload, options, limit_bytes))
 
 

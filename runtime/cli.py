@@ -232,6 +232,14 @@ def _add_backend(group: "argparse._ArgumentGroup") -> None:
         help="auto: the fastest that is installed (default)",
     )
     group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="auto|cpu|cuda:N",
+        help="auto: the first GPU for a plan, the CPU for an ONNX file (default); not yet run on "
+        "a GPU",
+    )
+    group.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
@@ -287,6 +295,14 @@ def consistency_weight(text: str) -> float | str:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a positive number")
     return number
+
+
+def device_name(text: str) -> str:
+    """Return ``auto``, ``cpu`` or ``cuda:N``."""
+    kind, _, number = text.partition(":")
+    if text in ("auto", "cpu") or (kind == "cuda" and number.isdecimal()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto, cpu nor cuda:N")
 
 
 def positive_count(text: str) -> int:

@@ -12,15 +12,17 @@ from qsm_deploy.runtime import report
 from qsm_deploy.runtime.after import FirstPart, plan_first_part, rough_scan
 from qsm_deploy.runtime.atomic import write_atomically
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.device_layout import DeviceWorkload
 from qsm_deploy.runtime.erosion import erode_mask
 from qsm_deploy.runtime.figure import figure_png
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
+from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.memory import Workload, available_bytes
 from qsm_deploy.runtime.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.networks import Networks, open_networks
 from qsm_deploy.runtime.nifti import nifti_bytes
 from qsm_deploy.runtime.pipeline import Volume, reconstruct
-from qsm_deploy.runtime.planning import Decision, decide
+from qsm_deploy.runtime.planning import Decision, Demand, decide
 from qsm_deploy.runtime.precision_check import precision_error
 from qsm_deploy.runtime.request import Request, request_from
 from qsm_deploy.runtime.resampling import resample_map, resample_scan
@@ -115,16 +117,17 @@ def run_scan(
             request.correction.require(measured)
         loaded = _loaded(networks, *prepared(networks.card, measured, resample=flags.resample))
     departures = _announce(loaded, log, allowed=flags.allow_geometry)
-    first, decision = _plan(request, loaded, limit, stay=networks.stay)
+    first, workload, decision = _plan(request, loaded, limit, stay=networks.stay)
     run = _describe(request, loaded, first, decision, departures)
     if flags.dry_run:
         return run
-    chi = _reconstruct(loaded, first, decision, log, stages)
+    chi, found = _reconstruct(loaded, first, workload, decision, log, stages)
+    run |= found
     if loaded.session.precision != "fp32":
         run["precision_error"] = _precision_error(request, loaded, stages)
         log.warn(report.precision_text(loaded.session.precision, run["precision_error"]))
     del loaded.session  # its memory is not needed any more
-    if request.correction is not None:
+    if request.correction is not None and "data_consistency" not in run:
         chi, run["data_consistency"] = request.correction.apply(chi, loaded.measured, stages)
     _write(request, run, chi, loaded.measured, stages)  # before what may still fail
     return _report(request, run, chi, loaded.measured, decision, log, stages)
@@ -154,25 +157,38 @@ def _announce(loaded: Loaded, log: TerminalLog, *, allowed: bool) -> list[str]:
 
 def _plan(
     request: Request, loaded: Loaded, limit: float, *, stay: bool
-) -> tuple[FirstPart | None, Decision]:
-    flags, scan, session = request.flags, loaded.scan, loaded.session
+) -> tuple[FirstPart | None, Demand, Decision]:
+    scan, session = loaded.scan, loaded.session
+    if isinstance(session, GpuSession):
+        stated = request.flags.memory_limit
+        limit = session.limit_bytes() if stated is None else stated
     first = None
     if loaded.first is not None:
         recon, first_session = loaded.first
-        first = plan_first_part(recon, first_session, session.backend, scan, request.options, limit)
+        first = plan_first_part(recon, first_session, scan, request.options, limit)
         loaded.first = None
-    workload = Workload(
+    workload = _workload(request, loaded, first, stay=stay)
+    return first, workload, decide(workload, request.options, limit)
+
+
+def _workload(request: Request, loaded: Loaded, first: FirstPart | None, *, stay: bool) -> Demand:
+    flags, scan, session = request.flags, loaded.scan, loaded.session
+    evaluates = flags.report is not None or (flags.json and not flags.dry_run)
+    if isinstance(session, GpuSession):
+        if first is not None or scan is not loaded.measured or scan.quantity == "phase_rad":
+            return session.workload(scan)  # the map is compared on another grid, or not at all
+        return session.workload(scan, request.correction, evaluates=evaluates)
+    return Workload(
         scan,
         session.card,
         session.backend,
-        evaluates=flags.report is not None or (flags.json and not flags.dry_run),
+        evaluates=evaluates,
         corrects=request.correction is not None,
         draws=flags.figure is not None,
         compares_precision=session.precision != "fp32",
         keeps_session=stay,
         held_bytes=0 if scan is loaded.measured else loaded.measured.nbytes,
     )
-    return first, decide(workload, request.options, limit)
 
 
 def _describe(
@@ -198,9 +214,14 @@ def _describe(
 
 
 def _reconstruct(
-    loaded: Loaded, first: FirstPart | None, decision: Decision, log: TerminalLog, stages: Stages
-) -> Volume:
-    """Return the map on the grid of what was measured."""
+    loaded: Loaded,
+    first: FirstPart | None,
+    workload: Demand,
+    decision: Decision,
+    log: TerminalLog,
+    stages: Stages,
+) -> tuple[Volume, dict[str, Any]]:
+    """Return the map on the grid of what was measured, and what a GPU found out besides."""
     session, scan = loaded.session, loaded.scan
     total = decision.plan.count * rounds(session.card)
     if first is not None:
@@ -213,8 +234,14 @@ def _reconstruct(
         if first is not None:
             scan = rough_scan(first, scan, stages, bar.update)
             del first.session  # its memory is the next one's
-        chi = reconstruct(session, scan, decision.plan, stages, bar.update)
-    return chi if loaded.scan is loaded.measured else resample_map(chi, loaded.measured.mask)
+        if isinstance(session, GpuSession) and isinstance(workload, DeviceWorkload):
+            chi, found = session.reconstruct(workload, decision.plan, stages, bar.update)
+        else:
+            chi = reconstruct(session, scan, decision.plan, stages, bar.update)
+            found = {}
+    if loaded.scan is not loaded.measured:
+        chi = resample_map(chi, loaded.measured.mask)
+    return chi, found
 
 
 def prepared(card: ModelCard, measured: Scan, *, resample: bool) -> tuple[Scan, Scan]:
@@ -242,10 +269,9 @@ def rounds(card: ModelCard) -> int:
 
 
 def _precision_error(request: Request, loaded: Loaded, stages: Stages) -> dict[str, float]:
-    session = loaded.session
     with stages("precision check"):
-        reference = open_session(loaded.model, session.backend, threads=request.flags.threads)
-        return precision_error(session, reference, loaded.scan)
+        reference = open_session(loaded.model, "openvino", threads=request.flags.threads)
+        return precision_error(loaded.session, reference, loaded.scan)
 
 
 def _report(
@@ -259,7 +285,7 @@ def _report(
 ) -> dict[str, Any]:
     """Judge the map, draw it, write the report, and return it."""
     flags, outputs = request.flags, request.outputs
-    known = run.get("data_consistency", {}).get("field_residual_after")
+    known = run.get("data_consistency", {}).get("field_residual_after", run.get("field_residual"))
     evaluates = flags.report is not None or flags.json
     findings = _judge(chi, scan, stages, evaluates=evaluates, residual=known)
     if outputs.figure is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.after import in_order
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.open_gpu import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.pipeline import require_field_count
 from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
 
@@ -47,7 +48,7 @@ def open_networks(
     models
         Their files, in any order.
     flags
-        Backend, precision and threads.
+        Device, backend, precision and threads.
     field_count
         How many fields each acquisition has.
     stay
@@ -61,15 +62,37 @@ def open_networks(
     EngineError
         If one cannot be loaded.
     """
-    backend, why = choose_backend(flags.backend, flags.precision)
-    require_backend(backend)
-    sessions = [
-        open_session(model, backend, precision=flags.precision, threads=flags.threads)
-        for model in models
-    ]
+    number = gpu_number(flags.device, models)
+    sessions, why = _on_cpu(models, flags) if number is None else _on_gpu(models, flags, number)
     order = in_order([session.card for session in sessions])
     networks = Networks([models[n] for n in order], [sessions[n] for n in order], why, stay)
     if len(order) > 1 and networks.sessions[-1].precision != "fp32":
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
     require_field_count(networks.card, field_count)
     return networks
+
+
+def _on_cpu(models: Sequence[Path], flags: argparse.Namespace) -> tuple[list[Session], str]:
+    backend, why = choose_backend(flags.backend, flags.precision)
+    require_backend(backend)
+    sessions = [
+        open_session(model, backend, precision=flags.precision, threads=flags.threads)
+        for model in models
+    ]
+    return sessions, why
+
+
+def _on_gpu(
+    models: Sequence[Path], flags: argparse.Namespace, number: int
+) -> tuple[list[Session], str]:
+    for flag, value, default in (
+        ("--backend", flags.backend, "auto"),
+        ("--precision", flags.precision, "fp32"),
+        ("--threads", flags.threads, 0),
+    ):
+        if value != default:
+            raise UsageError(
+                f"{flag} {value} is for the CPU; on a GPU the file says what runs it and in "
+                f"which precision: drop it, or pass --device cpu"
+            )
+    return list(open_gpu_sessions(models, number)), f"on GPU {number}"

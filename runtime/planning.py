@@ -1,13 +1,14 @@
 """Whole volume when it fits the memory, otherwise the largest patches that do."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UsageError
 from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.memory import Workload
 from qsm_deploy.runtime.patches import Blend, PatchPlan, plan_patches, plan_whole
+from qsm_deploy.runtime.scan import Scan
 
 PatchSize = int | Literal["auto", "off"]
 
@@ -31,7 +32,7 @@ class Decision:
     plan: PatchPlan
     reason: str
     exact: bool
-    stage_bytes: dict[str, float]
+    stage_bytes: Mapping[str, float]
 
     @property
     def peak_bytes(self) -> float:
@@ -39,7 +40,22 @@ class Decision:
         return max(self.stage_bytes.values())
 
 
-def decide(workload: Workload, options: PatchOptions, limit_bytes: float) -> Decision:
+class Demand(Protocol):
+    """What decides how a volume is run: the network, the mask, and the memory that a plan takes."""
+
+    @property
+    def scan(self) -> Scan:
+        """The acquisition."""
+
+    @property
+    def card(self) -> ModelCard:
+        """The network's."""
+
+    def peak_bytes(self, plan: PatchPlan) -> Mapping[str, float]:
+        """Return the memory of every stage [bytes]."""
+
+
+def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decision:
     """Return how to run a volume within a memory limit.
 
     Raises
@@ -115,12 +131,12 @@ def smallest_patch(card: ModelCard) -> int:
     return card.divisor * math.ceil(least / card.divisor)
 
 
-def _whole(workload: Workload, reason: str) -> Decision:
+def _whole(workload: Demand, reason: str) -> Decision:
     plan = plan_whole(workload.scan.mask.shape, workload.card.divisor)
     return Decision(plan, reason, True, workload.peak_bytes(plan))
 
 
-def _in_patches(workload: Workload, options: PatchOptions, size: int, reason: str) -> Decision:
+def _in_patches(workload: Demand, options: PatchOptions, size: int, reason: str) -> Decision:
     card = workload.card
     overlap, blend = overlap_and_blend(card, options, size)
     plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)

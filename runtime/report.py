@@ -13,6 +13,7 @@ import numpy as np
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.after import FirstPart
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.planning import Decision, memory_text
 from qsm_deploy.runtime.provenance import made_by
@@ -20,6 +21,7 @@ from qsm_deploy.runtime.scan import Scan, ScanFiles
 from qsm_deploy.runtime.session import Session
 from qsm_deploy.runtime.stages import Stages
 
+CPU = "cpu"
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
 METRIC_TEXT = {
@@ -59,6 +61,7 @@ def describe_run(
             "name": session.backend,
             "version": session.version,
             "why": why_backend,
+            "device": session.device if isinstance(session, GpuSession) else CPU,
             "threads": arguments.threads or None,
         },
         "input": {
@@ -231,12 +234,15 @@ def precision_text(precision: str, error: dict[str, float]) -> str:
 
 def result_text(full: dict[str, Any], chi: Path) -> str:
     """Return what a run found and where its map is."""
+    peak = memory_text(full["memory"]["peak_above_baseline_bytes"])
+    predicted = memory_text(full["memory"]["predicted_peak_bytes"])
     rows = {
         "time": f"{full['total_seconds']:.2f} s, of which inference "
         f"{full['seconds']['inference']:.2f} s ({_plan(full['plan'])})",
-        "peak memory": f"{memory_text(full['memory']['peak_above_baseline_bytes'])} "
-        f"(predicted {memory_text(full['memory']['predicted_peak_bytes'])})",
+        "peak memory": f"{peak} (predicted {predicted})",
     }
+    if full["backend"]["device"] != CPU:
+        rows["peak memory"] = f"{peak} of the host, {predicted} of the GPU"
     if "data_consistency" in full:
         step = full["data_consistency"]
         rows["data consistency"] = (

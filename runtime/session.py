@@ -18,6 +18,7 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card import ModelCard, parse_card
+from qsm_deploy.runtime.device_session import DeviceBackend
 from qsm_deploy.runtime.plan_file import SUFFIX, refuse_plan
 
 Backend = Literal["onnxruntime", "openvino"]
@@ -31,9 +32,12 @@ class Session(Protocol):
     """A loaded model, ready to run."""
 
     card: ModelCard
-    backend: Backend
     version: str
     precision: Precision
+
+    @property
+    def backend(self) -> Backend | DeviceBackend:
+        """The library that runs it."""
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once.
