@@ -9,7 +9,7 @@ from typing import Any
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.parameters import AUTO
-from qsm_deploy.runtime.serve.phase_scale import SCALES
+from qsm_deploy.runtime.local_field.phase_scale import SCALES
 
 Json = dict[str, Any]
 

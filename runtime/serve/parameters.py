@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.serve.phase_scale import SCALES
+from qsm_deploy.runtime.local_field.phase_scale import SCALES
 
 Config = Literal["qsm", "dipole"]
 Units = Literal["ppm", "ppb", "hz", "rad"]

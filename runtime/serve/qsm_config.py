@@ -6,10 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.runtime.local_field.background_removal import BackgroundRemoval, remove_background
+from qsm_deploy.runtime.local_field.field_mapping import Echoes, FieldMapping, map_field
+from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
+from qsm_deploy.runtime.local_field.phase_scale import (
+    PhaseScale,
+    detect_phase_scale,
+    radians_from_phase,
+    require_phase_scale,
+)
+from qsm_deploy.runtime.local_field.unwrapping import BYTES_PER_VOXEL
 from qsm_deploy.runtime.memory import available_bytes
 from qsm_deploy.runtime.planning import memory_text
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
-from qsm_deploy.runtime.serve.background_removal import BackgroundRemoval, remove_background
 from qsm_deploy.runtime.serve.configuration import (
     Mask,
     Request,
@@ -18,17 +27,8 @@ from qsm_deploy.runtime.serve.configuration import (
     require_mask,
     scan_of,
 )
-from qsm_deploy.runtime.serve.field_mapping import Echoes, FieldMapping, map_field
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
-from qsm_deploy.runtime.serve.magnitude_mask import mask_from_magnitude
 from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
-from qsm_deploy.runtime.serve.phase_scale import (
-    PhaseScale,
-    detect_phase_scale,
-    radians_from_phase,
-    require_phase_scale,
-)
-from qsm_deploy.runtime.serve.unwrapping import BYTES_PER_VOXEL
 from qsm_deploy.runtime.stages import Stages
 
 

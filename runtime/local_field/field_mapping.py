@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.serve.unwrapping import TURN, unwrap, wrap
+from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.units import ppm_per_unit
 
 Volume = NDArray[np.float32]
