@@ -20,6 +20,7 @@ from qsm_deploy.runtime.bids_layout import (
     find_recordings,
     without_recording,
 )
+from qsm_deploy.runtime.bids_megre import scan_from_echoes
 from qsm_deploy.runtime.bids_metadata import field_unit, load_params_of
 from qsm_deploy.runtime.bids_output import Derivative, make_folder, maps_that_stay
 from qsm_deploy.runtime.job import memory_limit, read_scan, run_scan
@@ -146,8 +147,7 @@ class _Cohort:
         """Reconstruct one recording and return what to print of it."""
         stages = Stages(self.log.stage, baseline_bytes=self.baseline_bytes)
         chi = self.derivative.chi(recording)
-        with stages("load"):
-            request, measured = self._measured(recording)
+        request, measured = self._measured(recording, stages)
         if not self.flags.dry_run:
             make_folder(chi.parent)
         try:
@@ -163,15 +163,30 @@ class _Cohort:
         self.log.tell(f"{run['total_seconds']:.1f} s")
         return str(chi)
 
-    def _measured(self, recording: Recording) -> tuple[Request, Scan]:
-        """Return what is done with a recording, and what was measured."""
-        image = recording.local_field()
-        mask = recording.mask(image)
-        params = _with_strength(image, self.flags.field_strength)
-        unit = field_unit(image, self.flags.units)
-        reading = Reading(units=unit, from_file=params, negate=self.flags.negate)
-        request = self._request(recording, [image], ScanFiles((image.path,), mask), reading)
-        return request, read_scan(request, self.networks)
+    def _measured(self, recording: Recording, stages: Stages) -> tuple[Request, Scan]:
+        """Return what is done with a recording, and its local field."""
+        if recording.source == "localfield":
+            image = recording.local_field()
+            mask = recording.mask(image)
+            params = _with_strength(image, self.flags.field_strength)
+            unit = field_unit(image, self.flags.units)
+            reading = Reading(units=unit, from_file=params, negate=self.flags.negate)
+            request = self._request(recording, [image], ScanFiles((image.path,), mask), reading)
+            with stages("load"):
+                return request, read_scan(request, self.networks)
+        pairs = recording.echoes()
+        if self.flags.units is not None or self.flags.field_strength is not None:
+            raise UsageError(
+                "--units and --field-strength are for local fields; the sidecars of a MEGRE state "
+                "both"
+            )
+        mask = recording.mask(pairs[0][0])
+        scan = scan_from_echoes(pairs, mask, stages, negate=self.flags.negate)
+        files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
+        stated = Params(field_strength_t=scan.field_strength_t)
+        reading = Reading(units="rad", from_file=stated, negate=self.flags.negate)
+        images = [image for pair in pairs for image in pair]
+        return self._request(recording, images, files, reading), scan
 
     def _request(
         self, recording: Recording, images: list[BidsImage], files: ScanFiles, reading: Reading

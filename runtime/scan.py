@@ -165,7 +165,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     notes: list[str] = []
     scale = reading.scale()
     first, *others = [load_volume(path) for path in files.fields]
-    geometry = _geometry(first, reading.flags, reading.from_file, notes)
+    geometry = geometry_from(first, reading.flags, reading.from_file, notes)
     mask = _mask(files.mask, first, notes)
     volumes = [_inside(volume, mask, scale, files) for volume in (first, *others)]
     for path, volume in zip(files.fields, volumes, strict=True):
@@ -209,7 +209,9 @@ def _require_plausible(values: NDArray[np.float32], reading: Reading) -> list[st
     return require_ppm(values, reading.units or "ppm")
 
 
-def _geometry(volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]) -> Geometry:
+def geometry_from(
+    volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]
+) -> Geometry:
     """Return the header's geometry with what was stated instead; note what differs."""
     header = volume.geometry
     if not (volume.header["sform_code"] or volume.header["qform_code"]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.local_field.background_removal import BackgroundRemoval, remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, FieldMapping, map_field
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
@@ -15,9 +15,8 @@ from qsm_deploy.runtime.local_field.phase_scale import (
     radians_from_phase,
     require_phase_scale,
 )
-from qsm_deploy.runtime.local_field.unwrapping import BYTES_PER_VOXEL
+from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.memory import available_bytes
-from qsm_deploy.runtime.planning import memory_text
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
 from qsm_deploy.runtime.serve.configuration import (
     Mask,
@@ -82,12 +81,7 @@ class EchoSteps:
     def _mask(self, volumes: EchoVolumes, magnitude: Volume) -> Mask:
         mask = self.mask(magnitude) if volumes.mask is None else volumes.mask.volume() != 0
         require_mask(mask)
-        needed, limit = BYTES_PER_VOXEL * int(np.count_nonzero(mask)), available_bytes()
-        if needed > limit:
-            raise MemoryLimitError(
-                f"unwrapping would take {memory_text(needed)}, {memory_text(limit)} are left; "
-                "send a smaller mask"
-            )
+        require_memory(mask, available_bytes())
         return mask
 
 
