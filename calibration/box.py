@@ -54,3 +54,11 @@ def box_around(mask: NDArray[np.bool_], centre: Corner, size: int, divisor: int)
         for at, n in zip(centre, mask.shape, strict=True)
     )
     return x, y, z
+
+
+def middle_of(scan: Scan, size: int, divisor: int) -> Scan:
+    """Return the cube around the middle of an acquisition's mask, shorter where the grid is."""
+    x, y, z = (int(np.median(axis)) for axis in np.nonzero(scan.mask))
+    corner = box_around(scan.mask, (x, y, z), size, divisor)
+    a, b, c = (min(size, n) for n in scan.mask.shape)
+    return cut_scan(scan, corner, (a, b, c))

@@ -112,7 +112,8 @@ def scale_from(amax: NDArray[np.floating], element: np.dtype[np.generic]) -> NDA
     scale = exact.astype(element)
     low = scale.astype(np.float64) < exact
     scale = np.where(low, np.nextafter(scale, element.type(np.inf)), scale)
-    return np.maximum(scale, np.finfo(element).smallest_subnormal).astype(element)
+    smallest = np.nextafter(element.type(0), element.type(1))
+    return np.asarray(np.maximum(scale, smallest), dtype=element)
 
 
 def quantised_weights(

@@ -13,6 +13,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.command import needs_extra, run_command
 
 if TYPE_CHECKING:
+    from qsm_deploy.export.int8_choice import Int8Choices, Int8Result
     from qsm_deploy.export.plan_choices import PlanChoices
 
 NAME = "qsm-export"
@@ -21,6 +22,8 @@ ABOUT_PLANS = (
     *("shapes", "workspace_mb", "layers"),
     *("hardware_compatible", "version_compatible", "compute_capability"),
 )
+COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
+ABOUT_INT8 = ("calibration_units", "collector", "patches", "seed", "budget_ppb", "budget_xsim")
 OUTPUT_HELP = (
     "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
     "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
@@ -32,6 +35,7 @@ examples:
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
   qsm-export --model tkd-unet --fp16 -o tkd-unet.plan --shapes 64,160x192x160,256
+  qsm-export --model tkd-unet --int8 --calibration maps/ -o tkd-unet.onnx --layers layers.json
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
   qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
@@ -69,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", "--output", type=Path, help=OUTPUT_HELP)
     _add_precision(p.add_mutually_exclusive_group())
+    _add_int8(p.add_argument_group("INT8"))
     _add_engine(p.add_argument_group("TensorRT plans"))
     _add_choices(p.add_argument_group("what the weights do not say"))
     p.add_argument(
@@ -101,6 +106,55 @@ def _add_precision(group: "argparse._MutuallyExclusiveGroup") -> None:
             "by rounding every operator's output, and refused above the gate",
         )
 
+    group.add_argument(
+        "--int8",
+        dest="precision",
+        action="store_const",
+        const="int8",
+        help="compute convolutions in INT8 as far as the accuracy budget allows, the rest as with "
+        "--fp16; needs --calibration",
+    )
+
+
+def _add_int8(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--calibration",
+        metavar="DIR|LIST.txt|phantoms",
+        help="field maps that ranges are measured on: NAME.nii.gz with NAME_mask.nii.gz, or "
+        "folders with field.nii.gz and mask.nii.gz; a list of lines FIELD MASK; or, for want of "
+        "any, three phantoms",
+    )
+    group.add_argument(
+        "--calibration-units",
+        choices=("ppm", "hz", "rad"),
+        help="of the maps, default ppm; echo_time_s and field_strength_t are in params.json "
+        "beside them",
+    )
+    group.add_argument(
+        "--collector",
+        choices=COLLECTORS,
+        help="how a range follows from what was measured (default percentile-99.99)",
+    )
+    group.add_argument(
+        "--patches", type=_count, metavar="N", help="patches measured in (default 16)"
+    )
+    group.add_argument(
+        "--seed", type=_count, metavar="N", help="decides where the patches are (default 0)"
+    )
+    group.add_argument(
+        "--budget-ppb",
+        type=_positive,
+        metavar="PPB",
+        help="median in-mask error that INT8 may cost (default 2); the most harmful layers fall "
+        "back to FP16 until it holds",
+    )
+    group.add_argument(
+        "--budget-xsim",
+        type=_positive,
+        metavar="X",
+        help="change of XSIM that it may cost (default 0.005)",
+    )
+
 
 def _add_engine(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
@@ -125,7 +179,8 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
         type=Path,
         metavar="FILE",
         help="write the layers that went into the plan and their precisions as JSON; where there "
-        "is a GPU, also those that run, with the kernel (tactic) chosen for each",
+        "is a GPU, also those that run, with the kernel (tactic) chosen for each; with --int8 "
+        "range, scale, sensitivity and final precision of each",
     )
     group.add_argument(
         "--hardware-compatible",
@@ -198,6 +253,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
 def _list(arguments: argparse.Namespace) -> str:
     from qsm_deploy.export.listing import list_rows, list_text
 
@@ -223,6 +285,7 @@ def _export(arguments: argparse.Namespace) -> str:
     if arguments.model is None:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
+    _check_int8(arguments)
     options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
     output, plan = _target(arguments, spec.name, say)
     weights, licence = arguments.weights, spec.published.licence
@@ -234,10 +297,13 @@ def _export(arguments: argparse.Namespace) -> str:
     with needs_extra("export", NAME):
         from qsm_deploy.export.checkpoints import load_state
         from qsm_deploy.export.export_network import export_network
+        from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
         from qsm_deploy.export.normalisation import load_normalisation
 
+        refuse_models(weights, spec.name)
         state = load_state(*weights)
+        refuse_quantised(state)
         direction = arguments.b0_direction
         choices = Choices(
             options,
@@ -252,6 +318,8 @@ def _export(arguments: argparse.Namespace) -> str:
         choices=choices,
         precision=arguments.precision,
         plan=plan,
+        int8=_int8_choices(arguments) if arguments.precision == "int8" else None,
+        fp16_output=_fp16_output(arguments, output),
         gate_ppb=arguments.gate_ppb,
         force=arguments.force,
         say=say,
@@ -266,17 +334,20 @@ def _export(arguments: argparse.Namespace) -> str:
             "rounding": exported.rounding and dataclasses.asdict(exported.rounding),
             "card": json.loads(card.to_json()),
         }
+        if exported.int8:
+            result["int8"] = _int8_result(exported.int8)
         return json.dumps(result)
     if exported.rounding:
         from qsm_deploy.export.rounding_error import rounding_lines
 
         for line in rounding_lines(exported.rounding):
             say(line)
+    table = _int8_text(exported.int8) if exported.int8 else ""
     for d in exported.differences:
         say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(_size, card.verified.shapes))
     unrun = "; the file itself was not run" if not card.memory else ""
-    return (
+    return table + (
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}{unrun}"
     )
@@ -301,11 +372,78 @@ def _target(
         open_library(engine, f"--engine {engine}")
         say(f"writing {output} for {engine}: {why}")
         return output, plan
+    if arguments.precision == "int8":  # whose layers are worth a report without a plan too
+        del about_plans["layers"]
     if given := [name for name, value in about_plans.items() if value]:
         raise UsageError(f"{flag(given[0])} is about plans, {output} is none; pass -o NAME.plan")
     if arguments.output is None and arguments.precision != "fp32":
         say(f"writing {output}: {why}")
     return output, None
+
+
+def _check_int8(arguments: argparse.Namespace) -> None:
+    """Refuse INT8 without calibration data, and what is about INT8 without it."""
+    if arguments.precision != "int8":
+        about = ("calibration", *ABOUT_INT8)
+        if given := [name for name in about if getattr(arguments, name) is not None]:
+            raise UsageError(f"{flag(given[0])} is about INT8; pass --int8 too")
+        return
+    if arguments.calibration is None:
+        raise UsageError(
+            "--int8 needs --calibration: a folder or a list of field maps with masks, or phantoms"
+        )
+    if arguments.gate_ppb is not None:
+        raise UsageError("--gate-ppb is for the other precisions; --int8 has --budget-ppb")
+
+
+def _int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
+    from qsm_deploy.calibration.progress import bar_on_terminal, no_progress
+    from qsm_deploy.export.int8_choice import Int8Choices
+    from qsm_deploy.export.int8_search import Budget
+
+    names = {"calibration_units": "units", "collector": "collector"}
+    names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
+    given = {ours: getattr(arguments, flags) for flags, ours in names.items()}
+    budget = {"median_ppb": arguments.budget_ppb, "xsim": arguments.budget_xsim}
+    return Int8Choices(
+        arguments.calibration,
+        **{name: value for name, value in given.items() if value is not None},
+        budget=Budget(**{name: value for name, value in budget.items() if value is not None}),
+        progress=no_progress if arguments.quiet else bar_on_terminal,
+    )
+
+
+def _fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
+    """Return what a file is called that stays in FP16, if the user gave it no name."""
+    if arguments.precision != "int8" or arguments.output is not None:
+        return output
+    return output.with_name(f"{output.stem.removesuffix('-int8')}-fp16{output.suffix}")
+
+
+def _int8_result(found: "Int8Result") -> dict[str, object]:
+    from qsm_deploy.export.int8_table import row_dicts
+
+    errors = {"error": found.error, "all_int8": found.all_int8, "fp16": found.fp16}
+    return {
+        "share": found.share,
+        "kept_fp16": found.why_not,
+        "calibration_sha256": found.calibration_sha256,
+        **{name: dataclasses.asdict(error) for name, error in errors.items()},
+        "layers": row_dicts(found.rows),
+    }
+
+
+def _int8_text(found: "Int8Result") -> str:
+    from qsm_deploy.export.int8_table import table_lines
+
+    lines = [
+        *table_lines(found.rows),
+        f"all that may be in INT8: {found.all_int8}",
+        f"none in INT8: {found.fp16}",
+        found.why_not
+        or f"{100 * found.share:.0f} % of the multiply-accumulates in INT8: {found.error}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:

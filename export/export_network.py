@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -15,6 +15,9 @@ from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.engine_builder import build_plan, prepare_plugin
 from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
+from qsm_deploy.export.int8_choice import Int8Choices, Int8Result, choose_int8
+from qsm_deploy.export.int8_table import row_dicts
+from qsm_deploy.export.int8_verification import verify_int8
 from qsm_deploy.export.measurement_cache import cached_receptive_field
 from qsm_deploy.export.memory_use import measure_memory
 from qsm_deploy.export.network_spec import NetworkSpec
@@ -64,6 +67,7 @@ class Exported:
     card: ModelCard
     differences: tuple[Difference, ...]
     rounding: Rounding | None
+    int8: Int8Result | None = None
 
 
 def export_network(
@@ -75,6 +79,8 @@ def export_network(
     choices: Choices,
     precision: GraphPrecision = "fp32",
     plan: PlanChoices | None = None,
+    int8: Int8Choices | None = None,
+    fp16_output: Path | None = None,
     gate_ppb: float | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda stage: None,
@@ -101,6 +107,10 @@ def export_network(
     plan
         About the engine to build, if the file is to be a plan and not ONNX. The graph that goes in
         is verified; the plan itself is not run, since that takes a GPU.
+    int8
+        How to calibrate, for the precision ``int8``.
+    fp16_output
+        The file to write instead if a network is better left in FP16; by default the same.
     gate_ppb
         Largest in-mask difference from PyTorch that passes [ppb]; by default 0.01, and 0.1 where
         the rounding goes through the loop of an unrolled network. In a reduced precision 3, of
@@ -123,9 +133,10 @@ def export_network(
     AccuracyError
         If it differs from PyTorch by more than the gate; no file is left.
     """
-    card_path = output.with_suffix(".json")
-    outputs = [output, card_path, *([plan.layers] if plan and plan.layers else [])]
-    for path in outputs:
+    layers_path = plan.layers if plan else int8.layers if int8 else None
+    targets = {output, fp16_output or output}
+    reports = [layers_path] if layers_path else []
+    for path in (*targets, *(target.with_suffix(".json") for target in targets), *reports):
         check_writable(path, force=force)
     module = build_network(spec, state, choices)
     if plan:
@@ -135,14 +146,29 @@ def export_network(
             prepare_plugin(plan.engine)
     say("tracing")
     dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
-    graphs = _trace(module, dipole_op, precision, say)
-    card = replace(
-        provisional_card(spec, module, choices, licence, state_sha256(state)), precision=precision
-    )
+    exact = _trace(module, dipole_op, precision)
+    card = provisional_card(spec, module, choices, licence, state_sha256(state))
+    found = None
+    if int8 is not None:
+        found = choose_int8(exact.standard, module, card, int8, say)
+        if found.why_not:
+            say(found.why_not)
+            precision, output = "fp16", fp16_output or output
+        else:
+            card = replace(card, options=card.options | found.card_options())
+    graphs = _reduced(exact, precision, found)
+    for line in _refusing(graphs, dipole_op, precision):
+        say(line)
+    card = replace(card, precision=precision)
     with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(with_card(graphs.written if graphs.running else graphs.standard, card))
-        verified, differences, rounding = _verify(graphs, draft, module, card, gate_ppb, say)
+        rounding, differences = None, list[Difference]()
+        if found and precision == "int8":
+            backends = graphs.running or graphs.running_standard
+            verified = verify_int8(found, draft, backends, say)
+        else:
+            verified, differences, rounding = _verify(graphs, draft, module, card, gate_ppb, say)
         if not graphs.running and dipole_op != DEFAULT:
             instead = f"in the {DEFAULT} lowering; the file itself was not run"
             verified = replace(verified, reference=f"{verified.reference} {instead}")
@@ -161,13 +187,15 @@ def export_network(
         card = replace(card, options=card.options | built)
         made = build_plan(graphs.written, card, profile, plan, say)
         data = made.data
-        if plan.layers and made.layers:
-            write_atomically(plan.layers, made.layers.encode(), force=force)
+        engine_layers = made.layers
     else:
-        data = with_card(graphs.written, card)
+        data, engine_layers = with_card(graphs.written, card), None
+    if layers_path and (report := _layers_report(found, engine_layers)):
+        write_atomically(layers_path, report.encode(), force=force)
+    card_path = output.with_suffix(".json")
     write_atomically(output, data, force=force)
     write_atomically(card_path, _for_people(card).encode(), force=force)
-    return Exported(output, card_path, len(data), card, tuple(differences), rounding)
+    return Exported(output, card_path, len(data), card, tuple(differences), rounding, found)
 
 
 @dataclass(frozen=True)
@@ -180,26 +208,51 @@ class _Graphs:
     running_standard: tuple[Backend, ...]
 
 
-def _trace(
-    module: Network, dipole_op: DipoleOp, precision: GraphPrecision, say: Callable[[str], None]
-) -> _Graphs:
-    def graph(form: DipoleOp) -> onnx.ModelProto:
-        traced = onnx_from_module(module, form)
-        return traced if precision == "fp32" else with_precision(traced, precision)
-
+def _trace(module: Network, dipole_op: DipoleOp, precision: GraphPrecision) -> _Graphs:
+    """Return the graphs in FP32, and the backends that run them in another precision."""
     able = installed_backends()
     standard = tuple(backend for backend in able if backend in RUN_IN[precision])
     running = tuple(backend for backend in standard if backend in RUN_BY[dipole_op])
+    written = onnx_from_module(module, dipole_op)
+    needs_standard = dipole_op != DEFAULT and (precision != "fp32" or not running)
+    other = onnx_from_module(module, DEFAULT) if needs_standard else written
+    return _Graphs(written, other, running, standard)
+
+
+def _reduced(exact: _Graphs, precision: GraphPrecision, found: Int8Result | None) -> _Graphs:
+    """Return the graphs in a precision."""
+
+    def reduced(model: onnx.ModelProto) -> onnx.ModelProto:
+        if precision == "int8":
+            assert found is not None  # or there would be nothing to be in INT8
+            return found.quantised(model)
+        return model if precision == "fp32" else with_precision(model, precision)
+
+    written = reduced(exact.written)
+    standard = written if exact.standard is exact.written else reduced(exact.standard)
+    return replace(exact, written=written, standard=standard)
+
+
+def _refusing(graphs: _Graphs, dipole_op: DipoleOp, precision: GraphPrecision) -> Iterator[str]:
+    """Tell which of the installed backends cannot run a file, and why."""
+    able, standard, running = installed_backends(), graphs.running_standard, graphs.running
     for runs, refusing, why in (
         (standard, able, f"in {precision}"),
         (running, standard, f"with --dipole-op {dipole_op}"),
     ):
         if runs != refusing:
             names = " and ".join(backend for backend in refusing if backend not in runs)
-            say(f"{names} cannot run a file {why}")
-    written = graph(dipole_op)
-    needs_standard = dipole_op != DEFAULT and (precision != "fp32" or not running)
-    return _Graphs(written, graph(DEFAULT) if needs_standard else written, running, standard)
+            yield f"{names} cannot run a file {why}"
+
+
+def _layers_report(found: Int8Result | None, engine_layers: str | None) -> str | None:
+    """Return the layers in INT8, if any were looked for, and those of the engine, as JSON."""
+    if found is None:
+        return engine_layers
+    report = {"int8": row_dicts(found.rows)}
+    if engine_layers:
+        report["engine"] = json.loads(engine_layers)
+    return json.dumps(report, indent=2) + "\n"
 
 
 def _verify(

@@ -89,6 +89,27 @@ def int8_layers(graph: onnx.GraphProto) -> list[Int8Layer]:
     return found
 
 
+def kept_from_int8(graph: onnx.GraphProto) -> dict[str, tuple[Literal["fp16", "fp32"], str]]:
+    """Return the precision of every other convolution, by its output, and why."""
+    reduced = reducible_nodes(graph)
+    gating = _gating(graph, reduced)
+    may = {layer.output for layer in int8_layers(graph)}
+    found: dict[str, tuple[Literal["fp16", "fp32"], str]] = {}
+    for node in graph.node:
+        output = node.output[0]
+        if node.op_type not in CONVOLUTIONS or output in may:
+            continue
+        if output not in reduced:
+            found[output] = "fp32", "returns the output, an estimate of it, or what FP32 takes"
+        elif output in gating:
+            found[output] = "fp16", "gates, or is gated"
+        elif node.input[0] not in reduced:
+            found[output] = "fp16", "takes an input or an estimate"
+        else:
+            found[output] = "fp16", "a transposed convolution in groups"
+    return found
+
+
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 

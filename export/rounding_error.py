@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -30,6 +31,7 @@ HEAD, CORNER, SHAPE = (160, 160, 192), (68, 42, 84), (64, 64, 64)
 LIMITS: Mapping[GraphPrecision, float] = {
     "fp16": torch.finfo(torch.float16).max,
     "bf16": torch.finfo(torch.bfloat16).max,
+    "int8": torch.finfo(torch.float16).max,  # what is not in INT8
 }
 GATE_PPB = 3.0
 PERCENTILE = 99.9
@@ -68,18 +70,26 @@ class Rounding:
         )
 
 
-class _RoundedSession:
-    """A graph with true rounding behind the protocol of an inference backend."""
+class GraphRunner(Protocol):
+    """Runs a graph of one output."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return its output."""
+
+
+class RoundedSession:
+    """A graph, with true rounding or without, behind the protocol of an inference backend."""
 
     precision: Precision = "fp32"
     backend: Backend = "onnxruntime"
     version: str = torch.__version__
 
-    def __init__(self, run: RoundedRun, card: ModelCard) -> None:
+    def __init__(self, run: GraphRunner, card: ModelCard) -> None:
         self.card = card
         self._run = run
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Run the graph once; see :class:`qsm_deploy.runtime.session.Session`."""
         return self._run.run({info.name: tensors[info.name] for info in self.card.inputs})
 
 
@@ -99,7 +109,7 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
     plan = plan_whole(SHAPE, module.divisor)
     rounded = RoundedRun(model)
     exact = network_output(ModuleSession(module, card), scan, plan)[scan.mask]
-    got = network_output(_RoundedSession(rounded, card), scan, plan)[scan.mask]
+    got = network_output(RoundedSession(rounded, card), scan, plan)[scan.mask]
     error = np.abs(got.astype(np.float64) - exact) * PPB
     limit = LIMITS[card.precision]
     activations = {name: value / limit for name, value in rounded.largest.items()}

@@ -1,0 +1,65 @@
+"""Exported models given in place of weights: what they are, and what to pass instead."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from qsm_deploy.calibration.qdq import is_quantised
+from qsm_deploy.kernels.errors import CardError, WeightsError
+from qsm_deploy.runtime.card import METADATA_KEY, ModelCard, parse_card
+
+SUFFIX = ".onnx"
+
+
+def refuse_models(paths: list[Path], network: str) -> None:
+    """Refuse ONNX files among the weights.
+
+    Raises
+    ------
+    WeightsError
+        If there is one: it names what the file is by its card, and that it is quantised already
+        or another network's.
+    """
+    for path in paths:
+        if path.suffix.lower() != SUFFIX or not path.is_file():
+            continue
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except Exception as error:  # protobuf's own, which has no types
+            raise WeightsError(
+                f"{path}: no weights, and damaged; pass the authors' file"
+            ) from error
+        card = _card(path, model)
+        instead = "pass the weights that it was made from"
+        if card is not None and card.network != network:
+            raise WeightsError(f"{path}: its card says {card.network}, not {network}; {instead}")
+        if is_quantised(model):
+            raise WeightsError(f"{path}: quantised to INT8 already; {instead}")
+        raise WeightsError(f"{path}: an exported model, no weights; {instead}")
+
+
+def refuse_quantised(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights in INT8.
+
+    Raises
+    ------
+    WeightsError
+        If a tensor is quantised.
+    """
+    for name, value in state.items():
+        if value.is_quantized or value.dtype in (torch.int8, torch.uint8):
+            raise WeightsError(
+                f"{name} is quantised already ({str(value.dtype).removeprefix('torch.')}); pass "
+                "the weights in floating point"
+            )
+
+
+def _card(path: Path, model: onnx.ModelProto) -> ModelCard | None:
+    text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
+    try:
+        return None if text is None else parse_card(text)
+    except CardError as error:
+        raise WeightsError(f"{path}: {error}") from None
