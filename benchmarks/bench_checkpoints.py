@@ -21,11 +21,11 @@ import nibabel as nib
 import numpy as np
 from bench_accuracy import LAMBDAS, NOISE_PPM, PAD_VOXELS, THRESHOLDS, Case, cases, oracle
 from bench_in_vivo import load_patient, scores
-from machine import machine
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.runtime.geometry_limits import deviations
 from qsm_deploy.runtime.job import prepared

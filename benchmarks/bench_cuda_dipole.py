@@ -23,9 +23,9 @@ from typing import Any, get_args
 import numpy as np
 import scipy.fft
 import torch
-from machine import machine
 from numpy.typing import NDArray
 
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.cuda_build import build_cuda_library
 from qsm_deploy.kernels.cuda_library import (
     CudaLibrary,

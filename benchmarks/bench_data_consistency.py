@@ -21,9 +21,9 @@ import numpy as np
 from bench_accuracy import NOISE_PPM, Case, cases
 from bench_checkpoints import draw, network_map
 from bench_in_vivo import load_patient
-from machine import machine
 
 from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
 from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry

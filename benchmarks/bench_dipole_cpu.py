@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import scipy.fft
-from machine import machine
 
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.peak_memory import (

@@ -11,7 +11,6 @@ little.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,9 +21,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from machine import machine
 from numpy.typing import NDArray
 
+from qsm_deploy.export.machine import Others, machine
 from qsm_deploy.kernels.cuda_library import MultiplierName
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry
@@ -146,12 +145,12 @@ def measure(
     run = operator(contender, multiplier, geometry, folder)
     y = run(x).copy()  # warm-up
     seconds = []
-    busy, own = busy_seconds(), time.process_time()
+    others = Others()
     for _ in range(repeats):
         began = time.perf_counter()
         run(x)
         seconds.append(time.perf_counter() - began)
-    others = (busy_seconds() - busy - time.process_time() + own) / sum(seconds)
+    busy = others.busy_cores()
     peak = peak_rss_bytes() - before
     expected = np.load(folder / "y.npy")
     difference = y - expected
@@ -165,16 +164,8 @@ def measure(
         "peak_mib": round(peak / 2**20),
         "relative_error_to_float64": float(np.linalg.norm(difference) / np.linalg.norm(expected)),
         "max_abs_error_to_float64": float(np.abs(difference).max()),
-        "others_busy_cores": round(max(0.0, others), 2),
+        "others_busy_cores": busy,
     }
-
-
-def busy_seconds() -> float:
-    """Return the time that all cores together have worked since the machine started."""
-    user, nice, system, _, _, irq, softirq, *_ = (
-        int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def in_new_process(folder: Path, *what: object) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from qsm_deploy.calibration.phantom import head_phantom
 from qsm_deploy.export.checkpoints import load_state
+from qsm_deploy.export.machine import machine
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.kernels.geometry import Geometry

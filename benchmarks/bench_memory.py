@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 
 from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.nifti import nifti_bytes
 

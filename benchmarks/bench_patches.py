@@ -10,9 +10,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from machine import machine
 
 from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.export.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.metrics import nrmse
 from qsm_deploy.runtime.patches import plan_patches, plan_whole
