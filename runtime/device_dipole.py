@@ -1,6 +1,5 @@
 """The dipole operator on a padded grid in a GPU's memory, and what data consistency makes of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -120,7 +119,12 @@ class DeviceVectors:
 
 
 def correct(
-    chi: int, field: int, step: Correction, dipole: PaddedDipole, at: Mapping[str, int]
+    chi: int,
+    field: int,
+    step: Correction,
+    dipole: PaddedDipole,
+    vectors: DeviceVectors,
+    at: Mapping[str, int],
 ) -> None:
     """Enqueue the data-consistency step on a masked map, in place.
 
@@ -136,12 +140,11 @@ def correct(
         Weight and number of iterations.
     dipole
         The operator, padded as the step wants it.
+    vectors
+        Of the same volumes, with three numbers.
     at
-        The buffers ``image``, ``sums`` and ``dot``; with iterations ``residual`` and
-        ``direction``.
+        The buffer ``image``; with iterations ``residual`` and ``direction`` too.
     """
-    count = math.prod(dipole.geometry.shape)
-    vectors = DeviceVectors(dipole.library, count, at["sums"], at["dot"], dipole.stream)
     if step.iterations is None:
         _closed_form(chi, field, step.lam, dipole, vectors, at["image"])
     else:

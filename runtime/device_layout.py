@@ -14,6 +14,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.device import ALIGNMENT
+from qsm_deploy.runtime.device_arrays import DeviceView
 from qsm_deploy.runtime.device_session import DeviceSession
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.pipeline import Volume, network_input
@@ -21,6 +22,7 @@ from qsm_deploy.runtime.scan import Scan
 
 FIELD = "local_field_ppm"
 FLOAT, DOUBLE = 4, 8
+NUMBERS = 3  # dot products that are needed at the same time
 WORKERS = 2  # patches in flight, each on a stream of its own
 Pad = tuple[int, int, int]
 
@@ -59,6 +61,8 @@ class DeviceWorkload:
         The data-consistency step, if there is one.
     evaluates
         Whether the field residual is computed.
+    field
+        The field where it lies on the GPU already; that of the scan is not read then.
     """
 
     scan: Scan
@@ -66,6 +70,7 @@ class DeviceWorkload:
     library: CudaLibrary
     correction: Correction | None
     evaluates: bool
+    field: DeviceView | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -79,18 +84,23 @@ class DeviceWorkload:
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the memory of every stage on the GPU [bytes]."""
-        held = self.session.weights_bytes + self.lasting(plan).total
+        held = self.session.weights_bytes + self.lasting(plan).total + self.map_bytes
         return {name: float(held + stage.total) for name, stage in self.stages(plan).items()}
+
+    @property
+    def map_bytes(self) -> int:
+        """Of the map, which may outlive everything else."""
+        return whole_units(FLOAT * self.voxels)
 
     def lasting(self, plan: PatchPlan) -> Layout:
         """Return what lives through the whole reconstruction."""
         volumes = {name: n * self.voxels for name, n in self.channels.items()}
-        volumes |= {"total": self.voxels, "chi": self.voxels}
+        volumes["total"] = self.voxels
         return Layout(
             {name: FLOAT * count for name, count in volumes.items()}
             | {name: values.nbytes for name, values in self.numbers.items()}
             | {f"windows {n}": axis.windows.nbytes for n, axis in enumerate(plan.axes)}
-            | {"inside": self.voxels}
+            | {"inside": self.voxels, "sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
         )
 
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
@@ -131,14 +141,13 @@ class DeviceWorkload:
 
     def residual(self) -> Layout:
         """Return what the field residual needs."""
-        more = {"predicted": FLOAT * self.voxels, "sums": 2 * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
+        more = {"predicted": FLOAT * self.voxels}
         return Layout(self._transform(twice(self.scan.geometry), "dipole").sizes | more)
 
     def consistency(self, correction: Correction) -> Layout:
         """Return what the data-consistency step needs."""
         names = ["image"] if correction.iterations is None else ["image", "residual", "direction"]
         more = {name: FLOAT * self.voxels for name in names}
-        more |= {"sums": 3 * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
         return Layout(self._transform((PAD_VOXELS,) * 3, "dipole").sizes | more)
 
     def _inference(self, plan: PatchPlan) -> Layout:

@@ -4,25 +4,26 @@ The field and the mask go in once and the map comes out once. Everything between
 host never waits inside a stage. Not yet run on a GPU.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
-from qsm_deploy.kernels.errors import DataError, EngineError, MemoryLimitError
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.correction import PAD_VOXELS
-from qsm_deploy.runtime.device import Array, Device, Holdings, holding
+from qsm_deploy.runtime.device import Array, Device, Holdings
+from qsm_deploy.runtime.device_arrays import DeviceView
 from qsm_deploy.runtime.device_dipole import DeviceVectors, Pad, PaddedDipole, correct
 from qsm_deploy.runtime.device_layout import FIELD, FLOAT, DeviceWorkload, Layout, twice
 from qsm_deploy.runtime.device_patches import DevicePatches, Worker
 from qsm_deploy.runtime.device_session import DeviceSession
 from qsm_deploy.runtime.patches import PatchPlan
-from qsm_deploy.runtime.pipeline import Volume, network_input, require_field_count
-from qsm_deploy.runtime.planning import memory_text
+from qsm_deploy.runtime.pipeline import Volume, network_input
 from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.units import require_field
 
 TKD_INPUT = "tkd_chi_ppm"
 
@@ -49,20 +50,27 @@ class DevicePipeline:
         How: whole or in patches.
     holdings
         Keep what is allocated.
+    chi
+        Pointer to the map.
     """
 
-    def __init__(self, gpu: Gpu, work: DeviceWorkload, plan: PatchPlan, holdings: Holdings) -> None:
+    def __init__(
+        self, gpu: Gpu, work: DeviceWorkload, plan: PatchPlan, holdings: Holdings, chi: int
+    ) -> None:
         self._gpu, self._work, self._plan, self._holdings = gpu, work, plan, holdings
         self._device, self._library = gpu.device, gpu.library
         lasting, self._stages = work.lasting(plan), work.stages(plan)
-        self._at = lasting.at(holdings.buffer(lasting.total))
+        self._at = lasting.at(holdings.buffer(lasting.total)) | {"chi": chi}
         self._scratch = holdings.buffer(max(stage.total for stage in self._stages.values()))
         self._stream = holdings.stream()
+        self._vectors = DeviceVectors(
+            self._library, work.voxels, self._at["sums"], self._at["dot"], self._stream
+        )
         self._marks: list[tuple[str, int]] = []
         self._kept: list[Array] = []  # page-locked copies that are still to be read
 
-    def run(self, done: Callable[[], object]) -> tuple[Volume, dict[str, Any]]:
-        """Return the map and what was found: the field residual, and the step taken."""
+    def run(self, done: Callable[[], object]) -> dict[str, Any]:
+        """Make the map; return what was found: the field residual, and the step taken."""
         self._mark("")
         self._upload()
         self._mark("upload")
@@ -71,10 +79,19 @@ class DevicePipeline:
             self._mark("prepare")
         self._infer(done)
         self._mark("inference")
-        findings = self._compare_and_correct()
-        chi = self._download()
+        return self._compare_and_correct()
+
+    def download(self) -> Volume:
+        """Enqueue the map's way to the host."""
+        chi = self._device.pinned(self._work.scan.mask.shape, np.float32)
+        self._device.copy_out(chi, self._at["chi"], self._stream)
         self._mark("download")
-        return chi, findings
+        return chi
+
+    def squared_norm(self, name: str) -> float:
+        """Return the sum of a volume's squares; this waits for the GPU."""
+        self._vectors.product(self._at[name], self._at[name], 0)
+        return float(self._numbers(1)[0])
 
     def times(self, stages: Stages) -> None:
         """Give what each stage took on the GPU, once all is done."""
@@ -87,13 +104,32 @@ class DevicePipeline:
 
     def _upload(self) -> None:
         work, scan = self._work, self._work.scan
+        self._send("inside", scan.mask.view(np.uint8))
         for name in work.channels.keys() - {TKD_INPUT}:
-            self._send(name, network_input(work.card, scan, name))
+            if name == FIELD and work.field is not None:
+                self._adopt(work.field)
+            else:
+                self._send(name, network_input(work.card, scan, name))
         for name, values in work.numbers.items():
             self._send(name, values)
         for n, axis in enumerate(self._plan.axes):
             self._send(f"windows {n}", axis.windows)
-        self._send("inside", scan.mask.view(np.uint8))
+
+    def _adopt(self, field: DeviceView) -> None:
+        """Take the field inside the mask from where it lies, once its owner's work is done."""
+        if field.stream is not None:
+            self._device.wait(self._stream, self._holdings.event(field.stream))
+        mask = self._work.scan.mask
+        self._send("total", mask.astype(np.float32))  # a weight of 0 hides what is not finite
+        whole = PatchBox(mask.shape, (0, 0, 0), mask.shape)
+        to, weight = self._at[FIELD], self._at["total"]
+        self._library.patch_finish(whole, field.pointer, to, weight=weight, stream=self._stream)
+        require_field(self.squared_norm(FIELD) / np.count_nonzero(mask))
+
+    def _masked(self, volume: int, to: int) -> None:
+        shape = self._work.scan.mask.shape
+        box = PatchBox(shape, (0, 0, 0), shape)
+        self._library.patch_finish(box, volume, to, mask=self._at["inside"], stream=self._stream)
 
     def _send(self, name: str, array: Array) -> None:
         self._copy_in(self._at[name], array)
@@ -135,10 +171,7 @@ class DevicePipeline:
             at["total"],
             self._workers(min(len(inside), 2)),
         ).run(inside, self._stream, done)
-        whole = PatchBox(mask.shape, (0, 0, 0), mask.shape)
-        self._library.patch_finish(
-            whole, at["total"], at["chi"], mask=at["inside"], stream=self._stream
-        )
+        self._masked(at["total"], at["chi"])
 
     def _workers(self, count: int) -> list[Worker]:
         work = self._work
@@ -161,7 +194,7 @@ class DevicePipeline:
             return {"field_residual": self._residual()} if self._work.evaluates else {}
         before = self._residual()
         dipole, at = self._dipole(self._stages["data consistency"], (PAD_VOXELS,) * 3)
-        correct(self._at["chi"], self._at[FIELD], step, dipole, at)
+        correct(self._at["chi"], self._at[FIELD], step, dipole, self._vectors, at)
         self._mark("data consistency")
         return {"data_consistency": step.report(before, self._residual())}
 
@@ -169,83 +202,20 @@ class DevicePipeline:
         """Return the field residual of the map; this one waits for the GPU."""
         grid = self._work.scan.geometry
         dipole, at = self._dipole(self._stages["field residual"], twice(grid))
-        vectors = DeviceVectors(
-            self._library, math.prod(grid.shape), at["sums"], at["dot"], self._stream
-        )
         predicted, field = at["predicted"], self._at[FIELD]
         dipole.field_of(self._at["chi"], predicted)
-        vectors.combine(-1, field, 1, predicted)
-        vectors.product(predicted, predicted, 0)
-        vectors.product(field, field, 1)
-        sums = self._device.pinned((2,), np.float64)
-        self._device.copy_out(sums, at["sums"], self._stream)
+        self._vectors.combine(-1, field, 1, predicted)
+        self._vectors.product(predicted, predicted, 0)
+        self._vectors.product(field, field, 1)
         self._mark("field residual")
-        self._device.finish(self._marks[-1][1])
+        sums = self._numbers(2)
         if sums[1] == 0:
             raise DataError("the field is zero in the whole mask; check the field and the mask")
         return float(np.sqrt(sums[0] / sums[1]))
 
-    def _download(self) -> Volume:
-        chi = self._device.pinned(self._work.scan.mask.shape, np.float32)
-        self._device.copy_out(chi, self._at["chi"], self._stream)
-        return chi
-
-
-def reconstruct_on_device(
-    gpu: Gpu,
-    work: DeviceWorkload,
-    plan: PatchPlan,
-    stages: Stages,
-    done: Callable[[], object] = lambda: None,
-) -> tuple[Volume, dict[str, Any]]:
-    """Return the susceptibility map of one acquisition, made on a GPU.
-
-    Parameters
-    ----------
-    gpu
-        Where.
-    work
-        The acquisition, on a geometry the network may be used for, and what follows the network.
-    plan
-        Whole volume or patches, made for the scan's mask.
-    stages
-        Takes the time of every stage, as the GPU measured it.
-    done
-        Called after each patch.
-
-    Returns
-    -------
-    (x, y, z) float32 array
-        Susceptibility [ppm], 0 outside the mask.
-    dict
-        ``field_residual`` if it was asked for, ``data_consistency`` if that was.
-
-    Raises
-    ------
-    UsageError
-        If the network takes more or fewer fields than the scan has.
-    MemoryLimitError
-        If the GPU has less memory than was planned for; everything is given back.
-    EngineError
-        If the engine or the GPU fails, or the result is not finite.
-    """
-    require_field_count(work.card, len(work.scan.measured))
-    needed = max(work.peak_bytes(plan).values()) - work.session.weights_bytes
-    with holding(gpu.device) as holdings:
-        try:
-            pipeline = DevicePipeline(gpu, work, plan, holdings)
-        except MemoryLimitError as error:
-            free = memory_text(gpu.device.free_bytes())
-            raise MemoryLimitError(
-                f"{gpu.device.name} has no {memory_text(needed)} left for this plan ({error}); it "
-                f"has {free} free: pass --memory-limit {free.replace(' ', '')} or smaller patches"
-            ) from error
-        chi, findings = pipeline.run(done)
-        gpu.device.synchronize()
-        pipeline.times(stages)
-    if bad := int(np.count_nonzero(~np.isfinite(chi))):
-        raise EngineError(
-            f"the network returned {bad} NaN or Inf voxels; check the field, or try another "
-            "backend or precision"
-        )
-    return chi, findings
+    def _numbers(self, count: int) -> NDArray[np.float64]:
+        """Return the first of the dot products; this waits for the GPU."""
+        numbers = self._device.pinned((count,), np.float64)
+        self._device.copy_out(numbers, self._at["sums"], self._stream)
+        self._device.finish(self._holdings.event(self._stream))
+        return numbers

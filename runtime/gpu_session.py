@@ -17,7 +17,8 @@ from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.correction import Correction
 from qsm_deploy.runtime.device import holding
 from qsm_deploy.runtime.device_layout import FLOAT, DeviceWorkload, whole_units
-from qsm_deploy.runtime.device_pipeline import Gpu, reconstruct_on_device
+from qsm_deploy.runtime.device_pipeline import Gpu
+from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.device_session import DeviceBackend, DeviceSession
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.pipeline import Volume, network_input
@@ -68,7 +69,7 @@ class GpuSession:
         stages: Stages,
         done: Callable[[], object] = lambda: None,
     ) -> tuple[Volume, dict[str, Any]]:
-        """Return the map; see :func:`qsm_deploy.runtime.device_pipeline.reconstruct_on_device`."""
+        """Return the map; see :mod:`qsm_deploy.runtime.device_reconstruction`."""
         return reconstruct_on_device(self.gpu, work, plan, stages, done)
 
     def limit_bytes(self) -> float:

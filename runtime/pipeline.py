@@ -107,11 +107,16 @@ def reconstruct(
     require_field_count(session.card, len(scan.measured))
     chi = network_output(session, scan, plan, stages, done)
     if bad := int(np.count_nonzero(~np.isfinite(chi))):
-        raise EngineError(
-            f"the network returned {bad} NaN or Inf voxels; check the field, or try another "
-            "backend or precision"
-        )
+        raise not_finite(bad)
     return chi
+
+
+def not_finite(count: int | None) -> EngineError:
+    """Return what to say of a map with so many voxels that are not finite, if they were counted."""
+    return EngineError(
+        f"the network returned {'' if count is None else f'{count} '}NaN or Inf voxels; check the "
+        "field, or try another backend or precision"
+    )
 
 
 def network_output(

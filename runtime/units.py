@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import UnitsError
+from qsm_deploy.kernels.errors import DataError, UnitsError
 
 FieldUnit = Literal["ppm", "hz", "rad"]
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
@@ -96,6 +96,27 @@ def require_ppm(local_field_ppm: NDArray[np.float32], unit: FieldUnit) -> list[s
         f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
         f"{high:g}: check its unit and the scaling in its header"
     ]
+
+
+def require_field(mean_square_ppm2: float) -> None:
+    """Refuse a field that cannot be in ppm, by its mean square inside the mask alone.
+
+    Raises
+    ------
+    DataError
+        If it is not finite.
+    UnitsError
+        If it is zero, or its root exceeds 1 ppm.
+    """
+    if not math.isfinite(mean_square_ppm2):
+        raise DataError("the field holds NaN or Inf inside the mask; fix it or the mask")
+    if mean_square_ppm2 == 0:
+        raise UnitsError("the field is zero in the whole mask; check the field and the mask")
+    if (rms := math.sqrt(mean_square_ppm2)) > LARGEST_P99_PPM:
+        raise UnitsError(
+            f"the field's root mean square is {rms:.3g} ppm, too much for tissue (below "
+            f"{LARGEST_P99_PPM:g}): is it in Hz or radians?"
+        )
 
 
 def require_wrapped_phase(phase_rad: NDArray[np.float32]) -> list[str]:

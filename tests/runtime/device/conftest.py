@@ -18,6 +18,7 @@ import pytest
 from qsm_deploy.kernels.cuda_library import CudaLibrary
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.device_arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.device_pipeline import Gpu
 from qsm_deploy.runtime.device_session import DeviceBackend
 
@@ -37,7 +38,7 @@ class FakeDevice:
     def __init__(self, capacity: int = 1 << 30, seed: int = 0) -> None:
         self.capacity, self.random = capacity, random.Random(seed)
         self.memory: dict[int, np.ndarray] = {}
-        self.streams: dict[int, deque[Any]] = {}
+        self.streams: dict[int, deque[Any]] = {DEFAULT_STREAM: deque()}
         self.events: dict[int, bool] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.recording: list[Callable[[], None]] | None = None
@@ -46,7 +47,8 @@ class FakeDevice:
 
     def held(self) -> dict[str, int]:
         names = ("memory", "streams", "events", "graphs")
-        return {name: len(getattr(self, name)) for name in names}
+        counts = {name: len(getattr(self, name)) for name in names}
+        return counts | {"streams": len(self.streams) - 1}  # the default one is always there
 
     def used_bytes(self) -> int:
         return sum(array.nbytes - 2 * GUARD for array in self.memory.values())

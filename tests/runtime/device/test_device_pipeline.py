@@ -11,7 +11,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import TensorInfo, TkdSettings
 from qsm_deploy.runtime.correction import Correction
 from qsm_deploy.runtime.device_layout import DeviceWorkload
-from qsm_deploy.runtime.device_pipeline import reconstruct_on_device
+from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.metrics import field_residual
 from qsm_deploy.runtime.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
