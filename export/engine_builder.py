@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import onnx
 
 from qsm_deploy.export.build_progress import watched_build
-from qsm_deploy.export.dipole_node import DOMAIN, NODE
 from qsm_deploy.export.engine_config import builder_config, builder_library
 from qsm_deploy.export.engine_layers import layer_report, network_layers
 from qsm_deploy.export.engine_shapes import Profile
@@ -22,7 +21,7 @@ from qsm_deploy.export.timing_cache import (
     timing_cache_file,
 )
 from qsm_deploy.kernels.errors import ExportError
-from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
+from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
 from qsm_deploy.runtime.card import ModelCard, TensorInfo
 from qsm_deploy.runtime.plan_target import target_from_card
 from qsm_deploy.runtime.tensorrt_library import Engine, ErrorLog, Library, error_log, start
@@ -99,9 +98,9 @@ def build_plan(
 
 def uses_plugin(model: onnx.ModelProto) -> bool:
     """Return whether a graph has nodes that only the plugin of the dipole operator runs."""
-    if any((f.domain, f.name) == (DOMAIN, NODE) for f in model.functions):
+    if any((f.domain, f.name) == (ONNX_DOMAIN, NAME) for f in model.functions):
         return False
-    return any((node.domain, node.op_type) == (DOMAIN, NODE) for node in model.graph.node)
+    return any((node.domain, node.op_type) == (ONNX_DOMAIN, NAME) for node in model.graph.node)
 
 
 def prepare_plugin(engine: Engine) -> None:

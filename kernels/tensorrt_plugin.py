@@ -30,6 +30,7 @@ from qsm_deploy.kernels.geometry import Geometry
 
 NAME, VERSION = "DipoleConv", "1"
 NAMESPACE = ""  # where parsers look whatever the node's domain
+ONNX_DOMAIN = "qsm"
 INPUTS = ("x", "voxel_size_mm", "b0_direction")
 MULTIPLIERS = get_args(MultiplierName)
 LIBRARY_VARIABLE = "QSM_TENSORRT_PLUGIN"

@@ -19,7 +19,17 @@ def read_plan_card(path: Path) -> ModelCard:
     CardError
         If there is none, as where the file is cut off before it, or it is malformed.
     """
-    data = path.read_bytes()
+    return card_in_plan(path.read_bytes(), path)
+
+
+def card_in_plan(data: bytes, path: Path) -> ModelCard:
+    """Return the card in the bytes of a plan; ``path`` is for messages.
+
+    Raises
+    ------
+    CardError
+        As :func:`read_plan_card`.
+    """
     start = data.find(FIRST_FIELD)
     text = data[start : start + MAX_BYTES].decode("latin-1") if start >= 0 else ""
     try:

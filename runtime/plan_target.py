@@ -67,7 +67,7 @@ class PlanTarget:
         return gpu.architecture in architectures.split(",") and model in ("", gpu.name)
 
 
-def target_from_card(card: ModelCard) -> PlanTarget:
+def target_from_card(card: ModelCard, plan: Path | str = "the plan") -> PlanTarget:
     """Return what a plan's card says that it was built for.
 
     Raises
@@ -82,7 +82,7 @@ def target_from_card(card: ModelCard) -> PlanTarget:
     if not (known and ARCHITECTURES.fullmatch(gpu)):
         said = {name: options[name] for name in OPTIONS if name in options}
         raise CardError(
-            f"the card does not say which engine and GPU the plan was built for, only {said}; "
+            f"{plan}: its card does not say which engine and GPU it was built for, only {said}; "
             "export it again with this version"
         )
     return PlanTarget(cast(Engine, engine), version, versions == NEWER, gpu)

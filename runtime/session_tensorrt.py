@@ -127,6 +127,8 @@ class TensorRtSession:
         self.capturable = not hasattr(library.IExecutionContext, "is_stream_capturable")
         self._asked: tensorrt.IExecutionContext | None = None
         self._open: weakref.WeakSet[TensorRtInference] = weakref.WeakSet()
+        # what a caller has enqueued and forgotten must not go while the GPU works on it
+        self._latest: TensorRtInference | None = None
 
     def output_shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Return the output's shape for inputs of these shapes."""
@@ -138,6 +140,11 @@ class TensorRtSession:
     def scratch_bytes(self, shapes: Shapes) -> int:
         """Return the device memory that one inference needs besides inputs and output."""
         return int(self._ask(shapes).update_device_memory_size_for_shapes())
+
+    def own_bytes(self, shapes: Shapes) -> int:
+        """Return 0: TensorRT computes in the caller's memory."""
+        self.served.require(shapes)
+        return 0
 
     def open_inference(self, shapes: Shapes, scratch: int) -> TensorRtInference:
         """Return an execution context for shapes, in memory of the caller.
@@ -159,9 +166,9 @@ class TensorRtSession:
             context.set_device_memory(scratch, size)
         else:  # the first versions of TensorRT 10 take no size
             context.device_memory = scratch
-        inference = TensorRtInference(context, self)
-        self._open.add(inference)
-        return inference
+        self._latest = TensorRtInference(context, self)
+        self._open.add(self._latest)
+        return self._latest
 
     def close(self) -> None:
         """Free the engine and its inferences."""

@@ -89,6 +89,7 @@ def test_the_creator_takes_the_attributes_of_the_node(creator):
     assert {f.name: f.type for f in creator.field_names} == attributes
     assert (creator.name, creator.plugin_version) == (dipole_node.NODE, "1")
     assert tensorrt_plugin.INPUTS == dipole_node.INPUTS
+    assert dipole_node.DOMAIN == tensorrt_plugin.ONNX_DOMAIN
     defaults = {a.name: onnx.helper.get_attribute_value(a) for a in dipole_node.DEFAULTS}
     node = made(creator).node
     assert node.multiplier == defaults["multiplier"].decode()
