@@ -107,9 +107,12 @@ def converse(
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume and its affine."""
+    """Return a volume and its affine: whole numbers as such, everything else as float32."""
     image = nib.load(path)
-    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+    data = np.asarray(image.dataobj)
+    if data.dtype.kind in "iu":
+        return data.astype(np.uint16 if data.min() >= 0 else np.int16), image.affine
+    return data.astype(np.float32), image.affine
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Spatial phase unwrapping along the most reliable paths.
 
 The voxels of a mask are joined by the spanning tree of least cost, where an edge is cheap if the
-phase is alike on both sides, in the same proportion at another echo time, and the signal strong.
+phase is alike on both sides, steps as much as at another echo, and the signal is even.
 Along the tree every step is taken to be less than half a turn. The tree of each connected part
 is the one that growing from its best seed gives, so the result does not depend on where one
 starts, but for a whole number of turns, which is chosen so that each part's median lies within half
@@ -67,8 +67,8 @@ def unwrap(
     magnitude
         (x, y, z) signal, not negative.
     other_phase_rad
-        (x, y, z) phase that grows in proportion to it, wrapped; steps in which both agree are
-        the more reliable.
+        (x, y, z) phase that steps by about as much; steps in which both agree are the more
+        reliable.
 
     Returns
     -------
@@ -100,10 +100,10 @@ def _edges(number: NDArray[np.int32]) -> Edges:
 def _cost(edges: Edges, phase: Volume, magnitude: Volume, other: Volume | None) -> Volume:
     """Return the cost of every edge, in (0, 1]; it is higher the less reliable the step is."""
     start, end = edges
-    step = np.abs(wrap(phase[end] - phase[start]))
-    quality = 1 - step * np.float32(2) / TURN
+    step = wrap(phase[end] - phase[start])
+    quality = 1 - np.abs(step) * np.float32(2) / TURN
     if other is not None:
-        change = np.abs(step - np.abs(wrap(other[end] - other[start])))
+        change = np.abs(step - wrap(other[end] - other[start]))
         quality *= np.maximum(0, 1 - change * np.float32(2) / TURN)
     weak = np.minimum(magnitude[start], magnitude[end])
     strong = np.maximum(magnitude[start], magnitude[end])
