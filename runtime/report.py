@@ -82,7 +82,7 @@ def describe_run(
             "outside_training": departures,
             "allow_geometry": arguments.allow_geometry,
         },
-        "plan": _plan_facts(decision),
+        "plan": plan_facts(decision),
     }
 
 
@@ -91,7 +91,7 @@ def describe_first_part(first: FirstPart) -> dict[str, Any]:
     return {
         "model": _model_facts(first.model, first.session),
         "geometry": _grid_facts(first.grid.geometry),
-        "plan": _plan_facts(first.decision),
+        "plan": plan_facts(first.decision),
     }
 
 
@@ -117,7 +117,8 @@ def _grid_facts(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _plan_facts(decision: Decision) -> dict[str, Any]:
+def plan_facts(decision: Decision) -> dict[str, Any]:
+    """Return how a volume is run, and what that was predicted to take."""
     plan = decision.plan
     return {
         "whole_volume": plan.whole,
