@@ -22,7 +22,6 @@ import nibabel as nib
 import numpy as np
 import onnx
 from bench_accuracy import cases
-from machine import machine
 
 from qsm_deploy.calibration.box import middle_of
 from qsm_deploy.calibration.collectors import Collector
@@ -41,6 +40,7 @@ from qsm_deploy.export.int8_choice import (
 )
 from qsm_deploy.export.int8_evaluation import Int8Evaluation
 from qsm_deploy.export.int8_table import row_dicts
+from qsm_deploy.export.machine import machine
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.normalisation import load_normalisation
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
