@@ -16,10 +16,11 @@ p { margin: .4rem 0; }
 .pass { background: #e8f5e9; border-color: #2e7d32; } .fail { background: #fdecea;
   border-color: #b3261e; }
 table { border-collapse: collapse; font-size: .84rem; margin: .5rem 0; }
-th, td { text-align: right; padding: .22rem .55rem; border-bottom: 1px solid #e6e9ed;
-  font-variant-numeric: tabular-nums; }
+th, td { text-align: right; white-space: nowrap; padding: .22rem .55rem;
+  border-bottom: 1px solid #e6e9ed; font-variant-numeric: tabular-nums; }
 th { color: #4a5560; font-weight: 600; border-bottom: 1px solid #aab2bb; vertical-align: bottom; }
-th:first-child, td:first-child, .text { text-align: left; }
+th { white-space: normal; }
+th:first-child, td:first-child, .text { text-align: left; white-space: normal; }
 tr.over td { background: #fdecea; }
 td.ok { color: #2e7d32; } td.over { color: #b3261e; font-weight: 600; }
 .wide { overflow-x: auto; }

@@ -34,10 +34,11 @@ FORMS = ("dipole_op", "form", "engine", "shapes")
 HOW = {
     "onnxruntime": "by ONNX Runtime {onnxruntime} on the CPU, in FP32",
     "openvino": "by OpenVINO {openvino} on the CPU, in FP32",
-    "openvino bf16": "by OpenVINO {openvino} on the CPU, in FP32 from the graph's BF16 weights and "
-    "casts: it rounds less often than the graph says",
+    "openvino bf16": "by OpenVINO {openvino} on the CPU, which decides by itself where operators "
+    "that the graph has in BF16 round",
     "rounded": "operator by operator in PyTorch {torch}, sums in FP32 and the output of every "
-    "operator of reduced type truly rounded to it: an engine that fuses operators rounds less",
+    "operator of reduced type truly rounded to it: an engine that fuses operators rounds less "
+    "often",
     "unoptimised": "by ONNX Runtime {onnxruntime} on the CPU with graph optimisation disabled, so "
     "that every Q/DQ pair rounds where it stands: no fused integer kernels that may saturate",
     "tensorrt": "by the engine itself on the GPU",

@@ -14,6 +14,7 @@ COLUMNS = {
     "xsim_loss": "1-XSIM",
     "hfen_percent": "HFEN %",
 }
+WHOLE_FROM, TINY = 1000, 1e-3
 
 
 def result_text(document: Mapping[str, Any]) -> str:
@@ -46,8 +47,12 @@ def error_text(failed: Sequence[Failure]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number with three digits, a dash for none."""
-    return "-" if value is None else f"{value:.3g}"
+    """Return a number with three digits, two where it is tiny; a dash for none."""
+    if value is None:
+        return "-"
+    if abs(value) >= WHOLE_FROM:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value == 0 or abs(value) >= TINY else f"{value:.1e}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
