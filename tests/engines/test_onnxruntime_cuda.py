@@ -1,0 +1,233 @@
+"""ONNX Runtime's CUDA provider, played by its CPU provider on host memory.
+
+Sessions, bindings and run options are ONNX Runtime's own; only the name of the device is changed.
+"""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+from onnxruntime.capi import onnxruntime_pybind11_state as status
+
+from qsm_deploy.kernels.errors import CardError, EngineError, MemoryLimitError
+from qsm_deploy.runtime import session_onnxruntime_cuda as module
+from qsm_deploy.runtime.card import METADATA_KEY
+from qsm_deploy.runtime.open_device_session import open_device_session
+
+SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}
+VOXELS = 2 * 16 * 24 * 32
+STREAM = 0x7FFF00000400
+OWN_STREAM = 0x5000
+# https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+OPTIONS = {
+    *(
+        "device_id",
+        "user_compute_stream",
+        "do_copy_in_default_stream",
+        "use_ep_level_unified_stream",
+    ),
+    *("gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"),
+    *("cudnn_conv_use_max_workspace", "cudnn_conv1d_pad_to_nc1d", "enable_cuda_graph"),
+    *("prefer_nhwc", "enable_skip_layer_norm_strict_mode", "gpu_external_alloc"),
+}
+
+
+class Binding:
+    """ONNX Runtime's binding; device memory is host memory."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.real = session.io_binding()
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr) -> None:
+        assert (device_type, device_id) == ("cuda", 0)
+        self.real.bind_input(name, "cpu", 0, element_type, shape, buffer_ptr)
+
+    def bind_output(
+        self, name, device_type="cpu", device_id=0, element_type=None, shape=None, buffer_ptr=None
+    ) -> None:
+        assert (device_type, device_id) == ("cuda", 0)
+        self.real.bind_output(name, "cpu", 0, element_type, shape, buffer_ptr)
+
+
+class Gpu:
+    """What the stand-in is asked, and what it does wrong."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, str] = {}
+        self.starts = True
+        self.raises: Exception | None = None
+        self.runs = 0
+
+    def session(self, path: Any, options: Any, providers: Any) -> "Session":
+        (name, self.options), last = providers
+        assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+        assert self.options.keys() <= OPTIONS
+        assert all(isinstance(value, str) for value in self.options.values())
+        real = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return Session(self, real)
+
+
+class Session:
+    """A session on the CPU that says it is one on a GPU."""
+
+    def __init__(self, gpu: Gpu, real: onnxruntime.InferenceSession) -> None:
+        self.gpu, self.real = gpu, real
+        self.get_modelmeta = real.get_modelmeta
+        self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
+
+    def get_providers(self) -> list[str]:
+        return [*(["CUDAExecutionProvider"] if self.gpu.starts else []), "CPUExecutionProvider"]
+
+    def io_binding(self) -> Binding:
+        return Binding(self.real)
+
+    def run_with_iobinding(self, iobinding: Binding, run_options: Any = None) -> None:
+        assert run_options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        if self.gpu.raises:
+            raise self.gpu.raises
+        self.gpu.runs += 1
+        self.real.run_with_iobinding(iobinding.real, run_options)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, driver) -> Gpu:
+    gpu = Gpu()
+    stand_in = SimpleNamespace(
+        __version__=onnxruntime.__version__,
+        SessionOptions=onnxruntime.SessionOptions,
+        RunOptions=onnxruntime.RunOptions,
+        InferenceSession=gpu.session,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        preload_dlls=lambda: sys.stdout.write("loaded\n"),
+    )
+    monkeypatch.setattr(module, "onnxruntime", stand_in)
+    return gpu
+
+
+@pytest.fixture
+def write(tmp_path, model, card):
+    """Return a function that writes the model with a card."""
+
+    def write(card=card):
+        if card is not None:
+            helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+        path = tmp_path / "x.onnx"
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+def run(session, buffer) -> np.ndarray:
+    (field, values), (output, made), (size, edges) = buffer(VOXELS), buffer(VOXELS), buffer(3)
+    values[:], edges[:] = np.arange(VOXELS), 0.5
+    inference = session.open_inference(SHAPES, 0)
+    inference.enqueue({"local_field_ppm": field, "voxel_size_mm": size}, output, STREAM)
+    return made
+
+
+def test_it_runs_on_the_caller_s_memory_in_the_order_of_its_stream(
+    gpu, write, buffer, driver, capsys
+) -> None:
+    session = open_device_session(write())
+    np.testing.assert_array_equal(run(session, buffer), 1.5 * np.arange(VOXELS))
+    assert driver.ordered == [(STREAM, OWN_STREAM), (OWN_STREAM, STREAM)]
+    assert driver.current == [0]
+    assert gpu.options["user_compute_stream"] == str(OWN_STREAM)
+    assert (gpu.options["use_tf32"], gpu.options["device_id"]) == ("0", "0")
+    assert "gpu_mem_limit" not in gpu.options
+    assert (session.backend, session.capturable) == ("onnxruntime-cuda", False)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "loaded\n")
+    session.close()
+    assert driver.destroyed == [OWN_STREAM, 0x6000]
+    with pytest.raises(EngineError, match="was closed"):
+        run(session, buffer)
+    session.close()
+
+
+def test_its_memory_is_its_own(gpu, write, card) -> None:
+    session = open_device_session(write(), memory_limit=1 << 30)
+    assert gpu.options["gpu_mem_limit"] == str(1 << 30)
+    assert session.scratch_bytes(SHAPES) == 0
+    assert session.own_bytes(SHAPES) == 1000 + 10 * VOXELS
+    assert session.weights_bytes > 0
+
+
+def test_memory_that_nobody_measured_is_not_made_up(gpu, write, card) -> None:
+    session = open_device_session(write(replace(card, memory={})))
+    assert session.own_bytes(SHAPES) is None
+
+
+def test_the_output_s_shape_follows_from_the_card(gpu, write) -> None:
+    assert open_device_session(write()).output_shape(SHAPES) == (2, 1, 16, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"local_field_ppm": (2, 2, 16, 24, 32)}, "is 2x2x16x24x32, ir2qsm takes nx1xxxyxz"),
+        ({"local_field_ppm": (2, 1, 16, 24, 33)}, "multiples of 8, got z=33"),
+        ({"local_field_ppm": (16, 24, 32)}, "local_field_ppm is 16x24x32"),
+        ({"local_field_ppm": (0, 1, 16, 24, 32)}, "local_field_ppm is 0x1x16x24x32"),
+        ({"voxel_size_mm": (2,)}, "voxel_size_mm is 2, ir2qsm takes 3"),
+        ({"mask": (3,)}, "takes local_field_ppm, voxel_size_mm, got shapes of"),
+    ],
+)
+def test_shapes_that_cannot_be(gpu, write, change, message) -> None:
+    session = open_device_session(write())
+    for ask in (session.output_shape, session.scratch_bytes, session.own_bytes):
+        with pytest.raises(EngineError, match=message):
+            ask(SHAPES | change)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (status.Fail("CUDA failure 700\nmore"), EngineError, r"failed \(CUDA failure 700\)"),
+        (
+            status.RuntimeException("Failed to allocate memory for requested buffer of size 9"),
+            MemoryLimitError,
+            "not enough GPU memory.*smaller patches",
+        ),
+    ],
+)
+def test_a_run_that_fails_says_why(gpu, write, buffer, error, expected, message) -> None:
+    session = open_device_session(write())
+    gpu.raises = error
+    with pytest.raises(expected, match=message) as caught:
+        run(session, buffer)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_tensors(gpu, write) -> None:
+    inference = open_device_session(write()).open_inference(SHAPES, 0)
+    with pytest.raises(EngineError, match=r"the model takes .*got"):
+        inference.enqueue({"local_field_ppm": 256}, 512, STREAM)
+
+
+def test_an_onnx_runtime_for_the_cpu_says_what_to_install(write, driver) -> None:
+    with pytest.raises(EngineError, match=r"has no CUDA provider.*pip uninstall -y onnx") as caught:
+        open_device_session(write())
+    assert caught.value.exit_code == 4
+
+
+def test_a_provider_that_does_not_start_is_no_reason_to_use_the_cpu(gpu, write) -> None:
+    gpu.starts = False
+    with pytest.raises(EngineError, match="does not start"):
+        open_device_session(write())
+
+
+def test_a_model_without_a_card_or_a_broken_one(gpu, write, tmp_path) -> None:
+    with pytest.raises(CardError, match="has no model card"):
+        open_device_session(write(None))
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x08\x0anothing")
+    with pytest.raises(EngineError, match="cannot load it"):
+        open_device_session(path)
