@@ -68,8 +68,8 @@ std::string contradictions(const Card &card);
 // Refuses networks that this library does not run, naming what does.
 void require_supported(const Card &card);
 
-// Refuses a card that names other inputs or outputs than the graph has.
-void require_names(const Card &card, std::vector<std::string> inputs,
+// Refuses a card that names other inputs or outputs than the graph of a model has.
+void require_names(const std::string &path, const Card &card, std::vector<std::string> inputs,
                    const std::vector<std::string> &outputs);
 
 }  // namespace qsm::host

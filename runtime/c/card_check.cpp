@@ -68,7 +68,9 @@ std::string geometry_contradiction(const GeometryLimits &limits) {
     }
     if (limits.voxel_size_mm) {
         const auto &mm = *limits.voxel_size_mm;
-        if (*std::min_element(mm.begin(), mm.end()) <= 0) return "geometry.voxel_size_mm is not positive";
+        if (*std::min_element(mm.begin(), mm.end()) <= 0) {
+            return "geometry.voxel_size_mm is not positive";
+        }
     }
     if (limits.b0_direction) {
         const auto &b = *limits.b0_direction;
@@ -86,7 +88,9 @@ std::string number_contradiction(const Card &card) {
         return "receptive_field.energy_kept is no share";
     }
     for (const auto &[backend, use] : card.memory) {
-        if (use.fixed_bytes < 0 || use.bytes_per_voxel < 1) return "memory." + backend + " too small";
+        if (use.fixed_bytes < 0 || use.bytes_per_voxel < 1) {
+            return "memory." + backend + " too small";
+        }
     }
     if (card.divisor < 1) return "divisor too small";
     if (card.tkd && card.tkd->pad_voxels < 0) return "tkd.pad_voxels too small";
@@ -172,16 +176,16 @@ void require_supported(const Card &card) {
     }
 }
 
-void require_names(const Card &card, std::vector<std::string> inputs,
+void require_names(const std::string &path, const Card &card, std::vector<std::string> inputs,
                    const std::vector<std::string> &outputs) {
     std::vector<std::string> stated = input_names(card);
     const std::string shown = joined(stated), seen = joined(inputs);
     std::sort(stated.begin(), stated.end());
     std::sort(inputs.begin(), inputs.end());
     if (stated == inputs && outputs == std::vector<std::string>{card.output.name}) return;
-    throw Error(QSM_ENGINE_ERROR, "the card contradicts the graph: inputs " + shown + " -> " +
-                                      card.output.name + ", the graph has " + seen + " -> " +
-                                      joined(outputs) + "; export it again");
+    throw Error(QSM_ENGINE_ERROR, path + ": the card contradicts the graph: inputs " + shown +
+                                      " -> " + card.output.name + ", the graph has " + seen +
+                                      " -> " + joined(outputs) + "; export it again");
 }
 
 }  // namespace qsm::host

@@ -12,9 +12,10 @@ namespace qsm::host {
 namespace {
 
 constexpr double kFloat = sizeof(float);
-constexpr double kTransformBytes = 20e6;  // compiled products, and code that loads when first used
-constexpr double kTransform = 28;         // per padded voxel: its volumes, spectra and multiplier
-constexpr double kClosedForm = 4;         // per voxel: the other term
+// Of the transform, as measured: compiled products and code that loads when first used, and per
+// padded voxel its volumes, spectra and multiplier.
+constexpr double kFirstTransformBytes = 36e6, kNextTransformBytes = 10e6, kTransform = 34;
+constexpr double kClosedForm = 8;           // per voxel: the other term
 constexpr double kConjugateGradients = 16;  // per voxel: residual, direction, image and a product
 constexpr double kShareOfAvailable = 0.8;
 
@@ -45,15 +46,16 @@ std::vector<StageMemory> predict(const Workload &workload, const PatchPlan &plan
     std::vector<StageMemory> stages;
     if (card.tkd) {
         const Geometry padded = geometry.padded(int32_t(card.tkd->pad_voxels));
-        stages.push_back({"TKD", held + kTransformBytes + kTransform * double(padded.voxels())});
+        stages.push_back({"TKD", held + kFirstTransformBytes + kTransform * double(padded.voxels())});
     }
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
-    if (workload.corrects) {
+    if (workload.correction != Correction::kNone) {
         const Geometry padded = geometry.padded(kCorrectionPadVoxels);
+        const double step = workload.correction == Correction::kClosedForm ? kClosedForm
+                                                                           : kConjugateGradients;
         held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
-        stages.push_back({"data consistency",
-                          held + kTransformBytes + kTransform * double(padded.voxels()) +
-                              std::max(kClosedForm, kConjugateGradients) * voxels});
+        stages.push_back({"data consistency", held + kNextTransformBytes + step * voxels +
+                                                  kTransform * double(padded.voxels())});
     }
     return stages;
 }

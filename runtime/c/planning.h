@@ -13,12 +13,15 @@
 
 namespace qsm::host {
 
+// The form of the data-consistency step.
+enum class Correction { kNone, kClosedForm, kConjugateGradients };
+
 // What decides the memory of a run besides its patch plan.
 struct Workload {
     const Card &card;
     const Scan &scan;
     std::string backend;
-    bool corrects;  // by data consistency
+    Correction correction;
 };
 
 struct StageMemory {

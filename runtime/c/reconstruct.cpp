@@ -123,10 +123,16 @@ void describe(const Decision &decision, const Caller &caller) {
                    (decision.exact ? "exact" : "not exact") + peak + ": " + decision.reason);
 }
 
+Correction correction_from(const qsm_params &params) {
+    if (params.data_consistency_lambda == 0) return Correction::kNone;
+    return params.data_consistency_iterations ? Correction::kConjugateGradients
+                                              : Correction::kClosedForm;
+}
+
 int32_t total_steps(const PatchPlan &plan, const qsm_params &params) {
-    const int64_t steps = plan.count() + (params.data_consistency_lambda != 0
-                                              ? std::max(params.data_consistency_iterations, 1)
-                                              : 0);
+    const bool corrects = correction_from(params) != Correction::kNone;
+    const int64_t steps =
+        plan.count() + (corrects ? std::max(params.data_consistency_iterations, 1) : 0);
     return int32_t(std::min<int64_t>(steps, std::numeric_limits<int32_t>::max()));
 }
 
@@ -186,10 +192,10 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
     if (erosion != card.constants.end() && erosion->second > 0) erode_mask(scan, erosion->second);
     for (const std::string &note : scan.notes) caller.log(QSM_LOG_WARNING, note);
     require_geometry(card, scan.geometry, params, caller);
-    const bool corrects = params.data_consistency_lambda != 0;
+    const Correction correction = correction_from(params);
     const double limit =
         params.memory_limit_bytes ? double(params.memory_limit_bytes) : available_bytes();
-    const Decision decision = decide({card, scan, session.backend(), corrects}, params, limit);
+    const Decision decision = decide({card, scan, session.backend(), correction}, params, limit);
     describe(decision, caller);
     caller.expect(total_steps(decision.plan, params));
     caller.poll();
@@ -202,7 +208,7 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
         chi = run_patches(session, scan, decision.plan, inputs, caller);
     }
     mask_finite(chi, scan.mask);
-    if (corrects) {
+    if (correction != Correction::kNone) {
         bool begun = false;
         make_consistent(chi, scan, params.data_consistency_lambda,
                         params.data_consistency_iterations, threads, [&] {

@@ -22,14 +22,12 @@ void require_onnx_file(const std::string &path) {
     }
 }
 
-Card read_card(const std::string &path, const std::string &json,
-               const std::vector<std::string> &inputs, const std::vector<std::string> &outputs) {
+Card read_card(const std::string &path, const std::string &json) {
     if (json.empty()) {
         throw Error(QSM_ENGINE_ERROR, path + " has no model card; export it with qsm-export");
     }
     try {
         Card card = parse_card(json);
-        require_names(card, inputs, outputs);
         require_supported(card);
         return card;
     } catch (const Error &error) {

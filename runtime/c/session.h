@@ -40,10 +40,8 @@ std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads)
 // Checks that there is a file, and that it begins as an ONNX model does.
 void require_onnx_file(const std::string &path);
 
-// Reads the card in a model's metadata and checks it against the graph's names; throws errors that
-// begin with the path.
-Card read_card(const std::string &path, const std::string &json,
-               const std::vector<std::string> &inputs, const std::vector<std::string> &outputs);
+// Reads the card in a model's metadata; errors begin with the path.
+Card read_card(const std::string &path, const std::string &json);
 
 }  // namespace qsm::host
 

@@ -26,8 +26,8 @@ class OpenVinoSession final : public Session {
         const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
         card_ = read_card(
             path,
-            has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "",
-            names_of(model_->inputs()), names_of(model_->outputs()));
+            has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
+        require_names(path, card_, names_of(model_->inputs()), names_of(model_->outputs()));
     }
 
     const char *backend() const override { return "openvino"; }

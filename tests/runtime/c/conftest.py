@@ -1,0 +1,262 @@
+"""The C library as built, with OpenVINO and with a fake engine in its place, and its callers."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.cmake import find_tool
+from qsm_deploy.runtime.c_build import LIBRARY_NAME, SOURCES, build_c_library
+from qsm_deploy.runtime.card import GeometryLimits, ModelCard
+
+HERE = Path(__file__).parent
+X_FASTEST, Z_FASTEST = 0, 1
+PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p)
+CANCEL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+LOG = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class CScan(ctypes.Structure):
+    _fields_ = (
+        ("local_field_ppm", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("shape", ctypes.c_int32 * 3),
+        ("voxel_size_mm", ctypes.c_double * 3),
+        ("b0_direction", ctypes.c_double * 3),
+    )
+
+
+class CParams(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("threads", ctypes.c_int32),
+        ("memory_order", ctypes.c_int32),
+        ("patch", ctypes.c_int32),
+        ("overlap", ctypes.c_int32),
+        ("blend", ctypes.c_int32),
+        ("allow_geometry", ctypes.c_int32),
+        ("memory_limit_bytes", ctypes.c_uint64),
+        ("data_consistency_lambda", ctypes.c_double),
+        ("data_consistency_iterations", ctypes.c_int32),
+        ("progress", PROGRESS),
+        ("cancel", CANCEL),
+        ("log", LOG),
+        ("user_data", ctypes.c_void_p),
+    )
+
+
+class CallError(Exception):
+    """A status other than QSM_OK, and the library's line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Library:
+    """The C functions, with numpy arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.c = ctypes.CDLL(str(path))
+        self.c.qsm_version.restype = ctypes.c_char_p
+        self.c.qsm_last_error.restype = ctypes.c_char_p
+        self.c.qsm_default_params.restype = CParams
+        self.c.qsm_engine_card.restype = ctypes.c_char_p
+        self.c.qsm_engine_card.argtypes = (ctypes.c_void_p,)
+        self.c.qsm_engine_close.argtypes = (ctypes.c_void_p,)
+
+    def params(self, **values: Any) -> CParams:
+        params: CParams = self.c.qsm_default_params()
+        for name, value in values.items():
+            setattr(params, name, value)
+        return params
+
+    def check(self, status: int) -> None:
+        if status:
+            raise CallError(status, self.c.qsm_last_error().decode())
+
+    def open(self, path: Path | str, **values: Any) -> "Engine":
+        handle, params = ctypes.c_void_p(), self.params(**values)
+        self.check(
+            self.c.qsm_engine_open(str(path).encode(), ctypes.byref(params), ctypes.byref(handle))
+        )
+        return Engine(self, handle)
+
+
+class Engine:
+    """An open engine."""
+
+    def __init__(self, library: Library, handle: ctypes.c_void_p) -> None:
+        self.library, self.handle = library, handle
+
+    def close(self) -> None:
+        self.library.c.qsm_engine_close(self.handle)
+
+    @property
+    def card(self) -> str:
+        return self.library.c.qsm_engine_card(self.handle).decode()
+
+    def reconstruct(
+        self,
+        field: np.ndarray,
+        mask: np.ndarray,
+        voxel_size_mm: Sequence[float] = (1, 1, 1),
+        b0_direction: Sequence[float] = (0, 0, 1),
+        *,
+        memory_order: int = Z_FASTEST,
+        **values: Any,
+    ) -> np.ndarray:
+        order = "F" if memory_order == X_FASTEST else "C"
+        field, mask = np.asarray(field, np.float32, order), np.asarray(mask, np.uint8, order)
+        chi = np.full(field.shape, np.nan, np.float32, order)
+        params = self.library.params(memory_order=memory_order, **values)
+        scan = CScan(
+            field.ctypes.data,
+            mask.ctypes.data,
+            (ctypes.c_int32 * 3)(*field.shape),
+            (ctypes.c_double * 3)(*voxel_size_mm),
+            (ctypes.c_double * 3)(*b0_direction),
+        )
+        self.library.check(
+            self.library.c.qsm_reconstruct(
+                self.handle,
+                ctypes.byref(scan),
+                ctypes.byref(params),
+                ctypes.c_void_p(chi.ctypes.data),
+            )
+        )
+        return chi
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., str]:
+    """Return what runs a program that must succeed, and returns what it prints."""
+
+    def run(*command: object, **options: Any) -> str:
+        words = [str(word) for word in command]
+        result = subprocess.run(words, capture_output=True, text=True, **options)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cmake() -> None:
+    if not find_tool("cmake"):
+        pytest.skip("no CMake")
+
+
+@pytest.fixture(scope="session")
+def library(cmake: None, compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Return the library with OpenVINO."""
+    return Library(build_c_library(tmp_path_factory.mktemp("c")))
+
+
+@pytest.fixture
+def open_engine(library: Library) -> Iterator[Callable[..., Engine]]:
+    """Return what opens a model, and close it afterwards."""
+    engines = []
+
+    def opened(path: Path | str, **values: Any) -> Engine:
+        engines.append(library.open(path, **values))
+        return engines[-1]
+
+    yield opened
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def build_fake(
+    cmake: None,
+    compiler: str,
+    run: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Return what builds the library with the fake engine, and the driver that calls it."""
+
+    def build(sanitize: str = "") -> Path:
+        folder = tmp_path_factory.mktemp("fake")
+        options = [f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}", "-DCMAKE_BUILD_TYPE=Debug"]
+        options += ["-DCMAKE_CXX_FLAGS=-O1 -g -Werror"]
+        library = build_c_library(folder, options=[*options, f"-DQSM_SANITIZE={sanitize}"])
+        flags = [f"-fsanitize={sanitize}"] if sanitize else []
+        driver = folder / "driver"
+        run(
+            *(compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags),
+            *(f"-I{SOURCES}", HERE / "driver.cpp", "-o", driver, library),
+            *(f"-Wl,-rpath,{folder}", "-pthread"),
+        )
+        return driver
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def plain_driver(build_fake: Callable[..., Path]) -> Path:
+    """Return the driver without sanitizers; the library lies beside it."""
+    return build_fake()
+
+
+@pytest.fixture(scope="session")
+def fake(plain_driver: Path) -> Library:
+    """Return the library with the fake engine."""
+    return Library(plain_driver.with_name(LIBRARY_NAME))
+
+
+@pytest.fixture
+def collect() -> Callable[[list[str]], Any]:
+    """Return what makes a log callback that appends to a list."""
+
+    def collect(lines: list[str]) -> Any:
+        return LOG(lambda level, line, data: lines.append(line.decode()))
+
+    return collect
+
+
+@pytest.fixture
+def progress() -> Callable[..., Any]:
+    """Return what makes a progress callback."""
+    return lambda body: PROGRESS(lambda done, total, data: body(done, total))
+
+
+@pytest.fixture
+def cancel() -> Callable[..., Any]:
+    """Return what makes a cancel callback."""
+    return lambda body: CANCEL(lambda data: int(body()))
+
+
+@pytest.fixture
+def call_error() -> type[CallError]:
+    return CallError
+
+
+@pytest.fixture
+def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
+    """Return a folder of models for the fake engine: cards in files."""
+
+    def constants(radius: float) -> ModelCard:
+        return replace(card, constants={"mask_erosion_voxels": radius})
+
+    tkd = replace(tkd_card.tkd, pad_voxels=2) if tkd_card.tkd else None
+    cards = {
+        "cnn": card,
+        "tkd": replace(tkd_card, tkd=tkd),
+        "fail": replace(card, options={"fake": "fail"}),
+        "throw": replace(card, options={"fake": "throw"}),
+        "memory": replace(card, options={"fake": "no memory"}),
+        "nan": replace(card, options={"fake": "nan"}),
+        "eroded": constants(1.0),
+        "erodes-all": constants(1e9),
+        "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
+    }
+    for name, made in cards.items():
+        (tmp_path / f"{name}.onnx").write_text(made.to_json())
+    return tmp_path

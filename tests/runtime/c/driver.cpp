@@ -1,0 +1,309 @@
+// Calls everything in the library, rightly and wrongly, for sanitizers and valgrind to watch.
+// Arguments: a folder of models for the fake engine, and models that must be refused.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "qsm_runtime.h"
+
+namespace {
+
+#define REQUIRE(condition)                                                                \
+    do {                                                                                  \
+        if (!(condition)) {                                                               \
+            std::fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__,       \
+                         #condition, qsm_last_error());                                   \
+            std::exit(1);                                                                 \
+        }                                                                                 \
+    } while (0)
+
+// A field of odd size whose mask touches one face and leaves gaps elsewhere.
+struct Input {
+    std::vector<float> field;
+    std::vector<uint8_t> mask;
+    qsm_scan scan{};
+
+    Input(int nx, int ny, int nz, int order) : field(size_t(nx * ny * nz)), mask(field.size()) {
+        for (int x = 0; x < nx; ++x) {
+            for (int y = 0; y < ny; ++y) {
+                for (int z = 0; z < nz; ++z) {
+                    const int n = order == QSM_X_FASTEST ? x + nx * (y + ny * z)
+                                                         : z + nz * (y + ny * x);
+                    mask[size_t(n)] = x < nx - 3 && y > 2 && z > 0 && z < nz - 1 ? 7 : 0;
+                    field[size_t(n)] = mask[size_t(n)] ? 0.05f * std::sin(float(x + 2 * y * y + 3 * z))
+                                                       : std::numeric_limits<float>::quiet_NaN();
+                }
+            }
+        }
+        scan = {field.data(), mask.data(), {nx, ny, nz}, {1, 0.8, 2}, {0.1, -0.4, 0.9}};
+    }
+};
+
+struct Engine {
+    qsm_engine *handle = nullptr;
+
+    explicit Engine(const std::string &path) {
+        REQUIRE(qsm_engine_open(path.c_str(), nullptr, &handle) == QSM_OK);
+        REQUIRE(qsm_engine_card(handle)[0] == '{');
+    }
+    ~Engine() { qsm_engine_close(handle); }
+    Engine(const Engine &) = delete;
+    Engine &operator=(const Engine &) = delete;
+};
+
+qsm_params params_of(int order, int patch = QSM_PATCH_AUTO, int overlap = QSM_OVERLAP_AUTO,
+                     int blend = QSM_BLEND_AUTO) {
+    qsm_params params = qsm_default_params();
+    params.memory_order = order;
+    params.patch = patch;
+    params.overlap = overlap;
+    params.blend = blend;
+    return params;
+}
+
+void patches_of_a_local_network_make_the_whole(const std::string &folder) {
+    const Engine engine(folder + "/cnn.onnx");
+    for (const int order : {int{QSM_X_FASTEST}, int{QSM_Z_FASTEST}}) {
+        const Input input(13, 18, 11, order);
+        for (const int patch : {int{QSM_PATCH_AUTO}, int{QSM_PATCH_OFF}, 8, 12}) {
+            for (const int blend : {1, 2, 3}) {
+                qsm_params params = params_of(order, patch);
+                if (patch > 0) params.overlap = 3, params.blend = blend;
+                std::vector<float> chi(input.field.size(), 1e9f);
+                REQUIRE(qsm_reconstruct(engine.handle, &input.scan, &params, chi.data()) == QSM_OK);
+                for (size_t n = 0; n < chi.size(); ++n) {
+                    const float wanted = input.mask[n] ? 2 * input.field[n] : 0;
+                    REQUIRE(std::fabs(chi[n] - wanted) < 1e-6f);
+                }
+            }
+        }
+    }
+}
+
+void both_orders_agree_and_the_map_may_lie_on_the_field(const std::string &folder) {
+    const Engine engine(folder + "/tkd.onnx");
+    std::vector<std::vector<float>> maps;
+    for (const int order : {int{QSM_X_FASTEST}, int{QSM_Z_FASTEST}}) {
+        Input input(7, 9, 6, order);
+        for (const int iterations : {0, 3}) {
+            qsm_params params = params_of(order);
+            params.data_consistency_lambda = 0.01;
+            params.data_consistency_iterations = iterations;
+            std::vector<float> chi = input.field;
+            input.scan.local_field_ppm = chi.data();
+            REQUIRE(qsm_reconstruct(engine.handle, &input.scan, &params, chi.data()) == QSM_OK);
+            maps.push_back(chi);
+        }
+    }
+    for (int form = 0; form < 2; ++form) {
+        for (int x = 0; x < 7; ++x) {
+            for (int y = 0; y < 9; ++y) {
+                for (int z = 0; z < 6; ++z) {
+                    REQUIRE(maps[size_t(form)][size_t(x + 7 * (y + 9 * z))] ==
+                            maps[size_t(form + 2)][size_t(z + 6 * (y + 9 * x))]);
+                }
+            }
+        }
+    }
+}
+
+// Calls that must fail with a status and a line, and leave the engine usable.
+void refused(qsm_engine *engine, const qsm_scan &scan, const qsm_params &params, float *chi,
+             qsm_status wanted) {
+    const qsm_status status = qsm_reconstruct(engine, &scan, &params, chi);
+    REQUIRE(status == wanted);
+    REQUIRE(std::strlen(qsm_last_error()) > 0 && !std::strchr(qsm_last_error(), '\n'));
+}
+
+void wrong_arguments_are_refused(const std::string &folder) {
+    const Engine engine(folder + "/cnn.onnx");
+    qsm_engine *none = nullptr;
+    Input input(8, 9, 10, QSM_X_FASTEST);
+    std::vector<float> chi(input.field.size());
+    const qsm_params good = qsm_default_params();
+    REQUIRE(qsm_engine_open(nullptr, nullptr, &none) == QSM_USAGE_ERROR);
+    REQUIRE(qsm_engine_open((folder + "/cnn.onnx").c_str(), nullptr, nullptr) == QSM_USAGE_ERROR);
+    REQUIRE(qsm_reconstruct(nullptr, &input.scan, &good, chi.data()) == QSM_USAGE_ERROR);
+    REQUIRE(qsm_reconstruct(engine.handle, nullptr, &good, chi.data()) == QSM_USAGE_ERROR);
+    REQUIRE(qsm_reconstruct_device(nullptr, nullptr, nullptr, nullptr, nullptr) != QSM_OK);
+    REQUIRE(qsm_engine_card(nullptr) == nullptr);
+    qsm_engine_close(nullptr);
+    refused(engine.handle, input.scan, good, nullptr, QSM_USAGE_ERROR);
+
+    const auto with_params = [&](auto change) {
+        qsm_params params = good;
+        change(params);
+        refused(engine.handle, input.scan, params, chi.data(), QSM_USAGE_ERROR);
+    };
+    with_params([](qsm_params &p) { p.struct_size = 8; });
+    with_params([](qsm_params &p) { p.struct_size = 0; });
+    with_params([](qsm_params &p) { p.threads = -1; });
+    with_params([](qsm_params &p) { p.memory_order = 2; });
+    with_params([](qsm_params &p) { p.blend = -1; });
+    with_params([](qsm_params &p) { p.blend = 4; });
+    with_params([](qsm_params &p) { p.patch = -2; });
+    with_params([](qsm_params &p) { p.patch = 5; });
+    with_params([](qsm_params &p) { p.overlap = -2; });
+    with_params([](qsm_params &p) { p.patch = QSM_PATCH_OFF, p.overlap = 1; });
+    with_params([](qsm_params &p) { p.patch = 8, p.overlap = 8; });
+    with_params([](qsm_params &p) { p.patch = 8, p.overlap = 2147483647; });
+    with_params([](qsm_params &p) { p.data_consistency_lambda = -1; });
+    with_params([](qsm_params &p) { p.data_consistency_lambda = 1e-60; });
+    with_params([](qsm_params &p) { p.data_consistency_lambda = NAN; });
+    with_params([](qsm_params &p) { p.data_consistency_iterations = 5; });
+    with_params([](qsm_params &p) {
+        p.data_consistency_lambda = 1, p.data_consistency_iterations = -1;
+    });
+
+    const auto with_scan = [&](qsm_status wanted, auto change) {
+        Input changed(8, 9, 10, QSM_X_FASTEST);
+        change(changed);
+        refused(engine.handle, changed.scan, good, chi.data(), wanted);
+    };
+    with_scan(QSM_USAGE_ERROR, [](Input &i) { i.scan.local_field_ppm = nullptr; });
+    with_scan(QSM_USAGE_ERROR, [](Input &i) { i.scan.mask = nullptr; });
+    for (const int32_t size : {0, -8, INT32_MIN, INT32_MAX}) {
+        with_scan(QSM_DATA_ERROR, [=](Input &i) { i.scan.shape[1] = size; });
+    }
+    with_scan(QSM_DATA_ERROR, [](Input &i) { i.scan.shape[0] = i.scan.shape[1] = 1 << 16; });
+    for (const double size : {0.0, -1.0, 1e-3, 101.0, double(NAN), double(INFINITY)}) {
+        with_scan(QSM_DATA_ERROR, [=](Input &i) { i.scan.voxel_size_mm[2] = size; });
+    }
+    for (const double b : {0.0, double(NAN), double(INFINITY), 1e300}) {
+        with_scan(QSM_DATA_ERROR, [=](Input &i) {
+            for (double &component : i.scan.b0_direction) component = b;
+        });
+    }
+    with_scan(QSM_DATA_ERROR, [](Input &i) { std::fill(i.mask.begin(), i.mask.end(), 0); });
+    with_scan(QSM_DATA_ERROR, [](Input &i) { std::fill(i.mask.begin(), i.mask.end(), 1); });
+    with_scan(QSM_DATA_ERROR, [](Input &i) { std::fill(i.field.begin(), i.field.end(), 0.f); });
+    with_scan(QSM_DATA_ERROR, [](Input &i) { std::fill(i.field.begin(), i.field.end(), 12.f); });
+
+    REQUIRE(qsm_reconstruct(engine.handle, &input.scan, nullptr, chi.data()) == QSM_OK);
+}
+
+struct Watch {
+    int polls_left = 1 << 30, done = 0, total = 0, lines = 0;
+    bool throws = false;
+};
+
+qsm_params watched(Watch &watch) {
+    qsm_params params = qsm_default_params();
+    params.user_data = &watch;
+    params.progress = [](int32_t done, int32_t total, void *data) {
+        auto &seen = *static_cast<Watch *>(data);
+        REQUIRE(done > seen.done && done <= total && (!seen.total || total == seen.total));
+        seen.done = done;
+        seen.total = total;
+    };
+    params.cancel = [](void *data) { return int(static_cast<Watch *>(data)->polls_left-- <= 0); };
+    params.log = [](int32_t level, const char *line, void *data) {
+        REQUIRE(level >= QSM_LOG_INFO && level <= QSM_LOG_WARNING && !std::strchr(line, '\n'));
+        auto &seen = *static_cast<Watch *>(data);
+        ++seen.lines;
+        if (seen.throws) throw std::runtime_error("thrown by a callback");
+    };
+    return params;
+}
+
+void it_can_be_cancelled_at_every_step(const std::string &folder) {
+    const Engine engine(folder + "/tkd.onnx");
+    const Input input(9, 8, 7, QSM_X_FASTEST);
+    std::vector<float> chi(input.field.size());
+    qsm_status status = QSM_CANCELLED;
+    int polls = 0;
+    for (; status == QSM_CANCELLED; ++polls) {
+        Watch watch;
+        watch.polls_left = polls;
+        qsm_params params = watched(watch);
+        params.patch = 8;
+        params.overlap = 2;
+        params.data_consistency_lambda = 0.1;
+        params.data_consistency_iterations = 2;
+        status = qsm_reconstruct(engine.handle, &input.scan, &params, chi.data());
+        REQUIRE(status == QSM_OK || status == QSM_CANCELLED);
+        REQUIRE(status == QSM_CANCELLED || (watch.done == watch.total && watch.lines > 0));
+        REQUIRE(polls < 100);
+    }
+    REQUIRE(polls > 4);
+}
+
+void what_goes_wrong_inside_comes_out_as_a_status(const std::string &folder) {
+    const Input input(8, 9, 10, QSM_X_FASTEST);
+    std::vector<float> chi(input.field.size());
+    const auto run = [&](const char *model, const qsm_params &params) {
+        const Engine engine(folder + model);
+        return qsm_reconstruct(engine.handle, &input.scan, &params, chi.data());
+    };
+    const qsm_params good = qsm_default_params();
+    REQUIRE(run("/fail.onnx", good) == QSM_ENGINE_ERROR);
+    REQUIRE(run("/nan.onnx", good) == QSM_ENGINE_ERROR);
+    REQUIRE(run("/memory.onnx", good) == QSM_MEMORY_ERROR);
+    REQUIRE(run("/throw.onnx", good) == QSM_INTERNAL_ERROR);
+    REQUIRE(std::string(qsm_last_error()) == "a bug, as the test wishes");
+    qsm_params little = good;
+    little.memory_limit_bytes = 1;
+    REQUIRE(run("/cnn.onnx", little) == QSM_MEMORY_ERROR);
+    Watch watch;
+    watch.throws = true;
+    REQUIRE(run("/cnn.onnx", watched(watch)) == QSM_INTERNAL_ERROR);
+    REQUIRE(run("/eroded.onnx", good) == QSM_OK);
+    REQUIRE(run("/erodes-all.onnx", good) == QSM_DATA_ERROR);
+    REQUIRE(run("/axial.onnx", good) == QSM_DATA_ERROR);
+    qsm_params allowed = good;
+    allowed.allow_geometry = 1;
+    REQUIRE(run("/axial.onnx", allowed) == QSM_OK);
+}
+
+void threads_share_an_engine_or_have_their_own(const std::string &folder) {
+    const Engine shared(folder + "/tkd.onnx");
+    const Input input(9, 8, 7, QSM_X_FASTEST);
+    std::vector<float> wanted(input.field.size());
+    REQUIRE(qsm_reconstruct(shared.handle, &input.scan, nullptr, wanted.data()) == QSM_OK);
+    const auto work = [&](qsm_engine *engine, int n) {
+        for (int round = 0; round < 3; ++round) {
+            std::vector<float> chi(wanted.size());
+            REQUIRE(qsm_reconstruct(engine, &input.scan, nullptr, chi.data()) == QSM_OK);
+            REQUIRE(chi == wanted);
+            qsm_scan bad = input.scan;
+            bad.shape[0] = -n;
+            REQUIRE(qsm_reconstruct(engine, &bad, nullptr, chi.data()) == QSM_DATA_ERROR);
+            std::this_thread::yield();
+            REQUIRE(std::strstr(qsm_last_error(), ("got " + std::to_string(-n)).c_str()));
+        }
+    };
+    std::vector<std::thread> threads;
+    for (int n = 1; n <= 4; ++n) {
+        threads.emplace_back([&, n] {
+            work(shared.handle, n);
+            const Engine own(folder + "/tkd.onnx");
+            work(own.handle, n + 10);
+        });
+    }
+    for (std::thread &thread : threads) thread.join();
+}
+
+}  // namespace
+
+int main(int count, char **arguments) {
+    const std::string folder = arguments[1];
+    patches_of_a_local_network_make_the_whole(folder);
+    both_orders_agree_and_the_map_may_lie_on_the_field(folder);
+    wrong_arguments_are_refused(folder);
+    it_can_be_cancelled_at_every_step(folder);
+    what_goes_wrong_inside_comes_out_as_a_status(folder);
+    threads_share_an_engine_or_have_their_own(folder);
+    for (int n = 2; n < count; ++n) {
+        qsm_engine *engine = nullptr;
+        REQUIRE(qsm_engine_open(arguments[n], nullptr, &engine) == QSM_ENGINE_ERROR);
+        REQUIRE(!engine && qsm_last_error()[0] && !std::strchr(qsm_last_error(), '\n'));
+        std::printf("%s\n", qsm_last_error());
+    }
+    return 0;
+}

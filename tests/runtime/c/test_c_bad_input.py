@@ -1,0 +1,209 @@
+"""What a host can do wrong: a status, one line, and an engine that goes on."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qsm_deploy.runtime.card import METADATA_KEY, ModelCard
+from qsm_deploy.runtime.request import BUNDLED_MODEL
+
+USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
+SHAPE = (12, 9, 10)
+
+
+def volumes(shape: tuple[int, ...] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
+    mask = np.zeros(shape, np.uint8)
+    mask[2:, 1:, :-1] = 1
+    field = np.random.default_rng(1).normal(0, 0.03, shape).astype(np.float32)
+    return field, mask
+
+
+@pytest.fixture
+def engine(open_engine: Callable[..., Any]) -> Any:
+    return open_engine(BUNDLED_MODEL)
+
+
+def damaged(path: Path, what: str) -> None:
+    data = BUNDLED_MODEL.read_bytes()
+    if what == "directory":
+        path.mkdir()
+    elif what != "missing":
+        made = {
+            "empty": b"",
+            "text": b"not a model",
+            "truncated": data[: len(data) // 2],
+            "zeros": b"\x08" + bytes(1000),
+        }
+        path.write_bytes(made[what])
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "words"),
+    [
+        ("missing", DATA, "no such model file"),
+        ("directory", DATA, "no such model file"),
+        ("empty", ENGINE, "not an ONNX model"),
+        ("text", ENGINE, "not an ONNX model"),
+        ("truncated", ENGINE, "OpenVINO cannot load it"),
+        ("zeros", ENGINE, "OpenVINO cannot load it"),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    library: Any, call_error: Any, tmp_path: Path, what: str, status: int, words: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    damaged(path, what)
+    with pytest.raises(call_error, match=words) as caught:
+        library.open(path)
+    assert caught.value.status == status
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_needs_a_card_that_fits_its_graph(
+    library: Any, call_error: Any, card: ModelCard, write_model: Callable[..., Path]
+) -> None:
+    with pytest.raises(call_error, match="has no model card"):
+        library.open(write_model(None))
+    path = write_model(card)
+    model = onnx.load(path)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "other_ppm"
+    onnx.save(model, path)
+    with pytest.raises(call_error, match="contradicts the graph: inputs local_field_ppm -> chi_"):
+        library.open(path)
+    text = card.to_json().replace('"cnn"', '"lpcnn"').replace('"local_field_ppm"', '"prior_input"')
+    text = text.replace('"unit":"ppm"}],"licence"', '"unit":"1"}],"licence"')
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA_KEY: text})
+    onnx.save(model, path)
+    with pytest.raises(call_error, match="use the Python runtime, qsm-run, or export it as one"):
+        library.open(path)
+
+
+def test_the_card_can_be_read(open_engine: Callable[..., Any], engine: Any) -> None:
+    assert engine.card == onnx.load(BUNDLED_MODEL).metadata_props[0].value
+
+
+def test_a_network_that_gives_another_shape_is_refused(
+    card: ModelCard, open_engine: Callable[..., Any], call_error: Any, tmp_path: Path
+) -> None:
+    shape = ("n", 1, "x", "y", "z")
+    field = onnx.helper.make_tensor_value_info("local_field_ppm", 1, shape)
+    chi = onnx.helper.make_tensor_value_info("chi_ppm", 1, ("n", 1, "u", "v", "w"))
+    node = onnx.helper.make_node(
+        "MaxPool", ["local_field_ppm"], ["chi_ppm"], kernel_shape=[2, 2, 2]
+    )
+    graph = onnx.helper.make_graph([node], "smaller", [field], [chi])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    onnx.save(model, tmp_path / "smaller.onnx")
+    with pytest.raises(call_error, match="no float32 volume of the shape of its input"):
+        open_engine(tmp_path / "smaller.onnx").reconstruct(*volumes())
+
+
+def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
+    field, mask = volumes()
+    first = engine.reconstruct(field, mask)
+    bad = field.copy()
+    bad[5, 5, 5] = np.inf
+    wrong: list[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = [
+        (DATA, "1 of 720 voxels", (bad, mask), {}),
+        (DATA, "mask is empty", (field, 0 * mask), {}),
+        (DATA, "zero in the whole mask", (0 * field, mask), {}),
+        (DATA, "looks like Hz", (1000 * field, mask), {}),
+        (DATA, "voxel size must be", (field, mask, (1, 0, 1)), {}),
+        (DATA, "B0 direction", (field, mask, (1, 1, 1), (0, 0, 0)), {}),
+        (USAGE, "struct_size", (field, mask), {"struct_size": 48}),
+        (USAGE, "not a multiple of the network's divisor 4", (field, mask), {"patch": 30}),
+        (MEMORY, "would need 49 MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),
+        (MEMORY, "the limit is 1 MiB", (field, mask), {"patch": 24, "memory_limit_bytes": 10**6}),
+    ]
+    for status, words, arguments, params in wrong:
+        with pytest.raises(call_error, match=words) as caught:
+            engine.reconstruct(*arguments, **params)
+        assert caught.value.status == status
+        np.testing.assert_array_equal(engine.reconstruct(field, mask), first)
+
+
+def test_a_field_of_unlikely_size_is_noted(
+    engine: Any, collect: Callable[[list[str]], Any]
+) -> None:
+    lines: list[str] = []
+    field, mask = volumes()
+    engine.reconstruct(field / 100, mask, log=collect(lines))
+    assert "usually it lies between 0.002 and 0.3" in lines[0]
+
+
+def test_cancelling_stops_between_patches(
+    engine: Any, call_error: Any, cancel: Callable[..., Any], progress: Callable[..., Any]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    shows = progress(lambda done, total: seen.append((done, total)))
+    field, mask = volumes((24, 24, 24))
+    params = {"patch": 12, "overlap": 4, "progress": shows}
+    with pytest.raises(call_error, match="cancelled by the caller") as caught:
+        engine.reconstruct(field, mask, cancel=cancel(lambda: len(seen) == 3), **params)
+    assert caught.value.status == CANCELLED
+    assert [done for done, _ in seen] == [1, 2, 3]
+    seen.clear()
+    engine.reconstruct(field, mask, cancel=cancel(lambda: False), **params)
+    assert seen[-1] == (seen[-1][1],) * 2
+    assert len(seen) == seen[-1][1]
+
+
+def test_a_slow_callback_holds_up_its_own_engine_only(
+    open_engine: Callable[..., Any], progress: Callable[..., Any]
+) -> None:
+    engines = [open_engine(BUNDLED_MODEL, threads=1) for _ in range(2)]
+    field, mask = volumes()
+    ended: dict[str, float] = {}
+    entered, release = threading.Event(), threading.Event()
+
+    def hold(done: int, total: int) -> None:
+        entered.set()
+        assert release.wait(60)
+
+    def call(name: str, engine: Any, **params: Any) -> None:
+        engine.reconstruct(field, mask, **params)
+        ended[name] = time.monotonic()
+
+    slow = threading.Thread(
+        target=call, args=("slow", engines[0]), kwargs={"progress": progress(hold)}
+    )
+    slow.start()
+    assert entered.wait(60)
+    waiting = threading.Thread(target=call, args=("same engine", engines[0]))
+    waiting.start()
+    call("other engine", engines[1])
+    assert "same engine" not in ended
+    release.set()
+    slow.join()
+    waiting.join()
+    assert ended["other engine"] < ended["slow"] <= ended["same engine"] + 1e-3
+
+
+def test_a_device_is_refused_where_there_is_none(library: Any, engine: Any) -> None:
+    status = library.c.qsm_reconstruct_device(engine.handle, None, None, None, None)
+    assert status in (USAGE, ENGINE)
+    assert library.c.qsm_last_error()
+
+
+def test_two_tkd_thresholds_make_two_maps(
+    tkd_card: ModelCard, write_model: Callable[..., Path], open_engine: Callable[..., Any]
+) -> None:
+    assert tkd_card.tkd is not None
+    maps = []
+    for threshold in (0.1, 0.3):
+        made = replace(tkd_card, tkd=replace(tkd_card.tkd, threshold=threshold))
+        path = write_model(made, f"{threshold}.onnx")
+        maps.append(open_engine(path).reconstruct(*volumes()))
+    assert np.abs(maps[0]).max() > 1.5 * np.abs(maps[1]).max()

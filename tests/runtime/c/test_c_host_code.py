@@ -1,0 +1,110 @@
+"""The library's own code under sanitizers and valgrind, with a fake engine in place of OpenVINO."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def changed(card: dict[str, Any], path: str, value: Any) -> str:
+    """Return a card with one field set, or removed where the value is ``...``."""
+    *folders, name = path.split(".")
+    inner = card = json.loads(json.dumps(card))
+    for folder in folders:
+        inner = inner[folder]
+    if value is ...:
+        del inner[name]
+    else:
+        inner[name] = value
+    return json.dumps(card)
+
+
+@pytest.fixture
+def refused_models(fake_models: Path) -> dict[str, Path]:
+    """Return models that must be refused, by what is wrong."""
+    text = (fake_models / "tkd.onnx").read_text()
+    card = json.loads(text)
+    texts = {
+        "empty": "",
+        "not JSON": "\x08\x0aonnx",
+        "truncated": text[: len(text) // 2],
+        "more after the end": text + "}",
+        "embedded zero": text.replace("{", "{\0", 1),
+        "deep": "[" * 100_000,
+        "a list": "[]",
+        "a name twice": text.replace('{"', '{"schema":1,"', 1),
+        "bad escape": text.replace("tkd-twice", "\\q"),
+        "half a surrogate at the end": '{"schema":1,"network":"\\ud800\\u',
+        "number with a plus": text.replace('"divisor":4', '"divisor":+4'),
+        "number with a leading zero": text.replace('"divisor":4', '"divisor":04'),
+        "a huge number": text.replace('"divisor":4', '"divisor":1e999'),
+        "a long number": text.replace('"divisor":4', f'"divisor":{"9" * 400}'),
+        "control character": text.replace("tkd-twice", "tkd\ntwice"),
+        "schema": changed(card, "schema", 2),
+        "missing field": changed(card, "tkd.masked", ...),
+        "unknown field": changed(card, "memory.openvino.more", 1),
+        "divisor of zero": changed(card, "divisor", 0),
+        "divisor of text": changed(card, "divisor", "4"),
+        "divisor with a point": changed(card, "divisor", 4.0),
+        "divisor beyond reason": changed(card, "divisor", 2**40),
+        "padding beyond reason": changed(card, "tkd.pad_voxels", 2**30),
+        "negative padding": changed(card, "tkd.pad_voxels", -1),
+        "threshold": changed(card, "tkd.threshold", 0.7),
+        "no tkd": changed(card, "tkd", None),
+        "no inputs": changed(card, "inputs", []),
+        "pipeline": changed(card, "pipeline", "magic"),
+        "unrolled": changed(card, "pipeline", "lpcnn"),
+        "phase": changed(card, "task", "phase->chi"),
+        "why_whole": changed(card, "patchable", "no"),
+        "endless": changed(card, "receptive_field.halo", None),
+        "memory": changed(card, "memory", {}),
+        "negative memory": changed(card, "memory.openvino.fixed_bytes", -5),
+        "one limit": changed(card, "geometry.voxel_tolerance", 0.1),
+        "two-vector": changed(card, "geometry.voxel_size_mm", [1, 1]),
+        "constants": changed(card, "constants", {"a": True}),
+        "unit": changed(card, "output.unit", "ppb"),
+    }
+    paths = {}
+    for n, (what, content) in enumerate(texts.items()):
+        paths[what] = fake_models / f"bad{n}.onnx"
+        paths[what].write_text(content)
+    return paths
+
+
+@pytest.fixture
+def arguments(fake_models: Path, refused_models: dict[str, Path]) -> list[str]:
+    return [str(fake_models), *map(str, refused_models.values())]
+
+
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(
+    build_fake: Callable[..., Path],
+    run: Callable[..., str],
+    arguments: list[str],
+    refused_models: dict[str, Path],
+) -> None:
+    printed = run(build_fake("address,undefined"), *arguments).splitlines()
+    assert len(printed) == len(refused_models), "one line for each refused model"
+    lines = dict(zip(refused_models, printed, strict=True))
+    for what, words in {
+        "empty": "has no model card",
+        "schema": "another schema",
+        "missing field": "lacks card.tkd.masked",
+        "unknown field": "unknown field card.memory.openvino.more",
+        "divisor of text": "wrong card.divisor, expected a whole number",
+        "phase": "use the Python runtime",
+        "deep": "not JSON (too deep",
+    }.items():
+        assert words in lines[what]
+
+
+def test_valgrind_finds_nothing(
+    plain_driver: Path, run: Callable[..., str], arguments: list[str]
+) -> None:
+    valgrind = shutil.which("valgrind")
+    if not valgrind:
+        pytest.skip("no valgrind")
+    options = ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
+    run(valgrind, *options, "--errors-for-leak-kinds=all", plain_driver, *arguments)
