@@ -77,9 +77,8 @@ def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decis
             needed = memory_text(chosen.peak_bytes)
             reason = f"the whole volume would need {needed}, more than {memory_text(limit_bytes)}"
             sizes = range(smallest_patch(card), max(mask.shape) + card.divisor, card.divisor)
-            chosen = _best(
-                [_in_patches(workload, options, size, reason) for size in sizes], limit_bytes
-            )
+            patched = [_in_patches(workload, options, size, reason) for size in sizes]
+            chosen = _best(patched or [chosen], limit_bytes)  # none is smaller than some volumes
     elif card.patchable == "no":
         raise UsageError(
             f"{card.network} cannot be run in patches: {card.why_whole}; pass --patch off"

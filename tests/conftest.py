@@ -23,7 +23,8 @@ TWIN_FLAGS = [
     *("-Wall", "-Wextra", "-Wconversion", "-Werror"),
 ]
 NO_TEST_DATA = "test data not present: ../shared"
-ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind")  # what a skip's reason may start with
+# what a skip's reason may start with
+ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind")
 
 _hidden = pytest.StashKey[list[str]]()
 

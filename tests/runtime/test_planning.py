@@ -88,6 +88,12 @@ def test_options_of_patches_need_patches(workload, stated):
         decide(workload, PatchOptions(patch="off", **stated), PLENTY)
 
 
+def test_a_volume_smaller_than_any_patch(workload, card):
+    far = replace(card, receptive_field=ReceptiveField(90, 80, 0.99))
+    with pytest.raises(MemoryLimitError, match="the whole volume would need"):
+        decide(replace(workload, card=far), PatchOptions(), 1e6)
+
+
 @pytest.mark.parametrize(
     ("halo", "theoretical", "patch", "stated", "expected"),
     [
