@@ -95,3 +95,19 @@ def test_an_unknown_one_is_refused(capsys) -> None:
         main(["--model", "lpcnn", "--dipole-op", "fft"])
     assert caught.value.code == 2
     assert "'matmul', 'function', 'dft', 'plugin'" in capsys.readouterr().err
+
+
+def test_a_plan_with_the_plugin_for_the_flavour_that_takes_none_is_refused_at_once(
+    weights: Path, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    flags = ("--dipole-op", "plugin", "--engine", "tensorrt-rtx")
+    assert export(weights, tmp_path / "a.plan", *flags) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        "qsm-export: error: tensorrt-rtx takes no plugins, which --dipole-op plugin needs; export "
+        "with --dipole-op matmul, or with --engine tensorrt"
+    )
+    assert "tracing" not in err
+    assert not list(tmp_path.iterdir())
