@@ -39,6 +39,10 @@ class EngineError(QsmDeployError):
     exit_code = 4
 
 
+class UnservedShapeError(EngineError):
+    """Shapes that an engine was not built for; others, as smaller patches, may do."""
+
+
 class CardError(EngineError):
     """A model card that is missing, malformed, or contradicts its model."""
 

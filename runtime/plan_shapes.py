@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.kernels.errors import EngineError, UnservedShapeError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.device_session import Shapes
 from qsm_deploy.runtime.plan_target import rebuild_command
@@ -25,8 +25,10 @@ class ServedShapes:
 
         Raises
         ------
-        EngineError
+        UnservedShapeError
             Names the shape, what is served, and how to build a plan for it.
+        EngineError
+            If they are not of this network at all.
         """
         if shapes.keys() != self.limits.keys():
             raise EngineError(
@@ -39,7 +41,7 @@ class ServedShapes:
                     f"{self.path}: {name} has {len(smallest)} axes, got {sizes(shape)}"
                 )
             if not _within(smallest, shape, largest):
-                raise EngineError(
+                raise UnservedShapeError(
                     f"{self.path}: {name} of {sizes(shape)} is not served, only {sizes(smallest)} "
                     f"to {sizes(largest)}; {self._way_out(shape, smallest, largest)}"
                 )

@@ -13,6 +13,7 @@ from qsm_deploy.kernels.errors import (
     EngineError,
     MissingDependencyError,
     QsmDeployError,
+    UnservedShapeError,
 )
 from qsm_deploy.runtime.device_session import DeviceSession
 from qsm_deploy.runtime.open_device_session import open_device_session
@@ -108,6 +109,7 @@ def test_shapes_outside_the_plan(session, change, message) -> None:
         with pytest.raises(EngineError, match=message) as caught:
             ask(SHAPES | change)
         one_line(caught.value)
+        assert isinstance(caught.value, UnservedShapeError) == ("not served" in str(caught.value))
 
 
 def test_the_way_to_a_plan_for_a_shape_is_a_command(session, engine) -> None:
