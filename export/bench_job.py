@@ -2,15 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import get_args
 
 import torch
 
+from qsm_deploy.export.bench_contenders import CPU, TORCH, find_contenders, find_reference
 from qsm_deploy.export.bench_text import bench_text
-from qsm_deploy.export.check_sessions import load_card, reference_evaluation
+from qsm_deploy.export.check_shapes import shape_text
 from qsm_deploy.export.device_peak import measure_peak
 from qsm_deploy.export.engine_benchmark import (
     Contender,
@@ -22,12 +20,10 @@ from qsm_deploy.export.engine_benchmark import (
 from qsm_deploy.export.flop_count import Work, count_work
 from qsm_deploy.export.machine import Others, machine
 from qsm_deploy.export.verification import phantom_scan
-from qsm_deploy.kernels.errors import UsageError, WeightsError
-from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.job import rounds
 from qsm_deploy.runtime.memory import Workload, available_bytes
-from qsm_deploy.runtime.open_gpu import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.pipeline import Volume
 from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
@@ -35,12 +31,8 @@ from qsm_deploy.runtime.planning import Decision, PatchOptions, decide
 from qsm_deploy.runtime.provenance import made_by
 from qsm_deploy.runtime.report import plan_facts
 from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Backend, Precision, Session, choose_backend, open_session
 from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
-
-TORCH, CPU = "torch", "cpu"
-BACKENDS = get_args(Backend)
 
 
 def run_bench(arguments: argparse.Namespace) -> str:
@@ -60,16 +52,13 @@ def run_bench(arguments: argparse.Namespace) -> str:
     log = TerminalLog(quiet=arguments.quiet)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    card = load_card(arguments.engine)
-    reference = _reference(arguments, card)
+    contenders = find_contenders(arguments)
     log.stage("drawing a head")
     x, y, z = arguments.shape
-    scan = phantom_scan(card, (x, y, z))
-    first = _engine(arguments, arguments.engine, card, arguments.precision)
-    decision = _decision(first, scan, PatchOptions(arguments.patch))
+    scan = phantom_scan(contenders[0].card, (x, y, z))
+    decision = _decision(contenders[0], scan, PatchOptions(arguments.patch))
     plan = decision.plan
-    contenders = [first, *_others(arguments, card, reference)]
-    _require_different(contenders)
+    _require_same_patches(contenders, plan)
     log.stage("measuring the device")
     peaks = {
         device: measure_peak(device, {c.precision for c in contenders if c.device == device})
@@ -80,7 +69,7 @@ def run_bench(arguments: argparse.Namespace) -> str:
     rows = compare(contenders, scan, plan, arguments.repeats, log.stage)
     busy = others.busy_cores()
     log.stage("running the reference")
-    name, chi = _reference_map(rows, reference, scan, plan)
+    references = _references(arguments, rows, scan, plan)
     log.stage("")
     result = {
         "made_by": made_by(),
@@ -90,89 +79,17 @@ def run_bench(arguments: argparse.Namespace) -> str:
         "plan": plan_facts(decision),
         "repeats": arguments.repeats,
         "rows": [
-            row_facts(row, rows[0], peaks[row.contender.device], scan.mask, (name, chi))
+            row_facts(
+                row,
+                rows[0],
+                peaks[row.contender.device],
+                scan.mask,
+                references[row.contender.card.weights_sha256],
+            )
             for row in rows
         ],
     }
     return json.dumps(result) if arguments.json else bench_text(result)
-
-
-def _reference(arguments: argparse.Namespace, card: ModelCard) -> Callable[[], Session] | None:
-    """Return what opens the PyTorch network, if the engine's weights are at hand."""
-    given = [str(path) for path in arguments.weights]
-    try:
-        return reference_evaluation(card, given, arguments.normalisation)[0].open
-    except (UsageError, WeightsError):
-        if given or TORCH in arguments.against:
-            raise
-        return None
-
-
-def _engine(
-    arguments: argparse.Namespace, path: Path, card: ModelCard, precision: Precision
-) -> Contender:
-    """Return a file on the device and in the library that the flags choose."""
-    number = gpu_number(arguments.device, [path])
-    if number is not None:
-        return Contender(
-            path.name,
-            "the GPU's engine",
-            card.precision,
-            f"cuda:{number}",
-            card,
-            lambda: open_gpu_sessions([path], number)[0],
-            path,
-        )
-    backend, _ = choose_backend(arguments.backend, precision)
-    return _on_cpu(arguments, path, card, backend, precision)
-
-
-def _on_cpu(
-    arguments: argparse.Namespace,
-    path: Path,
-    card: ModelCard,
-    backend: Backend,
-    precision: Precision = "fp32",
-) -> Contender:
-    return Contender(
-        path.name,
-        backend,
-        precision,
-        CPU,
-        card,
-        lambda: open_session(path, backend, precision=precision, threads=arguments.threads),
-        path,
-    )
-
-
-def _others(
-    arguments: argparse.Namespace, card: ModelCard, reference: Callable[[], Session] | None
-) -> Iterator[Contender]:
-    """Yield what the engine is compared with."""
-    engine = arguments.engine
-    for other in arguments.against:
-        if other == TORCH:
-            assert reference is not None  # or it was refused
-            yield Contender("the weights", TORCH, "fp32", CPU, card, reference, engine)
-        elif other in BACKENDS:
-            yield _on_cpu(arguments, engine, card, other)
-        else:
-            path = Path(other)
-            second = load_card(path)
-            _require_same_inputs(card, second, path)
-            yield _engine(arguments, path, second, "fp32")
-
-
-def _require_different(contenders: list[Contender]) -> None:
-    seen = set()
-    for contender in contenders:
-        what = (contender.path, contender.backend, contender.precision, contender.device)
-        if what in seen:
-            raise UsageError(
-                f"{contender.name} in {contender.backend} {contender.precision} would be compared "
-                "with itself; name another library, precision or engine"
-            )
-        seen.add(what)
 
 
 def _decision(contender: Contender, scan: Scan, options: PatchOptions) -> Decision:
@@ -183,13 +100,6 @@ def _decision(contender: Contender, scan: Scan, options: PatchOptions) -> Decisi
     session = contender.open()
     assert isinstance(session, GpuSession)
     return decide(session.workload(scan), options, session.limit_bytes())
-
-
-def _require_same_inputs(card: ModelCard, other: ModelCard, path: Path) -> None:
-    ours, theirs = ([t.name for t in c.inputs] + [c.task] for c in (card, other))
-    counts = (card.field_counts.start, other.field_counts.start)
-    if card.task != other.task or counts[0] != counts[1]:
-        raise UsageError(f"{path} takes {', '.join(theirs)}, the engine {', '.join(ours)}")
 
 
 def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
@@ -208,18 +118,40 @@ def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
     return count_work(contender.path, shapes).times(plan.count * rounds(card))
 
 
-def _reference_map(
-    rows: list[Measured],
-    reference: Callable[[], Session] | None,
-    scan: Scan,
-    plan: PatchPlan,
-) -> tuple[str, Volume]:
-    """Return what the maps are compared with: PyTorch's, or the first contender's."""
+def _references(
+    arguments: argparse.Namespace, rows: list[Measured], scan: Scan, plan: PatchPlan
+) -> dict[str, tuple[str, Volume]]:
+    """Return what the maps are compared with, by the digest of the weights.
+
+    That is PyTorch's map where the weights are at hand, else that of the first contender.
+    """
+    found: dict[str, tuple[str, Volume]] = {}
     eager = f"pytorch {torch.__version__}, eager, fp32"
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.contender.backend != TORCH):
+        card, digest = row.contender.card, row.contender.card.weights_sha256
+        if digest in found:
+            continue
         if row.contender.backend == TORCH:
-            return eager, row.chi_ppm
-    if reference is None:
-        first = rows[0]
-        return f"{first.contender.name} in {first.library}", first.chi_ppm
-    return eager, reconstruct_in(reference(), scan, plan, Stages())
+            found[digest] = eager, row.chi_ppm
+            continue
+        given = arguments.weights if row is rows[0] else ()
+        opened = find_reference(card, given, arguments.normalisation)
+        if opened is None:
+            found[digest] = f"{row.contender.name} in {row.library}", row.chi_ppm
+        else:
+            found[digest] = eager, reconstruct_in(opened(), scan, plan, Stages())
+    return found
+
+
+def _require_same_patches(contenders: list[Contender], plan: PatchPlan) -> None:
+    for contender in contenders:
+        card = contender.card
+        if any(n % card.divisor for n in plan.patch_shape):
+            raise UsageError(
+                f"{contender.name} takes multiples of {card.divisor}, not "
+                f"{shape_text(plan.patch_shape)}; choose --shape or --patch so"
+            )
+        if not plan.whole and card.patchable == "no":
+            raise UsageError(
+                f"{contender.name} cannot be run in patches: {card.why_whole}; pass --patch off"
+            )

@@ -20,7 +20,7 @@ def bench_text(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores"
         + ("" if busy is None else f", {busy:g} of them busy with other work"),
         *(_peak_line(device, peak) for device, peak in result["peaks"].items()),
-        f"errors in ppb against {result['rows'][0]['accuracy']['reference']}",
+        *_reference_lines(result["rows"]),
         "",
         *_table([(*HEADS, *MORE), *(_cells(row) for row in result["rows"])]),
         "",
@@ -49,9 +49,19 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['gflop_per_second']:.0f}" if "gflop_per_second" in row else "-",
         _percent(row.get("share_of_peak_product")),
         _percent(row.get("share_of_peak_copy")),
-        f"{accuracy['p999_ppb']:.2g}",
-        f"{accuracy['max_ppb']:.2g}",
+        *(("-", "-") if accuracy is None else map("{:.2g}".format, _errors(accuracy))),
     )
+
+
+def _errors(accuracy: dict[str, Any]) -> tuple[float, float]:
+    return accuracy["p999_ppb"], accuracy["max_ppb"]
+
+
+def _reference_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what the errors are relative to, for each network."""
+    found = {(row["network"], row["accuracy"]["reference"]) for row in rows if row["accuracy"]}
+    lines = [f"errors of {network} in ppb against {name}" for network, name in sorted(found)]
+    return lines or ["no errors: the weights for PyTorch are not at hand (--weights)"]
 
 
 def _name(row: dict[str, Any]) -> str:
