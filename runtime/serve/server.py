@@ -37,6 +37,11 @@ class MrdServer:
     log
         Takes a line about every session.
 
+    Attributes
+    ----------
+    address
+        Host and port that it listens on.
+
     Raises
     ------
     UsageError
@@ -59,18 +64,14 @@ class MrdServer:
             raise UsageError(
                 f"cannot listen on {host}:{port} ({error.strerror}); pass another --host or --port"
             ) from None
+        name = self._listener.getsockname()
+        self.address = str(name[0]), int(name[1])
         self._wake, self._woken = socket.socketpair()
         self._lock = threading.Lock()
         self._receiving: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._stopping = False
         self._served = self._failed = 0
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that it listens on."""
-        name = self._listener.getsockname()
-        return str(name[0]), int(name[1])
 
     def serve(self) -> None:
         """Answer sessions until :meth:`stop`, then finish those that are being answered."""
@@ -98,16 +99,23 @@ class MrdServer:
                     connection.shutdown(socket.SHUT_RD)
 
     def _welcome(self, connection: socket.socket, peer: str) -> None:
-        if len(self._threads) >= self._limits.clients:
-            connection.settimeout(1.0)
-            with connection, suppress(OSError):
-                line = f"{self._limits.clients} sessions are open, as many as allowed; try later"
-                connection.sendall(text_frame("ERROR", line) + close_frame())
-            self._log(f"{peer}: refused, {self._limits.clients} sessions are open")
+        """Give a client its thread; tell it to come back if there are too many already."""
+        others = len(self._threads)
+        if others >= 2 * self._limits.clients:
+            connection.close()
             return
-        thread = threading.Thread(target=self._handle, args=(connection, peer), daemon=True)
+        handle = self._refuse if others >= self._limits.clients else self._handle
+        thread = threading.Thread(target=handle, args=(connection, peer), daemon=True)
         self._threads.add(thread)
         thread.start()
+
+    def _refuse(self, connection: socket.socket, peer: str) -> None:
+        line = f"{self._limits.clients} sessions are open, as many as allowed; try later"
+        with connection, suppress(OSError):
+            self._send(connection, [text_frame("ERROR", line), close_frame()])
+            self._hang_up(connection)
+        self._log(f"{peer}: refused, {self._limits.clients} sessions are open")
+        self._threads.discard(threading.current_thread())
 
     def _handle(self, connection: socket.socket, peer: str) -> None:
         began = time.monotonic()
@@ -139,9 +147,7 @@ class MrdServer:
             except Exception as error:
                 sys.stderr.write(traceback.format_exc())
                 self._send(connection, [session.reason(error), *session.ending()])
-        # closing with unread bytes would reset the connection, and with it what is on its way
-        connection.shutdown(socket.SHUT_WR)
-        self._drain(connection)
+        self._hang_up(connection)
 
     def _receive(self, connection: socket.socket, session: MrdSession) -> None:
         with self._lock:
@@ -192,6 +198,11 @@ class MrdServer:
         """Let the next call wait as long as the limits allow."""
         left = deadline - time.monotonic()
         connection.settimeout(max(1e-3, min(self._limits.idle_seconds, left)))
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        # closing with unread bytes would reset the connection, and with it what is on its way
+        connection.shutdown(socket.SHUT_WR)
+        self._drain(connection)
 
     def _drain(self, connection: socket.socket) -> None:
         """Take and drop what a client still sends, until it is silent or has sent long enough."""

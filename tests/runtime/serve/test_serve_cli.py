@@ -1,0 +1,182 @@
+"""qsm-serve in its own process, the example client in another, qsm-run to compare with."""
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.cli import main as qsm_run
+from qsm_deploy.runtime.local_field.background_removal import remove_background
+from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
+from qsm_deploy.runtime.nifti import nifti_bytes
+from qsm_deploy.runtime.serve_cli import main, parser
+
+CLIENT = Path(__file__).parents[3] / "examples" / "mrd_client.py"
+SHAPE, VOXEL = (36, 40, 30), (4.0, 4.2, 4.5)
+TILT = Rotation.from_euler("xyz", (12, -20, 7), degrees=True).as_matrix()
+# columns are the RAS directions of the voxel axes
+AXES = {
+    "axial": np.eye(3),
+    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]]),
+    "sagittal": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+}
+HALF_A_CODE_PPB = 0.5
+GEOMETRY_PPB = 0.01  # what a geometry in single precision, in the headers, does to the map
+BOUND_PPB = 2047
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """Start qsm-serve on a free port, and stop it as a service manager does."""
+    command = [sys.executable, "-m", "qsm_deploy.runtime.serve_cli", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        ready = process.stderr.readline()
+        assert "ready on 127.0.0.1:" in ready
+        assert "tkd-unet fp32" in ready
+        yield int(ready.split("127.0.0.1:")[1].split(":")[0])
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (0, "stopped\n")
+        assert "volumes that are being reconstructed will be finished" in err.splitlines()[-1]
+        assert err.count("failed:") == 0
+
+
+def affine_of(axes):
+    affine = np.eye(4)
+    affine[:3, :3] = axes * np.array(VOXEL)
+    affine[:3, 3] = affine[:3, :3] @ -(np.array(SHAPE) / 2) + [5, -9, 13]
+    return affine
+
+
+def send(port, folder, *arguments):
+    """Run the example client and return the map that it wrote, and its messages."""
+    command = [sys.executable, CLIENT, *arguments, "--port", port, "-o", folder / "back"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return nib.load(done.stdout.strip()), done.stderr
+
+
+def reference_ppm(folder, field, mask):
+    """Return what qsm-run makes of the field [ppm]."""
+    chi = folder / "chi.nii.gz"
+    assert qsm_run([str(p) for p in (field, "-m", mask, "-o", chi, "-q", "--force")]) == 0
+    return nib.load(chi)
+
+
+def require_same(returned, reference, texts):
+    """Compare a map in ppb with one in ppm: geometry, values, and the bound."""
+    np.testing.assert_allclose(returned.affine, reference.affine, atol=1e-4)
+    ppm, ppb = reference.get_fdata(), returned.get_fdata()
+    inside = np.abs(1000 * ppm) <= BOUND_PPB
+    error = np.abs(ppb - 1000 * ppm)[inside].max()
+    assert error <= HALF_A_CODE_PPB + GEOMETRY_PPB
+    beyond = np.abs(np.rint(1000 * ppm)) > BOUND_PPB
+    assert (np.abs(ppb[beyond]) == BOUND_PPB).all()
+    assert beyond.any()  # the phantom's calcification
+    assert f"WARNING {np.count_nonzero(beyond)} voxels lie beyond 2.047 ppm" in texts
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["as it is", "phase direction swapped"])
+@pytest.mark.parametrize("orientation", AXES)
+def test_a_field_in_every_orientation(port, tmp_path, capfd, orientation, swapped):
+    axes = TILT @ AXES[orientation]
+    axes = axes * [1, -1, 1] if swapped else axes
+    affine = affine_of(axes)
+    head = head_phantom(Geometry.from_affine(SHAPE, affine), seed=2)
+    field, mask = tmp_path / "field.nii.gz", tmp_path / "mask.nii.gz"
+    chi = 2 * head.local_field_ppm  # a stronger calcification, for the bound
+    field.write_bytes(nifti_bytes(chi, affine))
+    mask.write_bytes(nifti_bytes(head.mask.astype(np.uint8), affine))
+    arguments = ("dipole", field, "-m", mask, "--units", "ppm", "--field-strength", 3)
+    returned, texts = send(port, tmp_path, *arguments)
+    require_same(returned, reference_ppm(tmp_path, field, mask), texts)
+
+
+def test_multi_echo_phase_and_magnitude(port, tmp_path):
+    """The map of an oblique multi-echo phantom is that of its local field, made step by step."""
+    affine = affine_of(TILT @ AXES["axial"])
+    geometry = Geometry.from_affine(SHAPE, affine)
+    head = head_phantom(geometry, seed=2)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    total = 2 * head.local_field_ppm + (0.3 * z + 0.2 * x * y).astype(np.float32)
+    times, paths = (0.004, 0.009, 0.014), {"phase": [], "magnitude": []}
+    phases, magnitudes = [], []
+    rng = np.random.default_rng(6)
+    for n, time_s in enumerate(times):
+        turns = 42.577 * 3 * time_s * total
+        noisy = turns + np.where(head.mask, 0.005, 9) * rng.standard_normal(SHAPE)
+        stored = np.rint(4096 * (noisy - np.floor(noisy))).astype(np.uint16) % 4096
+        magnitude = np.where(head.mask, 900 * math.exp(-time_s / 0.03), 20).astype(np.uint16)
+        phases.append((stored - np.float32(2048)) * np.float32(2 * math.pi / 4096))
+        magnitudes.append(magnitude.astype(np.float32))
+        for kind, volume in (("phase", stored), ("magnitude", magnitude)):
+            paths[kind].append(tmp_path / f"{kind}{n}.nii.gz")
+            paths[kind][-1].write_bytes(nifti_bytes(volume, affine))
+    mask = tmp_path / "mask.nii.gz"
+    mask.write_bytes(nifti_bytes(head.mask.astype(np.uint8), affine))
+    returned, texts = send(
+        port, tmp_path, "qsm", "--phase", *paths["phase"], "--magnitude", *paths["magnitude"],
+        "-m", mask, "--echo-times", *times, "--field-strength", 3,
+    )  # fmt: skip
+    assert "INFO phase in 0 to 4095, 4096 per turn" in texts
+
+    echoes = Echoes(np.stack(phases), np.stack(magnitudes), times, 3.0, geometry.voxel_size_mm)
+    local, _ = remove_background(map_field(echoes, head.mask), head.mask, geometry)
+    field = tmp_path / "local.nii.gz"
+    field.write_bytes(nifti_bytes(local, affine))
+    reference = reference_ppm(tmp_path, field, mask)
+    ppm, ppb = reference.get_fdata(), returned.get_fdata()
+    np.testing.assert_allclose(returned.affine, reference.affine, atol=1e-4)
+    inside = np.abs(1000 * ppm) <= BOUND_PPB
+    assert np.abs(ppb - 1000 * ppm)[inside].max() <= HALF_A_CODE_PPB + 10 * GEOMETRY_PPB
+    # and it shows what is in the head
+    assert np.corrcoef(ppm[head.mask], head.chi_ppm[head.mask])[0, 1] > 0.7
+
+
+def test_a_taken_port_is_a_usage_error(port, capsys):
+    assert main(["--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_no_such_model(capsys, tmp_path):
+    assert main([str(tmp_path / "no.onnx")]) == 3
+    assert "no such model file" in capsys.readouterr().err
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    missing = lambda name, *more: None if name == "ismrmrd" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    assert main([]) == 4
+    assert "pip install 'qsm-deploy[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "70000"], ["--idle-seconds", "0"], ["--max-clients", "0"]]
+)
+def test_impossible_options(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(words)
+    assert words[1] in capsys.readouterr().err
+
+
+def test_help_is_quick():
+    command = [sys.executable, "-X", "importtime", "-m", "qsm_deploy.runtime.serve_cli", "--help"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 2
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"numpy", "scipy", "ismrmrd", "openvino", "onnxruntime"}

@@ -1,0 +1,296 @@
+"""Clients that misbehave: the server says why where it can, stays up, and keeps no memory."""
+
+import socket
+import struct
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.peak_memory import return_freed_memory, rss_bytes
+from qsm_deploy.runtime.serve.engine import Engine
+from qsm_deploy.runtime.serve.server import MrdServer
+
+CHI_SERIES = 99
+SOAK_SESSIONS, SOAK_GROWTH = 200, 0.05
+CORRUPTIONS = 200
+
+
+@pytest.fixture
+def is_well(dipole_stream):
+    """Return a function that has a valid session answered."""
+
+    def check(running):
+        answer = running.talk(dipole_stream)
+        assert (answer.errors, len(answer.series(CHI_SERIES)), answer.closed) == ([], 8, True)
+
+    return check
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_session_and_its_health_line(serve, is_well):
+    running = serve()
+    is_well(running)
+    wait_until(lambda: running.log)
+    (line,) = running.log
+    assert "dipole, 12x10x8, voxel (1, 1, 2) mm" in line
+    assert "8 images" in line
+    assert "ok; 1 sessions, 0 failed" in line
+    assert line.endswith("MiB")
+
+
+class TestFaults:
+    """A TEXT with the reason, the images that came, CLOSE; then the next client is served."""
+
+    @pytest.mark.parametrize(
+        ("end", "match"),
+        [
+            (b"", "the connection ended without CLOSE"),
+            (struct.pack("<H", 4242), "unknown message id 4242"),
+            (struct.pack("<HI", 5, 2**32 - 1), "announces 4294967295 bytes"),
+            (struct.pack("<H", 1022) + b"\xff" * 206, "data type 65535"),
+            (struct.pack("<H", 1022) + b"\x01" * 100, "ends in the header of a message IMAGE"),
+            (b"\x04", "ends in the id of a message"),
+        ],
+    )
+    def test_after_the_images(self, serve, dipole_stream, is_well, end, match):
+        running = serve()
+        answer = running.talk(dipole_stream[:-2] + end)
+        assert len(answer.errors) == 1
+        assert match in answer.errors[0]
+        assert len(answer.images) == 8
+        is_well(running)
+
+    def test_a_client_that_waits_for_the_answer_with_its_side_open(self, serve, dipole_stream):
+        running = serve()
+        with running.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(dipole_stream[:-2] + struct.pack("<H", 4242))
+            assert b"ERROR unknown message id 4242" in stream.read()
+
+    def test_a_client_that_goes_on_sending_after_its_error(self, serve, dipole_stream, is_well):
+        running = serve()
+        with running.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(dipole_stream[:-2] + struct.pack("<H", 4242) + bytes(1 << 20))
+            connection.shutdown(socket.SHUT_WR)
+            answer = stream.read()
+        assert answer.endswith(struct.pack("<H", 4))
+        assert b"unknown message id 4242" in answer
+        is_well(running)
+
+    def test_gone_at_every_message_boundary(self, serve, dipole_stream, boundaries, is_well):
+        running = serve()
+        ends = [0, *boundaries(dipole_stream)]
+        for end in ends:
+            with running.connect() as connection:
+                connection.sendall(dipole_stream[:end])
+        wait_until(lambda: len(running.log) == len(ends))
+        assert not [line for line in running.log if "Error(" in line]  # nothing but known reasons
+        is_well(running)
+
+    def test_random_corruptions(self, serve, dipole_stream, is_well):
+        running, rng = serve(), np.random.default_rng(1)
+        failed = 0
+        for _ in range(CORRUPTIONS):
+            data = bytearray(dipole_stream)
+            for position in rng.integers(0, len(data), rng.integers(1, 12)):
+                data[position] = rng.integers(0, 256)
+            answer = running.talk(bytes(data))
+            assert answer.closed
+            failed += bool(answer.errors)
+            assert answer.errors or len(answer.series(CHI_SERIES)) == 8
+        assert 10 < failed < CORRUPTIONS
+        is_well(running)
+
+    def test_a_bug_is_told_too(self, serve, engine, dipole_stream, is_well, capsys):
+        running = serve()
+        run, engine.session.run = engine.session.run, lambda tensors: 1 / 0
+        answer = running.talk(dipole_stream)
+        assert answer.errors == ["ERROR ZeroDivisionError('division by zero')"]
+        assert len(answer.images) == 8
+        assert "ZeroDivisionError" in capsys.readouterr().err
+        engine.session.run = run
+        is_well(running)
+
+
+class TestTime:
+    def test_a_silent_client(self, serve, quick, dipole_stream, is_well):
+        running = serve(replace(quick, idle_seconds=0.3))
+        with running.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(dipole_stream[:5000])
+            assert b"ERROR nothing came for 0.3 s" in stream.read()
+        is_well(running)
+
+    def test_a_client_that_sends_drop_by_drop(self, serve, quick, dipole_stream):
+        running = serve(replace(quick, idle_seconds=5, session_seconds=0.6))
+        with running.connect() as connection, connection.makefile("rb") as stream:
+            began = time.monotonic()
+            while time.monotonic() < began + 0.8:
+                connection.sendall(dipole_stream[:1])
+                dipole_stream = dipole_stream[1:]
+                time.sleep(0.05)
+            assert b"took more than 0.6 s" in stream.read()
+
+    def test_a_client_that_never_reads(
+        self, serve, quick, serialise, mrd_images, mrd_header, is_well
+    ):
+        from ismrmrd.serialization import ConfigFile
+
+        volume = np.random.default_rng(0).standard_normal((200, 200, 60), dtype=np.float32) * 0.01
+        start = serialise(ConfigFile("dipole"), mrd_header(), {"units": "ppm"})
+        stream = start + serialise(*mrd_images(volume), None)
+        running = serve(replace(quick, idle_seconds=0.5))
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(running.server.address)
+            connection.sendall(stream)
+            wait_until(lambda: running.log)
+        assert "the client is gone (timed out)" in running.log[0]
+        is_well(running)
+
+    def test_a_client_that_vanishes_while_its_map_is_made(
+        self, serve, engine, dipole_stream, is_well
+    ):
+        engine.session.gate.clear()
+        running = serve()
+        with running.connect() as connection:
+            connection.sendall(dipole_stream)
+            assert engine.session.entered.wait(10)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        engine.session.gate.set()
+        wait_until(lambda: running.log)
+        assert "failed: the client is gone" in running.log[0]
+        is_well(running)
+
+
+class TestTogether:
+    def test_two_clients_queue_on_one_engine(self, serve, engine, dipole_stream):
+        running, answers = serve(), []
+        engine.session.gate.clear()
+        clients = [
+            threading.Thread(target=lambda: answers.append(running.talk(dipole_stream)))
+            for _ in range(2)
+        ]
+        clients[0].start()
+        assert engine.session.entered.wait(10)
+        clients[1].start()
+        time.sleep(0.3)
+        assert answers == []
+        engine.session.gate.set()
+        for client in clients:
+            client.join(20)
+        assert [(a.errors, len(a.series(CHI_SERIES))) for a in answers] == 2 * [([], 8)]
+        waiting = "INFO another session is being reconstructed; waiting"
+        assert sum(waiting in answer.texts for answer in answers) == 1
+
+    def test_one_that_is_slow_to_read_holds_nobody_up(self, serve, dipole_stream, is_well):
+        running = serve()
+        with running.connect() as slow:
+            slow.sendall(dipole_stream)  # and does not read
+            is_well(running)
+
+    def test_more_clients_than_allowed(self, serve, quick, dipole_stream, is_well):
+        running = serve(replace(quick, clients=1))
+        with running.connect() as first, first.makefile("rb") as stream:
+            time.sleep(0.1)
+            with running.connect() as second, second.makefile("rb") as refused:
+                assert b"1 sessions are open, as many as allowed" in refused.read()
+            first.sendall(dipole_stream)
+            first.shutdown(socket.SHUT_WR)
+            assert stream.read().endswith(struct.pack("<H", 4))
+        wait_until(lambda: any("ok" in line for line in running.log))
+        time.sleep(0.1)
+        is_well(running)
+
+
+class TestStopping:
+    def test_the_running_volume_is_finished(self, serve, engine, dipole_stream):
+        running, answers = serve(), []
+        engine.session.gate.clear()
+        client = threading.Thread(target=lambda: answers.append(running.talk(dipole_stream)))
+        client.start()
+        assert engine.session.entered.wait(10)
+        running.server.stop()
+        time.sleep(0.2)
+        with pytest.raises(OSError, match="refused"):
+            running.connect().close()
+        assert running.thread.is_alive()
+        engine.session.gate.set()
+        client.join(20)
+        running.thread.join(20)
+        assert not running.thread.is_alive()
+        assert (answers[0].errors, len(answers[0].series(CHI_SERIES))) == ([], 8)
+
+    def test_a_session_that_is_still_being_sent_ends(self, serve, dipole_stream):
+        running = serve()
+        with running.connect() as connection, connection.makefile("rb") as stream:
+            connection.sendall(dipole_stream[:5000])
+            time.sleep(0.2)
+            running.server.stop()
+            answer = stream.read()
+        assert b"ERROR the server is shutting down" in answer
+        assert answer.endswith(struct.pack("<H", 4))
+        running.thread.join(10)
+        assert not running.thread.is_alive()
+
+
+def test_an_address_in_use(serve, engine, quick):
+    host, port = serve().server.address
+    with pytest.raises(UsageError, match="cannot listen on"):
+        MrdServer(host, port, engine, quick)
+
+
+def test_memory_does_not_grow(serve, dipole_stream):
+    """Valid, truncated and corrupt sessions in turn, after as many as fill every cache."""
+    running, rng = serve(), np.random.default_rng(3)
+
+    def sessions(count):
+        for n in range(count):
+            data = bytearray(dipole_stream)
+            if n % 4 == 1:
+                data = data[: rng.integers(0, len(data))]
+            elif n % 4 == 3:
+                data[rng.integers(0, len(data))] ^= 255
+            assert running.talk(bytes(data)).closed
+        wait_until(lambda: not running.server._threads)
+        return_freed_memory()
+        return rss_bytes()
+
+    before = sessions(SOAK_SESSIONS // 4)
+    assert sessions(SOAK_SESSIONS) < (1 + SOAK_GROWTH) * before
+
+
+def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
+    from qsm_deploy.runtime.serve.engine import open_engine
+
+    engine = open_engine(write_model(card), "onnxruntime")
+    assert isinstance(engine, Engine)
+    assert engine.name.startswith("twice fp32, onnxruntime ")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"task": "phase->chi", "inputs": "phase_rad"}, "takes phase; the server needs"),
+        ({"inputs": 2}, "takes 2 fields; the server needs a network of one field"),
+    ],
+)
+def test_networks_that_are_not_for_the_server(card, write_model, change, match):
+    from qsm_deploy.runtime.card import TensorInfo
+    from qsm_deploy.runtime.serve.engine import open_engine
+
+    inputs = change.pop("inputs")
+    if inputs == 2:
+        change["inputs"] = (TensorInfo("local_field_ppm", "ppm", ("n", 2, "x", "y", "z")),)
+    else:
+        change["inputs"] = (TensorInfo(inputs, "rad", ("n", 1, "x", "y", "z")),)
+    with pytest.raises(UsageError, match=match):
+        open_engine(write_model(replace(card, **change)), "onnxruntime")
