@@ -64,6 +64,7 @@ def multiplier(operator: DipoleOperator) -> Array:
             np.where(abs(d) < CONE, 0, np.sign(d)) / np.maximum(abs(d), operator.threshold)
         ),
         "tikhonov": lambda d: d / (d**2 + operator.lam),
+        "tikhonov_prior": lambda d: operator.lam / (d**2 + operator.lam),
     }
     sum_ = np.zeros((*geometry.shape[:2], geometry.shape[2] // 2 + 1))
     for sign in (1, -1):

@@ -1,0 +1,328 @@
+"""Everything that needs a GPU, in one command: correctness, times, memory; one JSON file.
+
+    python benchmarks/gpu_suite.py -o benchmarks/results/gpu_suite.json
+
+Needs a GPU, PyTorch built for CUDA and nvcc; TensorRT, TensorRT for RTX and ONNX Runtime for CUDA
+where they are. What cannot load is a row that says why. Nothing from outside the repository is
+read. Without the package installed: ``PYTHONPATH=.dev``. Not yet run on a GPU.
+
+Times are of whole reconstructions with the field in host memory, by the wall clock, contenders in
+turns; accuracy is against PyTorch in FP32 on the CPU, in the same row.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench_cuda_dipole
+import onnx
+import torch
+from torch_on_device import MODES, TorchDeviceSession
+
+from qsm_deploy.export.checkpoints import load_state
+from qsm_deploy.export.engine_benchmark import difference, spread
+from qsm_deploy.export.engine_builder import build_plan
+from qsm_deploy.export.engine_config import plan_target
+from qsm_deploy.export.engine_shapes import profile_from
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.machine import machine
+from qsm_deploy.export.networks import ir2qsm, tkd_unet
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.plan_choices import PlanChoices
+from qsm_deploy.export.reduced_precision import with_precision
+from qsm_deploy.export.registry import network_spec
+from qsm_deploy.export.verification import ModuleSession, phantom_scan
+from qsm_deploy.kernels.cuda_library import CudaLibrary
+from qsm_deploy.runtime.card import ModelCard, ReceptiveField
+from qsm_deploy.runtime.correction import AUTO, Correction
+from qsm_deploy.runtime.cuda_device import CudaDevice
+from qsm_deploy.runtime.device_layout import DeviceWorkload
+from qsm_deploy.runtime.device_pipeline import Gpu
+from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.device_session import DeviceSession
+from qsm_deploy.runtime.open_device_session import open_device_session
+from qsm_deploy.runtime.patches import PatchPlan, plan_patches, plan_whole
+from qsm_deploy.runtime.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.stages import Stages
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "export" / "weights"
+MINUTES = 8.0
+HEAD = (96, 112, 88)
+SIZES = ((160, 192, 160), (256, 256, 160))
+FULL_WIDTHS = (16, 32, 64, 128)
+REPEATS = 7
+SEEN = re.compile(r"(\d+) (passed|failed|skipped|error)")
+Row = dict[str, Any]
+OpenEngine = Callable[[], DeviceSession]
+
+
+class Suite:
+    """Rows as they come, each written at once; what fails is a row too."""
+
+    def __init__(self, output: Path | None, minutes: float) -> None:
+        self.output, self.ends = output, time.monotonic() + 60 * minutes
+        self.result: Row = {"machine": machine(), "rows": []}
+
+    def row(self, section: str, name: str, measure: Callable[[], Row]) -> None:
+        """Measure one thing, unless the time is over."""
+        facts: Row = {"section": section, "name": name}
+        began = time.monotonic()
+        if began > self.ends:
+            facts |= {"ok": False, "why": "the time was over"}
+        else:
+            try:
+                facts |= {"ok": True} | measure()
+            except Exception as error:  # whatever it is, the other rows must come
+                reason = (str(error).strip() or "no reason").splitlines()[0]
+                facts |= {"ok": False, "why": f"{type(error).__name__}: {reason}"[:400]}
+        facts["took_seconds"] = round(time.monotonic() - began, 2)
+        print(json.dumps(facts), flush=True)
+        self.result["rows"].append(facts)
+        self.write()
+
+    def write(self) -> None:
+        """Write what there is so far."""
+        if self.output:
+            self.output.write_text(json.dumps(self.result, indent=1) + "\n")
+
+
+class WatchedDevice(CudaDevice):
+    """A GPU that notes how little of its memory was ever free."""
+
+    least_free = 2**63
+
+    def allocate(self, size: int) -> int:
+        """Return a pointer to ``size`` bytes."""
+        pointer = super().allocate(size)
+        self.least_free = min(self.least_free, self.free_bytes())
+        return pointer
+
+
+class Networks:
+    """The networks that are measured: bundled ones, and IR2QSM in full width, weights random."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        choices = Choices({"residual": "input"})
+        torch.manual_seed(0)
+        bundled = load_state(WEIGHTS / "ir2qsm-demo.safetensors")
+        self.modules: dict[str, Network] = {
+            "tkd-unet": tkd_unet.network_from_state(
+                load_state(WEIGHTS / "tkd-unet.safetensors"), Choices()
+            ),
+            "ir2qsm demo": ir2qsm.network_from_state(bundled, choices),
+            "ir2qsm": ir2qsm.IR2QSM(channels=FULL_WIDTHS).eval(),
+        }
+        self.graphs: dict[str, onnx.ModelProto] = {}
+        self.choices = {name: choices if "ir2qsm" in name else Choices() for name in self.modules}
+
+    def card(self, name: str, precision: Any = "fp32") -> ModelCard:
+        """Return the card of a network, as it is before anything is measured."""
+        spec = network_spec(name.split()[0])
+        card = provisional_card(spec, self.modules[name], self.choices[name], "none", "0" * 64)
+        return replace(card, precision=precision, receptive_field=ReceptiveField(32, 32, 1.0))
+
+    def engine(self, name: str, library: str, precision: Any) -> DeviceSession:
+        """Write a network for a library, and load it on the GPU."""
+        if name not in self.graphs:
+            self.graphs[name] = onnx_from_module(self.modules[name].cpu().float())
+        model = self.graphs[name]
+        if precision != "fp32":
+            model = with_precision(model, precision)
+        card = self.card(name, precision)
+        stem = f"{name.replace(' ', '-')}-{library}-{precision}"
+        if library == "onnxruntime-cuda":
+            path = self.folder / f"{stem}.onnx"
+            path.write_bytes(with_card(model, card))
+        else:
+            choices = PlanChoices(library)  # type: ignore[arg-type]
+            profile = profile_from("16,160,256", card.divisor, patchable=True)
+            options = plan_target(choices).options() | {"shapes": str(profile)}
+            card = replace(card, options=card.options | options)
+            path = self.folder / f"{stem}.plan"
+            path.write_bytes(build_plan(model, card, profile, choices).data)
+        return open_device_session(path)
+
+
+def kernel_tests() -> Row:
+    """Run the tests of the kernels; those with a GPU are skipped where it cannot be used."""
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "gpu", "tests/kernels"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    counts = {what: int(n) for n, what in SEEN.findall(run.stdout)}
+    if run.returncode or not counts.get("passed"):
+        last = (run.stdout + run.stderr).strip().splitlines()[-1:]
+        raise RuntimeError(f"pytest ended with {run.returncode}: {counts or last}")
+    return counts
+
+
+def on_gpu(
+    gpu: Gpu, scan: Scan, plan: PatchPlan, correction: Correction | None = None
+) -> tuple[Volume, Stages]:
+    """Return a map made on the GPU, and what each stage took there."""
+    work = DeviceWorkload(scan, gpu.session, gpu.library, correction, evaluates=False)
+    stages = Stages()
+    chi, _ = reconstruct_on_device(gpu, work, plan, stages)
+    return chi, stages
+
+
+def session_row(
+    device: WatchedDevice, library: CudaLibrary, networks: Networks, name: str, open_it: OpenEngine
+) -> Row:
+    """Compare the pipeline on the GPU with that on the CPU: whole, patched, made consistent."""
+    session = open_it()
+    card = networks.card(name)
+    scan = phantom_scan(card, HEAD)
+    gpu = Gpu(device, library, session)
+    reference = ModuleSession(networks.modules[name].cpu().float(), card)
+    facts: Row = {"library": f"{session.backend} {session.version}"}
+    for way, plan, step in (
+        ("whole", plan_whole(HEAD, card.divisor), None),
+        ("patches", plan_patches(scan.mask, card.divisor, 64, 32, "hann"), None),
+        ("closed form", plan_whole(HEAD, card.divisor), Correction(0.05)),
+        ("conjugate gradients", plan_whole(HEAD, card.divisor), AUTO),
+    ):
+        chi, _ = on_gpu(gpu, scan, plan, step)
+        expected = reconstruct(reference, scan, plan, Stages())
+        if step is not None:
+            expected, _ = step.apply(expected, scan, Stages())
+        facts[way] = difference(chi, expected, scan.mask)
+        again, _ = on_gpu(gpu, scan, plan, step)
+        facts[way]["repeats_exactly"] = bool((chi == again).all())
+    session.close()
+    return facts
+
+
+def times_row(gpu: Gpu, networks: Networks, scan: Scan, reference: Volume, precision: str) -> Row:
+    """Time whole reconstructions from host memory to host memory, and predict their memory."""
+    plan = plan_whole(scan.mask.shape, networks.card("ir2qsm").divisor)
+    work = DeviceWorkload(scan, gpu.session, gpu.library, None, evaluates=False)
+    predicted = max(work.peak_bytes(plan).values())
+    assert isinstance(gpu.device, WatchedDevice)
+    free = gpu.device.least_free = gpu.device.free_bytes()
+    chi, _ = on_gpu(gpu, scan, plan)
+    peak = free - gpu.device.least_free + gpu.session.weights_bytes
+    seconds, stages = [], {}
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        _, seen = on_gpu(gpu, scan, plan)
+        seconds.append(time.perf_counter() - began)
+        stages = seen.seconds
+    return {
+        "library": f"{gpu.session.backend} {gpu.session.version}",
+        "precision": precision,
+        "shape": list(scan.mask.shape),
+        "seconds": spread(seconds),
+        "stages": {name: round(s, 5) for name, s in stages.items()},
+        "predicted_bytes": round(predicted),
+        "peak_bytes": peak,
+        "accuracy": difference(chi, reference, scan.mask),
+    }
+
+
+def torch_row(networks: Networks, scan: Scan, reference: Volume, mode: str) -> Row:
+    """Time PyTorch as a user would call it: copy in, run, copy out."""
+    session = TorchDeviceSession(networks.modules["ir2qsm"], networks.card("ir2qsm"), mode)
+    field = torch.from_numpy(scan.measured[None])
+
+    def run() -> torch.Tensor:
+        output = session.run([field.cuda()])[0, 0].cpu()
+        torch.cuda.synchronize()
+        return output
+
+    torch.cuda.reset_peak_memory_stats()
+    chi = run().numpy() * scan.mask
+    run()
+    seconds = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated()
+    session.close()
+    return {
+        "library": session.version,
+        "precision": mode,
+        "shape": list(scan.mask.shape),
+        "seconds": spread(seconds),
+        "peak_bytes": peak,
+        "accuracy": difference(chi, reference, scan.mask),
+    }
+
+
+def engines(networks: Networks, name: str) -> dict[str, OpenEngine]:
+    """Return what opens a network in every library and precision, PyTorch first."""
+    found: dict[str, OpenEngine] = {
+        f"PyTorch {mode}": partial(torch_session, networks, name, mode) for mode in MODES[:3]
+    }
+    for library in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"):
+        for precision in ("fp32", "fp16"):
+            label = f"{library} {precision}"
+            found[label] = partial(networks.engine, name, library, precision)
+    return found
+
+
+def torch_session(networks: Networks, name: str, mode: str) -> DeviceSession:
+    """Return PyTorch as an engine."""
+    return TorchDeviceSession(networks.modules[name], networks.card(name), mode)
+
+
+def measure(suite: Suite, folder: Path) -> None:
+    """Measure everything."""
+    library = bench_cuda_dipole.open_on_gpu(folder)
+    suite.result["machine"] |= bench_cuda_dipole.hardware(library)
+    device = WatchedDevice(0)
+    networks = Networks(folder)
+    suite.row("kernels", "tests on the GPU", kernel_tests)
+    suite.row("operator", "accuracy", lambda: {"rows": bench_cuda_dipole.check(library, "cuda")})
+    for shape in bench_cuda_dipole.TIMED:
+        row = partial(bench_cuda_dipole.measure, library, shape, 50)
+        suite.row("operator", "x".join(map(str, shape)), row)
+    for name in ("tkd-unet", "ir2qsm demo"):
+        for label, open_it in engines(networks, name).items():
+            row = partial(session_row, device, library, networks, name, open_it)
+            suite.row("sessions", f"{name}, {label}", row)
+    for shape in SIZES:
+        scan = phantom_scan(networks.card("ir2qsm"), shape)
+        reference = ModuleSession(networks.modules["ir2qsm"].cpu().float(), networks.card("ir2qsm"))
+        chi = reconstruct(reference, scan, plan_whole(shape, 8), Stages())
+        size = "x".join(map(str, shape))
+        for mode in MODES:
+            row = partial(torch_row, networks, scan, chi, mode)
+            suite.row("times", f"ir2qsm {size}, PyTorch {mode} as users call it", row)
+        for label, open_it in engines(networks, "ir2qsm").items():
+
+            def timed(label: str = label, open_it: OpenEngine = open_it) -> Row:
+                gpu = Gpu(device, library, open_it())
+                row = times_row(gpu, networks, scan, chi, label.split()[-1])  # noqa: B023
+                gpu.session.close()
+                return row
+
+            suite.row("times", f"ir2qsm {size}, {label} in the pipeline", timed)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    args = parser.parse_args()
+    suite = Suite(args.output, args.minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(suite, Path(folder))
+    suite.write()
+
+
+if __name__ == "__main__":
+    main()

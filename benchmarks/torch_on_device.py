@@ -1,0 +1,96 @@
+"""PyTorch as an engine on a GPU: what a user has without TensorRT, behind the same protocol."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qsm_deploy.export.networks.network import Network
+from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.device_session import DeviceBackend, Shapes
+
+MODES = ("fp32", "tf32", "fp16", "compiled fp16")
+
+
+class TorchDeviceSession:
+    """A module on the current GPU; see :class:`qsm_deploy.runtime.device_session.DeviceSession`.
+
+    PyTorch allocates its activations for itself, so the memory predicted is without them.
+    """
+
+    backend: DeviceBackend = "onnxruntime-cuda"  # stands where an engine would
+    version = f"PyTorch {torch.__version__}"
+    capturable = False
+
+    def __init__(self, module: Network, card: ModelCard, mode: str, device: int = 0) -> None:
+        self.card, self.device, self.mode = card, device, mode
+        torch.backends.cudnn.allow_tf32 = mode == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
+        half = "fp16" in mode
+        moved: Any = module.to(f"cuda:{device}", torch.float16 if half else torch.float32)
+        if half:
+            moved = moved.to(memory_format=torch.channels_last_3d)
+        self._module = torch.compile(moved) if "compiled" in mode else moved
+        self._type = torch.float16 if half else torch.float32
+        self.weights_bytes = sum(p.nbytes for p in module.parameters())
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Return the output for float32 tensors on the GPU."""
+        taken = [tensor.to(self._type) for tensor in inputs]
+        if self._type is torch.float16:
+            taken = [
+                t.contiguous(memory_format=torch.channels_last_3d) if t.ndim == 5 else t
+                for t in taken
+            ]
+        with torch.inference_mode():
+            output: torch.Tensor = self._module(*taken)
+        return output.float()
+
+    def output_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the output's shape: one channel."""
+        first = shapes[self.card.inputs[0].name]
+        return (first[0], 1, *first[2:])
+
+    def scratch_bytes(self, shapes: Shapes) -> int:
+        """Return 0: nothing of what PyTorch takes comes from the caller."""
+        return 0
+
+    def open_inference(self, shapes: Shapes, scratch: int) -> "_TorchInference":
+        """Return what runs the module on pointers."""
+        return _TorchInference(self, shapes)
+
+    def close(self) -> None:
+        """Let the module go."""
+        del self._module
+        torch.cuda.empty_cache()
+
+
+@dataclass
+class _Memory:
+    """A pointer that PyTorch takes for an array."""
+
+    pointer: int
+    shape: tuple[int, ...]
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        data = (self.pointer, False)
+        return {"shape": self.shape, "typestr": "<f4", "data": data, "version": 2, "strides": None}
+
+
+@dataclass
+class _TorchInference:
+    session: TorchDeviceSession
+    shapes: Shapes
+
+    def enqueue(self, inputs: Mapping[str, int], output: int, stream: int) -> None:
+        """Enqueue one run on a stream."""
+        session = self.session
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=session.device)):
+            tensors = [
+                torch.as_tensor(_Memory(inputs[t.name], self.shapes[t.name]), device="cuda")
+                for t in session.card.inputs
+            ]
+            target = _Memory(output, session.output_shape(self.shapes))
+            torch.as_tensor(target, device="cuda").copy_(session.run(tensors))
