@@ -41,6 +41,7 @@ class TensorRtInference:
         """
         if self._context is None:
             raise EngineError("this inference was closed with its session")
+        self._log.messages.clear()
         if inputs.keys() != self._inputs:
             raise EngineError(f"the plan takes {sorted(self._inputs)}, got {sorted(inputs)}")
         for name, address in {**inputs, self._output: output}.items():
@@ -108,6 +109,7 @@ class TensorRtSession:
         if card.options.get("dipole_op") == "plugin":
             load_dipole_plugin()
         self.log = error_log(library)
+        self.log.messages.clear()
         self._library = library
         self._runtime: tensorrt.Runtime | None = start(library.Runtime, self.log)
         if target.newer:
@@ -189,6 +191,7 @@ class TensorRtSession:
         """Return a new context without memory."""
         if self._engine is None:
             raise EngineError("this session was closed")
+        self.log.messages.clear()
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:

@@ -169,6 +169,14 @@ def test_a_run_that_fails_says_why(session, buffer, levers) -> None:
         infer(session, buffer)
 
 
+def test_an_error_of_before_is_not_the_reason(session, buffer, levers) -> None:
+    levers.fails.add("address")
+    inference = session.open_inference(SHAPES, 256)
+    session.log.messages.append("an error that harmed nobody")
+    with pytest.raises(EngineError, match="local_field_ppm: setTensorAddress"):
+        inference.enqueue({"local_field_ppm": 512, "voxel_size_mm": 1024}, 2048, STREAM)
+
+
 def test_nothing_runs_after_the_end(session) -> None:
     inference = session.open_inference(SHAPES, 256)
     session.close()
