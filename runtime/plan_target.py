@@ -16,6 +16,11 @@ from qsm_deploy.runtime.tensorrt_library import Engine
 
 ARCHITECTURES = re.compile(r"(sm_\d{2,3}\+|sm_\d{2,3}(,sm_\d{2,3})*)( \S.*)?")
 OPTIONS = ("engine", "versions", "gpu")  # of the card
+# other ones of the card that are flags of qsm-export, of the same name
+FLAGS = (
+    *("residual", "form", "orientations", "dipole_op", "part"),
+    *("shapes", "compute_capability", "collector"),
+)
 NEWER = "newer"  # among versions: later ones of the same major version too
 
 
@@ -100,13 +105,14 @@ def rebuild_command(card: ModelCard, file: str, changes: Mapping[str, str] | Non
     changes
         Options of the card to change, such as ``shapes``.
     """
-    options = {k: v for k, v in card.options.items() if k not in OPTIONS} | dict(changes or {})
+    options = {k: v for k, v in (card.options | dict(changes or {})).items() if k in FLAGS}
     bundled = Path(__file__).with_name(f"{card.network}.onnx").is_file()
     words = ["qsm-export --model", card.network, *([] if bundled else ["--weights FILE"])]
     words += ["-o", file, "--engine", card.options.get("engine", "tensorrt").split()[0]]
     words += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
     words += ["--version-compatible"] if card.options.get("versions") == NEWER else []
     words += [] if card.precision == "fp32" else [f"--{card.precision}"]
+    words += ["--calibration MAPS"] if card.precision == "int8" else []
     return " ".join([*words, "--force"])
 
 
