@@ -25,6 +25,7 @@ INSTALL = (
     "it is in onnxruntime-gpu, which takes the place of onnxruntime: pip uninstall -y onnxruntime "
     "&& pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
 )
+DEVICE_FAILS = (status.EPFail, status.RuntimeException, RuntimeError, ValueError)
 # nothing waits for the GPU when a run returns
 ASYNCHRONOUS = "disable_synchronize_execution_providers"
 
@@ -89,34 +90,44 @@ class OnnxRuntimeCudaSession:
         self._driver, self.device = driver, device
         driver.gpu(device)
         driver.make_current(device)
-        self._stream = driver.create_stream()
-        self._event = driver.create_event()
+        self._stream, self._event = driver.create_stream(), driver.create_event()
+        try:
+            self._session: onnxruntime.InferenceSession | None = self._opened(path, memory_limit)
+            self.card = read_card(
+                path,
+                self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
+                [i.name for i in self._session.get_inputs()],
+                [o.name for o in self._session.get_outputs()],
+            )
+        except EngineError:
+            driver.destroy(self._stream, self._event)
+            raise
+        self.weights_bytes = path.stat().st_size
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry(ASYNCHRONOUS, "1")
+
+    def _opened(self, path: Path, memory_limit: int | None) -> onnxruntime.InferenceSession:
+        """Return a session that computes on the GPU, on this session's stream."""
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = False  # as on the CPU: it doubles the peak
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # what fails is raised, in one line
-        chosen = provider_options(device, self._stream, memory_limit)
+        chosen = provider_options(self.device, self._stream, memory_limit)
         _load_cuda_libraries()
         try:
-            self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-                path, options, providers=[(PROVIDER, chosen), "CPUExecutionProvider"]
+            session = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=[(PROVIDER, chosen), "CPUExecutionProvider"],
+                enable_fallback=0,  # left alone, it prints on stdout and computes on the CPU
             )
         except UNREADABLE as error:
             raise cannot_load(path, "ONNX Runtime", error) from error
-        if self._session.get_providers()[:1] != [PROVIDER]:
-            raise EngineError(
-                "ONNX Runtime's CUDA provider does not start; CUDA and cuDNN must be of the "
-                f"versions that it was built for; {INSTALL}"
-            )
-        self.card = read_card(
-            path,
-            self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
-            [i.name for i in self._session.get_inputs()],
-            [o.name for o in self._session.get_outputs()],
-        )
-        self.weights_bytes = path.stat().st_size
-        self._options = onnxruntime.RunOptions()
-        self._options.add_run_config_entry(ASYNCHRONOUS, "1")
+        except DEVICE_FAILS as error:
+            raise _not_started(str(error).strip().splitlines()[0]) from error
+        if session.get_providers()[:1] != [PROVIDER]:
+            raise _not_started("it gives no reason")
+        return session
 
     def output_shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Return the output's shape for inputs of these shapes."""
@@ -163,7 +174,7 @@ class OnnxRuntimeCudaSession:
         self._driver.order(stream, self._stream, self._event)
         try:
             self._session.run_with_iobinding(binding, self._options)
-        except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
+        except (*UNREADABLE, *DEVICE_FAILS) as error:
             reason = str(error).strip().splitlines()[0]
             if "allocate memory" in reason:
                 raise MemoryLimitError(
@@ -177,6 +188,13 @@ class OnnxRuntimeCudaSession:
         if self._session is not None:
             self._session = None
             self._driver.destroy(self._stream, self._event)
+
+
+def _not_started(reason: str) -> EngineError:
+    return EngineError(
+        f"ONNX Runtime's CUDA provider does not start ({reason}); CUDA and cuDNN must be of the "
+        f"versions that it was built for; {INSTALL}"
+    )
 
 
 def provider_options(device: int, stream: int, memory_limit: int | None) -> dict[str, str]:

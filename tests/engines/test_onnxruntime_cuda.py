@@ -61,15 +61,21 @@ class Gpu:
     def __init__(self) -> None:
         self.options: dict[str, str] = {}
         self.starts = True
+        self.refuses: Exception | None = None
         self.raises: Exception | None = None
         self.runs = 0
 
-    def session(self, path: Any, options: Any, providers: Any) -> "Session":
+    def session(self, path: Any, options: Any, providers: Any, enable_fallback: int) -> "Session":
+        if self.refuses:
+            raise self.refuses
         (name, self.options), last = providers
         assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert self.options.keys() <= OPTIONS
         assert all(isinstance(value, str) for value in self.options.values())
-        real = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        real = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], enable_fallback=enable_fallback
+        )
+        assert not real._enable_fallback
         return Session(self, real)
 
 
@@ -191,6 +197,7 @@ def test_shapes_that_cannot_be(gpu, write, change, message) -> None:
     ("error", "expected", "message"),
     [
         (status.Fail("CUDA failure 700\nmore"), EngineError, r"failed \(CUDA failure 700\)"),
+        (status.EPFail("CUDNN_STATUS_X"), EngineError, r"failed \(CUDNN_STATUS_X\)"),
         (
             status.RuntimeException("Failed to allocate memory for requested buffer of size 9"),
             MemoryLimitError,
@@ -218,10 +225,15 @@ def test_an_onnx_runtime_for_the_cpu_says_what_to_install(write, driver) -> None
     assert caught.value.exit_code == 4
 
 
-def test_a_provider_that_does_not_start_is_no_reason_to_use_the_cpu(gpu, write) -> None:
+def test_a_provider_that_does_not_start_is_no_reason_to_use_the_cpu(gpu, write, driver) -> None:
     gpu.starts = False
     with pytest.raises(EngineError, match="does not start"):
         open_device_session(write())
+    gpu.refuses = RuntimeError("CUDA failure 35: driver is insufficient ; GPU=0\nmore")
+    with pytest.raises(EngineError, match=r"does not start \(CUDA failure 35.*pip") as caught:
+        open_device_session(write())
+    assert "\n" not in str(caught.value)
+    assert driver.destroyed == [OWN_STREAM, 0x6000] * 2
 
 
 def test_a_model_without_a_card_or_a_broken_one(gpu, write, tmp_path) -> None:
