@@ -97,14 +97,7 @@ class TensorRtSession:
         device: int,
     ) -> None:
         self.backend: DeviceBackend = target.engine
-        gpu = driver.gpu(device)
-        library = open_library(target.engine, f"{path}, a plan for {target.engine},", RUNS)
-        if mismatch := target.mismatch(library.__version__, gpu):
-            changes = _changes_for(target, gpu)
-            raise EngineError(
-                f"{path}: {mismatch}; rebuild it here with: "
-                f"{rebuild_command(card, path.name, changes)}"
-            )
+        library = _matching_library(path, card, target, driver.gpu(device))
         driver.make_current(device)
         if card.options.get("dipole_op") == "plugin":
             load_dipole_plugin()
@@ -207,6 +200,15 @@ class TensorRtSession:
         for name, shape in shapes.items():
             if not context.set_input_shape(name, tuple(shape)):
                 raise EngineError(f"TensorRT refuses {name} of {shape}: {self.log.reason()}")
+
+
+def _matching_library(path: Path, card: ModelCard, target: PlanTarget, gpu: Gpu) -> Library:
+    """Return the library that runs a plan, if it is the one that the plan was built for."""
+    library = open_library(target.engine, f"{path}, a plan for {target.engine},", RUNS)
+    if mismatch := target.mismatch(library.__version__, gpu):
+        command = rebuild_command(card, path.name, _changes_for(target, gpu))
+        raise EngineError(f"{path}: {mismatch}; rebuild it here with: {command}")
+    return library
 
 
 def _checked_card(
