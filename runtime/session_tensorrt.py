@@ -149,9 +149,12 @@ class TensorRtSession:
         EngineError
             If the plan does not serve the shapes, or scratch is not aligned.
         """
+        promised = self.scratch_bytes(shapes)
         context = self._context()
         self._set_shapes(context, shapes)
         size = context.update_device_memory_size_for_shapes()
+        if size > promised:
+            raise EngineError(f"TensorRT now wants {size} bytes of scratch, before {promised}")
         if (size and not scratch) or scratch % ALIGNMENT:
             raise EngineError(
                 f"the scratch memory is at {scratch:#x}; TensorRT takes {size} bytes at a "

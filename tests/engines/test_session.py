@@ -144,6 +144,12 @@ def test_an_output_of_unknown_shape(session, levers) -> None:
         session.output_shape(SHAPES)
 
 
+def test_memory_that_was_not_promised_is_not_written_to(session, levers) -> None:
+    levers.fails.add("grows")
+    with pytest.raises(EngineError, match=r"now wants \d+ bytes of scratch, before \d+"):
+        session.open_inference(SHAPES, 256)
+
+
 @pytest.mark.parametrize("scratch", [0, 4096 + 4])
 def test_scratch_memory_that_cannot_be(session, scratch) -> None:
     with pytest.raises(EngineError, match=f"at a multiple of 256|is at {scratch:#x}"):
