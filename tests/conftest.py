@@ -24,7 +24,7 @@ TWIN_FLAGS = [
 ]
 NO_TEST_DATA = "test data not present: ../shared"
 # what a skip's reason may start with
-ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind")
+ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind", "no headless browser")
 
 _hidden = pytest.StashKey[list[str]]()
 

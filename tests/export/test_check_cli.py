@@ -153,7 +153,7 @@ def swapped_channel(model: onnx.ModelProto) -> None:
 
 def wrong_normalisation(model: onnx.ModelProto) -> None:
     (first,) = (node for node in model.graph.node if node.output[0] == "div")
-    first.input[1] = constant(model, "spread", np.float32(0.0132))
+    first.input[1] = constant(model, "spread", np.float32(0.02))
 
 
 def offset_output(model: onnx.ModelProto) -> None:
