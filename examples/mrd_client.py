@@ -110,6 +110,8 @@ def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a volume and its affine: whole numbers as such, everything else as float32."""
     image = nib.load(path)
     data = np.asarray(image.dataobj)
+    if data.ndim != 3:
+        sys.exit(f"{path} is {data.ndim}-D; pass one 3-D volume for each echo")
     if data.dtype.kind in "iu":
         return data.astype(np.uint16 if data.min() >= 0 else np.int16), image.affine
     return data.astype(np.float32), image.affine

@@ -65,7 +65,9 @@ def require_mask(mask: Mask) -> None:
         raise DataError("the mask is empty: the field is zero everywhere, or the mask as sent")
 
 
-def scan_of(local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit) -> Scan:
+def scan_of(
+    local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit, notes: Sequence[str]
+) -> Scan:
     """Return a scan of one local field.
 
     Parameters
@@ -78,6 +80,8 @@ def scan_of(local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit) 
         Where it lies.
     unit
         What it was converted from.
+    notes
+        What the host should know about it already.
 
     Raises
     ------
@@ -89,10 +93,10 @@ def scan_of(local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit) 
     values = local_field_ppm[mask]
     if bad := int(np.count_nonzero(~np.isfinite(values))):
         raise DataError(f"{bad} of {values.size} voxels inside the mask are NaN or Inf")
-    notes = require_ppm(values, unit)
+    found = require_ppm(values, unit)
     measured = np.zeros((1, *mask.shape), dtype=np.float32)
     measured[0][mask] = values
     header = nib.Nifti1Header()
     header.set_data_shape(mask.shape)
     header.set_sform(stack.affine, code=1)
-    return Scan(measured, mask, stack.geometry, header, stack.affine, notes=notes)
+    return Scan(measured, mask, stack.geometry, header, stack.affine, notes=[*notes, *found])

@@ -37,12 +37,10 @@ def source_from_field(request: Request, stages: Stages) -> Generator[str, None, 
         mask = field != 0 if found.mask is None else found.mask.volume() != 0
         require_mask(mask)
         field *= np.float32(-ppm if request.parameters.negate else ppm)
-        scan = scan_of(field, mask, found.field, unit)
-    yield from found.notes
+        scan = scan_of(field, mask, found.field, unit, found.notes)
     scaled = "" if (slope, intercept) == (1.0, 0.0) else f" of {slope:g} value + {intercept:g}"
     origin = "where the field is not zero" if found.mask is None else "as sent"
     yield f"{scan.geometry}; field in {request.parameters.units}{scaled}; mask {origin}"
-    yield from scan.notes
     return Source(found.field, scan)
 
 

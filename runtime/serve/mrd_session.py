@@ -61,7 +61,7 @@ class MrdSession:
     images: list[Image] = field(default_factory=list)
     complete: bool = False
     error: str | None = None
-    summary: str = "no images"
+    summary: str = "no map"
     stages: Stages = field(default_factory=Stages)
     _config: str | None = None
     _header: dict[str, list[str]] | None = None
@@ -168,7 +168,7 @@ class MrdSession:
         with self.stages("encode"):
             encoded = encode_chi(chi)
         del chi
-        for note in notes:
+        for note in [*source.scan.notes, *notes]:
             yield text_frame("WARNING", note)
         self.summary = f"{name}, {source.scan.geometry}"
         yield text_frame("INFO", self._timing())
@@ -187,4 +187,6 @@ class MrdSession:
 
 
 def _clipping(count: int) -> str:
+    if count == 0:
+        return "no voxel lies beyond 2.047 ppm"
     return f"{count} voxels lie beyond 2.047 ppm and were put at the bound of the scale"

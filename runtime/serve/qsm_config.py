@@ -55,7 +55,6 @@ class EchoSteps:
             volumes = echo_volumes(request.images, request.header)
             strength = field_strength_t(request.header)
             geometry = volumes.phase[0].geometry
-        yield from volumes.notes
         times = ", ".join(f"{1000 * t:g}" for t in volumes.echo_times_s)
         yield f"{geometry}; echoes at {times} ms; {strength:.4g} T"
         with stages("phase scale"):
@@ -73,9 +72,8 @@ class EchoSteps:
         yield "field mapped"
         with stages("background removal"):
             local, mask = self.remove_background(field, mask, geometry)
-        scan = scan_of(local, mask, volumes.phase[0], "rad")
+        scan = scan_of(local, mask, volumes.phase[0], "rad", volumes.notes)
         yield "background removed"
-        yield from scan.notes
         return Source(volumes.phase[0], scan)
 
     def _mask(self, volumes: EchoVolumes, magnitude: Volume) -> Mask:

@@ -2,14 +2,17 @@
 
 import math
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from ismrmrd.serialization import ConfigFile, ProtocolDeserializer
 from scipy.spatial.transform import Rotation
 
 from qsm_deploy.calibration.phantom import head_phantom
@@ -34,9 +37,9 @@ GEOMETRY_PPB = 0.01  # what a geometry in single precision, in the headers, does
 BOUND_PPB = 2047
 
 
-@pytest.fixture(scope="module")
-def port(tmp_path_factory):
-    """Start qsm-serve on a free port, and stop it as a service manager does."""
+@contextmanager
+def server_process():
+    """Start qsm-serve on a free port; at the end it must have stopped as SIGTERM asks."""
     command = [sys.executable, "-m", "qsm_deploy.runtime.serve_cli", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -44,12 +47,18 @@ def port(tmp_path_factory):
         ready = process.stderr.readline()
         assert "ready on 127.0.0.1:" in ready
         assert "tkd-unet fp32" in ready
-        yield int(ready.split("127.0.0.1:")[1].split(":")[0])
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        yield process, int(ready.split("127.0.0.1:")[1].split(":")[0])
+        out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (0, "stopped\n")
-        assert "volumes that are being reconstructed will be finished" in err.splitlines()[-1]
+        assert "volumes that are being reconstructed will be finished" in err
         assert err.count("failed:") == 0
+
+
+@pytest.fixture(scope="module")
+def port():
+    with server_process() as (process, number):
+        yield number
+        process.send_signal(signal.SIGTERM)
 
 
 def affine_of(axes):
@@ -142,6 +151,20 @@ def test_multi_echo_phase_and_magnitude(port, tmp_path):
     assert np.abs(ppb - 1000 * ppm)[inside].max() <= HALF_A_CODE_PPB + 10 * GEOMETRY_PPB
     # and it shows what is in the head
     assert np.corrcoef(ppm[head.mask], head.chi_ppm[head.mask])[0, 1] > 0.7
+
+
+def test_sigterm_lets_the_running_volume_finish(serialise, mrd_header, mrd_images):
+    volume = np.random.default_rng(1).normal(0, 0.02, (72, 72, 72)).astype(np.float32)
+    start = (ConfigFile("dipole"), mrd_header(), {"units": "ppm", "sendoriginal": "False"})
+    stream = serialise(*start, *mrd_images(volume), None)
+    with server_process() as (process, number):
+        connection = socket.create_connection(("127.0.0.1", number), timeout=30)
+        with connection, connection.makefile("rb") as answer:
+            connection.sendall(stream)
+            messages = ProtocolDeserializer(answer).deserialize()
+            assert "72x72x72" in next(messages)  # it has begun
+            process.send_signal(signal.SIGTERM)
+            assert len([m for m in messages if not isinstance(m, str)]) == 72
 
 
 def test_a_taken_port_is_a_usage_error(port, capsys):
