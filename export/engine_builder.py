@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from qsm_deploy.export.build_progress import watched_build
-from qsm_deploy.export.engine_config import builder_config, builder_library
+from qsm_deploy.export.engine_config import builder_config, builder_library, building_gpu
 from qsm_deploy.export.engine_layers import layer_report, network_layers
 from qsm_deploy.export.engine_shapes import Profile
 from qsm_deploy.export.plan_choices import PlanChoices
@@ -23,7 +23,6 @@ from qsm_deploy.export.timing_cache import (
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
 from qsm_deploy.runtime.card import ModelCard, TensorInfo
-from qsm_deploy.runtime.plan_target import target_from_card
 from qsm_deploy.runtime.tensorrt_library import Engine, ErrorLog, Library, error_log, start
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def build_plan(
         if tensor.is_volume:
             shapes.set_shape(tensor.name, *_sizes(library, tensor, profile))
     config.add_optimization_profile(shapes)
-    timings = timing_cache_file(target_from_card(card))
+    timings = timing_cache_file(library, building_gpu(choices))
     has_timings = attach_timing_cache(config, timings, say)
     with watched_build(library, config, visible=choices.progress):
         data = builder.build_serialized_network(network, config)

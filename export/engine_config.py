@@ -36,6 +36,12 @@ def builder_library(choices: PlanChoices) -> Library:
     return library
 
 
+def building_gpu(choices: PlanChoices) -> str:
+    """Return the GPU that is measured while it builds, if one is."""
+    needs_gpu = choices.engine == "tensorrt"
+    return str(open_cuda_driver().gpu(GPU)) if needs_gpu else "no GPU"
+
+
 def plan_target(choices: PlanChoices) -> PlanTarget:
     """Return what a plan will have been built for, once it is; nothing is built.
 
@@ -54,8 +60,9 @@ def plan_target(choices: PlanChoices) -> PlanTarget:
     elif choices.engine == "tensorrt-rtx" or choices.hardware_compatible == "ampere-plus":
         gpu = AMPERE_PLUS
     else:
-        here = open_cuda_driver().gpu(GPU)
-        gpu = here.architecture if choices.hardware_compatible else str(here)
+        gpu = building_gpu(choices)
+        if choices.hardware_compatible:
+            gpu, _, _ = gpu.partition(" ")
     return PlanTarget(choices.engine, library.__version__, choices.version_compatible, gpu)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qsm_deploy.export.measurement_cache import cache_folder
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.atomic import write_atomically
-from qsm_deploy.runtime.plan_target import PlanTarget
+from qsm_deploy.runtime.tensorrt_library import Library
 
 if TYPE_CHECKING:
     import tensorrt
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 DIGEST = hashlib.sha256().digest_size
 
 
-def timing_cache_file(target: PlanTarget) -> Path:
+def timing_cache_file(library: Library, gpu: str) -> Path:
     """Return where the timings of a library on a GPU are kept."""
-    name = re.sub(r"[^\w.+-]+", "_", f"{target.engine}-{target.version}-{target.gpu}")
+    name = re.sub(r"[^\w.+-]+", "_", f"{library.__name__}-{library.__version__}-{gpu}")
     return cache_folder() / "timing" / f"{name}.cache"
 
 

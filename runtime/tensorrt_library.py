@@ -25,6 +25,7 @@ BUILDS = (*RUNS, "Builder", "OnnxParser", "NetworkDefinitionCreationFlag")
 class Library(Protocol):
     """What is used of the module ``tensorrt`` or ``tensorrt_rtx``."""
 
+    __name__: str
     __version__: str
     Builder: "type[tensorrt.Builder]"
     BuilderFlag: "type[tensorrt.BuilderFlag]"

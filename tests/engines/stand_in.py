@@ -9,6 +9,7 @@ import json
 import struct
 import zlib
 from enum import Enum, IntEnum
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +55,7 @@ def from_bytes(data: bytes) -> tuple[dict[str, Any], str] | None:
 def stand_in(name: str, version: str, levers: Levers) -> ModuleType:
     """Return the module; ``tensorrt_rtx`` has compute capabilities, and no plugins."""
     trt: Any = ModuleType(name)
-    trt.__version__ = version
+    trt.__version__, trt.__spec__ = version, ModuleSpec(name, None, origin=__file__)
     rtx = name == "tensorrt_rtx"
 
     class Severity(IntEnum):

@@ -20,6 +20,7 @@ from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.errors import EngineError, ExportError, UsageError
 from qsm_deploy.runtime.plan_file import read_plan_card
 from qsm_deploy.runtime.plan_target import target_from_card
+from qsm_deploy.runtime.tensorrt_library import open_library
 
 
 @pytest.fixture
@@ -122,14 +123,18 @@ def test_without_a_gpu_plain_tensorrt_is_not_asked(install, monkeypatch) -> None
     assert caught.value.exit_code == 4
 
 
+def kept_timings() -> Path:
+    library = open_library("tensorrt", "a test")
+    return timing_cache_file(library, "sm_90 NVIDIA Made-up 100")
+
+
 def test_timings_are_reused_and_the_user_is_told(install, built, levers) -> None:
     install()
-    target = plan_target(PlanChoices("tensorrt"))
-    file = timing_cache_file(target)
+    file = kept_timings()
     assert file.name == "tensorrt-11.4.0.106-sm_90_NVIDIA_Made-up_100.cache"
     _, said = built()
     assert (levers.configs[-1].given_cache, said) == (b"", [])
-    _, said = built()
+    _, said = built(hardware_compatible="ampere-plus")
     assert levers.configs[-1].given_cache == b"sm_90 NVIDIA Made-up 100 measured"
     assert said == [f"reusing the kernel timings in {file}"]
 
@@ -138,7 +143,7 @@ def test_timings_are_reused_and_the_user_is_told(install, built, levers) -> None
 def test_timings_of_no_use_are_replaced(install, built, levers, damage) -> None:
     install()
     built()
-    file = timing_cache_file(plan_target(PlanChoices("tensorrt")))
+    file = kept_timings()
     whole = file.read_bytes()
     if damage == "elsewhere":
         levers.gpu = "another GPU"
