@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--allow-geometry", action="store_true",
         help="run although voxel size or B0 direction are not those of the training")
     add("--max-session", type=memory_size, metavar="SIZE", default=None,
-        help="most bytes of images in a session, such as 4G (default)")
+        help="most bytes of images in a session, such as 4G (default: 2G)")
     add("--idle-seconds", type=seconds, metavar="S", default=None,
         help="longest silence of a client (default: 60)")
     add("--session-seconds", type=seconds, metavar="S", default=None,

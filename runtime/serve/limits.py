@@ -31,11 +31,11 @@ class Limits:
         Most connections at a time; further ones are told to come back.
     """
 
-    message_bytes: int = 1 << 30
+    message_bytes: int = 1 << 29
     text_bytes: int = 4 << 20
     matrix: int = 1024
     images: int = 20_000
-    session_bytes: int = 4 << 30
+    session_bytes: int = 2 << 30
     session_seconds: float = 1800.0
     idle_seconds: float = 60.0
     linger_seconds: float = 2.0

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+import numpy as np
+
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
 from qsm_deploy.runtime.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.serve.codec import Buffer, Decoder, close_frame, text_frame
@@ -134,19 +136,19 @@ class MrdServer:
     def _converse(self, connection: socket.socket, session: MrdSession) -> None:
         try:
             self._receive(connection, session)
-        except ProtocolError as error:
-            reason = ProtocolError("the server is shutting down") if self._stopping else error
-            self._send(connection, [session.reason(reason)])
-            self._drain(connection)  # a client that still sends does not take its images
-            self._send(connection, session.ending())
-        else:
-            try:
-                self._send(connection, session.answer(self._engine))
-            except OSError:
-                raise
-            except Exception as error:
+            self._send(connection, session.answer(self._engine))
+        except OSError:
+            raise  # there is nobody to tell
+        except Exception as error:
+            known = isinstance(error, ProtocolError)
+            if not known:
                 sys.stderr.write(traceback.format_exc())
-                self._send(connection, [session.reason(error), *session.ending()])
+            stopped = known and self._stopping
+            reason = ProtocolError("the server is shutting down") if stopped else error
+            self._send(connection, [session.reason(reason)])
+            if not session.complete:
+                self._drain(connection)  # a client that still sends does not take its images
+            self._send(connection, session.ending())
         self._hang_up(connection)
 
     def _receive(self, connection: socket.socket, session: MrdSession) -> None:
@@ -166,14 +168,14 @@ class MrdServer:
         if not session.complete:
             raise ProtocolError("the server is shutting down")
 
-    def _read(self, connection: socket.socket, decoder: Decoder, deadline: float) -> bytearray:
+    def _read(self, connection: socket.socket, decoder: Decoder, deadline: float) -> memoryview:
         """Return the bytes that the decoder wants next."""
-        piece = bytearray(decoder.wanted)
-        view, got = memoryview(piece), 0
+        # memory that was only announced is not touched, and so not taken
+        piece, got = np.empty(decoder.wanted, dtype=np.uint8).data, 0
         while got < len(piece):
             self._allow(connection, deadline)
             try:
-                count = connection.recv_into(view[got:])
+                count = connection.recv_into(piece[got:])
             except TimeoutError:
                 raise ProtocolError(
                     f"nothing came for {self._limits.idle_seconds:g} s, or the session took more "

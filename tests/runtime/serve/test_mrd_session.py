@@ -9,10 +9,12 @@ from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer
 
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
 from qsm_deploy.runtime.card import GeometryLimits
+from qsm_deploy.runtime.serve import qsm_config
 from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.mrd_session import MrdSession
 from qsm_deploy.runtime.serve.parameters import Parameters, parameters_from
+from qsm_deploy.runtime.serve.qsm_config import EchoSteps
 
 CHI_SERIES = 99
 
@@ -21,8 +23,8 @@ CHI_SERIES = 99
 def talk(decoded, engine):
     """Return a function that gives a stream to a session and returns texts and images."""
 
-    def run(stream, engine=engine, limits=None):
-        session = MrdSession(limits or Limits())
+    def run(stream, engine=engine, **more):
+        session = MrdSession(Limits(), **more)
         for message in decoded(stream):
             session.receive(message)
         assert session.complete
@@ -289,11 +291,12 @@ def test_a_mask_of_nothing(talk, session_of, mrd_images, local_field):
     assert "the mask is empty" in texts[-1]
 
 
-def test_phase_and_magnitude(talk, session_of, mrd_images, local_field):
-    """The configuration qsm from end to end, its steps told in lines."""
+@pytest.fixture
+def echo_images(mrd_images):
+    """Return the images of three echoes of a ball in a smooth field, all of it background."""
     x, y, z = np.ogrid[-1:1:20j, -1:1:20j, -1:1:20j]
     ball = x * x + y * y + z * z < 0.7
-    field = np.where(ball, 0.3 * z + 0.1 * x, 0).astype(np.float32)  # all of it background
+    field = np.where(ball, 0.3 * z + 0.1 * x, 0).astype(np.float32)
     images = []
     for n in range(3):
         turns = 42.577 * 3 * 0.005 * (n + 1) * field
@@ -302,15 +305,65 @@ def test_phase_and_magnitude(talk, session_of, mrd_images, local_field):
         magnitude = np.where(ball, 1000, 10).astype(np.uint16)
         images += mrd_images(phase, contrast=n, image_type=2, series=2, voxel=(2, 2, 2))
         images += mrd_images(magnitude, contrast=n, image_type=1, series=1, voxel=(2, 2, 2))
-    texts, images, session = talk(session_of("qsm", None, images))
-    assert session.error is None
-    steps = ["phase in 0 to 4095, 4096 per turn", "mask of the magnitude", "field mapped"]
-    for text, step in zip(texts[1:], [*steps, "background removed"], strict=False):
-        assert text.startswith(f"INFO {step}")
-    assert "echoes at 5, 10, 15 ms; 3 T" in texts[0]
-    assert list(session.stages.seconds) == [
-        "group", "phase scale", "mask", "field mapping", "background removal", "prepare",
-        "inference", "encode",
-    ]  # fmt: skip
-    assert np.abs(chi_ppb(images[120:])).max() < 30
-    assert len(images) == 140
+    return images
+
+
+class TestEchoes:
+    def test_every_step_is_told(self, talk, session_of, echo_images):
+        texts, images, session = talk(session_of("qsm", None, echo_images))
+        assert session.error is None
+        steps = ["phase in 0 to 4095, 4096 per turn", "mask of the magnitude", "field mapped"]
+        for text, step in zip(texts[1:], [*steps, "background removed"], strict=False):
+            assert text.startswith(f"INFO {step}")
+        assert "echoes at 5, 10, 15 ms; 3 T" in texts[0]
+        assert list(session.stages.seconds) == [
+            "group", "phase scale", "mask", "field mapping", "background removal", "prepare",
+            "inference", "encode",
+        ]  # fmt: skip
+        assert np.abs(chi_ppb(images[120:])).max() < 30
+        assert len(images) == 140
+
+    def test_each_step_can_be_replaced(self, talk, session_of, echo_images, local_field):
+        seen = []
+
+        def mask(magnitude):
+            seen.append(magnitude.shape)
+            return magnitude[0] > 500
+
+        def field_mapping(echoes, mask):
+            seen.append(echoes.echo_times_s)
+            return np.where(mask, np.float32(0.03), np.float32(0))
+
+        def background_removal(field, mask, geometry):
+            seen.append(geometry.voxel_size_mm)
+            return 2 * field, mask
+
+        steps = EchoSteps(mask, field_mapping, background_removal)
+        _, images, session = talk(
+            session_of("qsm", None, echo_images), configurations={"qsm": steps}
+        )
+        assert session.error is None
+        assert seen == [(3, 20, 20, 20), (0.005, 0.01, 0.015), (2, 2, 2)]
+        assert np.unique(chi_ppb(images[120:])).tolist() == [0, 120]
+
+    def test_the_opposite_sign(self, talk, session_of, echo_images):
+        maps = []
+        for negate in ("False", "True"):
+            _, images, _ = talk(session_of("qsm", [("negate", negate)], echo_images))
+            maps.append(chi_ppb(images[120:]))
+        np.testing.assert_allclose(maps[0], -maps[1], atol=1.01)
+        assert np.abs(maps[0]).max() > 3
+
+    def test_an_unknown_phase_scale(self, talk, session_of, mrd_images, echo_images):
+        for image in echo_images:
+            if image.image_type == 2:
+                image.data[:] = image.data // 3
+        texts, images, _ = talk(session_of("qsm", None, echo_images))
+        assert "the phase reaches from 0 to 1365" in texts[-1]
+        assert len(images) == 120
+
+    @pytest.mark.parametrize(("limit", "match"), [(1e3, "3 echoes would"), (4e5, "unwrapping")])
+    def test_too_little_memory(self, talk, session_of, echo_images, monkeypatch, limit, match):
+        monkeypatch.setattr(qsm_config, "available_bytes", lambda: limit)
+        texts, _, _ = talk(session_of("qsm", None, echo_images))
+        assert match in texts[-1]
