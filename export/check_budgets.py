@@ -11,9 +11,9 @@ from qsm_deploy.runtime.card import ModelCard
 # what may be budgeted, larger is worse, and what it needs besides the two maps
 METRICS = {
     "mean_ppb": "mean |engine - reference| in the mask",
-    "median_ppb": "median of it",
-    "p999_ppb": "its 99.9th percentile",
-    "max_ppb": "the largest of it",
+    "median_ppb": "median of |engine - reference|",
+    "p999_ppb": "99.9th percentile of |engine - reference|",
+    "max_ppb": "largest |engine - reference|",
     "bias_ppb": "|mean of engine - reference|",
     "nrmse_percent": "norm of the difference by that of the reference, both demeaned",
     "xsim_loss": "1 - XSIM of engine and reference",

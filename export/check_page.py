@@ -7,7 +7,7 @@ from html import escape
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  color: #1b1f24; background: #fff; max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }
+  color: #1b1f24; background: #fff; max-width: 1200px; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #d8dde3; }
 p { margin: .4rem 0; }
@@ -16,7 +16,7 @@ p { margin: .4rem 0; }
 .pass { background: #e8f5e9; border-color: #2e7d32; } .fail { background: #fdecea;
   border-color: #b3261e; }
 table { border-collapse: collapse; font-size: .84rem; margin: .5rem 0; }
-th, td { text-align: right; white-space: nowrap; padding: .22rem .55rem;
+th, td { text-align: right; white-space: nowrap; padding: .22rem .45rem;
   border-bottom: 1px solid #e6e9ed; font-variant-numeric: tabular-nums; }
 th { color: #4a5560; font-weight: 600; border-bottom: 1px solid #aab2bb; vertical-align: bottom; }
 th { white-space: normal; }
@@ -28,8 +28,10 @@ code { font: .8rem ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anyw
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .planes { max-width: 820px; }
 .note { color: #4a5560; font-size: .88rem; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; }
-  h2 { break-after: avoid; } tr, img { break-inside: avoid; } .wide { overflow: visible; } }
+@page { size: A4 landscape; margin: 12mm; }
+@media print { html { font-size: 10.5px; } body { font-size: 1rem; margin: 0; max-width: none; }
+  h2 { break-after: avoid; } tr, img { break-inside: avoid; } .wide { overflow: visible; }
+  * { print-color-adjust: exact; } }
 """
 Cell = tuple[str, str]  # text, and its class
 
@@ -78,11 +80,20 @@ def table(
         Columns besides the first that hold words and not numbers.
     marked
         Which rows to make stand out.
+
+    Returns
+    -------
+    str
+        Without the columns that hold nothing but dashes.
     """
+    rows = list(rows)
+    filled = [n for n in range(len(head)) if not rows or any(row[n][0] != "-" for row in rows)]
+    head, rows = [head[n] for n in filled], [[row[n] for n in filled] for row in rows]
+    words = {new for new, old in enumerate(filled) if old in text_columns}
 
     def row(tag: str, row_cells: Sequence[Cell], kind: str = "") -> str:
         made = "".join(
-            f"<{tag}{_class(c, 'text' if n in text_columns else '')}>{escape(text)}</{tag}>"
+            f"<{tag}{_class(c, 'text' if n in words else '')}>{escape(text)}</{tag}>"
             for n, (text, c) in enumerate(row_cells)
         )
         return f"<tr{_class(kind)}>{made}</tr>\n"

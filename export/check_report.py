@@ -104,14 +104,13 @@ def _comparisons(document: Mapping[str, Any]) -> str:
     over = {failure["where"] for failure in document["failures"]}
     rows = []
     for row in document["comparisons"]:
-        residual = row.get("field_residual", {})
-        numbers = [row.get(name) for name in (*DISTRIBUTION, *RELATIVE)]
-        numbers += [residual.get(side) for side in SIDES] + [row.get("dgm_slope")]
-        words = (row["subject"], _shape(row), row["run"], row["by"])
-        rows.append(cells(*words, *map(number, numbers)))
+        numbers = [number(row.get(name)) for name in (*DISTRIBUTION, *RELATIVE)]
+        numbers.append(_pair(row.get("field_residual", {})))
+        numbers.append(number(row.get("dgm_slope")))
+        rows.append(cells(row["subject"], _shape(row), row["run"], row["by"], *numbers))
     ppb = [f"{text} [ppb]" for text in DISTRIBUTION.values()]
     head = ("volume", "shape", "run", "by", *ppb, *RELATIVE.values())
-    head += ("field residual, engine", "field residual, reference", "deep grey slope")
+    head += ("field residual, engine / reference", "deep grey slope")
     marked = [row["where"] in over for row in document["comparisons"]]
     return note(ABOUT_NUMBERS) + table(head, rows, text_columns=(1, 2, 3), marked=marked)
 
@@ -120,10 +119,12 @@ def _truth(document: Mapping[str, Any]) -> str:
     rows = []
     for row in document["comparisons"]:
         if known := row.get("against_truth"):
-            numbers = [known[side].get(name) for name in TRUTH for side in SIDES]
-            rows.append(cells(row["where"], *map(number, numbers)))
-    head = [f"{text}, {side}" for text in TRUTH.values() for side in SIDES]
-    return table(("volume", *head), rows) if rows else ""
+            pairs = [_pair({side: known[side].get(name) for side in SIDES}) for name in TRUTH]
+            rows.append(cells(row["subject"], _shape(row), row["run"], row["by"], *pairs))
+    if not rows:
+        return ""
+    head = ("volume", "shape", "run", "by", *TRUTH.values())
+    return note("Engine / reference.") + table(head, rows, text_columns=(1, 2, 3))
 
 
 def _regions(group: Sequence[Compared]) -> str:
@@ -202,6 +203,12 @@ def _groups(compared: Sequence[Compared]) -> list[list[Compared]]:
 
 def _rank(one: Compared) -> tuple[int, bool]:
     return one.case.measured.mask.size, one.case.plan.whole
+
+
+def _pair(sides: Mapping[str, float | None]) -> str:
+    """Return engine / reference, a dash where there is neither."""
+    both = [number(sides.get(side)) for side in SIDES]
+    return "-" if set(both) == {"-"} else " / ".join(both)
 
 
 def _shape(row: Mapping[str, Any]) -> str:
