@@ -86,7 +86,11 @@ def converse(
     address: tuple[str, int], config: str, start: Any, parameters: dict, images: list
 ) -> Iterator[ismrmrd.Image]:
     """Send a session and yield the images of the answer; texts go to stderr."""
-    with socket.create_connection(address) as connection, connection.makefile("rwb") as stream:
+    try:
+        connection = socket.create_connection(address)
+    except OSError as error:
+        sys.exit(f"no server on {address[0]}:{address[1]} ({error.strerror}); start qsm-serve")
+    with connection, connection.makefile("rwb") as stream:
 
         def send() -> None:
             with ProtocolSerializer(stream) as out:

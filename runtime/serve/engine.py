@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
 from qsm_deploy.runtime.job import prepared
 from qsm_deploy.runtime.memory import Workload, available_bytes
+from qsm_deploy.runtime.patches import plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
 from qsm_deploy.runtime.planning import PatchOptions, decide
 from qsm_deploy.runtime.report import patches_text
@@ -64,14 +67,14 @@ class Engine:
             yield
 
     def warm_up(self) -> None:
-        """Run once on zeros, so that the first scan does not wait for what is done once."""
+        """Reconstruct nothing once, so that the first scan does not wait for what is done once."""
         card = self.session.card
         edge = card.divisor * max(1, WARM_UP_VOXELS // card.divisor)
-        sizes = {"n": 1, "x": edge, "y": edge, "z": edge}
-        shapes = {
-            t.name: [sizes[n] if isinstance(n, str) else n for n in t.shape] for t in card.inputs
-        }
-        self.session.run({name: np.zeros(s, dtype=np.float32) for name, s in shapes.items()})
+        shape = (edge, edge, edge)
+        field = np.zeros((1, *shape), dtype=np.float32)
+        mask = np.ones(shape, dtype=bool)
+        scan = Scan(field, mask, Geometry(shape), nib.Nifti1Header(), np.eye(4))
+        reconstruct(self.session, scan, plan_whole(shape, card.divisor), Stages())
 
     def chi_ppm(self, measured: Scan, stages: Stages) -> tuple[Volume, list[str]]:
         """Return the (x, y, z) susceptibility [ppm] and what the host should know about it.
