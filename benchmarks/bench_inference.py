@@ -22,14 +22,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom import Phantom, head_phantom
+from qsm_deploy.calibration.phantom_scan import scan_from_phantom
+from qsm_deploy.export.check_sessions import load_card
 from qsm_deploy.export.checkpoints import load_state
+from qsm_deploy.export.engine_benchmark import INFERENCE, Contender, compare, spread
 from qsm_deploy.export.machine import machine
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
 from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.verification import ModuleSession
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.nifti import nifti_bytes
-from qsm_deploy.runtime.session import open_session
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.session import Backend, Precision, Session, open_session
 
 BUNDLED = Path(__file__).parents[1] / "export" / "weights" / "ir2qsm-demo.safetensors"
 SHAPES = ((96, 96, 96), (160, 192, 160))
@@ -51,68 +56,68 @@ def load_network(state_file: Path) -> IR2QSM:
     return network_from_state(load_state(state_file), Choices({"residual": "input"}))
 
 
-def contenders(model: Path, state_file: Path) -> dict[str, Callable[[Volume], Volume]]:
-    """Return what maps a (1, 1, x, y, z) field to chi, by name."""
-    network = load_network(state_file)
+def contenders(model: Path, state_file: Path) -> list[Contender]:
+    """Return eager PyTorch, first, and the model in every backend and precision."""
+    card = load_card(model)
 
-    def eager(field: Volume) -> Volume:
-        with torch.inference_mode():
-            output: Volume = network(torch.from_numpy(field)).numpy()
-        return output
+    def session(backend: Backend, precision: Precision) -> Callable[[], Session]:
+        return lambda: open_session(model, backend, precision=precision)
 
-    sessions = {
-        "onnxruntime": open_session(model, "onnxruntime"),
-        "openvino": open_session(model, "openvino"),
-        "openvino bf16": open_session(model, "openvino", precision="bf16"),
-    }
-    runs = {
-        name: lambda field, s=session: s.run({"local_field_ppm": field})
-        for name, session in sessions.items()
-    }
-    return {"torch eager": eager, **runs}
+    def eager() -> Session:
+        return ModuleSession(load_network(state_file), card)
+
+    libraries: tuple[tuple[str, Backend, Precision], ...] = (
+        ("onnxruntime", "onnxruntime", "fp32"),
+        ("openvino", "openvino", "fp32"),
+        ("openvino bf16", "openvino", "bf16"),
+    )
+    return [
+        Contender("torch eager", "torch", "fp32", "cpu", card, eager, model),
+        *(
+            Contender(name, backend, precision, "cpu", card, session(backend, precision), model)
+            for name, backend, precision in libraries
+        ),
+    ]
 
 
-def measure(model: Path, state_file: Path, field: Volume, repeats: int) -> list[dict[str, Any]]:
-    """Return a row per contender: median and spread of the time, errors.
+def measure(model: Path, state_file: Path, head: Phantom, repeats: int) -> list[dict[str, Any]]:
+    """Return a row per contender: median and spread of the time, errors in the mask.
 
     Errors are against eager and, at the smaller shape, against PyTorch in float64, from which
     eager FP32 differs too. At the larger one float64 would take half an hour.
     """
-    runs = contenders(model, state_file)
-    outputs = {name: run(field) for name, run in runs.items()}  # warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run(field)
-            seconds[name].append(time.perf_counter() - began)
-    doubles = {}
-    if field.size <= LARGEST_FLOAT64:
+    found = contenders(model, state_file)
+    card, mask = found[0].card, head.mask
+    scan = scan_from_phantom(card, head)
+    rows = compare(found, scan, plan_whole(mask.shape, card.divisor), repeats)
+    references = {"eager": rows[0].chi_ppm[mask].astype(np.float64)}
+    if mask.size <= LARGEST_FLOAT64:
         network = load_network(state_file).double()
         with torch.inference_mode():
-            double = network(torch.from_numpy(field).double()).numpy()
-        doubles = {
-            name: {
-                "relative_error_to_float64": relative(output, double),
-                "max_abs_error_to_float64_ppb": 1000 * float(np.abs(output - double).max()),
-            }
-            for name, output in outputs.items()
-        }
-    eager = outputs["torch eager"].astype(np.float64)
-    base = statistics.median(seconds["torch eager"])
+            double = network(torch.from_numpy(scan.measured[None]).double()).numpy()
+        references["float64"] = double[0, 0][mask]
+    base = statistics.median(rows[0].seconds[INFERENCE])
     return [
         {
-            "backend": name,
-            "median_seconds": round(statistics.median(seconds[name]), 3),
-            "min_seconds": round(min(seconds[name]), 3),
-            "max_seconds": round(max(seconds[name]), 3),
-            "times_faster_than_eager": round(base / statistics.median(seconds[name]), 2),
-            "relative_error_to_eager": relative(outputs[name], eager),
-            "max_abs_error_to_eager_ppb": 1000 * float(np.abs(outputs[name] - eager).max()),
-            **doubles.get(name, {}),
+            "backend": row.contender.name,
+            **{f"{k}_seconds": v for k, v in spread(row.seconds[INFERENCE]).items()},
+            "times_faster_than_eager": round(base / statistics.median(row.seconds[INFERENCE]), 2),
+            **{
+                key: value
+                for name, reference in references.items()
+                for key, value in errors(row.chi_ppm[mask], reference, name).items()
+            },
         }
-        for name in runs
+        for row in rows
     ]
+
+
+def errors(chi: Volume, reference: NDArray[np.float64], name: str) -> dict[str, float]:
+    """Return the errors of a map against a reference."""
+    return {
+        f"relative_error_to_{name}": relative(chi, reference),
+        f"max_abs_error_to_{name}_ppb": 1000 * float(np.abs(chi - reference).max()),
+    }
 
 
 def relative(output: NDArray[np.floating], reference: NDArray[np.float64]) -> float:
@@ -155,8 +160,7 @@ def main() -> None:
                 for stem, volume in (("field", head.local_field_ppm), ("mask", head.mask * 1)):
                     path = folder / f"{stem}.nii.gz"
                     path.write_bytes(nifti_bytes(volume.astype(np.float32), np.eye(4)))
-                field = head.local_field_ppm[None, None]
-                inference = measure(model, state_file, field, args.repeats)
+                inference = measure(model, state_file, head, args.repeats)
                 runs = [
                     whole_run(model, folder / "field.nii.gz", folder / "mask.nii.gz", b, folder)
                     for b in ("onnxruntime", "openvino")
