@@ -191,7 +191,7 @@ def test_it_opens_in_a_browser_without_a_network(
         ],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=180,
     )
     pixels = np.rint(255 * image.imread(shot)[..., :3]).astype(int)
     assert pixels.shape[:2] == (3200, 1200)
