@@ -35,6 +35,7 @@ from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.machine import machine
+from qsm_deploy.export.memory_use import measure_memory
 from qsm_deploy.export.networks import ir2qsm, tkd_unet
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.onnx_export import onnx_from_module, with_card
@@ -43,7 +44,7 @@ from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import network_spec
 from qsm_deploy.export.verification import ModuleSession, phantom_scan
 from qsm_deploy.kernels.cuda_library import CudaLibrary
-from qsm_deploy.runtime.card import ModelCard, ReceptiveField
+from qsm_deploy.runtime.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.correction import AUTO, Correction
 from qsm_deploy.runtime.cuda_device import CudaDevice
 from qsm_deploy.runtime.device_layout import DeviceWorkload
@@ -126,6 +127,7 @@ class Networks:
             "ir2qsm": ir2qsm.IR2QSM(channels=FULL_WIDTHS).eval(),
         }
         self.graphs: dict[str, onnx.ModelProto] = {}
+        self.memory: dict[str, MemoryUse] = {}
         self.choices = {name: choices if "ir2qsm" in name else Choices() for name in self.modules}
 
     def card(self, name: str, precision: Any = "fp32") -> ModelCard:
@@ -145,6 +147,10 @@ class Networks:
         stem = f"{name.replace(' ', '-')}-{library}-{precision}"
         if library == "onnxruntime-cuda":
             path = self.folder / f"{stem}.onnx"
+            path.write_bytes(with_card(model, card))
+            if name not in self.memory:
+                self.memory[name] = measure_memory(path, card, "onnxruntime")
+            card = replace(card, memory={"onnxruntime": self.memory[name]})
             path.write_bytes(with_card(model, card))
         else:
             choices = PlanChoices(library)  # type: ignore[arg-type]

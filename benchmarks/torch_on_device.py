@@ -56,6 +56,10 @@ class TorchDeviceSession:
         """Return 0: nothing of what PyTorch takes comes from the caller."""
         return 0
 
+    def own_bytes(self, shapes: Shapes) -> int:
+        """Return 0: what PyTorch takes for itself is not predicted."""
+        return 0
+
     def open_inference(self, shapes: Shapes, scratch: int) -> "_TorchInference":
         """Return what runs the module on pointers."""
         return _TorchInference(self, shapes)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator, MultiplierName
+from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.device import ALIGNMENT
 from qsm_deploy.runtime.device_arrays import DeviceView
-from qsm_deploy.runtime.device_session import DeviceSession
+from qsm_deploy.runtime.device_session import DeviceSession, Shapes
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.pipeline import Volume, network_input
 from qsm_deploy.runtime.scan import Scan
@@ -85,7 +86,11 @@ class DeviceWorkload:
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the memory of every stage on the GPU [bytes]."""
         held = self.session.weights_bytes + self.lasting(plan).total + self.map_bytes
-        return {name: float(held + stage.total) for name, stage in self.stages(plan).items()}
+        own = {"inference": own_bytes(self.session, self.shapes(plan))}
+        return {
+            name: float(held + stage.total + own.get(name, 0))
+            for name, stage in self.stages(plan).items()
+        }
 
     @property
     def map_bytes(self) -> int:
@@ -164,6 +169,20 @@ class DeviceWorkload:
         voxels = math.prod(grid.shape)
         workspace = self.library.dipole_workspace_bytes(DipoleOperator(grid, multiplier))
         return Layout({"padded": FLOAT * voxels, "padded mask": voxels, "workspace": workspace})
+
+
+def own_bytes(session: DeviceSession, shapes: Shapes) -> int:
+    """Return what the engine's library takes for itself.
+
+    Raises
+    ------
+    CardError
+        If nobody measured it.
+    """
+    own = session.own_bytes(shapes)
+    if own is None:
+        raise CardError("the model's card has no memory measurements; export the model again")
+    return own
 
 
 def twice(geometry: Geometry) -> Pad:

@@ -67,7 +67,7 @@ class DevicePipeline:
             self._library, work.voxels, self._at["sums"], self._at["dot"], self._stream
         )
         self._marks: list[tuple[str, int]] = []
-        self._kept: list[Array] = []  # page-locked copies that are still to be read
+        self._kept: list[Any] = []  # what the GPU still uses: page-locked copies, contexts
 
     def run(self, done: Callable[[], object]) -> dict[str, Any]:
         """Make the map; return what was found: the field residual, and the step taken."""
@@ -178,7 +178,7 @@ class DevicePipeline:
         shapes = work.shapes(self._plan)
         scratch = self._stages["inference"].at(self._scratch)
         numbers = {name: self._at[name] for name in work.numbers}
-        return [
+        workers = [
             Worker(
                 self._holdings.stream(),
                 {name: scratch[f"{name} {n}"] for name in work.channels} | numbers,
@@ -187,6 +187,8 @@ class DevicePipeline:
             )
             for n in range(count)
         ]
+        self._kept += workers
+        return workers
 
     def _compare_and_correct(self) -> dict[str, Any]:
         step = self._work.correction

@@ -77,6 +77,9 @@ class DeviceSession(Protocol):
             If the engine was not built for these shapes.
         """
 
+    def own_bytes(self, shapes: Shapes) -> int | None:
+        """Return what the library takes for itself in one inference, ``None`` if nobody knows."""
+
     def open_inference(self, shapes: Shapes, scratch: int) -> Inference:
         """Return an execution context for shapes.
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.correction import Correction
-from qsm_deploy.runtime.device import holding
-from qsm_deploy.runtime.device_layout import FLOAT, DeviceWorkload, whole_units
+from qsm_deploy.runtime.device import Holdings
+from qsm_deploy.runtime.device_layout import FLOAT, DeviceWorkload, own_bytes, whole_units
 from qsm_deploy.runtime.device_pipeline import Gpu
 from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.device_session import DeviceBackend, DeviceSession
@@ -40,27 +40,27 @@ class GpuSession:
         self.backend: DeviceBackend = gpu.session.backend
         self.version = gpu.session.version
         self.device = f"cuda:{gpu.device.number} ({gpu.device.name})"
+        self._call: _Call | None = None
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Copy the tensors to the GPU, run the model once, and copy the output back."""
-        device, session = self.gpu.device, self.gpu.session
+        """Copy the tensors to the GPU, run the model once, and copy the output back.
+
+        What a run of these shapes needs is kept for the next: execution contexts are costly.
+        """
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        with holding(device) as holdings:
-            stream = holdings.stream()
-            staged = {name: device.pinned(t.shape, np.float32) for name, t in tensors.items()}
-            pointers = {}
-            for name, tensor in tensors.items():
-                np.copyto(staged[name], tensor)
-                pointers[name] = holdings.buffer(tensor.nbytes)
-                device.copy_in(pointers[name], staged[name], stream)
-            output = device.pinned(session.output_shape(shapes), np.float32)
-            made = holdings.buffer(output.nbytes)
-            scratch = holdings.buffer(session.scratch_bytes(shapes))
-            session.open_inference(shapes, scratch).enqueue(pointers, made, stream)
-            device.copy_out(output, made, stream)
-            device.synchronize()
-        result: NDArray[np.float32] = output
-        return result
+        if self._call is None or self._call.shapes != shapes:
+            self.close()
+            self._call = _Call(self.gpu, shapes)
+        return self._call.run(tensors)
+
+    def close(self) -> None:
+        """Give back what a run left on the GPU."""
+        if self._call is not None:
+            self._call.close()
+            self._call = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def reconstruct(
         self,
@@ -86,6 +86,42 @@ class GpuSession:
         return DeviceWorkload(scan, self.gpu.session, self.gpu.library, correction, evaluates)
 
 
+class _Call:
+    """Buffers and an execution context for tensors of certain shapes."""
+
+    def __init__(self, gpu: Gpu, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._device, session = gpu.device, gpu.session
+        self.shapes = shapes
+        self._holdings = Holdings(gpu.device)
+        try:
+            hold = self._holdings
+            self._stream = hold.stream()
+            self._pointers = {n: hold.buffer(FLOAT * math.prod(s)) for n, s in shapes.items()}
+            self._output_shape = session.output_shape(shapes)
+            self._output = hold.buffer(FLOAT * math.prod(self._output_shape))
+            scratch = hold.buffer(session.scratch_bytes(shapes))
+            self._inference = session.open_inference(shapes, scratch)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        device, stream = self._device, self._stream
+        staged = []
+        for name, tensor in tensors.items():
+            staged.append(device.pinned(tensor.shape, np.float32))
+            np.copyto(staged[-1], tensor)
+            device.copy_in(self._pointers[name], staged[-1], stream)
+        self._inference.enqueue(self._pointers, self._output, stream)
+        output: NDArray[np.float32] = device.pinned(self._output_shape, np.float32)
+        device.copy_out(output, self._output, stream)
+        device.synchronize()
+        return output
+
+    def close(self) -> None:
+        self._holdings.give_back()
+
+
 @dataclass(frozen=True)
 class CopyingWorkload:
     """What decides the GPU's memory where patches come from the host one by one."""
@@ -109,4 +145,5 @@ class CopyingWorkload:
         sizes = [FLOAT * math.prod(shape) for shape in shapes.values()]
         sizes += [FLOAT * math.prod(self.session.output_shape(shapes))]
         sizes += [self.session.scratch_bytes(shapes)]
-        return {"inference": float(self.session.weights_bytes + sum(map(whole_units, sizes)))}
+        held = self.session.weights_bytes + own_bytes(self.session, shapes)
+        return {"inference": float(held + sum(map(whole_units, sizes)))}

@@ -95,4 +95,5 @@ def _on_gpu(
                 f"{flag} {value} is for the CPU; on a GPU the file says what runs it and in "
                 f"which precision: drop it, or pass --device cpu"
             )
-    return list(open_gpu_sessions(models, number)), f"on GPU {number}"
+    sessions = open_gpu_sessions(models, number, flags.memory_limit)
+    return list(sessions), f"on GPU {number}"

@@ -38,8 +38,19 @@ def gpu_number(device: str, models: Sequence[Path]) -> int | None:
     return None
 
 
-def open_gpu_sessions(models: Sequence[Path], number: int) -> list[GpuSession]:
+def open_gpu_sessions(
+    models: Sequence[Path], number: int, memory_limit: int | None = None
+) -> list[GpuSession]:
     """Load models on a GPU.
+
+    Parameters
+    ----------
+    models
+        Plans, or ONNX files.
+    number
+        Of the GPU.
+    memory_limit
+        Bytes that a library may take which does not compute in memory of ours.
 
     Raises
     ------
@@ -52,7 +63,7 @@ def open_gpu_sessions(models: Sequence[Path], number: int) -> list[GpuSession]:
     # here: they import CUDA's bindings and engines
     from qsm_deploy.runtime.open_device_session import open_device_session
 
-    engines = [open_device_session(model, number) for model in models]
+    engines = [open_device_session(m, number, memory_limit=memory_limit) for m in models]
     from qsm_deploy.runtime.cuda_device import CudaDevice
 
     device, library = CudaDevice(number), open_cuda_library()

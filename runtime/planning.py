@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UsageError
+from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError, UsageError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.patches import Blend, PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.scan import Scan
@@ -64,21 +65,17 @@ def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decis
         If it does not fit, not even in patches.
     UsageError
         If the patch options contradict each other or the network.
+    UnservedShapeError
+        If the engine was built for no shape that would do.
     """
-    card, mask = workload.card, workload.scan.mask
+    card = workload.card
     if options.patch == "off" or (options.patch == "auto" and card.patchable == "no"):
         if (options.overlap, options.blend) != (None, None):
             raise UsageError("--overlap and --blend need patches; drop them or pass --patch N")
         why = "asked for" if options.patch == "off" else f"{card.why_whole}"
         chosen = _whole(workload, why)
     elif options.patch == "auto":
-        chosen = _whole(workload, "it fits the memory")
-        if chosen.peak_bytes > limit_bytes:
-            needed = memory_text(chosen.peak_bytes)
-            reason = f"the whole volume would need {needed}, more than {memory_text(limit_bytes)}"
-            sizes = range(smallest_patch(card), max(mask.shape) + card.divisor, card.divisor)
-            patched = [_in_patches(workload, options, size, reason) for size in sizes]
-            chosen = _best(patched or [chosen], limit_bytes)  # none is smaller than some volumes
+        chosen = _whole_or_patches(workload, options, limit_bytes)
     elif card.patchable == "no":
         raise UsageError(
             f"{card.network} cannot be run in patches: {card.why_whole}; pass --patch off"
@@ -133,6 +130,37 @@ def smallest_patch(card: ModelCard) -> int:
 def _whole(workload: Demand, reason: str) -> Decision:
     plan = plan_whole(workload.scan.mask.shape, workload.card.divisor)
     return Decision(plan, reason, True, workload.peak_bytes(plan))
+
+
+def _whole_or_patches(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decision:
+    """Return the whole volume if it fits, else the best patches, of what the engine serves.
+
+    Raises
+    ------
+    UnservedShapeError
+        If it serves none of them.
+    """
+    candidates: list[Decision] = []
+    try:
+        whole = _whole(workload, "it fits the memory")
+    except UnservedShapeError as error:
+        unserved: UnservedShapeError | None = error
+        reason = str(error)
+    else:
+        if whole.peak_bytes <= limit_bytes:
+            return whole
+        unserved = None
+        needed = memory_text(whole.peak_bytes)
+        reason = f"the whole volume would need {needed}, more than {memory_text(limit_bytes)}"
+        candidates.append(whole)  # none is smaller than some volumes
+    card, longest = workload.card, max(workload.scan.mask.shape)
+    for size in range(smallest_patch(card), longest + card.divisor, card.divisor):
+        with suppress(UnservedShapeError):
+            candidates.append(_in_patches(workload, options, size, reason))
+    if not candidates:
+        assert unserved is not None  # the whole volume would be a candidate
+        raise unserved
+    return _best(candidates, limit_bytes)
 
 
 def _in_patches(workload: Demand, options: PatchOptions, size: int, reason: str) -> Decision:

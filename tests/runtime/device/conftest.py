@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.cuda_library import CudaLibrary
-from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
+from qsm_deploy.kernels.errors import EngineError, MemoryLimitError, UnservedShapeError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.device_arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.device_pipeline import Gpu
@@ -199,14 +199,22 @@ class FakeSession:
         self.card, self._device, self._network = card, device, network
         self.capturable = capturable
         self.fails_at: int | None = None
+        self.own: int | None = 0
+        self.largest = 10**9  # edge of a patch that it was built for
         self.enqueued = 0
 
     def output_shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        return (1, 1, *shapes[self.card.inputs[0].name][2:])
+        sizes = shapes[self.card.inputs[0].name][2:]
+        if max(sizes) > self.largest:
+            raise UnservedShapeError(f"{sizes} is not served, up to {self.largest} is")
+        return (1, 1, *sizes)
 
     def scratch_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         assert shapes.keys() == {tensor.name for tensor in self.card.inputs}
         return self.SCRATCH
+
+    def own_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return self.own
 
     def open_inference(self, shapes: Mapping[str, tuple[int, ...]], scratch: int) -> Any:
         assert scratch % 256 == 0

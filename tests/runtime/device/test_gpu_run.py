@@ -7,11 +7,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime import networks
 from qsm_deploy.runtime.card import GeometryLimits
 from qsm_deploy.runtime.cli import main
-from qsm_deploy.runtime.gpu_session import GpuSession
+from qsm_deploy.runtime.device_layout import DeviceWorkload
+from qsm_deploy.runtime.gpu_session import CopyingWorkload, GpuSession
 from qsm_deploy.runtime.open_gpu import gpu_number
+from qsm_deploy.runtime.patches import plan_whole
+from qsm_deploy.runtime.planning import PatchOptions, decide
+from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session_onnxruntime import OnnxRuntimeSession
 
 
@@ -20,7 +26,7 @@ def on_fake_gpu(monkeypatch, fake_device, make_gpu):
     """Let engines be ONNX Runtime's, on the made-up GPU."""
     asked = []
 
-    def open_gpu_sessions(models, number):
+    def open_gpu_sessions(models, number, memory_limit):
         asked.append(number)
         sessions = [OnnxRuntimeSession(model) for model in models]
         return [GpuSession(make_gpu(fake_device, s.card, s.run)) for s in sessions]
@@ -136,3 +142,75 @@ def test_where_models_run(tmp_path):
     assert gpu_number("auto", [plan]) == 0
     assert gpu_number("cuda:3", [onnx]) == 3
     assert gpu_number("cpu", [onnx]) is None
+
+
+class TestCalls:
+    """Engines that the host calls patch by patch."""
+
+    @pytest.fixture
+    def session(self, fake_device, make_gpu, card):
+        session = GpuSession(make_gpu(fake_device, card, lambda t: 3 * t["local_field_ppm"]))
+        yield session
+        session.close()
+        assert not any(fake_device.held().values())
+
+    def test_tensors_go_there_and_back(self, session):
+        for shape in ((1, 1, 8, 8, 8), (2, 1, 8, 8, 8), (1, 1, 4, 12, 8)):
+            field = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            output = session.run({"local_field_ppm": field[:1]})
+            np.testing.assert_array_equal(output, 3 * field[:1])
+
+    def test_what_a_shape_needs_is_kept_for_the_next(self, session, fake_device):
+        field = np.ones((1, 1, 8, 8, 8), np.float32)
+        session.run({"local_field_ppm": field})
+        made = fake_device.next
+        session.run({"local_field_ppm": 2 * field})
+        assert fake_device.next == made  # no stream, no event, no graph more
+        assert fake_device.held()["streams"] == 1
+
+    def test_too_little_memory_leaves_nothing(self, session, fake_device):
+        fake_device.capacity = 5000
+        with pytest.raises(MemoryLimitError):
+            session.run({"local_field_ppm": np.ones((1, 1, 8, 8, 8), np.float32)})
+        assert not any(fake_device.held().values())
+
+    def test_its_memory_is_known(self, session, fake_device, card):
+        field = np.zeros((1, 16, 16, 16), np.float32)
+        mask = np.ones((16, 16, 16), bool)
+        scan = Scan(field, mask, Geometry(mask.shape), nib.Nifti1Header(), np.eye(4))
+        work = CopyingWorkload(scan, session.gpu.session)
+        predicted = work.peak_bytes(plan_whole(mask.shape, 4))["inference"]
+        session.run({"local_field_ppm": field[None]})
+        assert fake_device.peak_bytes + session.gpu.session.weights_bytes == predicted
+
+
+class TestWhatAnEngineServes:
+    """A plan is built for some shapes only."""
+
+    def workload(self, gpu, edge):
+        random = np.random.default_rng(1)
+        field = random.normal(0, 0.02, (1, edge, edge, edge)).astype(np.float32)
+        mask = np.ones((edge, edge, edge), bool)
+        scan = Scan(field, mask, Geometry(mask.shape), nib.Nifti1Header(), np.eye(4))
+        return DeviceWorkload(scan, gpu.session, gpu.library, None, False)
+
+    def test_larger_volumes_run_in_patches(self, fake_device, make_gpu, card):
+        gpu = make_gpu(fake_device, card, lambda t: t["local_field_ppm"])
+        gpu.session.largest = 20
+        decision = decide(self.workload(gpu, 40), PatchOptions(), 1e12)
+        assert max(decision.plan.patch_shape) == 20
+        assert "is not served" in decision.reason
+
+    def test_what_no_patch_can_serve_is_said(self, fake_device, make_gpu, card):
+        gpu = make_gpu(fake_device, card, lambda t: t["local_field_ppm"])
+        gpu.session.largest = 4
+        with pytest.raises(UnservedShapeError, match="up to 4 is"):
+            decide(self.workload(gpu, 40), PatchOptions(), 1e12)
+
+    def test_memory_that_nobody_knows_is_said(self, fake_device, make_gpu, card):
+        gpu = make_gpu(fake_device, card, lambda t: t["local_field_ppm"])
+        gpu.session.own = None
+        with pytest.raises(CardError, match="no memory measurements"):
+            decide(self.workload(gpu, 16), PatchOptions(), 1e12)
+        gpu.session.own = 10**9
+        assert decide(self.workload(gpu, 16), PatchOptions(), 1e12).peak_bytes > 10**9
