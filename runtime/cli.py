@@ -117,7 +117,7 @@ def _add_bids(group: "argparse._ArgumentGroup") -> None:
         "--bids",
         type=Path,
         metavar="DATASET",
-        help="reconstruct every recording of a BIDS dataset from its local field; "
+        help="reconstruct every recording of a BIDS dataset, from its local field or its MEGRE; "
         "--output is a folder, default DATASET/derivatives/qsm-deploy",
     )
     group.add_argument(
