@@ -17,9 +17,6 @@ from qsm_deploy.runtime.serve.codec import (
     Message,
     Text,
     close_frame,
-    parse_config,
-    parse_header,
-    parse_parameters,
     resent_frames,
     text_frame,
 )
@@ -29,6 +26,7 @@ from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.parameters import Config, Parameters, parameters_from, require_config
 from qsm_deploy.runtime.serve.qsm_config import EchoSteps
+from qsm_deploy.runtime.serve.texts import parse_config, parse_header, parse_parameters
 from qsm_deploy.runtime.stages import Stages
 
 CONFIGURATIONS: dict[Config, Configuration] = {"qsm": EchoSteps(), "dipole": source_from_field}

@@ -79,18 +79,10 @@ def stack_images(images: Sequence[Image]) -> Stack:
     slices = z if z > 1 else len(ordered)
     if slices < 2:
         raise DataError(f"one slice in {_where(first)}; a volume has two or more")
-    voxel = np.array(first.head.field_of_view, dtype=float)[:3] / (x, y, z)
-    if not np.all(np.isfinite(voxel)) or voxel[:2].min() <= 0:
-        raise GeometryError(
-            f"field of view {vector_text(tuple(first.head.field_of_view))} mm in {_where(first)}; "
-            "every extent must be positive"
-        )
-    corner = positions[0] - ((np.array([x, y, z]) - 1) / 2 * voxel) @ axes
+    voxel = _image_voxel_mm(first)
     if z == 1:
         voxel[2] = _spacing(positions, axes, _where(first))
-    elif voxel[2] < SMALLEST_ASPECT * voxel[:2].min():
-        voxel[2] *= z
-        corner = positions[0] - ((np.array([x, y, z]) - 1) / 2 * voxel) @ axes
+    corner = positions[0] - ((np.array([x, y, z]) - 1) / 2 * voxel) @ axes
     affine = np.eye(4)
     affine[:3, :3] = (axes * voxel[:, None] * RAS_FROM_LPS).T
     affine[:3, 3] = corner * RAS_FROM_LPS
@@ -140,6 +132,21 @@ def image_axes(image: Image) -> tuple[Vector, Vector, Vector]:
 
 def _axes(image: Image) -> NDArray[np.float64]:
     return np.array(image_axes(image))
+
+
+def _image_voxel_mm(image: Image) -> Vector:
+    """Return the voxel size in one image [mm]; in a slice the third is its thickness."""
+    extent = np.array(list(image.head.field_of_view), dtype=float)
+    count = np.array(list(image.head.matrix_size))
+    if not np.all(np.isfinite(extent)) or extent[: 2 if count[2] == 1 else 3].min() <= 0:
+        raise GeometryError(
+            f"field of view {vector_text(tuple(extent))} mm in {_where(image)}; every extent must "
+            "be positive"
+        )
+    voxel: Vector = extent / count
+    if voxel[2] < SMALLEST_ASPECT * voxel[:2].min():
+        voxel[2] = extent[2]
+    return voxel
 
 
 def _direction(image: Image, name: str, in_header: list[float]) -> Vector:

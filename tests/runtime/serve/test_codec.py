@@ -19,13 +19,11 @@ from qsm_deploy.runtime.serve.codec import (
     close_frame,
     image_frames,
     parse_attributes,
-    parse_config,
-    parse_header,
-    parse_parameters,
     resent_frames,
     text_frame,
 )
 from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.texts import parse_config, parse_header, parse_parameters
 
 # the byte offsets that hosts in other languages use
 OFFSETS = {

@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.serve.openrecon_label import (
-    LABEL_NAME,
-    encoded_label,
-    label_faults,
-    openrecon_label,
-)
+from qsm_deploy.runtime.serve.openrecon_label import LABEL_NAME, encoded_label, openrecon_label
+from qsm_deploy.runtime.serve.openrecon_schema import label_faults
 from qsm_deploy.runtime.serve.parameters import parameters_from
 from qsm_deploy.runtime.serve_cli import main
 

@@ -103,6 +103,12 @@ class TestRefused:
         with pytest.raises(GeometryError, match="2 slabs of 8 partitions"):
             stack_images(2 * codec_images(local_field, slab=True))
 
+    def test_a_slab_without_thickness(self, codec_images, local_field):
+        images = codec_images(local_field, slab=True)
+        images[0].head.field_of_view[2] = -3
+        with pytest.raises(GeometryError, match="every extent must be positive"):
+            stack_images(images)
+
     def test_one_slice(self, images):
         with pytest.raises(DataError, match="one slice in series 1, echo 0"):
             stack_images(images[:1])
