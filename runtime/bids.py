@@ -14,15 +14,12 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime import report
-from qsm_deploy.runtime.bids_layout import (
-    BidsImage,
-    Recording,
-    find_recordings,
-    without_recording,
-)
+from qsm_deploy.runtime.bids_layout import BidsImage, Recording
 from qsm_deploy.runtime.bids_megre import scan_from_echoes
 from qsm_deploy.runtime.bids_metadata import field_unit, load_params_of
-from qsm_deploy.runtime.bids_output import Derivative, make_folder, maps_that_stay
+from qsm_deploy.runtime.bids_output import Derivative, make_folder
+from qsm_deploy.runtime.bids_resume import maps_that_stay, wanted_facts
+from qsm_deploy.runtime.bids_search import find_recordings, without_recording
 from qsm_deploy.runtime.job import memory_limit, read_scan, run_scan
 from qsm_deploy.runtime.networks import Networks, open_networks
 from qsm_deploy.runtime.params import Params
@@ -98,8 +95,14 @@ def run_cohort(arguments: argparse.Namespace) -> Outcome:
             f"{networks.card.network} takes the wrapped phase of one echo, --bids reconstructs "
             "from local fields; run it on each file"
         )
+    wanted = wanted_facts(
+        networks.card,
+        networks.sessions[-1].precision,
+        arguments.out_units,
+        correction_from(arguments),
+    )
     made = maps_that_stay(
-        derivative, recordings, networks.card, force=arguments.force, resume=arguments.resume
+        derivative, recordings, wanted, force=arguments.force, resume=arguments.resume
     )
     if not arguments.dry_run:
         derivative.describe()

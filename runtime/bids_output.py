@@ -1,6 +1,6 @@
 """What a run over a BIDS dataset writes: a derivative dataset beside the data it is made of."""
 
-import json
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.atomic import write_atomically
-from qsm_deploy.runtime.bids_layout import DESCRIPTION, BidsImage, Recording
-from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.bids_layout import BidsImage, Recording
+from qsm_deploy.runtime.bids_search import DESCRIPTION
 from qsm_deploy.runtime.params import load_json_object
 from qsm_deploy.runtime.provenance import NAME, version
 from qsm_deploy.runtime.report import json_bytes
@@ -71,7 +71,8 @@ class Derivative:
         if not path.exists():
             make_folder(self.root)
             source = load_json_object(self.dataset / DESCRIPTION)
-            write_atomically(path, json_bytes(self._description(source)), force=False)
+            with contextlib.suppress(UsageError):  # another process was quicker, with the same
+                write_atomically(path, json_bytes(self._description(source)), force=False)
 
     def _description(self, source: dict[str, Any]) -> dict[str, Any]:
         doi = source.get("DatasetDOI")
@@ -111,35 +112,6 @@ class Derivative:
         }
 
 
-def maps_that_stay(
-    derivative: Derivative,
-    recordings: list[Recording],
-    card: ModelCard,
-    *,
-    force: bool,
-    resume: bool,
-) -> list[Recording]:
-    """Return the recordings whose maps exist and are to be kept.
-
-    Raises
-    ------
-    UsageError
-        If maps exist and nothing says what becomes of them, or they are to be kept although
-        another network made them.
-    """
-    existing = [r for r in recordings if derivative.chi(r).exists()]
-    if force or not existing:
-        return []
-    if not resume:
-        raise UsageError(
-            f"{len(existing)} of {len(recordings)} maps exist, {derivative.chi(existing[0])} "
-            "first; pass --resume to keep them or --force to make them again"
-        )
-    for recording in existing:
-        _require_same_network(derivative.sidecar(recording), card)
-    return existing
-
-
 def make_folder(folder: Path) -> None:
     """Create a folder and those above it.
 
@@ -154,14 +126,3 @@ def make_folder(folder: Path) -> None:
         raise DataError(
             f"cannot create {folder}: {error.strerror}; choose another --output"
         ) from error
-
-
-def _require_same_network(sidecar: Path, card: ModelCard) -> None:
-    model = load_json_object(sidecar).get("model", {}) if sidecar.is_file() else {}
-    made = (model.get("network"), model.get("weights_sha256"), model.get("options"))
-    wanted = (card.network, card.weights_sha256, json.loads(json.dumps(card.options)))
-    if made != wanted:
-        raise UsageError(
-            f"{sidecar.name} tells of {made[0] or 'no network'}, not of this {card.network}: with "
-            "--resume all maps come from one network; choose another --output or pass --force"
-        )

@@ -3,15 +3,13 @@
 import json
 import os
 import re
-import subprocess
 from dataclasses import replace
 
-import deno
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_validator_deno import __file__ as validator
 
+from qsm_deploy.runtime import bids_output
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.nifti import nifti_bytes
 
@@ -77,21 +75,6 @@ def chi(dataset):
     return lambda name: dataset / BESIDE / f"sub-{name}/ses-a/anat/sub-{name}_ses-a_Chimap.nii.gz"
 
 
-def validate(folder, tmp_path):
-    """Return the errors that the BIDS validator finds in a dataset."""
-    bundle = os.path.join(os.path.dirname(validator), "bids-validator.js")
-    command = [deno.find_deno_bin(), "--allow-read", "--allow-env", bundle, str(folder)]
-    done = subprocess.run(
-        [*command, "--format", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"},
-    )
-    issues = json.loads(done.stdout)["issues"]["issues"]
-    return [(i["code"], i["location"]) for i in issues if i["severity"] == "error"]
-
-
 class TestResult:
     def test_maps_lie_on_their_fields_grids(self, run, chi, field):
         code, out, err = run()
@@ -103,16 +86,16 @@ class TestResult:
             expected = 2 * field * (field > 0)
             np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-6)
 
-    def test_the_validator_accepts_raw_data_and_derivatives(self, run, dataset, tmp_path, chi):
+    def test_the_validator_accepts_raw_data_and_derivatives(self, run, dataset, validate, chi):
         assert run()[0] == 0
-        assert validate(dataset, tmp_path) == []
-        assert validate(dataset / "derivatives/prep", tmp_path) == []
-        assert validate(dataset / BESIDE, tmp_path) == []
+        assert validate(dataset) == []
+        assert validate(dataset / "derivatives/prep") == []
+        assert validate(dataset / BESIDE) == []
         sidecar = chi("01").with_name("sub-01_ses-a_Chimap.json")
         content = json.loads(sidecar.read_text())
         del content["SkullStripped"]
         sidecar.write_text(json.dumps(content))
-        [(code, _)] = validate(dataset / BESIDE, tmp_path)  # it does look into the files
+        [(code, _)] = validate(dataset / BESIDE)  # it does look into the files
         assert code == "SIDECAR_KEY_REQUIRED"
 
     def test_the_sidecar_says_what_the_map_is_made_of(self, run, dataset, chi):
@@ -188,14 +171,42 @@ class TestSeveralRuns:
         assert run()[0] == 0
         other = write_model(replace(card, weights_sha256="1" * 64), "other.onnx", factor=3.0)
         assert main([str(other), "--bids", str(dataset), "--resume"]) == 2
-        assert "all maps come from one network" in capsys.readouterr().err
+        assert f"weights {'0' * 64}, this run has {'1' * 64}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "says"),
+        [
+            ("--out-units ppb", "units ppm, this run has ppb"),
+            ("--data-consistency 0.1", "data consistency none, this run has (0.1, None)"),
+        ],
+    )
+    def test_resume_does_not_mix_settings(self, run, flags, says):
+        assert run()[0] == 0
+        code, _, err = run(f"--resume {flags}")
+        assert code == 2
+        assert says in err
+
+    def test_resume_after_the_same_settings(self, run, chi):
+        assert run("--data-consistency auto --out-units ppb")[0] == 0
+        chi("02").unlink()
+        assert run("--data-consistency auto --out-units ppb --resume")[0] == 0
+
+    def test_another_process_may_describe_the_dataset_first(self, run, dataset, monkeypatch):
+        described = bids_output.write_atomically
+
+        def too_late(path, data, *, force):
+            described(path, data, force=force)
+            described(path, data, force=force)
+
+        monkeypatch.setattr(bids_output, "write_atomically", too_late)
+        assert run()[0] == 0
 
     def test_resume_needs_the_sidecar(self, run, chi):
         assert run()[0] == 0
         chi("01").with_name("sub-01_ses-a_Chimap.json").unlink()
         code, _, err = run("--resume")
         assert code == 2
-        assert "tells of no network" in err
+        assert "network none, this run has twice" in err
 
 
 class TestFailures:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import DataError, UnitsError, UsageError
-from qsm_deploy.runtime.bids_layout import BidsImage, find_recordings, without_recording
+from qsm_deploy.runtime.bids_layout import BidsImage
 from qsm_deploy.runtime.bids_metadata import (
     field_unit,
     load_metadata,
     load_params_of,
     require_echo,
 )
+from qsm_deploy.runtime.bids_search import find_recordings, without_recording
 from qsm_deploy.runtime.nifti import nifti_bytes
 
 DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}

@@ -17,6 +17,9 @@ SHAPE = (40, 36, 32)
 TIMES_S = (0.004, 0.01, 0.016)
 HERTZ_PER_PPM = GYROMAGNETIC_MHZ_PER_T * 3
 ANAT = "sub-01/anat"
+BRAIN = "derivatives/brain"
+MASK_FILE = f"{BRAIN}/{ANAT}/sub-01_desc-brain_mask"
+DESCRIPTION = {"Name": "Spheres", "BIDSVersion": "1.10.0"}
 
 
 def distance_from(centre):
@@ -49,9 +52,13 @@ def phases(local_field):
 def dataset(tmp_path, phases):
     """Return a dataset of one subject, its field strength stated once for all."""
     root = tmp_path / "study"
-    write(root, "dataset_description.json", {"Name": "Spheres", "BIDSVersion": "1.10.0"})
+    write(root, "dataset_description.json", DESCRIPTION)
     write(root, "MEGRE.json", {"MagneticFieldStrength": 3})
-    write(root, f"{ANAT}/sub-01_mask.nii.gz", MASK.astype(np.uint8))
+    (root / "README.md").write_text("Two spheres in a larger one.\n" * 10)
+    made = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "tests"}]}
+    write(root, f"{BRAIN}/dataset_description.json", made | DESCRIPTION)
+    write(root, f"{MASK_FILE}.nii.gz", MASK.astype(np.uint8))
+    write(root, f"{MASK_FILE}.json", {"Type": "Brain"})
     for echo, (phase, time) in enumerate(zip(phases, TIMES_S, strict=True), 1):
         stem = f"{ANAT}/sub-01_echo-{echo}_part"
         write(root, f"{stem}-phase_MEGRE.nii.gz", phase)
@@ -103,6 +110,12 @@ def test_the_local_field_is_what_the_network_gets(run, chi, local_field):
     assert np.linalg.norm(error) < 0.2 * np.linalg.norm(expected - expected.mean())
 
 
+def test_the_validator_accepts_it(run, dataset, validate):
+    assert run()[0] == 0
+    for folder in (dataset, dataset / BRAIN, dataset / "derivatives/qsm-deploy"):
+        assert validate(folder) == []
+
+
 def test_integers_give_the_same_map_as_radians(run, chi, dataset, phases):
     assert run()[0] == 0
     radians = chi()
@@ -126,7 +139,7 @@ def test_negate_turns_the_map(run, chi):
 
 
 def test_without_a_mask_the_signal_is_taken(run, chi, dataset):
-    (dataset / ANAT / "sub-01_mask.nii.gz").unlink()
+    (dataset / f"{MASK_FILE}.nii.gz").unlink()
     code, _, err = run()
     assert code == 0
     assert "no mask in the dataset: taking the signal, " in err
@@ -159,7 +172,7 @@ RAD = {"EchoTime": 0.01, "Units": "rad"}
         (f"{PHASE}.nii.gz", np.zeros((40, 36, 31), "f4"), "has shape (40, 36, 31)"),
         (f"{MAGNITUDE}.nii.gz", np.full(SHAPE, -1, "f4"), "the magnitude has negative values"),
         (f"{MAGNITUDE}.nii.gz", np.zeros((40, 36, 31), "f4"), "has shape (40, 36, 31)"),
-        (f"{ANAT}/sub-01_mask.nii.gz", np.zeros(SHAPE, np.uint8), "the mask is empty"),
+        (f"{MASK_FILE}.nii.gz", np.zeros(SHAPE, np.uint8), "the mask is empty"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(run, dataset, name, content, says):
@@ -198,7 +211,7 @@ def test_flags_for_local_fields(run, flags):
 def test_a_real_recording_and_its_stale_slope(run, dataset, shared, chi):
     data = shared / "data/gre_crop"
     phase, magnitude = nib.load(data / "Phase.nii"), nib.load(data / "Mag.nii")
-    (dataset / ANAT / "sub-01_mask.nii.gz").unlink()
+    (dataset / f"{MASK_FILE}.nii.gz").unlink()
 
     def put(values, part):
         for echo in range(3):
