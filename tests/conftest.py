@@ -73,6 +73,15 @@ def twin_handle(
     return build_twin(tmp_path_factory.mktemp("twin"))
 
 
+@pytest.fixture(scope="session")
+def tensorrt_include() -> Path:
+    """Return the folder of TensorRT's headers, which are in no wheel."""
+    folder = os.environ.get("QSM_TENSORRT_INCLUDE")
+    if not folder:
+        pytest.skip("no TensorRT headers: QSM_TENSORRT_INCLUDE names no folder")
+    return Path(folder)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips",

@@ -1,12 +1,11 @@
 #include "data_consistency.h"
 
+#include "dipole_filter.h"
 #include "k_space.h"
 
 namespace qsm::host {
 
 namespace {
-
-constexpr double kRounding = 1e-6;  // a residual this much smaller than the first is solved
 
 double squared_norm(const Volume &v) {
     double sum = 0;
@@ -30,15 +29,14 @@ void add(Volume &a, float weight, const Volume &b) {
 }
 
 void closed_form(Volume &chi, const Scan &scan, float weight, DipoleFilter &filter) {
-    chi = filter.apply(chi, filter.multiplier([=](float d) { return weight / (d * d + weight); }));
-    const Volume inverse =
-        filter.multiplier(Multiplier{QSM_CUDA_TIKHONOV, weight});
+    chi = filter.apply(chi, filter.multiplier(Multiplier{QSM_CUDA_TIKHONOV_PRIOR, weight}));
+    const Volume inverse = filter.multiplier(Multiplier{QSM_CUDA_TIKHONOV, weight});
     add(chi, 1, filter.apply(scan.local_field_ppm, inverse));
     multiply(chi, scan.mask);
 }
 
 void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t iterations,
-                         DipoleFilter &filter, const std::function<void()> &step) {
+                         DipoleFilter &filter, Caller &caller) {
     const Volume dipole = filter.multiplier([](float d) { return d; });
     const auto masked_dipole = [&](const Volume &x) {
         Volume field = filter.apply(x, dipole);
@@ -53,8 +51,8 @@ void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t it
     Volume direction = r;
     double squared = squared_norm(r);
     const double first = squared;
-    for (int32_t n = 0; n < iterations && squared > kRounding * kRounding * first; ++n) {
-        step();
+    for (int32_t n = 0; n < iterations && squared > kSolved * first; ++n) {
+        caller.poll();
         Volume image = masked_dipole(masked_dipole(direction));
         add(image, weight, direction);
         const auto length = float(squared / dot(direction, image));
@@ -64,19 +62,20 @@ void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t it
         squared = squared_norm(r);
         const auto ratio = float(squared / before);
         for (size_t i = 0; i < r.size(); ++i) direction[i] = direction[i] * ratio + r[i];
+        caller.done();
     }
 }
 
 }  // namespace
 
 void make_consistent(Volume &chi_ppm, const Scan &scan, double lambda, int32_t iterations,
-                     int threads, const std::function<void()> &step) {
+                     int threads, Caller &caller) {
     DipoleFilter filter(scan.geometry, kCorrectionPadVoxels, threads);
     const auto weight = static_cast<float>(lambda);
     if (iterations) {
-        conjugate_gradients(chi_ppm, scan, weight, iterations, filter, step);
+        conjugate_gradients(chi_ppm, scan, weight, iterations, filter, caller);
     } else {
-        step();
+        caller.poll();
         closed_form(chi_ppm, scan, weight, filter);
     }
 }

@@ -2,19 +2,18 @@
 #ifndef QSM_RUNTIME_DATA_CONSISTENCY_H
 #define QSM_RUNTIME_DATA_CONSISTENCY_H
 
-#include <functional>
-
-#include "dipole_filter.h"
+#include "request.h"
 #include "scan.h"
 
 namespace qsm::host {
 
 constexpr int32_t kCorrectionPadVoxels = 8;
+constexpr double kSolved = 1e-12;  // a squared residual this much smaller than the first is rounding
 
 // Makes a map consistent with the scan's field; 0 outside the mask. `iterations` of 0 is the closed
-// form without mask. `step` is called before each step, and may throw.
+// form without mask.
 void make_consistent(Volume &chi_ppm, const Scan &scan, double lambda, int32_t iterations,
-                     int threads, const std::function<void()> &step);
+                     int threads, Caller &caller);
 
 }  // namespace qsm::host
 

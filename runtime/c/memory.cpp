@@ -1,11 +1,10 @@
-// Predicting the peak memory of a run before it begins, as runtime/memory.py does; what differs is
-// the transform, which is made of matrix products here.
+#include "memory.h"
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
 
 #include "data_consistency.h"
-#include "planning.h"
 
 namespace qsm::host {
 
@@ -31,12 +30,11 @@ MemoryUse inference_memory(const Card &card, const std::string &backend) {
 
 }  // namespace
 
-std::vector<StageMemory> predict(const Workload &workload, const PatchPlan &plan) {
-    const Card &card = workload.card;
-    const Geometry &geometry = workload.scan.geometry;
+std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
+    const Geometry &geometry = scan.geometry;
     const double voxels = double(geometry.voxels());
     const double patch = double(Geometry::voxels_of(plan.patch_shape()));
-    const MemoryUse use = inference_memory(card, workload.backend);
+    const MemoryUse use = inference_memory(card, backend);
     const double session = double(use.fixed_bytes) + double(use.bytes_per_voxel) * patch;
     double held = double(kScanBytes) * voxels;
     double inputs = 0;
@@ -49,10 +47,9 @@ std::vector<StageMemory> predict(const Workload &workload, const PatchPlan &plan
         stages.push_back({"TKD", held + kFirstTransformBytes + kTransform * double(padded.voxels())});
     }
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
-    if (workload.correction != Correction::kNone) {
+    if (correction != Correction::kNone) {
         const Geometry padded = geometry.padded(kCorrectionPadVoxels);
-        const double step = workload.correction == Correction::kClosedForm ? kClosedForm
-                                                                           : kConjugateGradients;
+        const double step = correction == Correction::kClosedForm ? kClosedForm : kConjugateGradients;
         held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
         stages.push_back({"data consistency", held + kNextTransformBytes + step * voxels +
                                                   kTransform * double(padded.voxels())});

@@ -98,6 +98,7 @@ Patch PatchPlan::patch(int64_t index) const {
         patch.box.volume[n] = axis.length;
         patch.box.start[n] = axis.starts[at];
         patch.box.size[n] = axis.size;
+        patch.at[n] = int32_t(at);
         patch.windows[n] = axis.windows[at].data();
     }
     return patch;

@@ -21,8 +21,9 @@ struct Axis {
 };
 
 struct Patch {
-    qsm_cuda_patch box;         // of one channel
-    const float *windows[3];    // box.size weights each, owned by the plan
+    qsm_cuda_patch box;       // of one channel
+    const float *windows[3];  // box.size weights each, owned by the plan
+    int32_t at[3];            // which of the windows of its axis each one is
 };
 
 struct PatchPlan {

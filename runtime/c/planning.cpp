@@ -1,6 +1,7 @@
 #include "planning.h"
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "error.h"
@@ -46,37 +47,37 @@ void require_indexable(const PatchPlan &plan) {
     }
 }
 
-Decision decision_for(const Workload &workload, PatchPlan plan, std::string reason, bool exact) {
+Decision decision_for(const Demand &demand, PatchPlan plan, std::string reason, bool exact) {
     require_indexable(plan);
     Decision decision{std::move(plan), std::move(reason), exact, {}};
-    decision.stages = predict(workload, decision.plan);
+    decision.stages = demand.stages(decision.plan);
     return decision;
 }
 
-Decision whole(const Workload &workload, std::string reason) {
-    return decision_for(workload,
-                        plan_whole(workload.scan.geometry.shape, int32_t(workload.card.divisor)),
+Decision whole(const Demand &demand, std::string reason) {
+    return decision_for(demand,
+                        plan_whole(demand.scan.geometry.shape, int32_t(demand.card.divisor)),
                         std::move(reason), true);
 }
 
-Decision in_patches(const Workload &workload, const qsm_params &params, const Box &box,
+Decision in_patches(const Demand &demand, const qsm_params &params, const Box &box,
                     int32_t patch, std::string reason) {
-    const Card &card = workload.card;
+    const Card &card = demand.card;
     const Overlap overlap = overlap_and_blend(card, params, patch);
-    PatchPlan plan = plan_patches(box, workload.scan.geometry.shape, int32_t(card.divisor), patch,
+    PatchPlan plan = plan_patches(box, demand.scan.geometry.shape, int32_t(card.divisor), patch,
                                   overlap.voxels, overlap.blend);
     const bool exact = plan.count() == 1 || (overlap.blend == QSM_BLEND_CROP &&
                                              overlap.voxels >= 2 * *card.receptive_field.theoretical);
-    return decision_for(workload, std::move(plan), std::move(reason), exact);
+    return decision_for(demand, std::move(plan), std::move(reason), exact);
 }
 
 // Of those that fit the one that computes least, an exact one first; the smallest if none fits. The
 // largest patches that fit are not the fastest: eight that overlap by almost all of the volume
 // compute it almost eight times.
-Decision best_in_patches(const Workload &workload, const qsm_params &params, const Box &box,
+Decision best_in_patches(const Demand &demand, const qsm_params &params, const Box &box,
                          Decision otherwise, const std::string &reason, double limit_bytes) {
-    const Shape &shape = workload.scan.geometry.shape;
-    const int64_t divisor = workload.card.divisor;
+    const Shape &shape = demand.scan.geometry.shape;
+    const int64_t divisor = demand.card.divisor;
     const int64_t end = *std::max_element(shape.begin(), shape.end()) + divisor;
     const auto cost = [&](const Decision &decision) {
         const double peak = decision.peak_bytes();
@@ -87,12 +88,16 @@ Decision best_in_patches(const Workload &workload, const qsm_params &params, con
                                fits && decision.plan.blend != QSM_BLEND_CROP, fits ? work : peak);
     };
     bool found = false;
-    for (int64_t size = smallest_patch(workload.card); size < end; size += divisor) {
-        Decision next = in_patches(workload, params, box, int32_t(size), reason);
+    for (int64_t size = smallest_patch(demand.card); size < end; size += divisor) {
+        Decision next = in_patches(demand, params, box, int32_t(size), reason);
         if (!found || cost(next) < cost(otherwise)) otherwise = std::move(next);
         found = true;
     }
     return otherwise;
+}
+
+std::string shape_text(const Shape &shape) {
+    return text("%d x %d x %d", shape[0], shape[1], shape[2]);
 }
 
 void require_fit(const Decision &decision, double limit_bytes, bool asked) {
@@ -100,6 +105,11 @@ void require_fit(const Decision &decision, double limit_bytes, bool asked) {
         decision.stages.begin(), decision.stages.end(),
         [](const StageMemory &a, const StageMemory &b) { return a.bytes < b.bytes; });
     if (most->bytes <= limit_bytes) return;
+    if (std::isinf(most->bytes)) {
+        throw Error(QSM_ENGINE_ERROR, "the engine was built for other sizes than " +
+                                          shape_text(decision.plan.patch_shape()) +
+                                          "; set patch to one it serves, or build it again");
+    }
     const PatchPlan &plan = decision.plan;
     const Shape shape = plan.patch_shape();
     const std::string how =
@@ -121,8 +131,8 @@ double Decision::peak_bytes() const {
     return most;
 }
 
-Decision decide(const Workload &workload, const qsm_params &params, double limit_bytes) {
-    const Card &card = workload.card;
+Decision decide(const Demand &demand, const qsm_params &params, double limit_bytes) {
+    const Card &card = demand.card;
     const bool patchable = card.patchable == "yes";
     const auto chosen = [&]() -> Decision {
         if (params.patch == QSM_PATCH_OFF || (params.patch == QSM_PATCH_AUTO && !patchable)) {
@@ -130,22 +140,22 @@ Decision decide(const Workload &workload, const qsm_params &params, double limit
                 throw Error(QSM_USAGE_ERROR, "overlap and blend need patches; leave them as they "
                                              "are or set patch to an edge length");
             }
-            return whole(workload, params.patch == QSM_PATCH_OFF ? "asked for" : *card.why_whole);
+            return whole(demand, params.patch == QSM_PATCH_OFF ? "asked for" : *card.why_whole);
         }
         if (!patchable) {
             throw Error(QSM_USAGE_ERROR, card.network + " cannot be run in patches: " +
                                              *card.why_whole + "; set patch to QSM_PATCH_OFF");
         }
-        const Box box = bounding_box(workload.scan.mask, workload.scan.geometry.shape);
+        const Box box = bounding_box(demand.scan.mask, demand.scan.geometry.shape);
         if (params.patch != QSM_PATCH_AUTO) {
-            return in_patches(workload, params, box, params.patch, "asked for");
+            return in_patches(demand, params, box, params.patch, "asked for");
         }
-        Decision at_once = whole(workload, "it fits the memory");
+        Decision at_once = whole(demand, "it fits the memory");
         if (at_once.peak_bytes() <= limit_bytes) return at_once;
         const std::string reason = "the whole volume would need " +
                                    memory_text(at_once.peak_bytes()) + ", more than " +
                                    memory_text(limit_bytes);
-        return best_in_patches(workload, params, box, std::move(at_once), reason, limit_bytes);
+        return best_in_patches(demand, params, box, std::move(at_once), reason, limit_bytes);
     }();
     require_fit(chosen, limit_bytes, params.patch != QSM_PATCH_AUTO);
     return chosen;

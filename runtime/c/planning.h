@@ -3,6 +3,7 @@
 #ifndef QSM_RUNTIME_PLANNING_H
 #define QSM_RUNTIME_PLANNING_H
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,14 +16,6 @@ namespace qsm::host {
 
 // The form of the data-consistency step.
 enum class Correction { kNone, kClosedForm, kConjugateGradients };
-
-// What decides the memory of a run besides its patch plan.
-struct Workload {
-    const Card &card;
-    const Scan &scan;
-    std::string backend;
-    Correction correction;
-};
 
 struct StageMemory {
     const char *stage;
@@ -38,15 +31,17 @@ struct Decision {
     double peak_bytes() const;
 };
 
-// Returns the predicted peak memory of every stage, above that before the run.
-std::vector<StageMemory> predict(const Workload &workload, const PatchPlan &plan);
-
-// Returns four fifths of the memory that the system and the control group have left.
-double available_bytes();
+// What decides how a volume is run. `stages` returns the predicted peak memory of every stage, above
+// that before the run; infinite where the engine cannot run the plan's patches.
+struct Demand {
+    const Card &card;
+    const Scan &scan;
+    std::function<std::vector<StageMemory>(const PatchPlan &)> stages;
+};
 
 // Returns how to run a volume within a memory limit. Throws a memory error if it does not fit, a
 // usage error if the parameters contradict each other or the network.
-Decision decide(const Workload &workload, const qsm_params &params, double limit_bytes);
+Decision decide(const Demand &demand, const qsm_params &params, double limit_bytes);
 
 }  // namespace qsm::host
 

@@ -3,17 +3,24 @@
 
 #include <mutex>
 
+#include "device_session.h"
 #include "error.h"
+#include "gpu.h"
 #include "reconstruct.h"
+#include "request.h"
 #include "scan.h"
 #include "session.h"
 
 using namespace qsm::host;
 
 struct qsm_engine {
-    std::unique_ptr<Session> session;
-    int threads;
+    std::unique_ptr<Session> on_cpu;  // one of these two
+    std::unique_ptr<DeviceSession> on_gpu;
+    void *context = nullptr;  // that of the GPU
+    int threads = 0;
     std::mutex in_use;
+
+    const Card &card() const { return on_cpu ? on_cpu->card() : on_gpu->card(); }
 };
 
 namespace {
@@ -32,6 +39,12 @@ qsm_params checked(const qsm_params *params) {
 
 void require_pointer(const char *name, const void *pointer) {
     if (!pointer) throw Error(QSM_USAGE_ERROR, std::string(name) + " is a null pointer");
+}
+
+void open_plan(qsm_engine &engine, const std::string &path) {
+    require_file(path);
+    engine.on_gpu = open_plan_session(path);
+    engine.context = Gpu::get().context();
 }
 
 }  // namespace
@@ -54,16 +67,22 @@ qsm_status qsm_engine_open(const char *path, const qsm_params *given, qsm_engine
         const qsm_params params = checked(given);
         auto opened = std::make_unique<qsm_engine>();
         opened->threads = params.threads;
-        opened->session = open_onnx_session(path, params.threads);
-        const Card &card = opened->session->card();
+        if (is_plan(path)) {
+            open_plan(*opened, path);
+        } else {
+            opened->on_cpu = open_onnx_session(path, params.threads);
+        }
+        const char *backend =
+            opened->on_cpu ? opened->on_cpu->backend() : opened->on_gpu->backend();
+        const Card &card = opened->card();
         Caller(params).log(QSM_LOG_INFO, std::string(path) + ": " + card.network + ", " +
-                                             card.precision + ", on " + opened->session->backend());
+                                             card.precision + ", on " + backend);
         *engine = opened.release();
     });
 }
 
 const char *qsm_engine_card(const qsm_engine *engine) {
-    return engine ? engine->session->card().json.c_str() : nullptr;
+    return engine ? engine->card().json.c_str() : nullptr;
 }
 
 qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_params *given,
@@ -76,15 +95,32 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
         const auto order = static_cast<qsm_memory_order>(params.memory_order);
         Scan copy = scan_from(*scan, order);
         const std::lock_guard<std::mutex> lock(engine->in_use);
-        const Volume chi = reconstruct(*engine->session, copy, params, engine->threads);
+        if (engine->on_gpu) Gpu::get().use(engine->context);
+        const Volume chi =
+            engine->on_cpu ? reconstruct(*engine->on_cpu, copy, params, engine->threads)
+                           : reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, nullptr);
         store(chi, copy.geometry.shape, order, chi_ppm);
     });
 }
 
-qsm_status qsm_reconstruct_device(qsm_engine *, const qsm_scan *, const qsm_params *, float *,
-                                  void *) {
-    return guarded([] {
-        throw Error(QSM_ENGINE_ERROR, "this library was built without TensorRT and CUDA");
+qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, const qsm_params *given,
+                                  float *chi_ppm, void *stream) {
+    return guarded([&] {
+        require_pointer("engine", engine);
+        require_pointer("scan", scan);
+        require_pointer("chi_ppm", chi_ppm);
+        const qsm_params params = checked(given);
+        if (!engine->on_gpu) {
+            throw Error(QSM_ENGINE_ERROR, "this engine computes on the CPU; open a .plan for a GPU");
+        }
+        if (params.memory_order != QSM_Z_FASTEST) {
+            throw Error(QSM_USAGE_ERROR, "a GPU takes volumes in the order QSM_Z_FASTEST only; set "
+                                         "memory_order");
+        }
+        const std::lock_guard<std::mutex> lock(engine->in_use);
+        Gpu::get().use(engine->context);
+        Scan copy = scan_from_device(*scan, stream);
+        reconstruct_on_device(*engine->on_gpu, copy, params, chi_ppm, stream);
     });
 }
 

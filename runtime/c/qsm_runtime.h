@@ -100,7 +100,8 @@ typedef struct qsm_params {
     int32_t overlap;             /* voxels that neighbours share, or QSM_OVERLAP_AUTO */
     int32_t blend;               /* a qsm_blend */
     int32_t allow_geometry;      /* nonzero: use a network on a grid it was not trained for */
-    uint64_t memory_limit_bytes; /* of memory besides the caller's; 0: 4/5 of what is available */
+    uint64_t memory_limit_bytes; /* of memory besides the caller's, that of the GPU where the
+                                    engine is on one; 0: 4/5 of what is available */
     double data_consistency_lambda;      /* weight of the map against the field in a step from one
                                             towards the other; 0: no step; 0.01 is a good one */
     int32_t data_consistency_iterations; /* conjugate gradients in the mask, 10 are good;
@@ -124,7 +125,7 @@ QSM_API const char *qsm_last_error(void);
 QSM_API qsm_params qsm_default_params(void);
 
 /* Load a network: an .onnx file, or a .plan where the library was built with TensorRT. `params` may
- * be NULL for the defaults. On failure *engine is NULL. */
+ * be NULL for the defaults. On failure *engine is NULL. A plan goes to the current GPU. */
 QSM_API qsm_status qsm_engine_open(const char *path, const qsm_params *params,
                                    qsm_engine **engine);
 
@@ -136,9 +137,9 @@ QSM_API const char *qsm_engine_card(const qsm_engine *engine);
 QSM_API qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan,
                                    const qsm_params *params, float *chi_ppm);
 
-/* The same for pointers to a GPU's memory, that of the calling thread's current GPU, in the order
- * QSM_Z_FASTEST. Work is enqueued on `stream` (a cudaStream_t) behind the caller's, and the call
- * waits once for the field, which it checks. The map is ready when the stream comes to it. */
+/* The same for an engine made of a .plan, with pointers to the memory of the GPU it is on, in the
+ * order QSM_Z_FASTEST. All work is enqueued on `stream` (a cudaStream_t), behind what the caller has
+ * enqueued there, and done when the call returns: progress and cancel work as above. */
 QSM_API qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan,
                                           const qsm_params *params, float *chi_ppm, void *stream);
 

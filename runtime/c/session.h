@@ -37,7 +37,11 @@ class Session {
 // Opens an ONNX file on the CPU. Defined in session_openvino.cpp, or by the tests.
 std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads);
 
-// Checks that there is a file, and that it begins as an ONNX model does.
+// Whether a name is that of a plan, by its ending.
+bool is_plan(const std::string &path);
+
+// Checks that there is a file; and that it begins as an ONNX model does.
+void require_file(const std::string &path);
 void require_onnx_file(const std::string &path);
 
 // Reads the card in a model's metadata; errors begin with the path.

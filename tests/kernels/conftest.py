@@ -1,7 +1,6 @@
 """The CUDA library as built, and its host twin: the same sources compiled without CUDA."""
 
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,15 +20,6 @@ def load(path: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(path))
     declare(handle)
     return handle
-
-
-@pytest.fixture(scope="session")
-def tensorrt_include() -> Path:
-    """Return the folder of TensorRT's headers, which are in no wheel."""
-    folder = os.environ.get("QSM_TENSORRT_INCLUDE")
-    if not folder:
-        pytest.skip("no TensorRT headers: QSM_TENSORRT_INCLUDE names no folder")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The C library as built, with OpenVINO and with a fake engine in its place, and its callers."""
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 X_FASTEST, Z_FASTEST = 0, 1
 PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p)
 CANCEL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+DRIVER = "libcuda.so.1"
 LOG = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p)
 
 
@@ -182,21 +184,41 @@ def build_fake(
 ) -> Callable[..., Path]:
     """Return what builds the library with the fake engine, and the driver that calls it."""
 
-    def build(sanitize: str = "") -> Path:
+    def build(sanitize: str = "", *more: str) -> Path:
         folder = tmp_path_factory.mktemp("fake")
-        options = [f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}", "-DCMAKE_BUILD_TYPE=Debug"]
-        options += ["-DCMAKE_CXX_FLAGS=-O1 -g -Werror"]
+        flags = ["-O0" if sanitize else "-O1", "-g1", "-Werror"]
+        options = [
+            *more,
+            f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}",
+            "-DCMAKE_BUILD_TYPE=Debug",
+        ]
+        options.append(f"-DCMAKE_CXX_FLAGS={' '.join(flags)}")
         library = build_c_library(folder, options=[*options, f"-DQSM_SANITIZE={sanitize}"])
-        flags = [f"-fsanitize={sanitize}"] if sanitize else []
+        flags += [f"-fsanitize={sanitize}"] if sanitize else []
         driver = folder / "driver"
         run(
-            *(compiler, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags),
+            *(compiler, "-std=c++17", "-Wall", "-Wextra", *flags),
             *(f"-I{SOURCES}", HERE / "driver.cpp", "-o", driver, library),
-            *(f"-Wl,-rpath,{folder}", "-pthread"),
+            *(f"-Wl,-rpath,{folder}", "-pthread", "-ldl"),
         )
+        run(compiler, "-x", "c", "-shared", "-fPIC", HERE / "fake_driver.c", "-o", folder / DRIVER)
         return driver
 
     return build
+
+
+@pytest.fixture
+def drive(run: Callable[..., str], twin_handle: ctypes.CDLL) -> Callable[..., str]:
+    """Return what runs the driver, with a GPU that is none."""
+
+    def drive(driver: Path, *arguments: str, before: Sequence[str] = ()) -> str:
+        libraries = {
+            "LD_LIBRARY_PATH": str(driver.parent),
+            "QSM_CUDA_LIBRARY": str(twin_handle._name),
+        }
+        return run(*before, driver, *arguments, env=os.environ | libraries)
+
+    return drive
 
 
 @pytest.fixture(scope="session")
@@ -252,11 +274,13 @@ def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
         "fail": replace(card, options={"fake": "fail"}),
         "throw": replace(card, options={"fake": "throw"}),
         "memory": replace(card, options={"fake": "no memory"}),
+        "small": replace(card, divisor=2, options={"fake": "small"}),
         "nan": replace(card, options={"fake": "nan"}),
         "eroded": constants(1.0),
         "erodes-all": constants(1e9),
         "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
     }
     for name, made in cards.items():
-        (tmp_path / f"{name}.onnx").write_text(made.to_json())
+        for suffix in (".onnx", ".plan"):
+            (tmp_path / name).with_suffix(suffix).write_text(made.to_json())
     return tmp_path

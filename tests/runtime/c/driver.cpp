@@ -1,5 +1,8 @@
 // Calls everything in the library, rightly and wrongly, for sanitizers and valgrind to watch.
-// Arguments: a folder of models for the fake engine, and models that must be refused.
+// Arguments: a folder of models for the fake engine, and models that must be refused. It takes a fake
+// driver for libcuda.so.1, and the host twin of libqsm_cuda.
+#include <dlfcn.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -289,6 +292,73 @@ void threads_share_an_engine_or_have_their_own(const std::string &folder) {
     for (std::thread &thread : threads) thread.join();
 }
 
+void a_gpu_gives_what_the_host_gives(const std::string &folder) {
+    struct Case {
+        const char *name;
+        int patch, iterations;  // of data consistency; -1: none
+    };
+    for (const Case &at : {Case{"/cnn", 0, -1}, Case{"/cnn", 8, -1}, Case{"/tkd", 8, -1},
+                           Case{"/tkd", 0, 0}, Case{"/tkd", 0, 2}}) {
+        const Engine host(folder + at.name + ".onnx"), plan(folder + at.name + ".plan");
+        const Input input(7, 11, 6, QSM_Z_FASTEST);
+        qsm_params params = params_of(QSM_Z_FASTEST, at.patch);
+        params.data_consistency_lambda = at.iterations < 0 ? 0 : 0.05;
+        params.data_consistency_iterations = at.iterations < 0 ? 0 : at.iterations;
+        std::vector<float> wanted(input.field.size()), chi[2] = {wanted, wanted};
+        const auto run = [&](const Engine &engine, std::vector<float> &to) {
+            return qsm_reconstruct(engine.handle, &input.scan, &params, to.data());
+        };
+        REQUIRE(run(host, wanted) == QSM_OK);
+        REQUIRE(run(plan, chi[0]) == QSM_OK);
+        REQUIRE(qsm_reconstruct_device(plan.handle, &input.scan, &params, chi[1].data(), nullptr) ==
+                QSM_OK);
+        for (size_t n = 0; n < wanted.size(); ++n) {
+            REQUIRE(std::fabs(chi[0][n] - wanted[n]) < 1e-6f);
+            REQUIRE(chi[1][n] == chi[0][n]);
+        }
+    }
+}
+
+void a_gpu_fails_as_a_host_does(const std::string &folder) {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+    const auto fail_after = reinterpret_cast<void (*)(int)>(dlsym(driver, "fake_fail_after"));
+    const auto living = reinterpret_cast<int (*)()>(dlsym(driver, "fake_living"));
+    const Input input(5, 5, 6, QSM_Z_FASTEST), larger(9, 12, 7, QSM_Z_FASTEST);
+    std::vector<float> chi(larger.field.size());
+    qsm_params params = params_of(QSM_Z_FASTEST);
+    params.data_consistency_lambda = 0.05;
+    const auto run = [&](const std::string &name, const Input &of) {
+        const Engine engine(folder + name);
+        return qsm_reconstruct_device(engine.handle, &of.scan, &params, chi.data(), nullptr);
+    };
+    int allocations = 0;
+    for (qsm_status status = QSM_MEMORY_ERROR; status != QSM_OK; ++allocations) {
+        fail_after(allocations);
+        status = run("/tkd.plan", input);
+        REQUIRE(status == QSM_OK || status == QSM_MEMORY_ERROR);
+        REQUIRE(living() == 0);
+    }
+    fail_after(-1);
+    params.data_consistency_lambda = 0;
+    REQUIRE(allocations > 15);
+    REQUIRE(run("/fail.plan", larger) == QSM_ENGINE_ERROR);
+    REQUIRE(run("/nan.plan", larger) == QSM_ENGINE_ERROR);
+    REQUIRE(run("/small.plan", larger) == QSM_OK);  // in patches, though the whole volume fits the memory
+    params.patch = QSM_PATCH_OFF;
+    REQUIRE(run("/small.plan", larger) == QSM_ENGINE_ERROR);
+    REQUIRE(run("/tkd.onnx", larger) == QSM_ENGINE_ERROR);
+    params.memory_limit_bytes = 1000;
+    REQUIRE(run("/tkd.plan", larger) == QSM_MEMORY_ERROR);
+    params.memory_order = QSM_X_FASTEST;
+    REQUIRE(run("/tkd.plan", larger) == QSM_USAGE_ERROR);
+    REQUIRE(living() == 0);
+    dlclose(driver);
+    // It keeps its plans otherwise, which valgrind would count as lost.
+    void *library = dlopen(std::getenv("QSM_CUDA_LIBRARY"), RTLD_NOW);
+    REQUIRE(reinterpret_cast<int (*)()>(dlsym(library, "qsm_cuda_release_plans"))() == 0);
+    dlclose(library);
+}
+
 }  // namespace
 
 int main(int count, char **arguments) {
@@ -299,6 +369,8 @@ int main(int count, char **arguments) {
     it_can_be_cancelled_at_every_step(folder);
     what_goes_wrong_inside_comes_out_as_a_status(folder);
     threads_share_an_engine_or_have_their_own(folder);
+    a_gpu_gives_what_the_host_gives(folder);
+    a_gpu_fails_as_a_host_does(folder);
     for (int n = 2; n < count; ++n) {
         qsm_engine *engine = nullptr;
         REQUIRE(qsm_engine_open(arguments[n], nullptr, &engine) == QSM_ENGINE_ERROR);

@@ -2,10 +2,12 @@
 // network doubles the last volume it takes, and the transform is the textbook's.
 #include <cmath>
 #include <complex>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
 
+#include "device_session.h"
 #include "dipole_filter.h"
 #include "error.h"
 #include "session.h"
@@ -14,46 +16,83 @@ namespace qsm::host {
 
 namespace {
 
+// What a card's option `fake` says goes wrong or differs.
+std::string behaviour(const Card &card) {
+    const auto option = card.options.find("fake");
+    return option == card.options.end() ? "" : option->second;
+}
+
+Card card_in(const std::string &path) {
+    std::ifstream file(path, std::ios::binary);
+    return read_card(path, {std::istreambuf_iterator<char>(file), {}});
+}
+
+size_t voxels_of(const Tensor &tensor) {
+    size_t voxels = 1;
+    for (const size_t n : tensor.shape) voxels *= n;
+    return voxels;
+}
+
+// Writes twice the last volume into `output`.
+void compute(const std::string &does, const std::vector<Tensor> &inputs, float *output) {
+    if (does == "fail") throw Error(QSM_ENGINE_ERROR, "the engine fails, as the test wishes");
+    if (does == "throw") throw std::runtime_error("a bug,\nas the test wishes");
+    if (does == "no memory") throw std::bad_alloc();
+    const Tensor *last = nullptr;
+    for (const Tensor &input : inputs) {
+        if (input.shape.size() == 5) last = &input;
+    }
+    const std::vector<size_t> &shape = last->shape;
+    for (size_t n = 0; n < voxels_of(*last); ++n) {
+        output[n] = 2 * last->data[n];
+        // Shows which patch a voxel comes from, and with which weight.
+        const size_t z = n % shape[4], y = n / shape[4] % shape[3], x = n / shape[4] / shape[3];
+        if (does == "position") output[n] += 0.001f * float(x + 2 * y + 3 * z);
+        if (does == "nan") output[n] = std::numeric_limits<float>::quiet_NaN();
+    }
+}
+
 class FakeSession final : public Session {
   public:
-    explicit FakeSession(const std::string &path) {
-        std::ifstream file(path, std::ios::binary);
-        card_ = read_card(path, {std::istreambuf_iterator<char>(file), {}});
-        const auto option = card_.options.find("fake");
-        if (option != card_.options.end()) does_ = option->second;
-    }
+    explicit FakeSession(const std::string &path) { card_ = card_in(path); }
 
     const char *backend() const override { return "openvino"; }
 
     const float *run(const std::vector<Tensor> &inputs) override {
-        if (does_ == "fail") throw Error(QSM_ENGINE_ERROR, "the engine fails, as the test wishes");
-        if (does_ == "throw") throw std::runtime_error("a bug,\nas the test wishes");
-        if (does_ == "no memory") throw std::bad_alloc();
-        const Tensor *last = nullptr;
-        for (const Tensor &input : inputs) {
-            if (input.shape.size() == 5) last = &input;
-        }
-        size_t voxels = 1;
-        for (const size_t n : last->shape) voxels *= n;
-        output_.assign(last->data, last->data + voxels);
-        for (float &value : output_) value *= 2;
-        if (does_ == "position") add_position(last->shape);
-        if (does_ == "nan") output_.assign(voxels, std::numeric_limits<float>::quiet_NaN());
+        output_.resize(voxels_of(inputs[0]));
+        compute(behaviour(card_), inputs, output_.data());
         return output_.data();
     }
 
   private:
-    // So that it shows which patch a voxel comes from, and with which weight.
-    void add_position(const std::vector<size_t> &shape) {
-        for (size_t n = 0; n < output_.size(); ++n) {
-            const size_t z = n % shape[4], y = n / shape[4] % shape[3], x = n / shape[4] / shape[3];
-            output_[n] += 0.001f * float(x + 2 * y + 3 * z);
-        }
-    }
-
-    std::string does_;
     Volume output_;
 };
+
+#ifndef QSM_TENSORRT_PLANS
+
+// Computes at once, in what the fake driver takes for a GPU's memory.
+class FakePlan final : public DeviceSession {
+  public:
+    explicit FakePlan(const std::string &path) { card_ = card_in(path); }
+
+    const char *backend() const override { return "a fake engine"; }
+
+    std::optional<size_t> scratch_bytes(const std::vector<Tensor> &inputs) override {
+        if (behaviour(card_) == "small" && voxels_of(inputs[0]) > 600) return std::nullopt;
+        return kScratch;
+    }
+
+    void enqueue(const std::vector<Tensor> &inputs, float *output, void *scratch,
+                 void *) override {
+        std::memset(scratch, 0xff, kScratch);
+        compute(behaviour(card_), inputs, output);
+    }
+
+  private:
+    static constexpr size_t kScratch = 777;
+};
+
+#endif
 
 using Wave = std::complex<double>;
 
@@ -107,5 +146,11 @@ std::unique_ptr<Session> open_onnx_session(const std::string &path, int) {
 std::unique_ptr<SpectralProduct> open_spectral_product(const Shape &shape, int) {
     return std::make_unique<FakeProduct>(shape);
 }
+
+#ifndef QSM_TENSORRT_PLANS
+std::unique_ptr<DeviceSession> open_plan_session(const std::string &path) {
+    return std::make_unique<FakePlan>(path);
+}
+#endif
 
 }  // namespace qsm::host

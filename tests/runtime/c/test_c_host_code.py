@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+SUPPRESSIONS = Path(__file__).with_name("valgrind.supp")
+
 
 def changed(card: dict[str, Any], path: str, value: Any) -> str:
     """Return a card with one field set, or removed where the value is ``...``."""
@@ -81,11 +83,11 @@ def arguments(fake_models: Path, refused_models: dict[str, Path]) -> list[str]:
 
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(
     build_fake: Callable[..., Path],
-    run: Callable[..., str],
+    drive: Callable[..., str],
     arguments: list[str],
     refused_models: dict[str, Path],
 ) -> None:
-    printed = run(build_fake("address,undefined"), *arguments).splitlines()
+    printed = drive(build_fake("address,undefined"), *arguments).splitlines()
     assert len(printed) == len(refused_models), "one line for each refused model"
     lines = dict(zip(refused_models, printed, strict=True))
     for what, words in {
@@ -101,10 +103,17 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(
 
 
 def test_valgrind_finds_nothing(
-    plain_driver: Path, run: Callable[..., str], arguments: list[str]
+    plain_driver: Path, drive: Callable[..., str], arguments: list[str]
 ) -> None:
     valgrind = shutil.which("valgrind")
     if not valgrind:
         pytest.skip("no valgrind")
-    options = ["--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
-    run(valgrind, *options, "--errors-for-leak-kinds=all", plain_driver, *arguments)
+    before = [
+        valgrind,
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--show-leak-kinds=all",
+    ]
+    before += ["--errors-for-leak-kinds=all", f"--suppressions={SUPPRESSIONS}"]
+    drive(plain_driver, *arguments, before=before)

@@ -1,0 +1,162 @@
+#include "device_filter.h"
+
+#include "data_consistency.h"
+
+namespace qsm::host {
+
+namespace {
+
+qsm_cuda_dipole operator_on(const Geometry &grid) {
+    qsm_cuda_dipole op{};
+    op.batch = 1;
+    for (size_t axis = 0; axis < 3; ++axis) {
+        op.shape[axis] = grid.shape[axis];
+        op.voxel_size_mm[axis] = grid.voxel_size_mm[axis];
+        op.b0_direction[axis] = grid.b0_direction[axis];
+    }
+    op.multiplier = QSM_CUDA_DIPOLE;
+    op.tkd_threshold = op.tikhonov_lambda = 0.1;
+    return op;
+}
+
+size_t workspace_for(const Gpu &gpu, const qsm_cuda_dipole &op) {
+    size_t bytes = 0;
+    gpu.check(gpu.dipole_workspace(&op, &bytes));
+    return bytes;
+}
+
+// A box of `size` that begins at `start` in a volume of `volume`.
+qsm_cuda_patch box_of(const Shape &volume, int32_t start, const Shape &size) {
+    return {1,
+            {volume[0], volume[1], volume[2]},
+            {start, start, start},
+            {size[0], size[1], size[2]}};
+}
+
+void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, const float *field,
+                 void *stream, const DeviceSums &sums) {
+    DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
+    DeviceMemory memory(gpu);
+    auto *image = memory.make<float>(scan.geometry.voxels());
+    filter.apply(QSM_CUDA_TIKHONOV_PRIOR, lambda, chi, chi, true);
+    filter.apply(QSM_CUDA_TIKHONOV, lambda, field, image, true);
+    sums.combine(1, image, 1, chi);
+    gpu.wait(stream);
+}
+
+void conjugate_gradients(const Gpu &gpu, const Scan &scan, const qsm_params &params, float *chi,
+                         const float *field, void *stream, const DeviceSums &sums,
+                         Caller &caller) {
+    const double lambda = static_cast<float>(params.data_consistency_lambda);
+    DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
+    const size_t voxels = scan.geometry.voxels();
+    DeviceMemory memory(gpu);
+    auto *r = memory.make<float>(voxels), *direction = memory.make<float>(voxels),
+         *image = memory.make<float>(voxels);
+    const auto masked_dipole = [&](const float *x, float *y) {
+        filter.apply(QSM_CUDA_DIPOLE, 0, x, y, true);
+    };
+    masked_dipole(chi, r);
+    sums.combine(1, field, -1, r);
+    masked_dipole(r, r);
+    gpu.zero(direction, voxels * sizeof(float), stream);
+    sums.combine(1, r, 0, direction);
+    double squared = sums.dot(r, r);
+    const double first = squared;
+    for (int32_t n = 0; n < params.data_consistency_iterations && squared > kSolved * first; ++n) {
+        caller.poll();
+        masked_dipole(direction, image);
+        masked_dipole(image, image);
+        sums.combine(lambda, direction, 1, image);
+        const double length = squared / sums.dot(direction, image);
+        sums.combine(length, direction, 1, chi);
+        sums.combine(-length, image, 1, r);
+        const double before = squared;
+        squared = sums.dot(r, r);
+        sums.combine(1, r, squared / before, direction);
+        caller.done();
+    }
+    gpu.wait(stream);
+}
+
+}  // namespace
+
+DeviceFilter::DeviceFilter(const Gpu &gpu, const Scan &scan, int32_t pad_voxels, void *stream)
+    : gpu_(gpu), stream_(stream), memory_(gpu) {
+    const Shape &shape = scan.geometry.shape;
+    const Geometry grid = scan.geometry.padded(pad_voxels);
+    operator_ = operator_on(grid);
+    grow_ = box_of(shape, -pad_voxels, grid.shape);
+    crop_ = box_of(grid.shape, pad_voxels, shape);
+    workspace_bytes_ = workspace_for(gpu, operator_);
+    padded_ = memory_.make<float>(grid.voxels());
+    padded_mask_ = memory_.make<uint8_t>(grid.voxels());
+    workspace_ = memory_.make<uint8_t>(workspace_bytes_);
+    std::vector<uint8_t> mask(grid.voxels());
+    const uint8_t *row = scan.mask.data();
+    for (int32_t x = 0; x < shape[0]; ++x) {
+        for (int32_t y = 0; y < shape[1]; ++y, row += shape[2]) {
+            const size_t at = size_t(x + pad_voxels) * size_t(grid.shape[1]) + size_t(y + pad_voxels);
+            std::copy_n(row, shape[2], &mask[at * size_t(grid.shape[2]) + size_t(pad_voxels)]);
+        }
+    }
+    gpu_.upload(padded_mask_, mask.data(), mask.size(), stream_);
+    gpu_.wait(stream_);  // the mask here goes
+}
+
+double DeviceFilter::bytes(const Gpu &gpu, const Geometry &geometry, int32_t pad_voxels) {
+    const Geometry grid = geometry.padded(pad_voxels);
+    return double(sizeof(float) + 1) * double(grid.voxels()) +
+           double(workspace_for(gpu, operator_on(grid)));
+}
+
+void DeviceFilter::apply(qsm_cuda_multiplier multiplier, double parameter, const float *x, float *y,
+                         bool masked) {
+    operator_.multiplier = multiplier;
+    if (multiplier == QSM_CUDA_TKD) operator_.tkd_threshold = parameter;
+    if (multiplier == QSM_CUDA_TIKHONOV || multiplier == QSM_CUDA_TIKHONOV_PRIOR) {
+        operator_.tikhonov_lambda = parameter;
+    }
+    gpu_.check(gpu_.gather(&grow_, x, padded_, stream_));
+    gpu_.check(gpu_.dipole_apply(&operator_, padded_, padded_, workspace_, workspace_bytes_, stream_));
+    gpu_.check(gpu_.finish(&crop_, padded_, nullptr, masked ? padded_mask_ : nullptr, y, stream_));
+}
+
+DeviceSums::DeviceSums(const Gpu &gpu, int64_t count, void *stream)
+    : gpu_(gpu),
+      count_(count),
+      stream_(stream),
+      memory_(gpu),
+      workspace_(memory_.make<uint8_t>(QSM_CUDA_DOT_WORKSPACE)),
+      result_(memory_.make<double>(1)) {}
+
+double DeviceSums::dot(const float *x, const float *y) const {
+    gpu_.check(gpu_.dot(count_, x, y, result_, workspace_, stream_));
+    double sum = 0;
+    gpu_.download(&sum, result_, sizeof sum, stream_);
+    return sum;
+}
+
+void DeviceSums::combine(double a, const float *x, double b, float *y) const {
+    gpu_.check(gpu_.combine(count_, {float(a), nullptr, nullptr}, x, {float(b), nullptr, nullptr}, y,
+                            stream_));
+}
+
+double correction_bytes(const Gpu &gpu, const Geometry &geometry, Correction correction) {
+    const double volumes = correction == Correction::kConjugateGradients ? 3 : 1;
+    return DeviceFilter::bytes(gpu, geometry, kCorrectionPadVoxels) +
+           volumes * double(sizeof(float)) * double(geometry.voxels());
+}
+
+void make_consistent_on_device(const Gpu &gpu, const Scan &scan, const qsm_params &params,
+                               float *chi, const float *field, void *stream, Caller &caller) {
+    const DeviceSums sums(gpu, int64_t(scan.geometry.voxels()), stream);
+    if (params.data_consistency_iterations) {
+        conjugate_gradients(gpu, scan, params, chi, field, stream, sums, caller);
+        return;
+    }
+    caller.poll();
+    closed_form(gpu, scan, params.data_consistency_lambda, chi, field, stream, sums);
+}
+
+}  // namespace qsm::host

@@ -1,0 +1,237 @@
+// The reconstruction on a GPU: one stream, one patch at a time. Compiled, not yet run on a GPU.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "device_filter.h"
+#include "error.h"
+#include "gpu.h"
+#include "planning.h"
+#include "reconstruct.h"
+#include "request.h"
+
+namespace qsm::host {
+
+namespace {
+
+constexpr double kShareOfFree = 0.8;
+constexpr double kFloat = sizeof(float);
+
+std::vector<size_t> patch_tensor(const Shape &size) {
+    return {1, 1, size_t(size[0]), size_t(size[1]), size_t(size[2])};
+}
+
+// One reconstruction: what it is of, and what it has on the GPU.
+class DeviceRun {
+  public:
+    DeviceRun(DeviceSession &session, const Scan &scan, const qsm_params &params, void *stream)
+        : gpu_(Gpu::get()),
+          session_(session),
+          scan_(scan),
+          params_(params),
+          stream_(stream),
+          memory_(gpu_) {}
+
+    Decision decide() const {
+        const auto stages = [this](const PatchPlan &plan) { return stages_of(plan); };
+        const double limit = params_.memory_limit_bytes ? double(params_.memory_limit_bytes)
+                                                        : kShareOfFree * double(gpu_.free_bytes());
+        return host::decide({session_.card(), scan_, stages}, params_, limit);
+    }
+
+    // Leaves the masked map at chi, and waits.
+    void run(const PatchPlan &plan, float *chi, Caller &caller) {
+        const size_t voxels = scan_.geometry.voxels();
+        field_ = send(scan_.local_field_ppm);
+        inside_ = send(scan_.mask);
+        add_inputs();
+        infer(plan, chi, caller);
+        if (correction_from(params_) != Correction::kNone) {
+            make_consistent_on_device(gpu_, scan_, params_, chi, field_, stream_, caller);
+        }
+        const DeviceSums sums(gpu_, int64_t(voxels), stream_);
+        if (!std::isfinite(sums.dot(chi, chi))) throw not_finite();
+    }
+
+  private:
+    // What the network takes: a volume on the GPU, or numbers.
+    struct Input {
+        std::string name;
+        const float *data;
+        bool is_volume;
+        std::vector<size_t> shape;  // of numbers
+    };
+
+    template <class T>
+    T *send(const std::vector<T> &values) {
+        T *there = memory_.make<T>(values.size());
+        gpu_.upload(there, values.data(), values.size() * sizeof(T), stream_);
+        gpu_.wait(stream_);
+        return there;
+    }
+
+    void add_inputs() {
+        const Geometry &geometry = scan_.geometry;
+        for (const TensorInfo &tensor : session_.card().inputs) {
+            const auto numbers = [&](const double (&v)[3], std::vector<size_t> shape) {
+                const float *there = send(Volume{float(v[0]), float(v[1]), float(v[2])});
+                inputs_.push_back({tensor.name, there, false, std::move(shape)});
+            };
+            if (tensor.name == "voxel_size_mm") {
+                numbers(geometry.voxel_size_mm, {3});
+            } else if (tensor.name == "b0_direction") {
+                numbers(geometry.b0_direction, {1, 3});
+            } else {
+                inputs_.push_back({tensor.name, volume(tensor.name), true, {}});
+            }
+        }
+    }
+
+    const float *volume(const std::string &name) {
+        if (name == "mask") return send(Volume(scan_.mask.begin(), scan_.mask.end()));
+        if (name != "tkd_chi_ppm") return field_;
+        const TkdSettings &tkd = *session_.card().tkd;
+        auto *chi = memory_.make<float>(scan_.geometry.voxels());
+        DeviceFilter filter(gpu_, scan_, int32_t(tkd.pad_voxels), stream_);
+        filter.apply(QSM_CUDA_TKD, tkd.threshold, field_, chi, tkd.masked);
+        gpu_.wait(stream_);
+        return chi;
+    }
+
+    // The engine's view of the inputs; without memory for patches where only shapes are asked for.
+    std::vector<Tensor> tensors(const Shape &size, DeviceMemory *memory) const {
+        std::vector<Tensor> made;
+        for (const TensorInfo &tensor : session_.card().inputs) {
+            if (tensor.is_volume()) {
+                float *patch = memory ? memory->make<float>(Geometry::voxels_of(size)) : nullptr;
+                made.push_back({tensor.name, patch_tensor(size), patch});
+            } else if (tensor.name == "voxel_size_mm") {
+                made.push_back({tensor.name, {3}, nullptr});
+            } else {
+                made.push_back({tensor.name, {1, 3}, nullptr});
+            }
+        }
+        for (size_t n = 0; n < inputs_.size(); ++n) {
+            if (!inputs_[n].is_volume) made[n].data = inputs_[n].data;
+        }
+        return made;
+    }
+
+    void infer(const PatchPlan &plan, float *chi, Caller &caller) {
+        const Shape size = plan.patch_shape();
+        DeviceMemory memory(gpu_);
+        auto *total = memory.make<float>(scan_.geometry.voxels());
+        auto *output = memory.make<float>(Geometry::voxels_of(size));
+        const std::vector<Tensor> patches = tensors(size, &memory);
+        const auto scratch_bytes = session_.scratch_bytes(patches);
+        if (!scratch_bytes) throw Error(QSM_ENGINE_ERROR, "the engine does not serve this patch");
+        auto *scratch = memory.make<uint8_t>(*scratch_bytes);
+        const float *windows[3];
+        for (size_t axis = 0; axis < 3; ++axis) {
+            Volume joined;
+            for (const auto &window : plan.axes[axis].windows) {
+                joined.insert(joined.end(), window.begin(), window.end());
+            }
+            windows[axis] = send(joined);
+        }
+        gpu_.zero(total, scan_.geometry.voxels() * sizeof(float), stream_);
+        for (int64_t index = 0; index < plan.count(); ++index) {
+            caller.poll();
+            const Patch patch = plan.patch(index);
+            if (touches(patch.box, scan_.mask)) {
+                for (size_t n = 0; n < inputs_.size(); ++n) {
+                    if (!inputs_[n].is_volume) continue;
+                    gpu_.check(gpu_.gather(&patch.box, inputs_[n].data,
+                                           const_cast<float *>(patches[n].data), stream_));
+                }
+                session_.enqueue(patches, output, scratch, stream_);
+                const float *at[3];
+                for (size_t axis = 0; axis < 3; ++axis) {
+                    at[axis] = windows[axis] + size_t(patch.at[axis]) * size_t(size[axis]);
+                }
+                gpu_.check(gpu_.accumulate(&patch.box, output, at[0], at[1], at[2], total, nullptr,
+                                           stream_));
+                gpu_.wait(stream_);
+            }
+            caller.done();
+        }
+        const Shape &n = scan_.geometry.shape;
+        const qsm_cuda_patch whole{1, {n[0], n[1], n[2]}, {0, 0, 0}, {n[0], n[1], n[2]}};
+        gpu_.check(gpu_.finish(&whole, total, nullptr, inside_, chi, stream_));
+        gpu_.wait(stream_);
+    }
+
+    std::vector<StageMemory> stages_of(const PatchPlan &plan) const {
+        const Card &card = session_.card();
+        const Geometry &geometry = scan_.geometry;
+        const double voxels = double(geometry.voxels());
+        const double patch = double(Geometry::voxels_of(plan.patch_shape()));
+        double volumes = 0;
+        for (const TensorInfo &tensor : card.inputs) volumes += tensor.is_volume() ? 1 : 0;
+        const double held = voxels * (kFloat * (volumes + 1) + 1);  // and the map, and the mask
+        std::vector<StageMemory> stages;
+        if (card.tkd) {
+            stages.push_back({"TKD", held + DeviceFilter::bytes(gpu_, geometry,
+                                                                int32_t(card.tkd->pad_voxels))});
+        }
+        const auto scratch = session_.scratch_bytes(tensors(plan.patch_shape(), nullptr));
+        const double engine =
+            scratch ? double(*scratch) : std::numeric_limits<double>::infinity();
+        stages.push_back({"inference", held + kFloat * (voxels + patch * (volumes + 1)) + engine});
+        const Correction correction = correction_from(params_);
+        if (correction != Correction::kNone) {
+            stages.push_back(
+                {"data consistency", held + correction_bytes(gpu_, geometry, correction)});
+        }
+        return stages;
+    }
+
+    const Gpu &gpu_;
+    DeviceSession &session_;
+    const Scan &scan_;
+    const qsm_params &params_;
+    void *const stream_;
+    DeviceMemory memory_;
+    std::vector<Input> inputs_;
+    const float *field_ = nullptr;
+    const uint8_t *inside_ = nullptr;
+};
+
+}  // namespace
+
+Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_params &params,
+                             float *chi_ppm, void *stream) {
+    Caller caller(params);
+    prepare(scan, session.card(), params, caller);
+    DeviceRun run(session, scan, params, stream);
+    const Decision decision = run.decide();
+    caller.begin(decision);
+    Volume chi;
+    if (chi_ppm) {
+        run.run(decision.plan, chi_ppm, caller);
+    } else {
+        const Gpu &gpu = Gpu::get();
+        DeviceMemory memory(gpu);
+        chi.resize(scan.geometry.voxels());
+        auto *there = memory.make<float>(chi.size());
+        run.run(decision.plan, there, caller);
+        gpu.download(chi.data(), there, chi.size() * sizeof(float), stream);
+    }
+    caller.end();
+    return chi;
+}
+
+Scan scan_from_device(const qsm_scan &given, void *stream) {
+    const size_t voxels = geometry_from(given).voxels();  // checked before anything is copied
+    const Gpu &gpu = Gpu::get();
+    Volume field(voxels);
+    std::vector<uint8_t> mask(voxels);
+    gpu.download(field.data(), given.local_field_ppm, voxels * sizeof(float), stream);
+    gpu.download(mask.data(), given.mask, voxels, stream);
+    qsm_scan here = given;
+    here.local_field_ppm = field.data();
+    here.mask = mask.data();
+    return scan_from(here, QSM_Z_FASTEST);
+}
+
+}  // namespace qsm::host
