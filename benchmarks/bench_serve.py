@@ -107,7 +107,7 @@ def answer_seconds(port: int, session: tuple[bytes, bytes]) -> tuple[float, dict
             answer += piece
         seconds = time.perf_counter() - began
     assert answer.endswith(b"\x04\x00"), answer[-200:]
-    assert b"ERROR" not in answer
+    assert b"ERR " not in answer
     line = answer[answer.rindex(b"INFO stages: ") + len(b"INFO stages: ") :]
     stages = {}
     for part in bytes(line).split(b", "):

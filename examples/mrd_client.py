@@ -104,7 +104,7 @@ def converse(
         sender.start()
         for message in ProtocolDeserializer(stream).deserialize():
             if isinstance(message, str):
-                print(message, file=sys.stderr)
+                print(message.rstrip("\0"), file=sys.stderr)
             else:
                 yield message
         sender.join()

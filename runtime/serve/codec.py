@@ -32,7 +32,7 @@ with warnings.catch_warnings():  # importing it changes the filters of the whole
     from ismrmrd.image import ImageHeader
     from ismrmrd.waveform import WaveformHeader
 
-Level = Literal["INFO", "WARNING", "ERROR"]
+Level = Literal["INFO", "WRN", "ERR"]  # Siemens' log viewer colours by the first three letters
 Buffer = bytes | bytearray | memoryview
 Attributes = dict[str, list[str]]
 
@@ -228,8 +228,8 @@ class Decoder:
 
 
 def text_frame(level: Level, text: str) -> bytes:
-    """Return a TEXT message, one log line; hosts read the level off its first letters."""
-    line = f"{level} {' '.join(text.split())}".encode()
+    """Return a TEXT message, one log line; hosts read the level off its first three letters."""
+    line = f"{level} {' '.join(text.split())}\0".encode()
     return struct.pack("<HI", Id.TEXT, len(line)) + line
 
 

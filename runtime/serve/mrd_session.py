@@ -95,7 +95,7 @@ class MrdSession:
             if self._content_error is not None:
                 raise self._content_error
             if not self.images:
-                yield text_frame("WARNING", "no images were sent; nothing to reconstruct")
+                yield text_frame("WRN", "no images were sent; nothing to reconstruct")
             else:
                 yield from self._answer_images(engine)
             yield close_frame()
@@ -108,7 +108,7 @@ class MrdSession:
         self.error = str(error) if isinstance(error, QsmDeployError) else repr(error)
         if isinstance(error, MemoryError):
             self.error = "out of memory; send a smaller volume"
-        return text_frame("ERROR", self.error)
+        return text_frame("ERR", self.error)
 
     def ending(self) -> Iterator[Buffer]:
         """Yield the frames after a reason: the images, unless they were sent, and CLOSE."""
@@ -146,7 +146,7 @@ class MrdSession:
         assert self._header is not None  # or the first image had been an error
         if parameters.unknown:
             names = ", ".join(parameters.unknown)[:500]
-            yield text_frame("WARNING", f"parameters without meaning here: {names}")
+            yield text_frame("WRN", f"parameters without meaning here: {names}")
         if parameters.send_original:
             yield from self._originals()
         if engine.busy:
@@ -167,10 +167,10 @@ class MrdSession:
             encoded = encode_chi(chi)
         del chi
         for note in [*source.scan.notes, *notes]:
-            yield text_frame("WARNING", note)
+            yield text_frame("WRN", note)
         self.summary = f"{name}, {source.scan.geometry}"
         yield text_frame("INFO", self._timing())
-        yield text_frame("INFO" if encoded.clipped == 0 else "WARNING", _clipping(encoded.clipped))
+        yield text_frame("INFO" if encoded.clipped == 0 else "WRN", _clipping(encoded.clipped))
         series = free_series({image.head.image_series_index for image in self.images})
         comment = f"chi [ppb], {engine.name}"
         yield from chi_frames(encoded.codes, source.stack, series, comment)

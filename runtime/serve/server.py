@@ -114,7 +114,7 @@ class MrdServer:
     def _refuse(self, connection: socket.socket, peer: str) -> None:
         line = f"{self._limits.clients} sessions are open, as many as allowed; try later"
         with connection, suppress(OSError):
-            self._send(connection, [text_frame("ERROR", line), close_frame()])
+            self._send(connection, [text_frame("ERR", line), close_frame()])
             self._hang_up(connection)
         self._log(f"{peer}: refused, {self._limits.clients} sessions are open")
         self._threads.discard(threading.current_thread())

@@ -194,7 +194,10 @@ class Answer:
 def read_answer(stream) -> Answer:
     answer = Answer()
     for message in ProtocolDeserializer(stream).deserialize():
-        (answer.texts if isinstance(message, str) else answer.images).append(message)
+        if isinstance(message, str):
+            answer.texts.append(message.removesuffix("\0"))
+        else:
+            answer.images.append(message)
     answer.closed = True
     assert stream.read() == b""  # CLOSE is last
     return answer

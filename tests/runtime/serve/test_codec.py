@@ -62,11 +62,11 @@ def test_what_is_written_is_read_by_the_ismrmrd_package(codec_images, local_fiel
     head = codec_images(local_field)[0].head
     pixels = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
     data = image_frames(head, {"DataRole": ["Image", "Quantitative"], "A": ["1"]}, pixels)
-    stream = io.BytesIO(data + text_frame("WARNING", "two\nlines") + close_frame())
+    stream = io.BytesIO(data + text_frame("WRN", "two\nlines") + close_frame())
     image, text = ProtocolDeserializer(stream).deserialize()
     np.testing.assert_array_equal(image.data[0], pixels)
     assert image.meta == {"DataRole": ["Image", "Quantitative"], "A": "1"}
-    assert text == "WARNING two lines"
+    assert text == "WRN two lines\0"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def talk(decoded, engine):
         reader = io.BytesIO(data)
         answer = list(ProtocolDeserializer(reader).deserialize())  # stops at CLOSE
         assert reader.read() == b""
-        texts = [part for part in answer if isinstance(part, str)]
+        texts = [part.removesuffix("\0") for part in answer if isinstance(part, str)]
         return texts, [part for part in answer if not isinstance(part, str)], session
 
     return run
@@ -134,8 +134,8 @@ class TestDipole:
         field = local_field.copy()
         field[5, 5, 4], field[5, 5, 5], field[5, 5, 3] = 1.5, -1.2, 1.0235
         texts, images, _ = talk(session_of(images=mrd_images(field)))
-        assert [t for t in texts if t.startswith("WARNING")] == [
-            "WARNING 2 voxels lie beyond 2.047 ppm and were put at the bound of the scale"
+        assert [t for t in texts if t.startswith("WRN")] == [
+            "WRN 2 voxels lie beyond 2.047 ppm and were put at the bound of the scale"
         ]
         assert chi_ppb(images[8:])[5, 5, 3:6].tolist() == [2047, 2047, -2047]
         assert min(image.data.min() for image in images[8:]) == 1  # 0 is left for no value
@@ -170,7 +170,7 @@ class TestParameters:
 
     def test_unknown_names_are_told(self, talk, session_of):
         texts, _, session = talk(session_of(parameters=[("units", "ppm"), ("sigma", "3")]))
-        assert texts[0] == "WARNING parameters without meaning here: sigma"
+        assert texts[0] == "WRN parameters without meaning here: sigma"
         assert session.error is None
 
     @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ class TestErrors:
     ):
         volume = local_field * (1e4 if match == "too much for tissue" else 1)
         texts, images, found = talk(session_of(images=mrd_images(volume), **session))
-        assert [text for text in texts if text.startswith("ERROR") and match in text]
+        assert [text for text in texts if text.startswith("ERR") and match in text]
         assert match in found.error
         assert len(images) == 8
 
@@ -219,7 +219,7 @@ class TestErrors:
 
     def test_no_header(self, talk, serialise, mrd_images, local_field):
         texts, images, _ = talk(serialise(ConfigFile("dipole"), *mrd_images(local_field), None))
-        assert texts == ["ERROR images without a header; send it (3) before them"]
+        assert texts == ["ERR images without a header; send it (3) before them"]
         assert len(images) == 8
 
     def test_a_header_that_is_none(self, talk, serialise, mrd_images, local_field):
@@ -228,7 +228,7 @@ class TestErrors:
             serialise(ConfigFile("dipole")) + header + serialise(*mrd_images(local_field), None)
         )
         texts, images, _ = talk(stream)
-        assert texts == ["ERROR the header is <a>, expected <ismrmrdHeader>"]
+        assert texts == ["ERR the header is <a>, expected <ismrmrdHeader>"]
         assert len(images) == 8
 
     def test_raw_data(self, talk, serialise, mrd_header):
@@ -236,7 +236,7 @@ class TestErrors:
 
         raw = ismrmrd.Acquisition.from_array(np.ones((2, 16), dtype=np.complex64))
         texts, _, _ = talk(serialise(ConfigFile("qsm"), mrd_header(), raw, None))
-        assert texts[0].startswith("ERROR raw data (ACQUISITION)")
+        assert texts[0].startswith("ERR raw data (ACQUISITION)")
 
     @pytest.mark.parametrize("messages", [(), (ConfigFile("qsm"),), ("text",)])
     def test_a_query_without_header_or_images(self, talk, serialise, messages):
@@ -254,7 +254,7 @@ class TestErrors:
         texts, images, session = talk(session_of(), allowed)
         assert session.error is None
         assert len(images) == 16
-        assert any(text.startswith("WARNING outside the training: voxel") for text in texts)
+        assert any(text.startswith("WRN outside the training: voxel") for text in texts)
 
     def test_a_network_that_fails(self, talk, session_of, engine):
         engine.session.run = lambda tensors: np.full_like(tensors["local_field_ppm"], np.nan)
@@ -268,7 +268,7 @@ class TestErrors:
 
         engine.session.run = run
         texts, _, _ = talk(session_of())
-        assert texts[-1] == "ERROR out of memory; send a smaller volume"
+        assert texts[-1] == "ERR out of memory; send a smaller volume"
 
     def test_limits(self, decoded, dipole_stream):
         few = MrdSession(Limits(images=3))

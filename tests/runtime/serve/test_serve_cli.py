@@ -93,7 +93,7 @@ def require_same(returned, reference, texts):
     beyond = np.abs(np.rint(1000 * ppm)) > BOUND_PPB
     assert (np.abs(ppb[beyond]) == BOUND_PPB).all()
     assert beyond.any()  # the phantom's calcification
-    assert f"WARNING {np.count_nonzero(beyond)} voxels lie beyond 2.047 ppm" in texts
+    assert f"WRN {np.count_nonzero(beyond)} voxels lie beyond 2.047 ppm" in texts
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["as it is", "phase direction swapped"])

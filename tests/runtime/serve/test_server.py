@@ -74,7 +74,7 @@ class TestFaults:
         running = serve()
         with running.connect() as connection, connection.makefile("rb") as stream:
             connection.sendall(dipole_stream[:-2] + struct.pack("<H", 4242))
-            assert b"ERROR unknown message id 4242" in stream.read()
+            assert b"ERR unknown message id 4242" in stream.read()
 
     def test_a_client_that_goes_on_sending_after_its_error(self, serve, dipole_stream, is_well):
         running = serve()
@@ -114,7 +114,7 @@ class TestFaults:
         running = serve()
         run, engine.session.run = engine.session.run, lambda tensors: 1 / 0
         answer = running.talk(dipole_stream)
-        assert answer.errors == ["ERROR ZeroDivisionError('division by zero')"]
+        assert answer.errors == ["ERR ZeroDivisionError('division by zero')"]
         assert len(answer.images) == 8
         assert "ZeroDivisionError" in capsys.readouterr().err
         engine.session.run = run
@@ -126,7 +126,7 @@ class TestTime:
         running = serve(replace(quick, idle_seconds=0.3))
         with running.connect() as connection, connection.makefile("rb") as stream:
             connection.sendall(dipole_stream[:5000])
-            assert b"ERROR nothing came for 0.3 s" in stream.read()
+            assert b"ERR nothing came for 0.3 s" in stream.read()
         is_well(running)
 
     def test_a_client_that_sends_drop_by_drop(self, serve, quick, dipole_stream):
@@ -236,7 +236,7 @@ class TestStopping:
             time.sleep(0.2)
             running.server.stop()
             answer = stream.read()
-        assert b"ERROR the server is shutting down" in answer
+        assert b"ERR the server is shutting down" in answer
         assert answer.endswith(struct.pack("<H", 4))
         running.thread.join(10)
         assert not running.thread.is_alive()
