@@ -8,6 +8,7 @@ import torch
 
 from qsm_deploy.export.bench_contenders import CPU, TORCH, find_contenders, find_reference
 from qsm_deploy.export.bench_text import bench_text
+from qsm_deploy.export.check_cases import TORCH_BYTES
 from qsm_deploy.export.check_shapes import shape_text
 from qsm_deploy.export.device_peak import measure_peak
 from qsm_deploy.export.engine_benchmark import (
@@ -20,14 +21,15 @@ from qsm_deploy.export.engine_benchmark import (
 from qsm_deploy.export.flop_count import Work, count_work
 from qsm_deploy.export.machine import Others, machine
 from qsm_deploy.export.verification import phantom_scan
-from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
+from qsm_deploy.runtime.card import MemoryUse
 from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.job import rounds
 from qsm_deploy.runtime.memory import Workload, available_bytes
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.pipeline import Volume
 from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.planning import Decision, PatchOptions, decide
+from qsm_deploy.runtime.planning import Decision, PatchOptions, decide, memory_text
 from qsm_deploy.runtime.provenance import made_by
 from qsm_deploy.runtime.report import plan_facts
 from qsm_deploy.runtime.scan import Scan
@@ -59,6 +61,9 @@ def run_bench(arguments: argparse.Namespace) -> str:
     decision = _decision(contenders[0], scan, PatchOptions(arguments.patch))
     plan = decision.plan
     _require_same_patches(contenders, plan)
+    torch_fits = _torch_fits(contenders, scan, plan)
+    if not torch_fits:
+        log.warn("PyTorch does not fit the memory at this shape: no errors against it")
     log.stage("measuring the device")
     peaks = {
         device: measure_peak(device, {c.precision for c in contenders if c.device == device})
@@ -69,7 +74,7 @@ def run_bench(arguments: argparse.Namespace) -> str:
     rows = compare(contenders, scan, plan, arguments.repeats, log.stage)
     busy = others.busy_cores()
     log.stage("running the reference")
-    references = _references(arguments, rows, scan, plan)
+    references = _references(arguments, rows, scan, plan, torch_fits=torch_fits)
     log.stage("")
     result = {
         "made_by": made_by(),
@@ -119,11 +124,17 @@ def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
 
 
 def _references(
-    arguments: argparse.Namespace, rows: list[Measured], scan: Scan, plan: PatchPlan
+    arguments: argparse.Namespace,
+    rows: list[Measured],
+    scan: Scan,
+    plan: PatchPlan,
+    *,
+    torch_fits: bool,
 ) -> dict[str, tuple[str, Volume]]:
     """Return what the maps are compared with, by the digest of the weights.
 
-    That is PyTorch's map where the weights are at hand, else that of the first contender.
+    That is PyTorch's map where the weights are at hand and the memory suffices, else that of the
+    first contender.
     """
     found: dict[str, tuple[str, Volume]] = {}
     eager = f"pytorch {torch.__version__}, eager, fp32"
@@ -136,11 +147,40 @@ def _references(
             continue
         given = arguments.weights if row is rows[0] else ()
         opened = find_reference(card, given, arguments.normalisation)
-        if opened is None:
+        if opened is None or not torch_fits:
             found[digest] = f"{row.contender.name} in {row.library}", row.chi_ppm
         else:
             found[digest] = eager, reconstruct_in(opened(), scan, plan, Stages())
     return found
+
+
+def _torch_fits(contenders: list[Contender], scan: Scan, plan: PatchPlan) -> bool:
+    """Return whether PyTorch has the memory to run each network.
+
+    Raises
+    ------
+    MemoryLimitError
+        If not, and it is a contender.
+    """
+    limit = available_bytes()
+    for contender in contenders:
+        memory = {
+            name: replace(use, bytes_per_voxel=TORCH_BYTES * use.bytes_per_voxel)
+            for name, use in contender.card.memory.items()
+        }
+        card = replace(contender.card, memory=memory or {"unknown": MemoryUse(0, 1)})
+        workload = Workload(scan, card, TORCH, evaluates=False, draws=False)
+        needed = max(workload.peak_bytes(plan).values())
+        if needed <= limit:
+            continue
+        if any(other.backend == TORCH for other in contenders):
+            raise MemoryLimitError(
+                f"PyTorch would need about {memory_text(needed)} for patches of "
+                f"{shape_text(plan.patch_shape)}, {memory_text(limit)} are left; choose a smaller "
+                "--shape or --patch, or leave torch out"
+            )
+        return False
+    return True
 
 
 def _require_same_patches(contenders: list[Contender], plan: PatchPlan) -> None:

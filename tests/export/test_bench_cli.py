@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qsm_deploy.export import device_peak
+from qsm_deploy.export import bench_job, device_peak
 from qsm_deploy.export.bench_cli import main
 from qsm_deploy.export.checkpoints import load_state, state_sha256
 from qsm_deploy.export.dipole_lowering import lower_dipole
@@ -176,6 +176,18 @@ class TestBadInput:
         code, out, err = bench(tmp_path / "x.plan", SHAPE)
         assert (code, out) == (4, "")
         assert len(err.splitlines()) == 1
+
+    def test_where_pytorch_does_not_fit_the_memory(self, bench, monkeypatch):
+        free = 85_000_000  # what the engine needs, but not three times as much
+        monkeypatch.setattr(bench_job, "available_bytes", lambda: free)
+        line = "--shape 48 48 48 --backend openvino --repeats 1"
+        code, out, err = bench(BUNDLED_MODEL, f"{line} --json")
+        assert code == 0
+        assert "note: PyTorch does not fit the memory at this shape" in err
+        assert json.loads(out)["rows"][0]["accuracy"] is None
+        code, _, err = bench(BUNDLED_MODEL, f"{line} --against torch")
+        assert code == 6
+        assert "PyTorch would need about " in err
 
     def test_sizes_that_another_network_does_not_divide(self, bench, tiny_model):
         code, _, err = bench(BUNDLED_MODEL, f"--shape 28 28 28 --against {tiny_model}")
