@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qsm_deploy.export.check_budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
-from qsm_deploy.runtime.cli import add_physics, memory_size, patch_size, thread_count
+from qsm_deploy.runtime.cli import add_physics, device_name, memory_size, patch_size, thread_count
 from qsm_deploy.runtime.command import needs_extra, run_command
 
 NAME = "qsm-check"
@@ -104,6 +104,8 @@ def _add_runs(group: "argparse._ArgumentGroup") -> None:
         help="such as 6G; default four fifths of what is free")
     add("--backend", choices=("auto", "onnxruntime", "openvino", "pytorch"), default="auto",
         help="one way to run the engine; auto: all that tell its precision's accuracy (default)")
+    add("--device", type=device_name, default="auto", metavar="auto|cpu|cuda:N",
+        help="auto: a plan on the first GPU, an ONNX file on the CPU (default)")
     add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
     # fmt: on
 

@@ -31,8 +31,10 @@ from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.agreement import varies
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
+from qsm_deploy.runtime.device_layout import DeviceWorkload
 from qsm_deploy.runtime.figure import require_matplotlib
 from qsm_deploy.runtime.geometry_limits import require_geometry
+from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.job import prepared
 from qsm_deploy.runtime.memory import available_bytes
 from qsm_deploy.runtime.pipeline import network_output, require_field_count
@@ -40,6 +42,8 @@ from qsm_deploy.runtime.provenance import made_by
 from qsm_deploy.runtime.request import reading_from
 from qsm_deploy.runtime.resampling import resample_map
 from qsm_deploy.runtime.scan import Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.session import Session
+from qsm_deploy.runtime.stages import Stages
 from qsm_deploy.runtime.terminal import TerminalLog
 
 PHANTOM = "phantom"
@@ -71,7 +75,8 @@ def run_check(arguments: argparse.Namespace) -> Checked:
     card = load_card(arguments.engine)
     budgets = budgets_for(card, arguments.budget)
     # a plan is refused without its GPU only when it is opened, after all else was checked
-    ways = engine_evaluations(arguments.engine, card, arguments.backend, arguments.threads)
+    where = (arguments.threads, arguments.device)
+    ways = engine_evaluations(arguments.engine, card, arguments.backend, *where)
     reference, reference_files = reference_evaluation(
         card, arguments.reference, arguments.normalisation, arguments.threads
     )
@@ -203,11 +208,20 @@ def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -
     found = []
     for case in cases:
         log.stage(f"{what}, {way.name}: {case.where}")
-        chi = network_output(session, case.scan, case.plan)
+        chi = _reconstruct(session, case)
         if case.scan is not case.measured:
             chi = resample_map(chi, case.measured.mask)
         found.append(chi)
     return found
+
+
+def _reconstruct(session: Session, case: Case) -> Volume:
+    """Return a map, finite or not, made as ``qsm-run`` makes it: on the GPU if the engine is."""
+    if isinstance(session, GpuSession):
+        workload = session.workload(case.scan)
+        if isinstance(workload, DeviceWorkload):
+            return session.reconstruct(workload, case.plan, Stages())[0]
+    return network_output(session, case.scan, case.plan)
 
 
 def _about_engine(path: Path, card: ModelCard) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def _comparisons(document: Mapping[str, Any]) -> str:
     for row in document["comparisons"]:
         numbers = [number(row.get(name)) for name in (*DISTRIBUTION, *RELATIVE)]
         numbers.append(_pair(row.get("field_residual", {})))
-        numbers.append(number(row.get("dgm_slope")))
+        slope = row.get("dgm_slope")
+        numbers.append("-" if slope is None else f"{slope:.4f}")
         rows.append(cells(row["subject"], _shape(row), row["run"], row["by"], *numbers))
     ppb = [f"{text} [ppb]" for text in DISTRIBUTION.values()]
     head = ("volume", "shape", "run", "by", *ppb, *RELATIVE.values())

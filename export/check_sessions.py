@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.export.registry import REGISTRY, SPECS
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card import METADATA_KEY, ModelCard, parse_card
+from qsm_deploy.runtime.open_gpu import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
 from qsm_deploy.runtime.plan_file import read_plan_card
 from qsm_deploy.runtime.session import (
@@ -28,8 +29,8 @@ from qsm_deploy.runtime.session import (
 Choice = Literal["auto", "onnxruntime", "openvino", "pytorch"]
 BUNDLED = "pytorch"  # as a reference: the bundled weights
 ONNX = ".onnx"
-# what may differ between an engine and its reference though they are the same network
-FORMS = ("dipole_op", "form", "engine", "shapes")
+# options of a network that change where its operators are and not what it computes
+FORMS = frozenset({"dipole_op", "form"})
 
 HOW = {
     "onnxruntime": "by ONNX Runtime {onnxruntime} on the CPU, in FP32",
@@ -41,7 +42,7 @@ HOW = {
     "often",
     "unoptimised": "by ONNX Runtime {onnxruntime} on the CPU with graph optimisation disabled, so "
     "that every Q/DQ pair rounds where it stands: no fused integer kernels that may saturate",
-    "tensorrt": "by the engine itself on the GPU",
+    "gpu": "by the engine that the file is for, on the GPU",
     "pytorch": "by the PyTorch {torch} module, eager, in FP32",
 }
 
@@ -107,7 +108,11 @@ def load_card(path: Path) -> ModelCard:
 
 
 def engine_evaluations(
-    path: Path, card: ModelCard, choice: Choice = "auto", threads: int = 0
+    path: Path,
+    card: ModelCard,
+    choice: Choice = "auto",
+    threads: int = 0,
+    device: str = "auto",
 ) -> list[Evaluation]:
     """Return the ways to run a file that tell its accuracy, the most telling first.
 
@@ -121,20 +126,25 @@ def engine_evaluations(
         One way only, if it is one for this precision.
     threads
         CPU threads of a backend; 0 takes all cores.
+    device
+        Where: ``auto`` takes the first GPU for a plan, the CPU for an ONNX file.
 
     Raises
     ------
     UsageError
-        If the chosen way says nothing of this precision's accuracy.
+        If the chosen way says nothing of this precision's accuracy, or a plan is to run on a CPU.
     """
+    number = gpu_number(device, [path])
+    if number is not None and choice != "auto":
+        raise UsageError(f"--backend {choice} is for the CPU; on a GPU the file says what runs it")
 
     def backend(name: Backend) -> Callable[[], Session]:
         return lambda: open_session(path, name, threads=threads)
 
     precision: str = card.precision
     ways: dict[str, tuple[Choice, Callable[[], Session]]]
-    if path.suffix == PLAN:
-        ways = {"tensorrt": ("auto", backend("onnxruntime"))}
+    if number is not None:
+        ways = {"gpu": ("auto", lambda: open_gpu_sessions([path], number)[0])}
     elif precision == "fp16":
         ways = {"rounded": ("pytorch", lambda: _rounded(path, card))}
     elif precision == "bf16":
@@ -289,7 +299,7 @@ def _require_same_network(card: ModelCard, other: ModelCard, path: Path) -> None
         "weights_sha256": (card.weights_sha256[:12], other.weights_sha256[:12]),
     } | {
         f"option {name}": (card.options.get(name, "-"), other.options.get(name, "-"))
-        for name in sorted((card.options.keys() & other.options.keys()) - set(FORMS))
+        for name in sorted({name for spec in SPECS for name in spec.options} - FORMS)
     }
     for what, (ours, theirs) in facts.items():
         if ours != theirs:

@@ -13,13 +13,16 @@ import torch
 from onnx import helper, numpy_helper
 
 from qsm_deploy.calibration.phantom_cli import main as draw
+from qsm_deploy.export import check_sessions
 from qsm_deploy.export.check_budgets import DEFAULTS, failures
 from qsm_deploy.export.check_cli import main
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import REGISTRY
+from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
 from qsm_deploy.runtime.nifti import load_volume, nifti_bytes
 from qsm_deploy.runtime.request import BUNDLED_MODEL
+from qsm_deploy.runtime.session import Session, open_session
 
 ONE = ("--backend", "onnxruntime", "--patch", "off")
 SMALL = ("--shapes", "16,20,24", "--threads", "1", "-q")
@@ -348,10 +351,8 @@ def test_a_constant_volume(check, engine, field, tmp_path) -> None:
 def plan(tmp_path: Path) -> Path:
     """Return what a plan is to a machine without a GPU: bytes with a card in them."""
     card = card_of(onnx.load(BUNDLED_MODEL))
-    options = card.options | {
-        "engine": "tensorrt_rtx 1.7.1",
-        "shapes": "16x16x16,24x24x24,32x32x32",
-    }
+    target = PlanTarget("tensorrt-rtx", "1.7.1.116", False, "sm_89").options()
+    options = card.options | target | {"shapes": "16x16x16,24x24x24,32x32x32"}
     text = replace(card, options=options, memory={}).to_json()
     path = tmp_path / "engine.plan"
     path.write_bytes(b"ftrt" + bytes(100) + text.encode() + bytes(100))
@@ -359,8 +360,29 @@ def plan(tmp_path: Path) -> Path:
 
 
 def test_a_plan_without_a_gpu(check, plan, monkeypatch) -> None:
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
-    refused(check(plan), 4, "engine.plan: a plan of tkd-unet .* no NVIDIA driver, which plans need")
+    def no_driver() -> None:
+        raise EngineError("this machine has no NVIDIA driver")
+
+    monkeypatch.setattr("qsm_deploy.runtime.open_device_session.open_cuda_driver", no_driver)
+    refused(check(plan), 4, "this machine has no NVIDIA driver")
+    refused(check(plan, "--device", "cpu"), 2, "engine.plan is a plan, which runs on a GPU only")
+    refused(check(plan, "--backend", "openvino"), 2, "--backend openvino is for the CPU")
+
+
+def test_a_plan_is_checked_at_its_own_shapes(plan, engine, capsys, monkeypatch) -> None:
+    """The engine on a GPU is played by ONNX Runtime."""
+    opened = []
+
+    def open_in_its_place(models: list[Path], number: int) -> list[Session]:
+        opened.append((models, number))
+        return [open_session(engine(), "onnxruntime")]
+
+    monkeypatch.setattr(check_sessions, "open_gpu_sessions", open_in_its_place)
+    assert main([str(plan), "--device", "cuda:1", "--json", "-q"]) == 0
+    assert opened == [([plan], 1)]
+    rows = document(capsys.readouterr().out)["comparisons"]
+    assert {row["by"] for row in rows} == {"gpu"}
+    assert [row["shape"][0] for row in rows if row["run"] == "whole"] == [16, 24, 32]
 
 
 def test_shapes_that_a_plan_does_not_serve(check, plan, field, tmp_path) -> None:
