@@ -21,6 +21,7 @@ from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
 from qsm_deploy.runtime.nifti import load_volume, nifti_bytes
+from qsm_deploy.runtime.plan_target import PlanTarget
 from qsm_deploy.runtime.request import BUNDLED_MODEL
 from qsm_deploy.runtime.session import Session, open_session
 
