@@ -30,7 +30,8 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .note { color: #4a5560; font-size: .88rem; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print { html { font-size: 10.5px; } body { font-size: 1rem; margin: 0; max-width: none; }
-  h2 { break-after: avoid; } tr, img { break-inside: avoid; } .wide { overflow: visible; }
+  h2 { break-after: avoid; } tr, img { break-inside: avoid; }
+  .planes { max-height: 165mm; } .wide { overflow: visible; }
   * { print-color-adjust: exact; } }
 """
 Cell = tuple[str, str]  # text, and its class
