@@ -354,6 +354,33 @@ class TestEchoes:
         np.testing.assert_allclose(maps[0], -maps[1], atol=1.01)
         assert np.abs(maps[0]).max() > 3
 
+    @pytest.mark.parametrize(
+        ("fault", "match"),
+        [
+            ("only magnitude", "no phase images (60 of magnitude); send phase and magnitude"),
+            ("only phase", "phase images without magnitude"),
+            ("echo times", "no echo time for echo 2: the header's sequenceParameters/TE has 1"),
+            ("matrix sizes", "send one acquisition at a time"),
+            ("a slice", "one is missing, or they are not equally spaced"),
+        ],
+    )
+    def test_what_is_missing_is_told_and_the_images_go_back(
+        self, talk, session_of, mrd_header, mrd_images, echo_images, fault, match
+    ):
+        header = mrd_header([5.0]) if fault == "echo times" else None
+        if fault.startswith("only"):
+            kind = 1 if fault == "only magnitude" else 2
+            echo_images = [image for image in echo_images if image.image_type == kind]
+        if fault == "matrix sizes":
+            small = np.ones((18, 20, 20), dtype=np.uint16)
+            echo_images[-20:] = mrd_images(small, contrast=2, image_type=1, series=1)
+        if fault == "a slice":
+            del echo_images[-3]
+        texts, images, _ = talk(session_of("qsm", None, echo_images, header))
+        assert texts[-1].startswith("ERR ")
+        assert match in texts[-1]
+        assert len(images) == len(echo_images)
+
     def test_an_unknown_phase_scale(self, talk, session_of, mrd_images, echo_images):
         for image in echo_images:
             if image.image_type == 2:
