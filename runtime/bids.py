@@ -184,7 +184,7 @@ class _Cohort:
                 "both"
             )
         mask = recording.mask(pairs[0][0])
-        scan = scan_from_echoes(pairs, mask, stages, negate=self.flags.negate)
+        scan = scan_from_echoes(pairs, mask, self.limit, stages, negate=self.flags.negate)
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
         reading = Reading(units="rad", from_file=stated, negate=self.flags.negate)

@@ -15,11 +15,10 @@ from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids_layout import BidsImage
 from qsm_deploy.runtime.bids_metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.local_field.background_removal import remove_background
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
+from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field, require_echo_memory
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
 from qsm_deploy.runtime.local_field.phase_scale import detect_phase_scale, radians_from_phase
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
-from qsm_deploy.runtime.memory import available_bytes
 from qsm_deploy.runtime.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.params import Params
 from qsm_deploy.runtime.scan import Scan, geometry_from
@@ -32,7 +31,12 @@ Pair = tuple[BidsImage, BidsImage]
 
 
 def scan_from_echoes(
-    pairs: Sequence[Pair], mask_path: Path | None, stages: Stages, *, negate: bool
+    pairs: Sequence[Pair],
+    mask_path: Path | None,
+    limit_bytes: float,
+    stages: Stages,
+    *,
+    negate: bool,
 ) -> Scan:
     """Return the local field of a recording.
 
@@ -42,6 +46,8 @@ def scan_from_echoes(
         Phase and magnitude of every echo, in order.
     mask_path
         Where the phase is to be trusted; ``None`` takes what gives signal.
+    limit_bytes
+        The memory that the steps may take.
     stages
         Takes the time and memory of the steps.
     negate
@@ -57,11 +63,12 @@ def scan_from_echoes(
     UnitsError
         If the scale of the phase cannot be told.
     MemoryLimitError
-        If unwrapping would take more memory than there is.
+        If the echoes or their unwrapping would take more memory than that.
     """
     with stages("load"):
         times, strength = _times(pairs)
         first = load_volume(pairs[0][0].path)
+        require_echo_memory(len(pairs), first.data.size, limit_bytes)
         others = [load_on_grid(phase.path, first).data for phase, _ in pairs[1:]]
         phase, scale = _radians(pairs[0][0], np.stack([first.data, *others]))
         magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
@@ -70,7 +77,7 @@ def scan_from_echoes(
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     with stages("mask"):
         mask = _mask(mask_path, first, magnitude, notes)
-        require_memory(mask, available_bytes())
+        require_memory(mask, limit_bytes)
     with stages("field mapping"):
         echoes = Echoes(
             -phase if negate else phase, magnitude, times, strength, geometry.voxel_size_mm

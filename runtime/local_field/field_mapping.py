@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
+from qsm_deploy.runtime.planning import memory_text
 from qsm_deploy.runtime.units import ppm_per_unit
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+BYTES_PER_VOXEL = 16  # of an echo: phase, signal, phase without its initial part, one on the way
 OFFSET_SMOOTHING_MM = 8.0  # standard deviation; what varies faster is no property of the coils
 
 
@@ -46,6 +48,22 @@ class Echoes:
     echo_times_s: Sequence[float]
     field_strength_t: float
     voxel_size_mm: tuple[float, float, float]
+
+
+def require_echo_memory(count: int, voxels: int, limit_bytes: float) -> None:
+    """Refuse more echoes than the memory holds.
+
+    Raises
+    ------
+    MemoryLimitError
+        If it does not.
+    """
+    needed = BYTES_PER_VOXEL * count * voxels
+    if needed > limit_bytes:
+        raise MemoryLimitError(
+            f"{count} echoes would take {memory_text(needed)}, {memory_text(limit_bytes)} are "
+            "left; give fewer"
+        )
 
 
 class FieldMapping(Protocol):

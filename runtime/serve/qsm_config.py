@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.local_field.background_removal import BackgroundRemoval, remove_background
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, FieldMapping, map_field
+from qsm_deploy.runtime.local_field.field_mapping import (
+    Echoes,
+    FieldMapping,
+    map_field,
+    require_echo_memory,
+)
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
 from qsm_deploy.runtime.local_field.phase_scale import (
     PhaseScale,
@@ -18,7 +23,6 @@ from qsm_deploy.runtime.local_field.phase_scale import (
 )
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.memory import available_bytes
-from qsm_deploy.runtime.planning import memory_text
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
 from qsm_deploy.runtime.serve.configuration import (
     Mask,
@@ -31,8 +35,6 @@ from qsm_deploy.runtime.serve.configuration import (
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
 from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
 from qsm_deploy.runtime.stages import Stages
-
-ECHO_BYTES_PER_VOXEL = 16  # phase, signal, phase without its initial part, and one on the way
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class EchoSteps:
         times = ", ".join(f"{1000 * t:g}" for t in volumes.echo_times_s)
         yield f"{geometry}; echoes at {times} ms; {strength:.4g} T"
         with stages("phase scale"):
-            _require_memory(volumes)
+            voxels = math.prod(geometry.shape)
+            require_echo_memory(len(volumes.phase), voxels, available_bytes())
             phase, scale = _phase_rad(volumes, request.parameters)
             magnitude = _magnitude(volumes, like=phase)
         yield f"phase in {scale.name}"
@@ -86,16 +89,6 @@ class EchoSteps:
         require_mask(mask)
         require_memory(mask, available_bytes())
         return mask
-
-
-def _require_memory(volumes: EchoVolumes) -> None:
-    count, voxels = len(volumes.phase), math.prod(volumes.phase[0].geometry.shape)
-    needed, limit = ECHO_BYTES_PER_VOXEL * count * voxels, available_bytes()
-    if needed > limit:
-        raise MemoryLimitError(
-            f"{count} echoes would take {memory_text(needed)}, {memory_text(limit)} are left; send "
-            "fewer"
-        )
 
 
 def _phase_rad(volumes: EchoVolumes, parameters: Parameters) -> tuple[Volume, PhaseScale]:

@@ -183,6 +183,16 @@ def test_what_is_missing_or_wrong_is_named(run, dataset, name, content, says):
     assert says in line
 
 
+@pytest.mark.parametrize(
+    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "unwrapping would take")]
+)
+def test_memory_is_asked_for_before_it_is_taken(run, dataset, limit, says):
+    write(dataset, f"{MASK_FILE}.nii.gz", np.ones(SHAPE, np.uint8))
+    code, _, err = run("--memory-limit", limit)
+    assert code == 6
+    assert says in err
+
+
 def test_echo_times_in_milliseconds(run, dataset):
     for echo, time in enumerate((4, 10, 16), 1):
         for part in ("phase", "mag"):
