@@ -41,8 +41,8 @@ class Fields {
     void end() const {
         for (const auto &field : object_.fields) {
             if (std::find(taken_.begin(), taken_.end(), field.first) != taken_.end()) continue;
-            throw Error(QSM_ENGINE_ERROR, "the model's card has an unknown field " +
-                                              name(field.first.c_str()));
+            throw Error(QSM_ENGINE_ERROR,
+                        "the model's card has an unknown field " + name(field.first.c_str()));
         }
     }
 
@@ -206,8 +206,7 @@ Card card_from(const Json &json) {
     take("schema", integer_from);
     card.network = take("network", string_from);
     card.task = take("task", word({"local_field->chi", "phase->chi"}));
-    card.pipeline =
-        take("pipeline", word({"cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"}));
+    card.pipeline = take("pipeline", word({"cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"}));
     card.inputs = take("inputs", [](const Json &value, const std::string &where) {
         return list_from(value, where, tensor_from);
     });
@@ -240,8 +239,8 @@ Card parse_card(const std::string &text) {
     try {
         json = parse_json(text);
     } catch (const std::invalid_argument &error) {
-        throw Error(QSM_ENGINE_ERROR, std::string("the model's card is not JSON (") +
-                                          error.what() + "); export the model again");
+        throw Error(QSM_ENGINE_ERROR, std::string("the model's card is not JSON (") + error.what() +
+                                          "); export the model again");
     }
     const Json *schema = json.find("schema");
     if (!schema || schema->kind != Json::kInteger || schema->integer != kSchema) {

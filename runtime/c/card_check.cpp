@@ -12,10 +12,12 @@ namespace {
 
 // What a graph may take and give, and its unit.
 const std::map<std::string, std::string> kUnits = {
-    {"local_field_ppm", "ppm"},  {"tkd_chi_ppm", "ppm"}, {"phase_rad", "rad"},
-    {"mask", "1"},               {"voxel_size_mm", "mm"}, {"b0_direction", "1"},
-    {"echo_time_s", "s"},        {"field_strength_t", "T"}, {"prior_input", "1"},
-    {"rough_chi_ppm", "ppm"},    {"prior_output", "1"},  {"chi_ppm", "ppm"}};
+    {"local_field_ppm", "ppm"}, {"tkd_chi_ppm", "ppm"},
+    {"phase_rad", "rad"},       {"mask", "1"},
+    {"voxel_size_mm", "mm"},    {"b0_direction", "1"},
+    {"echo_time_s", "s"},       {"field_strength_t", "T"},
+    {"prior_input", "1"},       {"rough_chi_ppm", "ppm"},
+    {"prior_output", "1"},      {"chi_ppm", "ppm"}};
 
 const std::map<std::string, std::vector<std::string>> kFirstInputs = {
     {"cnn", {"local_field_ppm", "phase_rad"}},

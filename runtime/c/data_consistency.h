@@ -8,7 +8,8 @@
 namespace qsm::host {
 
 constexpr int32_t kCorrectionPadVoxels = 8;
-constexpr double kSolved = 1e-12;  // a squared residual this much smaller than the first is rounding
+constexpr double kSolved =
+    1e-12;  // a squared residual this much smaller than the first is rounding
 
 // Makes a map consistent with the scan's field; 0 outside the mask. `iterations` of 0 is the closed
 // form without mask.

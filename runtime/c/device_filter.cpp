@@ -27,10 +27,8 @@ size_t workspace_for(const Gpu &gpu, const qsm_cuda_dipole &op) {
 
 // A box of `size` that begins at `start` in a volume of `volume`.
 qsm_cuda_patch box_of(const Shape &volume, int32_t start, const Shape &size) {
-    return {1,
-            {volume[0], volume[1], volume[2]},
-            {start, start, start},
-            {size[0], size[1], size[2]}};
+    return {
+        1, {volume[0], volume[1], volume[2]}, {start, start, start}, {size[0], size[1], size[2]}};
 }
 
 void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, const float *field,
@@ -45,8 +43,7 @@ void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, co
 }
 
 void conjugate_gradients(const Gpu &gpu, const Scan &scan, const qsm_params &params, float *chi,
-                         const float *field, void *stream, const DeviceSums &sums,
-                         Caller &caller) {
+                         const float *field, void *stream, const DeviceSums &sums, Caller &caller) {
     const double lambda = static_cast<float>(params.data_consistency_lambda);
     DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
     const size_t voxels = scan.geometry.voxels();
@@ -96,7 +93,8 @@ DeviceFilter::DeviceFilter(const Gpu &gpu, const Scan &scan, int32_t pad_voxels,
     const uint8_t *row = scan.mask.data();
     for (int32_t x = 0; x < shape[0]; ++x) {
         for (int32_t y = 0; y < shape[1]; ++y, row += shape[2]) {
-            const size_t at = size_t(x + pad_voxels) * size_t(grid.shape[1]) + size_t(y + pad_voxels);
+            const size_t at =
+                size_t(x + pad_voxels) * size_t(grid.shape[1]) + size_t(y + pad_voxels);
             std::copy_n(row, shape[2], &mask[at * size_t(grid.shape[2]) + size_t(pad_voxels)]);
         }
     }
@@ -118,7 +116,8 @@ void DeviceFilter::apply(qsm_cuda_multiplier multiplier, double parameter, const
         operator_.tikhonov_lambda = parameter;
     }
     gpu_.check(gpu_.gather(&grow_, x, padded_, stream_));
-    gpu_.check(gpu_.dipole_apply(&operator_, padded_, padded_, workspace_, workspace_bytes_, stream_));
+    gpu_.check(
+        gpu_.dipole_apply(&operator_, padded_, padded_, workspace_, workspace_bytes_, stream_));
     gpu_.check(gpu_.finish(&crop_, padded_, nullptr, masked ? padded_mask_ : nullptr, y, stream_));
 }
 
@@ -138,8 +137,8 @@ double DeviceSums::dot(const float *x, const float *y) const {
 }
 
 void DeviceSums::combine(double a, const float *x, double b, float *y) const {
-    gpu_.check(gpu_.combine(count_, {float(a), nullptr, nullptr}, x, {float(b), nullptr, nullptr}, y,
-                            stream_));
+    gpu_.check(gpu_.combine(count_, {float(a), nullptr, nullptr}, x, {float(b), nullptr, nullptr},
+                            y, stream_));
 }
 
 double correction_bytes(const Gpu &gpu, const Geometry &geometry, Correction correction) {

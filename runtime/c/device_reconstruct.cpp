@@ -1,5 +1,5 @@
 // The reconstruction on a GPU: one stream, one patch at a time. Compiled, not yet run on a GPU.
-#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -117,6 +117,27 @@ class DeviceRun {
         return made;
     }
 
+    // Pointers to the windows of the three axes, (patches, size) each.
+    std::array<const float *, 3> send_windows(const PatchPlan &plan) {
+        std::array<const float *, 3> windows{};
+        for (size_t axis = 0; axis < 3; ++axis) {
+            Volume joined;
+            for (const auto &window : plan.axes[axis].windows) {
+                joined.insert(joined.end(), window.begin(), window.end());
+            }
+            windows[axis] = send(joined);
+        }
+        return windows;
+    }
+
+    void gather(const Patch &patch, const std::vector<Tensor> &patches) const {
+        for (size_t n = 0; n < inputs_.size(); ++n) {
+            if (!inputs_[n].is_volume) continue;
+            gpu_.check(gpu_.gather(&patch.box, inputs_[n].data,
+                                   const_cast<float *>(patches[n].data), stream_));
+        }
+    }
+
     void infer(const PatchPlan &plan, float *chi, Caller &caller) {
         const Shape size = plan.patch_shape();
         DeviceMemory memory(gpu_);
@@ -126,24 +147,13 @@ class DeviceRun {
         const auto scratch_bytes = session_.scratch_bytes(patches);
         if (!scratch_bytes) throw Error(QSM_ENGINE_ERROR, "the engine does not serve this patch");
         auto *scratch = memory.make<uint8_t>(*scratch_bytes);
-        const float *windows[3];
-        for (size_t axis = 0; axis < 3; ++axis) {
-            Volume joined;
-            for (const auto &window : plan.axes[axis].windows) {
-                joined.insert(joined.end(), window.begin(), window.end());
-            }
-            windows[axis] = send(joined);
-        }
+        const std::array<const float *, 3> windows = send_windows(plan);
         gpu_.zero(total, scan_.geometry.voxels() * sizeof(float), stream_);
         for (int64_t index = 0; index < plan.count(); ++index) {
             caller.poll();
             const Patch patch = plan.patch(index);
             if (touches(patch.box, scan_.mask)) {
-                for (size_t n = 0; n < inputs_.size(); ++n) {
-                    if (!inputs_[n].is_volume) continue;
-                    gpu_.check(gpu_.gather(&patch.box, inputs_[n].data,
-                                           const_cast<float *>(patches[n].data), stream_));
-                }
+                gather(patch, patches);
                 session_.enqueue(patches, output, scratch, stream_);
                 const float *at[3];
                 for (size_t axis = 0; axis < 3; ++axis) {
@@ -171,12 +181,11 @@ class DeviceRun {
         const double held = voxels * (kFloat * (volumes + 1) + 1);  // and the map, and the mask
         std::vector<StageMemory> stages;
         if (card.tkd) {
-            stages.push_back({"TKD", held + DeviceFilter::bytes(gpu_, geometry,
-                                                                int32_t(card.tkd->pad_voxels))});
+            stages.push_back(
+                {"TKD", held + DeviceFilter::bytes(gpu_, geometry, int32_t(card.tkd->pad_voxels))});
         }
         const auto scratch = session_.scratch_bytes(tensors(plan.patch_shape(), nullptr));
-        const double engine =
-            scratch ? double(*scratch) : std::numeric_limits<double>::infinity();
+        const double engine = scratch ? double(*scratch) : std::numeric_limits<double>::infinity();
         stages.push_back({"inference", held + kFloat * (voxels + patch * (volumes + 1)) + engine});
         const Correction correction = correction_from(params_);
         if (correction != Correction::kNone) {

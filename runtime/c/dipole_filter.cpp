@@ -78,12 +78,12 @@ DipoleFilter::DipoleFilter(const Geometry &geometry, int32_t pad_voxels, int thr
 
 Volume DipoleFilter::apply(const Volume &volume, const Volume &multiplier) {
     const auto &n = geometry_.shape, &p = padded_.shape;
-    const qsm_cuda_patch grown{1, {n[0], n[1], n[2]}, {-pad_voxels_, -pad_voxels_, -pad_voxels_},
-                               {p[0], p[1], p[2]}};
+    const qsm_cuda_patch grown{
+        1, {n[0], n[1], n[2]}, {-pad_voxels_, -pad_voxels_, -pad_voxels_}, {p[0], p[1], p[2]}};
     launch(Gather{grown, volume.data(), work_.data()}, p[0] * p[1], nullptr);
     product_->apply(work_.data(), multiplier.data(), work_.data());
-    const qsm_cuda_patch inner{1, {p[0], p[1], p[2]}, {pad_voxels_, pad_voxels_, pad_voxels_},
-                               {n[0], n[1], n[2]}};
+    const qsm_cuda_patch inner{
+        1, {p[0], p[1], p[2]}, {pad_voxels_, pad_voxels_, pad_voxels_}, {n[0], n[1], n[2]}};
     Volume cropped(volume.size());
     launch(Gather{inner, work_.data(), cropped.data()}, n[0] * n[1], nullptr);
     return cropped;

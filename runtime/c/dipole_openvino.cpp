@@ -80,8 +80,8 @@ std::shared_ptr<ov::Model> product_model(const Shape &shape) {
     spectrum = {times(spectrum.re, e), times(spectrum.im, e)};
     spectrum = reshaped(inverse(along_x, spectrum), {nx, ny, half});
     spectrum = inverse(along_y, spectrum);
-    const Value y = difference(matmul(spectrum.re, along_z.re, true),
-                               matmul(spectrum.im, along_z.im, true));
+    const Value y =
+        difference(matmul(spectrum.re, along_z.re, true), matmul(spectrum.im, along_z.im, true));
     return std::make_shared<ov::Model>(ov::OutputVector{y}, ov::ParameterVector{x, e});
 }
 
@@ -106,8 +106,8 @@ class OpenVinoProduct final : public SpectralProduct {
   private:
     // Inputs are only read; ov::Tensor has no form for that.
     void set(size_t index, const ov::Shape &shape, const float *data) {
-        request_.set_input_tensor(
-            index, ov::Tensor(ov::element::f32, shape, const_cast<float *>(data)));
+        request_.set_input_tensor(index,
+                                  ov::Tensor(ov::element::f32, shape, const_cast<float *>(data)));
     }
 
     ov::Core core_;

@@ -8,7 +8,7 @@
 namespace qsm::host {
 
 namespace {
-thread_local char kept[1024] = "";
+thread_local char kept[6144] = "";  // a path of the longest kind, and what is wrong with it
 }
 
 std::string text(const char *format, ...) {

@@ -18,16 +18,17 @@ constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
 void *open_library(const std::string &name, const char *advice) {
     if (void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
     const char *why = dlerror();
-    throw Error(QSM_ENGINE_ERROR, name + " cannot be loaded (" + (why ? why : "no reason given") +
-                                      "); " + advice);
+    throw Error(QSM_ENGINE_ERROR,
+                name + " cannot be loaded (" + (why ? why : "no reason given") + "); " + advice);
 }
 
 template <class Function>
 void find(void *library, const char *name, Function &function) {
     void *symbol = dlsym(library, name);
     if (!symbol) {
-        throw Error(QSM_ENGINE_ERROR, std::string(name) + " is missing in a library for the GPU; "
-                                                          "it is too old");
+        throw Error(QSM_ENGINE_ERROR, std::string(name) +
+                                          " is missing in a library for the GPU; "
+                                          "it is too old");
     }
     function = reinterpret_cast<Function>(symbol);
 }
@@ -83,10 +84,10 @@ void Gpu::checked(int result, const char *what) const {
     if (!result) return;
     const char *why = nullptr;
     error_text_(result, &why);
-    throw Error(result == kOutOfMemory ? QSM_MEMORY_ERROR : QSM_ENGINE_ERROR,
-                text("%s: %s (CUDA error %d)%s", what, why ? why : "unknown", result,
-                     result == kOutOfMemory ? "; use smaller patches or free the GPU's memory"
-                                            : ""));
+    throw Error(
+        result == kOutOfMemory ? QSM_MEMORY_ERROR : QSM_ENGINE_ERROR,
+        text("%s: %s (CUDA error %d)%s", what, why ? why : "unknown", result,
+             result == kOutOfMemory ? "; use smaller patches or free the GPU's memory" : ""));
 }
 
 void *Gpu::allocate(size_t bytes) const {
@@ -98,7 +99,8 @@ void *Gpu::allocate(size_t bytes) const {
 void Gpu::release(void *pointer) const noexcept { release_(reinterpret_cast<uintptr_t>(pointer)); }
 
 void Gpu::upload(void *to, const void *from, size_t bytes, void *stream) const {
-    checked(upload_(reinterpret_cast<uintptr_t>(to), from, bytes, stream), "cannot copy to the GPU");
+    checked(upload_(reinterpret_cast<uintptr_t>(to), from, bytes, stream),
+            "cannot copy to the GPU");
 }
 
 void Gpu::download(void *to, const void *from, size_t bytes, void *stream) const {

@@ -28,9 +28,7 @@ class Reader {
         throw std::invalid_argument(what + " at character " + std::to_string(at_));
     }
 
-    void skip_space() {
-        at_ = std::min(text_.find_first_not_of(" \t\r\n", at_), text_.size());
-    }
+    void skip_space() { at_ = std::min(text_.find_first_not_of(" \t\r\n", at_), text_.size()); }
 
     // The next character after any space, 0 at the end.
     char next() {
@@ -131,7 +129,8 @@ class Reader {
         for (int digit = 0; digit < 4; ++digit) {
             const char c = ++at_ < text_.size() ? text_[at_] : '\0';
             const char *digits = "0123456789abcdef";
-            const char *found = c ? std::strchr(digits, c | ('A' <= c && c <= 'F' ? 0x20 : 0)) : nullptr;
+            const char *found =
+                c ? std::strchr(digits, c | ('A' <= c && c <= 'F' ? 0x20 : 0)) : nullptr;
             if (!found) fail("expected four hexadecimal digits");
             code = code * 16 + static_cast<unsigned>(found - digits);
         }

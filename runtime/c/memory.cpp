@@ -44,12 +44,14 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
     std::vector<StageMemory> stages;
     if (card.tkd) {
         const Geometry padded = geometry.padded(int32_t(card.tkd->pad_voxels));
-        stages.push_back({"TKD", held + kFirstTransformBytes + kTransform * double(padded.voxels())});
+        stages.push_back(
+            {"TKD", held + kFirstTransformBytes + kTransform * double(padded.voxels())});
     }
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
     if (correction != Correction::kNone) {
         const Geometry padded = geometry.padded(kCorrectionPadVoxels);
-        const double step = correction == Correction::kClosedForm ? kClosedForm : kConjugateGradients;
+        const double step =
+            correction == Correction::kClosedForm ? kClosedForm : kConjugateGradients;
         held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
         stages.push_back({"data consistency", held + kNextTransformBytes + step * voxels +
                                                   kTransform * double(padded.voxels())});

@@ -130,7 +130,8 @@ bool touches(const qsm_cuda_patch &box, const std::vector<uint8_t> &mask) {
     }
     for (int32_t x = inside[0].start; x < inside[0].stop; ++x) {
         for (int32_t y = inside[1].start; y < inside[1].stop; ++y) {
-            const size_t row = (size_t(x) * size_t(box.volume[1]) + size_t(y)) * size_t(box.volume[2]);
+            const size_t row =
+                (size_t(x) * size_t(box.volume[1]) + size_t(y)) * size_t(box.volume[2]);
             for (int32_t z = inside[2].start; z < inside[2].stop; ++z) {
                 if (mask[row + size_t(z)]) return true;
             }
@@ -150,8 +151,8 @@ PatchPlan plan_whole(const Shape &shape, int32_t divisor) {
 PatchPlan plan_patches(const Box &mask_box, const Shape &shape, int32_t divisor, int32_t patch,
                        int32_t overlap, qsm_blend blend) {
     if (patch % divisor || patch <= 0) {
-        throw Error(QSM_USAGE_ERROR, text("patch %d is not a multiple of the network's divisor %d",
-                                          patch, divisor));
+        throw Error(QSM_USAGE_ERROR,
+                    text("patch %d is not a multiple of the network's divisor %d", patch, divisor));
     }
     if (overlap < 0 || overlap > patch - divisor) {
         throw Error(QSM_USAGE_ERROR,

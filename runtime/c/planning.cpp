@@ -10,6 +10,8 @@ namespace qsm::host {
 
 namespace {
 
+constexpr int64_t kTooManyVoxels = int64_t{1} << 31;
+
 struct Overlap {
     int32_t voxels;
     qsm_blend blend;
@@ -40,10 +42,11 @@ int64_t smallest_patch(const Card &card) {
 
 void require_indexable(const PatchPlan &plan) {
     int64_t voxels = 1;
-    for (const int32_t n : plan.patch_shape()) voxels = std::min<int64_t>(voxels * n, int64_t{1} << 31);
-    if (voxels >= int64_t{1} << 31) {
-        throw Error(QSM_DATA_ERROR, "padded to the network's divisor the volume has more than "
-                                    "2^31 - 1 voxels; crop it");
+    for (const int32_t n : plan.patch_shape()) voxels = std::min(voxels * n, kTooManyVoxels);
+    if (voxels == kTooManyVoxels) {
+        throw Error(QSM_DATA_ERROR,
+                    "padded to the network's divisor the volume has more than "
+                    "2^31 - 1 voxels; crop it");
     }
 }
 
@@ -60,14 +63,15 @@ Decision whole(const Demand &demand, std::string reason) {
                         std::move(reason), true);
 }
 
-Decision in_patches(const Demand &demand, const qsm_params &params, const Box &box,
-                    int32_t patch, std::string reason) {
+Decision in_patches(const Demand &demand, const qsm_params &params, const Box &box, int32_t patch,
+                    std::string reason) {
     const Card &card = demand.card;
     const Overlap overlap = overlap_and_blend(card, params, patch);
     PatchPlan plan = plan_patches(box, demand.scan.geometry.shape, int32_t(card.divisor), patch,
                                   overlap.voxels, overlap.blend);
-    const bool exact = plan.count() == 1 || (overlap.blend == QSM_BLEND_CROP &&
-                                             overlap.voxels >= 2 * *card.receptive_field.theoretical);
+    const bool exact =
+        plan.count() == 1 || (overlap.blend == QSM_BLEND_CROP &&
+                              overlap.voxels >= 2 * *card.receptive_field.theoretical);
     return decision_for(demand, std::move(plan), std::move(reason), exact);
 }
 
@@ -82,8 +86,8 @@ Decision best_in_patches(const Demand &demand, const qsm_params &params, const B
     const auto cost = [&](const Decision &decision) {
         const double peak = decision.peak_bytes();
         const bool fits = peak <= limit_bytes;
-        const double work =
-            double(decision.plan.count()) * double(Geometry::voxels_of(decision.plan.patch_shape()));
+        const double work = double(decision.plan.count()) *
+                            double(Geometry::voxels_of(decision.plan.patch_shape()));
         return std::make_tuple(!fits, fits && !decision.exact,
                                fits && decision.plan.blend != QSM_BLEND_CROP, fits ? work : peak);
     };
@@ -115,8 +119,8 @@ void require_fit(const Decision &decision, double limit_bytes, bool asked) {
     const std::string how =
         plan.whole ? "the whole volume"
                    : text("patches of %d", *std::max_element(shape.begin(), shape.end()));
-    const std::string way =
-        std::string(most->stage) != "inference" ? "" : asked ? "set patch to QSM_PATCH_AUTO or smaller, " : "";
+    const bool smaller_helps = asked && std::string(most->stage) == "inference";
+    const std::string way = smaller_helps ? "set patch to QSM_PATCH_AUTO or smaller, " : "";
     throw Error(QSM_MEMORY_ERROR, (asked || plan.whole ? "" : "even ") + how + " would need " +
                                       memory_text(most->bytes) + " in the stage " + most->stage +
                                       ", the limit is " + memory_text(limit_bytes) + "; " + way +
@@ -137,8 +141,9 @@ Decision decide(const Demand &demand, const qsm_params &params, double limit_byt
     const auto chosen = [&]() -> Decision {
         if (params.patch == QSM_PATCH_OFF || (params.patch == QSM_PATCH_AUTO && !patchable)) {
             if (params.overlap != QSM_OVERLAP_AUTO || params.blend != QSM_BLEND_AUTO) {
-                throw Error(QSM_USAGE_ERROR, "overlap and blend need patches; leave them as they "
-                                             "are or set patch to an edge length");
+                throw Error(QSM_USAGE_ERROR,
+                            "overlap and blend need patches; leave them as they "
+                            "are or set patch to an edge length");
             }
             return whole(demand, params.patch == QSM_PATCH_OFF ? "asked for" : *card.why_whole);
         }

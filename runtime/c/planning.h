@@ -31,8 +31,8 @@ struct Decision {
     double peak_bytes() const;
 };
 
-// What decides how a volume is run. `stages` returns the predicted peak memory of every stage, above
-// that before the run; infinite where the engine cannot run the plan's patches.
+// What decides how a volume is run. `stages` returns the predicted peak memory of every stage,
+// above that before the run; infinite where the engine cannot run the plan's patches.
 struct Demand {
     const Card &card;
     const Scan &scan;

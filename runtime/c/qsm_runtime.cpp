@@ -111,11 +111,13 @@ qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, cons
         require_pointer("chi_ppm", chi_ppm);
         const qsm_params params = checked(given);
         if (!engine->on_gpu) {
-            throw Error(QSM_ENGINE_ERROR, "this engine computes on the CPU; open a .plan for a GPU");
+            throw Error(QSM_ENGINE_ERROR,
+                        "this engine computes on the CPU; open a .plan for a GPU");
         }
         if (params.memory_order != QSM_Z_FASTEST) {
-            throw Error(QSM_USAGE_ERROR, "a GPU takes volumes in the order QSM_Z_FASTEST only; set "
-                                         "memory_order");
+            throw Error(QSM_USAGE_ERROR,
+                        "a GPU takes volumes in the order QSM_Z_FASTEST only; set "
+                        "memory_order");
         }
         const std::lock_guard<std::mutex> lock(engine->in_use);
         Gpu::get().use(engine->context);

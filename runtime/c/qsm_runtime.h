@@ -21,8 +21,8 @@
  *
  * Memory order: params.memory_order says how field, mask and map lie in memory. QSM_X_FASTEST, the
  * default, has voxel (x, y, z) at x + shape[0] * (y + shape[1] * z), as scanners, NIfTI files,
- * Fortran and MATLAB do; QSM_Z_FASTEST at z + shape[2] * (y + shape[1] * x), as numpy does. There is
- * no gap between rows or slices.
+ * Fortran and MATLAB do; QSM_Z_FASTEST at z + shape[2] * (y + shape[1] * x), as numpy does. There
+ * is no gap between rows or slices.
  *
  * Thread safety: every function may be called from any thread. Calls on one engine wait for each
  * other; engines share nothing, and work at the same time. qsm_engine_close() must be the last call
@@ -138,8 +138,8 @@ QSM_API qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan,
                                    const qsm_params *params, float *chi_ppm);
 
 /* The same for an engine made of a .plan, with pointers to the memory of the GPU it is on, in the
- * order QSM_Z_FASTEST. All work is enqueued on `stream` (a cudaStream_t), behind what the caller has
- * enqueued there, and done when the call returns: progress and cancel work as above. */
+ * order QSM_Z_FASTEST. All work is enqueued on `stream` (a cudaStream_t), behind what the caller
+ * has enqueued there, and done when the call returns: progress and cancel work as above. */
 QSM_API qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan,
                                           const qsm_params *params, float *chi_ppm, void *stream);
 

@@ -15,8 +15,9 @@ void require_geometry(const Card &card, const Geometry &geometry, const qsm_para
     const std::string found = deviations(card.geometry, geometry);
     if (found.empty()) return;
     if (!params.allow_geometry) {
-        throw Error(QSM_DATA_ERROR, found + "; use a network for any geometry such as tkd-unet, or "
-                                            "set allow_geometry");
+        throw Error(QSM_DATA_ERROR, found +
+                                        "; use a network for any geometry such as tkd-unet, or "
+                                        "set allow_geometry");
     }
     caller.log(QSM_LOG_WARNING, "outside the training: " + found);
 }
@@ -92,8 +93,8 @@ void require_params(const qsm_params &params) {
     const double lambda = params.data_consistency_lambda;
     const auto weight = static_cast<float>(lambda);
     if (lambda != 0 && !(weight > 0 && std::isfinite(weight))) {
-        refuse(text("data_consistency_lambda must be positive and finite in float32, got %g",
-                    lambda));
+        refuse(
+            text("data_consistency_lambda must be positive and finite in float32, got %g", lambda));
     }
     if (params.data_consistency_iterations < 0) {
         refuse(text("data_consistency_iterations is %d, expected 0 or more",

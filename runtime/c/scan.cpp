@@ -63,9 +63,10 @@ void require_ppm(Scan &scan) {
                          p99, kLargestP99Ppm));
     }
     if (p99 >= kUsualP99Ppm[0] && p99 <= kUsualP99Ppm[1]) return;
-    scan.notes.push_back(text("the field's 99th percentile is %.2g ppm, usually it lies between %g "
-                              "and %g: check its unit",
-                              p99, kUsualP99Ppm[0], kUsualP99Ppm[1]));
+    scan.notes.push_back(
+        text("the field's 99th percentile is %.2g ppm, usually it lies between %g "
+             "and %g: check its unit",
+             p99, kUsualP99Ppm[0], kUsualP99Ppm[1]));
 }
 
 }  // namespace
@@ -78,8 +79,8 @@ Geometry Geometry::padded(int32_t pad_voxels) const {
 
 Geometry geometry_from(const qsm_scan &scan) {
     if (!scan.local_field_ppm || !scan.mask) {
-        throw Error(QSM_USAGE_ERROR, text("scan.%s is a null pointer",
-                                          scan.mask ? "local_field_ppm" : "mask"));
+        throw Error(QSM_USAGE_ERROR,
+                    text("scan.%s is a null pointer", scan.mask ? "local_field_ppm" : "mask"));
     }
     Geometry geometry{};
     int64_t voxels = 1;
@@ -96,10 +97,10 @@ Geometry geometry_from(const qsm_scan &scan) {
     }
     const bool long_axis = *std::max_element(scan.shape, scan.shape + 3) > kLongestAxis;
     if (long_axis || voxels > std::numeric_limits<int32_t>::max()) {
-        throw Error(QSM_DATA_ERROR, text("a volume of %d x %d x %d is too large: at most %d voxels "
-                                         "along an axis and 2^31 - 1 in all",
-                                         scan.shape[0], scan.shape[1], scan.shape[2],
-                                         kLongestAxis));
+        throw Error(QSM_DATA_ERROR,
+                    text("a volume of %d x %d x %d is too large: at most %d voxels "
+                         "along an axis and 2^31 - 1 in all",
+                         scan.shape[0], scan.shape[1], scan.shape[2], kLongestAxis));
     }
     if (!is_voxel_size(geometry.voxel_size_mm)) {
         throw Error(QSM_DATA_ERROR,
@@ -161,7 +162,8 @@ void erode_mask(Scan &scan, double radius) {
             for (int64_t i = 0; i < n; ++i) {
                 const auto edge = double(std::min(i, n - 1 - i) + 1);
                 double least = std::min(line[size_t(i)], edge * edge);
-                for (int64_t j = std::max<int64_t>(0, i - reach); j < std::min(n, i + reach + 1); ++j) {
+                for (int64_t j = std::max<int64_t>(0, i - reach); j < std::min(n, i + reach + 1);
+                     ++j) {
                     least = std::min(least, line[size_t(j)] + double((i - j) * (i - j)));
                 }
                 squared[first + size_t(i) * stride] = least;
@@ -210,8 +212,8 @@ std::string deviations(const GeometryLimits &limits, const Geometry &geometry) {
         const double degrees = 180 / std::acos(-1.0);
         const double angle = degrees * std::acos(std::min(1.0, std::fabs(cosine) / norm(expected)));
         if (angle > *limits.b0_tolerance_deg) {
-            found += (found.empty() ? "" : "; ") + ("B0 direction " +
-                     vector_text(geometry.b0_direction)) +
+            found += (found.empty() ? "" : "; ") +
+                     ("B0 direction " + vector_text(geometry.b0_direction)) +
                      text(", %.1f degrees off the %s of the training (at most %g)", angle,
                           vector_text(expected).c_str(), *limits.b0_tolerance_deg);
         }

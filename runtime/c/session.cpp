@@ -11,9 +11,7 @@ namespace {
 constexpr int kOnnxFirstByte = 0x08;  // the tag of ir_version
 }
 
-bool is_plan(const std::string &path) {
-    return std::filesystem::path(path).extension() == ".plan";
-}
+bool is_plan(const std::string &path) { return std::filesystem::path(path).extension() == ".plan"; }
 
 void require_file(const std::string &path) {
     std::error_code ignored;

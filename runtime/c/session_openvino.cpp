@@ -25,8 +25,7 @@ class OpenVinoSession final : public Session {
         }
         const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
         card_ = read_card(
-            path,
-            has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
+            path, has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
         require_names(path, card_, names_of(model_->inputs()), names_of(model_->outputs()));
     }
 
@@ -48,8 +47,9 @@ class OpenVinoSession final : public Session {
         bool same = shape.size() == 5 && shape[0] == 1 && shape[1] >= 1;
         for (size_t axis = 2; same && axis < 5; ++axis) same = shape[axis] == wanted[axis];
         if (!same || output.get_element_type() != ov::element::f32) {
-            throw Error(QSM_ENGINE_ERROR, "the network's output is no float32 volume of the shape "
-                                          "of its input; export it again");
+            throw Error(QSM_ENGINE_ERROR,
+                        "the network's output is no float32 volume of the shape "
+                        "of its input; export it again");
         }
         return output.data<const float>();
     }
@@ -69,8 +69,9 @@ class OpenVinoSession final : public Session {
 
     static Error cannot_load(const std::string &path, const std::string &why) {
         if (why.find("DipoleConv") != std::string::npos) {
-            return {QSM_ENGINE_ERROR, path + ": OpenVINO has no operator qsm::DipoleConv; export "
-                                             "the network with --dipole-op matmul"};
+            return {QSM_ENGINE_ERROR, path +
+                                          ": OpenVINO has no operator qsm::DipoleConv; export "
+                                          "the network with --dipole-op matmul"};
         }
         return {QSM_ENGINE_ERROR, path + ": OpenVINO cannot load it (" + last_line(why) + ")"};
     }

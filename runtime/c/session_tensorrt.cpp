@@ -49,8 +49,8 @@ IRuntime *make_runtime(ILogger &logger) {
         throw Error(QSM_ENGINE_ERROR, name + ", TensorRT's library, cannot be loaded (" +
                                           (why ? why : "no reason given") + ")");
     }
-    const auto create = reinterpret_cast<void *(*)(void *, int32_t)>(
-        dlsym(library, "createInferRuntime_INTERNAL"));
+    const auto create =
+        reinterpret_cast<void *(*)(void *, int32_t)>(dlsym(library, "createInferRuntime_INTERNAL"));
     if (!create) throw Error(QSM_ENGINE_ERROR, name + " is no runtime of TensorRT");
     return static_cast<IRuntime *>(create(&logger, NV_TENSORRT_VERSION));
 }
@@ -78,8 +78,9 @@ class TensorRtSession final : public DeviceSession {
         if (data.find(kPluginOption) != std::string::npos) load_plugin(path);
         engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
         if (!engine_) {
-            throw failed(path + ": TensorRT cannot load it; it may be damaged, or built for another "
-                                "version or GPU");
+            throw failed(path +
+                         ": TensorRT cannot load it; it may be damaged, or built for another "
+                         "version or GPU");
         }
         card_ = read_card(path, engine_->getName());
         require_tensors(path);
@@ -117,8 +118,9 @@ class TensorRtSession final : public DeviceSession {
         const Dims wanted = dims_of(inputs[0].shape);
         if (shape.nbDims != 5 || !std::equal(shape.d + 2, shape.d + 5, wanted.d + 2) ||
             shape.d[0] != 1 || shape.d[1] != 1) {
-            throw Error(QSM_ENGINE_ERROR, "the network's output has another shape than its input; "
-                                          "export it again");
+            throw Error(QSM_ENGINE_ERROR,
+                        "the network's output has another shape than its input; "
+                        "export it again");
         }
         if (!context_->setTensorAddress(card_.output.name.c_str(), output)) {
             throw failed("TensorRT refuses the address of its output");
@@ -131,7 +133,9 @@ class TensorRtSession final : public DeviceSession {
   private:
     static constexpr char kPluginOption[] = "\"dipole_op\":\"plugin\"";  // of the canonical card
 
-    Error failed(const std::string &what) { return {QSM_ENGINE_ERROR, what + ": " + log_.reason()}; }
+    Error failed(const std::string &what) {
+        return {QSM_ENGINE_ERROR, what + ": " + log_.reason()};
+    }
 
     void load_plugin(const std::string &path) {
         if (runtime_->getPluginRegistry().loadLibrary(kPlugin)) return;

@@ -1,6 +1,6 @@
 // Calls everything in the library, rightly and wrongly, for sanitizers and valgrind to watch.
-// Arguments: a folder of models for the fake engine, and models that must be refused. It takes a fake
-// driver for libcuda.so.1, and the host twin of libqsm_cuda.
+// Arguments: a folder of models for the fake engine, and models that must be refused. It takes a
+// fake driver for libcuda.so.1, and the host twin of libqsm_cuda.
 #include <dlfcn.h>
 
 #include <cmath>
@@ -17,13 +17,13 @@
 
 namespace {
 
-#define REQUIRE(condition)                                                                \
-    do {                                                                                  \
-        if (!(condition)) {                                                               \
-            std::fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__,       \
-                         #condition, qsm_last_error());                                   \
-            std::exit(1);                                                                 \
-        }                                                                                 \
+#define REQUIRE(condition)                                                                      \
+    do {                                                                                        \
+        if (!(condition)) {                                                                     \
+            std::fprintf(stderr, "%s:%d: %s; last error: %s\n", __FILE__, __LINE__, #condition, \
+                         qsm_last_error());                                                     \
+            std::exit(1);                                                                       \
+        }                                                                                       \
     } while (0)
 
 // A field of odd size whose mask touches one face and leaves gaps elsewhere.
@@ -36,11 +36,12 @@ struct Input {
         for (int x = 0; x < nx; ++x) {
             for (int y = 0; y < ny; ++y) {
                 for (int z = 0; z < nz; ++z) {
-                    const int n = order == QSM_X_FASTEST ? x + nx * (y + ny * z)
-                                                         : z + nz * (y + ny * x);
+                    const int n =
+                        order == QSM_X_FASTEST ? x + nx * (y + ny * z) : z + nz * (y + ny * x);
                     mask[size_t(n)] = x < nx - 3 && y > 2 && z > 0 && z < nz - 1 ? 7 : 0;
-                    field[size_t(n)] = mask[size_t(n)] ? 0.05f * std::sin(float(x + 2 * y * y + 3 * z))
-                                                       : std::numeric_limits<float>::quiet_NaN();
+                    field[size_t(n)] = mask[size_t(n)]
+                                           ? 0.05f * std::sin(float(x + 2 * y * y + 3 * z))
+                                           : std::numeric_limits<float>::quiet_NaN();
                 }
             }
         }
@@ -160,9 +161,8 @@ void wrong_arguments_are_refused(const std::string &folder) {
     with_params([](qsm_params &p) { p.data_consistency_lambda = 1e-60; });
     with_params([](qsm_params &p) { p.data_consistency_lambda = NAN; });
     with_params([](qsm_params &p) { p.data_consistency_iterations = 5; });
-    with_params([](qsm_params &p) {
-        p.data_consistency_lambda = 1, p.data_consistency_iterations = -1;
-    });
+    with_params(
+        [](qsm_params &p) { p.data_consistency_lambda = 1, p.data_consistency_iterations = -1; });
 
     const auto with_scan = [&](qsm_status wanted, auto change) {
         Input changed(8, 9, 10, QSM_X_FASTEST);
@@ -343,7 +343,8 @@ void a_gpu_fails_as_a_host_does(const std::string &folder) {
     REQUIRE(allocations > 15);
     REQUIRE(run("/fail.plan", larger) == QSM_ENGINE_ERROR);
     REQUIRE(run("/nan.plan", larger) == QSM_ENGINE_ERROR);
-    REQUIRE(run("/small.plan", larger) == QSM_OK);  // in patches, though the whole volume fits the memory
+    REQUIRE(run("/small.plan", larger) ==
+            QSM_OK);  // in patches, though the whole volume fits the memory
     params.patch = QSM_PATCH_OFF;
     REQUIRE(run("/small.plan", larger) == QSM_ENGINE_ERROR);
     REQUIRE(run("/tkd.onnx", larger) == QSM_ENGINE_ERROR);

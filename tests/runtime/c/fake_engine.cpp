@@ -82,8 +82,7 @@ class FakePlan final : public DeviceSession {
         return kScratch;
     }
 
-    void enqueue(const std::vector<Tensor> &inputs, float *output, void *scratch,
-                 void *) override {
+    void enqueue(const std::vector<Tensor> &inputs, float *output, void *scratch, void *) override {
         std::memset(scratch, 0xff, kScratch);
         compute(behaviour(card_), inputs, output);
     }

@@ -1,6 +1,6 @@
-// Does as TensorRT's library does, for plans that are a card in a file: the network doubles the last
-// volume it takes, in host memory. TensorRT's own headers give the interfaces; "tensorrt_stubs.h"
-// has what is not called, and is made of them.
+// Does as TensorRT's library does, for plans that are a card in a file: the network doubles the
+// last volume it takes, in host memory. TensorRT's own headers give the interfaces;
+// "tensorrt_stubs.h" has what is not called, and is made of them.
 #include <NvInferRuntime.h>
 
 #include <cstring>
