@@ -6,8 +6,12 @@ DATA holds ``cosmos2016/`` and ``checkpoints/``. Networks: the bundled ones, and
 split MoDL-QSM with their authors' weights, whose prior runs in its loop. Two volumes each: the box
 of 64 voxels around a phantom's calcification, which is as hard as a head gets, and the middle of a
 real COSMOS map with its simulated field, which nothing was calibrated on. Ranges come from the
-three phantoms of ``--calibration phantoms``. Everything is run with true rounding, and against
-PyTorch in FP32. Rows are written as they are found; a network that is in the file is left out.
+three phantoms of ``--calibration phantoms``. Errors are those of true rounding, against PyTorch in
+FP32.
+
+The loops are slow: their boxes have 48 voxels, their calibration data is the middle 96 voxels of
+the phantoms, and of INT8 per collector the part in FP16 is not rounded (``rounded``: false). Rows
+are written network by network; one that is in the file is left out.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from qsm_deploy.calibration.collectors import Collector
 from qsm_deploy.calibration.map_error import MapError
 from qsm_deploy.calibration.progress import bar_on_terminal
 from qsm_deploy.calibration.qdq import fused_layers
+from qsm_deploy.calibration.volumes import CalibrationData, load_calibration
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import load_state, state_sha256
 from qsm_deploy.export.export_network import provisional_card
@@ -51,7 +56,7 @@ from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.scan import Scan
 
 Row = dict[str, Any]
-BOX = 64
+BOX, LOOP_BOX, LOOP_DATA = 64, 48, 96
 NETWORKS: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = {
     "tkd-unet": ((), {}, ()),
     "ir2qsm": ((), {}, ()),
@@ -83,7 +88,9 @@ def load(name: str, folder: Path) -> Loaded:
 
 def volumes(network: Loaded, cosmos: Path) -> Iterator[tuple[str, Scan]]:
     """Yield the boxes that errors are measured on."""
-    yield "phantom", calcified_scan(network.card)
+    calcified, divisor = calcified_scan(network.card), network.card.divisor
+    size = box_size(network.card)
+    yield "phantom", middle_of(calcified, size, divisor) if size < BOX else calcified
     (case,) = cases([], cosmos)
     scan = Scan(
         case.field_ppm[None],
@@ -93,7 +100,20 @@ def volumes(network: Loaded, cosmos: Path) -> Iterator[tuple[str, Scan]]:
         np.eye(4),
         truth_ppm=case.chi_ppm,
     )
-    yield "cosmos2016", middle_of(scan, BOX, network.card.divisor)
+    yield "cosmos2016", middle_of(scan, size, divisor)
+
+
+def box_size(card: ModelCard) -> int:
+    """Return the size of the boxes that errors are measured on."""
+    return LOOP_BOX if card.patchable == "split" else BOX
+
+
+def calibration_data(card: ModelCard) -> CalibrationData:
+    """Return the phantoms, or their middle for a network in a loop."""
+    data = load_calibration("phantoms", card, progress=bar_on_terminal)
+    if card.patchable != "split":
+        return data
+    return replace(data, scans=tuple(middle_of(s, LOOP_DATA, card.divisor) for s in data.scans))
 
 
 def size_bytes(network: Loaded, model: onnx.ModelProto) -> int:
@@ -119,11 +139,16 @@ def int8_rows(
     half = with_precision(network.model, "fp16")
     layers = fused_layers(calibrated.candidates)
     for collector in get_args(Collector):
-        model = calibrated.quantiser(collector).quantised(half, layers)
-        share = calibrated.share(layers)
+        quantiser, share = calibrated.quantiser(collector), calibrated.share(layers)
+        model = quantiser.quantised(half, layers)
+        is_rounded = network.card.patchable != "split"
         for volume, judge in judges.items():
-            error = judge.rounded_error(model)
-            yield row(network, f"int8, {collector}", volume, error, model, share)
+            if is_rounded:
+                error = judge.rounded_error(model)
+            else:
+                error = judge.quick_error(quantiser.quantised(network.model, layers))
+            found = row(network, f"int8, {collector}", volume, error, model, share)
+            yield found | {"rounded": is_rounded}
 
 
 def demoted_rows(
@@ -198,13 +223,16 @@ def rows_of(name: str, data: Path, collectors: list[Collector], patches: int) ->
     scans = dict(volumes(network, data / "cosmos2016"))
     judges = {v: Int8Evaluation(network.module, network.card, [s]) for v, s in scans.items()}
     yield from plain_rows(network, judges)
-    yield from rounding_rows(network)
+    if network.card.patchable != "split":
+        yield from rounding_rows(network)
     choices = Int8Choices("phantoms", patches=patches, progress=bar_on_terminal)
-    calibrated = calibrate(network.model, network.card, choices)
+    card = network.card
+    calibrated = calibrate(network.model, card, calibration_data(card), choices)
     yield from int8_rows(network, calibrated, judges)
-    choosing = Int8Evaluation(
-        network.module, network.card, evaluation_scans(network.card, calibrated.data)
-    )
+    by = evaluation_scans(card, calibrated.data)
+    if card.patchable == "split":
+        by = [middle_of(scan, LOOP_BOX, card.divisor) for scan in by]
+    choosing = Int8Evaluation(network.module, card, by)
     for collector in collectors:
         yield from demoted_rows(network, calibrated, judges, choosing, collector)
 

@@ -24,7 +24,7 @@ from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.onnx_export import with_card
 from qsm_deploy.export.precision_policy import int8_layers
 from qsm_deploy.export.reduced_precision import with_precision
-from qsm_deploy.export.rounding_error import SHAPE, calcified_scan
+from qsm_deploy.export.rounding_error import calcified_scan
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.scan import Scan
@@ -194,7 +194,13 @@ def choose_int8(
     DataError
         If the calibration data cannot serve.
     """
-    calibrated = calibrate(model, card, choices, say)
+    if is_quantised(model):
+        raise ExportError("this network is quantised already; export its weights in floating point")
+    say(f"reading the calibration data, {choices.calibration}")
+    data = load_calibration(choices.calibration, card, choices.units, progress=choices.progress)
+    for note in data.notes:
+        say(f"note: {note}")
+    calibrated = calibrate(model, card, data, choices, say)
     say("measuring what each layer costs in INT8")
     evaluation = Int8Evaluation(module, card, evaluation_scans(card, calibrated.data))
     return decide(calibrated, evaluation, choices)
@@ -203,19 +209,14 @@ def choose_int8(
 def calibrate(
     model: onnx.ModelProto,
     card: ModelCard,
+    data: CalibrationData,
     choices: Int8Choices,
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibrated:
-    """Read the data and collect histograms; see :func:`choose_int8`."""
-    if is_quantised(model):
-        raise ExportError("this network is quantised already; export its weights in floating point")
+    """Collect histograms of what may be in INT8; see :func:`choose_int8`."""
     candidates = int8_layers(model.graph)
     if not candidates:
         raise ExportError("nothing in this network may be in INT8; export it in fp16")
-    say(f"reading the calibration data, {choices.calibration}")
-    data = load_calibration(choices.calibration, card, choices.units, progress=choices.progress)
-    for note in data.notes:
-        say(f"note: {note}")
     with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
         patches = sample_patches(
             card,
@@ -256,7 +257,8 @@ def decide(calibrated: Calibrated, evaluation: Int8Evaluation, choices: Int8Choi
 
 def evaluation_scans(card: ModelCard, data: CalibrationData) -> list[Scan]:
     """Return the box around a phantom's calcification, and the middle of the last acquisition."""
-    return [calcified_scan(card), middle_of(data.scans[-1], max(SHAPE), card.divisor)]
+    calcified = calcified_scan(card)
+    return [calcified, middle_of(data.scans[-1], max(calcified.mask.shape), card.divisor)]
 
 
 def _session(model: onnx.ModelProto, card: ModelCard, folder: Path) -> Session:

@@ -1,4 +1,4 @@
-"""Every network becomes a TensorRT-RTX plan, in FP32 and FP16, for many batches and sizes.
+"""Every network becomes a TensorRT-RTX plan, in FP32, FP16 and INT8, for many batches and sizes.
 
 Building needs no GPU, even loading a plan does. So these tests say that TensorRT-RTX knows every
 operator as the export uses it, and not that it computes the right thing.
@@ -16,6 +16,7 @@ from qsm_deploy.export.engine_builder import build_plan
 from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
 from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.int8_search import Quantiser
 from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock, fold_batch_norm
@@ -37,6 +38,7 @@ from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.export.onnx_export import onnx_from_module
 from qsm_deploy.export.plan_choices import PlanChoices
+from qsm_deploy.export.precision_policy import int8_layers
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.kernels.errors import ExportError
@@ -114,6 +116,16 @@ def plan_of(model: onnx.ModelProto, network: Network) -> bytes:
     return plan.data
 
 
+def in_int8(model: onnx.ModelProto, half: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with all in INT8 that may be; building does not ask for true ranges."""
+    layers = int8_layers(model.graph)
+    assert layers
+    amax = {layer.activation: 1.0 for layer in layers}
+    quantised = Quantiser.from_model(model, layers, amax).quantised(half, layers)
+    onnx.checker.check_model(quantised, full_check=True)
+    return quantised
+
+
 @pytest.mark.parametrize("case", SMALL)
 def test_it_builds(case: str, shallow, formula_state) -> None:
     network = SMALL[case]()
@@ -121,9 +133,9 @@ def test_it_builds(case: str, shallow, formula_state) -> None:
     if "unrolled" in case or "loopnet" in case:
         fold_batch_norm(network)
     model = onnx_from_module(network.eval())
-    for precision in ("fp32", "fp16"):
-        half = model if precision == "fp32" else with_precision(model, precision)
-        assert len(plan_of(half, network)) > 100_000
+    half = with_precision(model, "fp16")
+    for graph in (model, half, in_int8(model, half)):
+        assert len(plan_of(graph, network)) > 100_000
 
 
 @pytest.mark.parametrize("multiplier", ["dipole", "dipole_squared", "tkd", "tikhonov"])
