@@ -1,10 +1,12 @@
 """Builds a native library with CMake, and says what failed."""
 
+import argparse
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import EngineError
@@ -60,3 +62,13 @@ def build(
                 f"building {library} failed: {' '.join(command)}\n" + "\n".join(lines[-40:])
             )
     return folder / library
+
+
+def show(parser: argparse.ArgumentParser, built: Callable[[], Path]) -> int:
+    """Build from a command line: print the library's path, or end with what failed."""
+    try:
+        library = built()
+    except EngineError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+    sys.stdout.write(f"{library}\n")
+    return 0

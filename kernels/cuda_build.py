@@ -7,7 +7,6 @@ the nvidia-cufft wheel's. No GPU and no driver are needed.
 import argparse
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,14 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tensorrt-include", type=Path, help="folder of TensorRT's headers: builds its plugin too"
     )
     args = parser.parse_args(argv)
-    try:
-        library = build_cuda_library(
+    return cmake.show(
+        parser,
+        lambda: build_cuda_library(
             args.folder, args.architectures, args.jobs, args.tensorrt_include
-        )
-    except EngineError as error:
-        parser.exit(error.exit_code, f"{error}\n")
-    sys.stdout.write(f"{library}\n")
-    return 0
+        ),
+    )
 
 
 if __name__ == "__main__":

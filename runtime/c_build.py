@@ -5,12 +5,11 @@ Headers and libraries of OpenVINO are those inside its wheel, or of ``--openvino
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.kernels import cmake
-from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
+from qsm_deploy.kernels.errors import MissingDependencyError
 
 SOURCES = Path(__file__).resolve().with_name("c")
 BUILD_FOLDER = SOURCES / "build"
@@ -73,12 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--openvino", type=Path, help="folder of OpenVINOConfig.cmake")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args(argv)
-    try:
-        library = build_c_library(args.folder, openvino=args.openvino, jobs=args.jobs)
-    except EngineError as error:
-        parser.exit(error.exit_code, f"{error}\n")
-    sys.stdout.write(f"{library}\n")
-    return 0
+    return cmake.show(
+        parser, lambda: build_c_library(args.folder, openvino=args.openvino, jobs=args.jobs)
+    )
 
 
 if __name__ == "__main__":
