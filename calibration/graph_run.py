@@ -4,7 +4,7 @@ Fast, and exact for FP32 and Q/DQ. Of FP16 it hides the rounding, so that the er
 network in FP16 and INT8 is not judged here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+AT_ONCE = 64
 Tensors = Mapping[str, NDArray[np.float32]]
 
 
@@ -48,7 +49,8 @@ class GraphRun:
         output: NDArray[np.float32] = self._session.run([self._output], dict(inputs))[0]
         return output
 
-    def look(self, inputs: Tensors) -> list[NDArray[np.float32]]:
-        """Return the tensors within."""
-        found: list[NDArray[np.float32]] = self._session.run(self._within, dict(inputs))
-        return found
+    def look(self, inputs: Tensors) -> Iterator[NDArray[np.float32]]:
+        """Yield the tensors within, some at a time: all of a large network take gigabytes."""
+        for first in range(0, len(self._within), AT_ONCE):
+            names = self._within[first : first + AT_ONCE]
+            yield from self._session.run(names, dict(inputs))
