@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.serve.codec import Image, image_frames
+from qsm_deploy.runtime.serve.codec import image_frames
 from qsm_deploy.runtime.serve.stacks import Stack
 
 Volume = NDArray[np.float32]
@@ -65,6 +65,7 @@ def chi_frames(codes: Codes, stack: Stack, series: int, comment: str) -> Iterato
         What a reader of the images should know.
     """
     per_image = codes.shape[2] // len(stack.images)
+    common = _common_attributes(len(stack.images), comment)
     for n, image in enumerate(stack.images):
         slab = codes[:, :, n * per_image : (n + 1) * per_image]
         head = type(image.head).from_buffer_copy(image.head)
@@ -73,8 +74,9 @@ def chi_frames(codes: Codes, stack: Stack, series: int, comment: str) -> Iterato
         head.contrast = 0
         head.image_series_index = series
         head.image_index = n + 1
-        attributes = _attributes(image, len(stack.images), n, comment)
-        yield image_frames(head, attributes, slab.transpose(2, 1, 0))
+        own = {"SliceNo": [str(head.slice)], "ImageNumber": [str(n + 1)]}
+        kept = {k: image.attributes[k] for k in KEPT_ATTRIBUTES if k in image.attributes}
+        yield image_frames(head, kept | common | own, slab.transpose(2, 1, 0))
 
 
 def free_series(taken: set[int]) -> int:
@@ -82,9 +84,8 @@ def free_series(taken: set[int]) -> int:
     return next(n for n in range(FIRST_SERIES, 2**16) if n not in taken)
 
 
-def _attributes(image: Image, count: int, place: int, comment: str) -> dict[str, list[str]]:
-    kept = {k: image.attributes[k] for k in KEPT_ATTRIBUTES if k in image.attributes}
-    return kept | {
+def _common_attributes(count: int, comment: str) -> dict[str, list[str]]:
+    return {
         "DataRole": ["Image", "Quantitative"],
         "ImageType": ["DERIVED\\PRIMARY\\M\\QSM"],
         "SeriesDescription": ["QSM chi [ppb]"],
@@ -96,8 +97,6 @@ def _attributes(image: Image, count: int, place: int, comment: str) -> dict[str,
         "WindowCenter": [str(WINDOW_CENTRE_PPB)],
         "WindowWidth": [str(WINDOW_WIDTH_PPB)],
         "Keep_image_geometry": ["1"],
-        "SliceNo": [str(image.head.slice)],
         "NumberOfSlices": [str(count)],
         "ImagesInAcquisition": [str(count)],
-        "ImageNumber": [str(place + 1)],
     }

@@ -263,7 +263,8 @@ def image_frames(head: Any, attributes: Mapping[str, Sequence[str]], pixels: NDA
 
 def resent_frames(image: Image) -> tuple[Buffer, ...]:
     """Return the IMAGE message that an image came in, byte for byte."""
-    return (struct.pack("<H", Id.IMAGE), *image.frame)
+    head, body = image.frame
+    return struct.pack("<H", Id.IMAGE) + bytes(head), body
 
 
 def parse_attributes(text: str) -> Attributes:

@@ -124,6 +124,7 @@ class MrdServer:
         session = MrdSession(self._limits)
         try:
             with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # lines at once
                 self._converse(connection, session)
         except OSError as error:
             session.error = session.error or f"the client is gone ({error})"
