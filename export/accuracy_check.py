@@ -11,13 +11,14 @@ from qsm_deploy.calibration.anatomy import Label
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.agreement import varies
 from qsm_deploy.runtime.metrics import PPB_PER_PPM, all_metrics, field_residual, hfen, nrmse, xsim
-from qsm_deploy.runtime.regional_metrics import dgm_slope
+from qsm_deploy.runtime.regional_metrics import DEEP_GREY, dgm_slope
 from qsm_deploy.runtime.scan import Scan
 
 Volume = NDArray[np.float32]
 Row = dict[str, Any]
 
 FIELD_BINS, FEWEST_IN_BIN = 24, 20
+FEWEST_IN_NUCLEUS = 5  # voxels; the mean of fewer is noise, and no slope goes through noise
 FIELD_RANGE_PERCENT = (0.1, 99.9)  # of the voxels; beyond them bins would be nearly empty
 DIGITS = 6
 
@@ -195,8 +196,9 @@ def _by_region(chi_ppm: Volume, reference: Reference, difference: NDArray[np.flo
         return {}
     found: Row = {"regions": regions, "region_bias_ppb": max(abs(r["bias_ppb"]) for r in regions)}
     in_mask = np.where(scan.mask, scan.labels, 0)
+    nuclei = [region["voxels"] for region in regions if region["label"] in DEEP_GREY]
     slope = dgm_slope(chi_ppm, reference.chi_ppm, in_mask)
-    if slope is not None:
+    if slope is not None and min(nuclei) >= FEWEST_IN_NUCLEUS:
         found["dgm_slope"] = slope
         found["dgm_slope_error"] = abs(1 - slope)
     return found

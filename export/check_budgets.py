@@ -21,7 +21,8 @@ METRICS = {
     "field_residual_rise": "field residual of the engine less that of the reference",
     "field_bias_ppb": "largest |mean difference| in a bin of local field strength",
     "region_bias_ppb": "largest |mean difference| of a region; needs labels",
-    "dgm_slope_error": "|1 - slope| of the deep grey nuclei, engine on reference; needs labels",
+    "dgm_slope_error": "|1 - slope| of the deep grey nuclei, engine on reference; needs labels, "
+    "five voxels of each",
     "xsim_drop": "XSIM of the reference less that of the engine, both against a truth",
     "nrmse_rise_percent": "NRMSE of the engine less that of the reference, both against a truth",
 }

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         prog=NAME,
         usage=f"{NAME} ENGINE [--reference REF] [FIELD ...] [options]",
         description="Compare an engine with the PyTorch network that it was made of, or with "
-        "another engine of it, and fail if they differ by more than a budget.",
+        "another\nengine of it, and fail if they differ by more than a budget.",
         epilog=EPILOG.format(
             metrics="\n".join(f"  {name:<{width}}  {text}" for name, text in METRICS.items()),
             defaults="\n".join(

@@ -186,7 +186,7 @@ CONTROLS = [broken_scale, swapped_channel, wrong_normalisation, offset_output, s
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_broken_engine_fails_the_gate(control: Edit, check, engine) -> None:
     """Its arithmetic is FP32, but the budgets of every precision must find the fault."""
-    code, out, err = check(engine(control), "--json", *ONE)
+    code, out, err = check(engine(control), "--json", *ONE, "--shapes", "16,24,64")
     assert code == 5
     found = document(out)
     assert found["verdict"] == "fail"
@@ -222,10 +222,11 @@ def test_an_engine_that_returns_nan_fails_the_gate(check, engine) -> None:
 
 def test_a_budget_may_be_widened_and_narrowed(check, engine) -> None:
     path = engine(broken_scale)
-    assert check(path, *ONE, "--budget", "max_ppb=1000")[0] == 0
-    code, _, err = check(path, *ONE, "--budget", "max_ppb=1000", "--budget", "dgm_slope_error=0.04")
+    wide = ("--budget", "max_ppb=1000")
+    assert check(path, *ONE, *wide)[0] == 0
+    code, _, err = check(path, *ONE, *wide, "--budget", "nrmse_percent=4")
     assert code == 5
-    assert "dgm_slope_error is 0.05, the budget is 0.04 (head" in err
+    assert "nrmse_percent is 5 %, the budget is 4 % (head" in err
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -282,7 +283,7 @@ def test_a_real_file_is_run_whole_patched_and_around_its_strongest_field(
 def test_labels_need_no_truth(check, engine, head) -> None:
     arguments = (head / "field.nii.gz", "-m", head / "mask.nii.gz", "--patch", "off")
     path = engine()
-    labels = ("--labels", head / "labels.nii.gz", "--budget", "dgm_slope_error=0.001")
+    labels = ("--labels", head / "labels.nii.gz", "--budget", "region_bias_ppb=0.001")
     assert check(path, *arguments, *labels)[0] == 0
     refused(
         check(path, *arguments, "--budget", "xsim_drop=0.001"),

@@ -1,6 +1,7 @@
 """The numbers of a comparison, on maps whose difference is known."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +19,7 @@ PPM = np.float32(1e-3)  # of one ppb
 
 @pytest.fixture(scope="module")
 def scan() -> Scan:
-    head = head_phantom(Geometry((32, 28, 30)), seed=4)
+    head = head_phantom(Geometry((60, 64, 58)), seed=4)
     return Scan(
         head.local_field_ppm[None],
         head.mask,
@@ -100,6 +101,15 @@ def test_a_region_that_is_off_is_named(chi, scan) -> None:
     off = {r["region"]: r["bias_ppb"] for r in row["regions"] if abs(r["bias_ppb"]) > 1e-3}
     assert off == {"putamen": pytest.approx(3, rel=1e-3)}
     assert row["dgm_slope_error"] > 1e-3
+
+
+def test_nuclei_of_few_voxels_have_no_slope(chi, scan) -> None:
+    labels = np.where(scan.labels == Label.RED_NUCLEUS, 0, scan.labels)
+    for few in np.argwhere(scan.labels == Label.RED_NUCLEUS)[:4]:
+        labels[tuple(few)] = Label.RED_NUCLEUS
+    row = compared(chi, chi * np.float32(1.02), replace(scan, labels=labels))
+    assert "red nucleus" in {r["region"] for r in row["regions"]}
+    assert not {"dgm_slope", "dgm_slope_error"} & row.keys()
 
 
 def test_the_truth_tells_which_map_is_better(chi, scan) -> None:

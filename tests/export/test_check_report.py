@@ -80,7 +80,7 @@ def reports(tmp_path_factory) -> dict[str, tuple[str, dict, Path]]:
             model.graph.node.append(helper.make_node("Mul", ["before", "factor"], ["chi_ppm"]))
         engine, page = folder / f"{verdict} <&>.onnx", folder / f"{verdict}.html"
         onnx.save(model, engine)
-        arguments = ["--shapes", "16,24,36", "--threads", "1", "--backend", "onnxruntime"]
+        arguments = ["--shapes", "16,24,64", "--threads", "1", "--backend", "onnxruntime"]
         printed = folder / f"{verdict}.json"
         with pytest.MonkeyPatch.context() as patch, printed.open("w") as stdout:
             patch.setattr("sys.stdout", stdout)
@@ -117,7 +117,7 @@ def test_its_numbers_are_those_of_the_json(reports) -> None:
             assert numbers[:8] == [number(row[name]) for name in names]
             residual = [number(row["field_residual"][side]) for side in ("engine", "reference")]
             assert numbers[8] == " / ".join(residual)
-            assert numbers[9] == f"{row['dgm_slope']:.4f}"
+            assert numbers[9] == (f"{row['dgm_slope']:.4f}" if "dgm_slope" in row else "-")
         cells_shown = {cell for row in page.rows for cell in row}
         assert {document["engine"]["sha256"]} <= cells_shown
         assert document["evaluations"][0]["how"] in text
