@@ -15,7 +15,7 @@ from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.engine_builder import build_plan, prepare_plugin
 from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.int8_choice import Int8Choices, Int8Result, choose_int8
+from qsm_deploy.export.int8_choice import Int8Choices, Int8Result, choose_int8, read_calibration
 from qsm_deploy.export.int8_table import row_dicts
 from qsm_deploy.export.int8_verification import verify_int8
 from qsm_deploy.export.measurement_cache import cached_receptive_field
@@ -144,13 +144,14 @@ def export_network(
         built = plan_target(plan).options() | {"shapes": str(profile)}
         if choices.options.get("dipole_op") == "plugin":
             prepare_plugin(plan.engine)
+    card = provisional_card(spec, module, choices, licence, state_sha256(state))
+    maps = None if int8 is None else read_calibration(card, int8, say)
     say("tracing")
     dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
     exact = _trace(module, dipole_op, precision)
-    card = provisional_card(spec, module, choices, licence, state_sha256(state))
     found = None
-    if int8 is not None:
-        found = choose_int8(exact.standard, module, card, int8, say)
+    if int8 is not None and maps is not None:
+        found = choose_int8(exact.standard, module, card, maps, int8, say)
         if found.why_not:
             say(found.why_not)
             precision, output = "fp16", fp16_output or output

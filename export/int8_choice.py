@@ -165,10 +165,28 @@ class Int8Result:
         }
 
 
+def read_calibration(
+    card: ModelCard, choices: Int8Choices, say: Callable[[str], None] = lambda line: None
+) -> CalibrationData:
+    """Read the calibration data, and say what the user should know of it.
+
+    Raises
+    ------
+    DataError
+        If it cannot serve; see :func:`qsm_deploy.calibration.volumes.load_calibration`.
+    """
+    say(f"reading the calibration data, {choices.calibration}")
+    data = load_calibration(choices.calibration, card, choices.units, progress=choices.progress)
+    for note in data.notes:
+        say(f"note: {note}")
+    return data
+
+
 def choose_int8(
     model: onnx.ModelProto,
     module: Network,
     card: ModelCard,
+    data: CalibrationData,
     choices: Int8Choices,
     say: Callable[[str], None] = lambda line: None,
 ) -> Int8Result:
@@ -182,10 +200,12 @@ def choose_int8(
         The network, in evaluation mode.
     card
         Its card, for FP32.
+    data
+        What to calibrate on.
     choices
         Of the user.
     say
-        Called with notes and the name of each stage.
+        Called with the name of each stage.
 
     Raises
     ------
@@ -196,10 +216,6 @@ def choose_int8(
     """
     if is_quantised(model):
         raise ExportError("this network is quantised already; export its weights in floating point")
-    say(f"reading the calibration data, {choices.calibration}")
-    data = load_calibration(choices.calibration, card, choices.units, progress=choices.progress)
-    for note in data.notes:
-        say(f"note: {note}")
     calibrated = calibrate(model, card, data, choices, say)
     say("measuring what each layer costs in INT8")
     evaluation = Int8Evaluation(module, card, evaluation_scans(card, calibrated.data))

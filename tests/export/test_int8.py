@@ -245,7 +245,6 @@ def test_a_plan_in_int8_is_built_without_a_gpu(folder: Path) -> None:
         (("--calibration", "phantoms"), "--calibration is about INT8"),
         (("--fp16", "--collector", "max"), "--collector is about INT8"),
         ((*INT8, "--gate-ppb", "3"), "--gate-ppb is for the other precisions"),
-        ((*INT8, "--calibration-units", "hz"), "--calibration-units is about files"),
     ],
 )
 def test_what_contradicts_itself_is_a_usage_error(arguments, message, folder, capsys) -> None:
