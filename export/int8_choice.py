@@ -25,7 +25,7 @@ from qsm_deploy.export.onnx_export import with_card
 from qsm_deploy.export.precision_policy import int8_layers
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.rounding_error import calcified_scan
-from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.kernels.errors import DataError, ExportError
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.scan import Scan
 from qsm_deploy.runtime.session import Session, installed_backends, open_session
@@ -75,7 +75,7 @@ class Calibrated:
     model
         In FP32, of standard operators.
     candidates
-        What may be in INT8.
+        What may be in INT8, and whose activation is not zero throughout.
     data
         The acquisitions.
     histograms
@@ -99,7 +99,8 @@ class Calibrated:
 
     def quantiser(self, collector: Collector) -> Quantiser:
         """Return what writes INT8 with a collector's ranges into a graph."""
-        amax = {name: collect_range(h, collector) for name, h in self.histograms.items()}
+        tensors = {layer.activation for layer in self.candidates}
+        amax = {name: collect_range(self.histograms[name], collector) for name in tensors}
         return Quantiser.from_model(self.model, self.candidates, amax)
 
 
@@ -245,6 +246,10 @@ def calibrate(
     say(f"measuring activations in {len(patches)} patches")
     tensors = {layer.activation for layer in candidates}
     histograms = collect_histograms(model, tensors, patches, choices.progress)
+    # an activation that is dead here may live elsewhere, and has no range
+    candidates = [layer for layer in candidates if histograms[layer.activation].largest > 0]
+    if not candidates:
+        raise DataError("this network returns nothing but zeros on the calibration data")
     fullest = max(patches, key=lambda patch: int(np.count_nonzero(patch.mask)))
     macs = multiply_accumulates(model, fullest.tensors)
     return Calibrated(model, tuple(candidates), data, histograms, fullest, macs)

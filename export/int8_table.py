@@ -8,7 +8,7 @@ import onnx
 
 from qsm_deploy.calibration.qdq import LARGEST, Int8Layer, shared_ranges
 from qsm_deploy.export.int8_search import Found
-from qsm_deploy.export.precision_policy import kept_from_int8
+from qsm_deploy.export.precision_policy import int8_layers, kept_from_int8
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ def layer_rows(
     """
     kept = kept_from_int8(model.graph)
     layers = {layer.output: layer for layer in candidates}
+    kept |= {
+        layer.output: ("fp16", "takes nothing but zeros on the calibration data")
+        for layer in int8_layers(model.graph)
+        if layer.output not in layers
+    }
     in_int8 = {layer.output for layer in found.layers}
     ranges = dict(amax) | shared_ranges(model.graph, found.layers, amax)
     total = sum(macs.values())
@@ -76,7 +81,7 @@ def layer_rows(
         output = node.output[0]
         share = macs.get(output, 0) / total
         if output in kept:
-            name = node.input[1].removesuffix(".weight")
+            name = output if node.op_type == "Add" else node.input[1].removesuffix(".weight")
             rows.append(LayerRow(name, node.op_type, share, *kept[output]))
         elif output in layers:
             layer, alone = layers[output], found.sensitivities[output]

@@ -11,23 +11,30 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from qsm_deploy.calibration import volumes
 from qsm_deploy.calibration.graph_run import GraphRun
 from qsm_deploy.calibration.map_error import MapError
+from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom_scan import scan_from_phantom
 from qsm_deploy.calibration.qdq import Int8Layer, is_quantised
+from qsm_deploy.calibration.volumes import CalibrationData
 from qsm_deploy.export import int8_choice, rounding_error
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.int8_search import Budget, Quantiser, fewest
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.int8_search import Budget, Found, Quantiser, Sensitivity, fewest
+from qsm_deploy.export.int8_table import layer_rows
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
-from qsm_deploy.export.onnx_export import onnx_from_module
+from qsm_deploy.export.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.precision_policy import int8_layers, kept_from_int8
 from qsm_deploy.export.reduced_precision import with_precision
+from qsm_deploy.export.registry import REGISTRY
 from qsm_deploy.export.rounded_run import RoundedRun
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import MAX_BYTES, METADATA_KEY, parse_card
 from qsm_deploy.runtime.session import open_session
 
@@ -135,6 +142,29 @@ def test_half_of_it_is_in_fp16(graphs) -> None:
     exact = GraphRun(model).run(feeds)
     errors = [np.abs(RoundedRun(g).run(feeds) - exact).mean() for g in (half, quantised)]
     assert 0 < 3 * errors[0] < errors[1] < 0.1 * np.abs(exact).mean()
+
+
+def test_a_layer_that_takes_nothing_but_zeros_stays_in_fp16(graphs) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(graphs["ir2qsm"])
+    dead = "iteration0_layer0_encoder_conv2.1.conv.0.bias"  # before a ReLU
+    bias = next(t for t in model.graph.initializer if t.name == dead)
+    bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims, -1e6, dtype=np.float32), dead))
+    card = provisional_card(REGISTRY["ir2qsm"], IR2QSM((2, 4)), Choices(), "none", "0" * 64)
+    head = scan_from_phantom(card, head_phantom(Geometry(FOLDER_SHAPE), seed=1))
+    choices = int8_choice.Int8Choices("phantoms", patches=2)
+    found = int8_choice.calibrate(model, card, CalibrationData((head,), "", ()), choices)
+    silent = {a.output for a in int8_layers(model.graph)} - {a.output for a in found.candidates}
+    assert silent
+    fine = MapError(0, 0, 0, 0, 0)
+    alone = {a.output: Sensitivity(40, fine) for a in found.candidates}
+    search = Found(found.candidates, alone, fine, fine, fine)
+    amax = found.quantiser("max").amax
+    rows = layer_rows(model, found.candidates, search, amax, found.macs)
+    assert sum(row.macs_share for row in rows) == pytest.approx(1)
+    why = "takes nothing but zeros on the calibration data"
+    assert {row.precision for row in rows if row.why == why} == {"fp16"}
+    assert sum(row.why == why for row in rows) == len(silent)
 
 
 @pytest.mark.parametrize("needed", [0, 1, 5, 12, 13])
@@ -287,10 +317,6 @@ def test_quantised_weights_are_refused(folder: Path, tiny_tkd_unet: Network, cap
 @pytest.fixture
 def any_model(graphs: dict[str, onnx.ModelProto], folder: Path) -> Callable[..., Path]:
     """Return a function that writes a graph with the card of its network."""
-    from qsm_deploy.export.export_network import provisional_card
-    from qsm_deploy.export.networks.network import Choices
-    from qsm_deploy.export.onnx_export import with_card
-    from qsm_deploy.export.registry import REGISTRY
 
     def write(name: str, *, quantised: bool = False) -> Path:
         model = graphs[name]
