@@ -37,9 +37,10 @@ class DeviceView:
 
 def is_on_device(array: Any) -> bool:
     """Return whether an array lies on a GPU and says so."""
-    if hasattr(array, "__cuda_array_interface__"):
+    # asked first: PyTorch's other property raises where a gradient is wanted
+    if hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) == CUDA:
         return True
-    return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) == CUDA
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def view(name: str, array: Any, device: int) -> DeviceView:
@@ -57,19 +58,23 @@ def view(name: str, array: Any, device: int) -> DeviceView:
     Raises
     ------
     DataError
-        If it is on another GPU, not contiguous, or of a type that is not known.
+        If it is on another GPU, not contiguous, of a type that is not known, or its library does
+        not give it.
     """
-    if hasattr(array, "__cuda_array_interface__"):
-        facts = array.__cuda_array_interface__
+    facts = _interface(array)
+    # versions before 3 say nothing of streams, and PyTorch's work may be on any: DLPack orders it
+    if facts is not None and (facts["version"] >= 3 or not hasattr(array, "__dlpack__")):
         shape, kind = tuple(facts["shape"]), str(facts["typestr"]).lstrip("<|=")
         _require_contiguous(name, shape, facts.get("strides"), int(kind[1:]))
-        # versions before 3 say nothing of streams and mean the default one
         stream = facts.get("stream") if facts["version"] >= 3 else DEFAULT_STREAM
         return DeviceView(int(facts["data"][0]), shape, kind, stream, array)
     _, number = array.__dlpack_device__()
     if number != device:
         raise DataError(f"{name} lies on GPU {number}, the engine on GPU {device}; copy it there")
-    tensor = TakenTensor(array.__dlpack__(stream=DEFAULT_STREAM))
+    try:
+        tensor = TakenTensor(array.__dlpack__(stream=DEFAULT_STREAM))
+    except BufferError as error:
+        raise DataError(f"{name} cannot be taken where it lies: {error}") from error
     if tensor.kind is None:
         raise DataError(f"{name} has a type that is not known here; pass float32")
     _require_contiguous(name, tensor.shape, tensor.strides, 1)
@@ -107,9 +112,28 @@ class DeviceVolume:
         """Return CUDA and the number of the GPU."""
         return CUDA, self.device
 
-    def __dlpack__(self, *, stream: int | None = None, **_newer: Any) -> Any:
-        """Return a capsule; there is nothing for ``stream`` to wait for."""
+    def __dlpack__(
+        self, *, stream: int | None = None, copy: bool | None = None, **_newer: Any
+    ) -> Any:
+        """Return a capsule; there is nothing for ``stream`` to wait for.
+
+        Raises
+        ------
+        BufferError
+            If it is to be a copy.
+        """
+        if copy:
+            raise BufferError("the map is handed out as it lies; copy what you took")
         return capsule_of(self, self._pointer, self.shape, self.device)
+
+
+def _interface(array: Any) -> dict[str, Any] | None:
+    """Return what ``__cuda_array_interface__`` says, ``None`` where it is missing or refuses."""
+    try:
+        facts: dict[str, Any] = array.__cuda_array_interface__
+    except (AttributeError, RuntimeError):  # PyTorch's, where a gradient is wanted
+        return None
+    return facts
 
 
 def _require_contiguous(name: str, shape: tuple[int, ...], strides: Any, unit: int) -> None:

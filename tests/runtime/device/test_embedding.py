@@ -50,8 +50,8 @@ class CupyLike(Array):
         return facts | {"data": (self.pointer, False), "strides": None, "stream": self.stream}
 
 
-class TorchLike(Array):
-    """Version 2, strides written out, nothing of streams: the default one is meant."""
+class OldLike(Array):
+    """Version 2 alone, strides written out, nothing of streams: the default one is meant."""
 
     @property
     def __cuda_array_interface__(self):
@@ -75,7 +75,22 @@ class JaxLike(Array):
         return capsule_of(self, self.pointer, self.values.shape, 0)
 
 
-each_library = pytest.mark.parametrize("library", [CupyLike, TorchLike])
+class TorchLike(OldLike, JaxLike):
+    """Both: the interface, which says nothing of the stream that is written on, and DLPack."""
+
+
+class WithGradient(TorchLike):
+    """What PyTorch does where a gradient is wanted."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("use var.detach()")
+
+    def __dlpack__(self, *, stream):
+        raise BufferError("use tensor.detach()")
+
+
+each_library = pytest.mark.parametrize("library", [CupyLike, OldLike])
 
 
 def twice(tensors):
@@ -129,10 +144,11 @@ def test_a_field_on_the_gpu_gives_a_map_there(
     del chi
 
 
-def test_dlpack_is_taken_and_given(fake_device, make_gpu, card, mask, values, arrays):
+@pytest.mark.parametrize("library", [JaxLike, TorchLike])
+def test_dlpack_is_taken_and_given(fake_device, make_gpu, card, mask, values, arrays, library):
     engine = Engine(make_gpu(fake_device, card, twice))
     stream = fake_device.open_stream()
-    field = arrays(JaxLike, fake_device, values, stream)
+    field = arrays(library, fake_device, values, stream)
     chi = engine.reconstruct(field, mask, **GEOMETRY)
     assert chi.__dlpack_device__() == (CUDA, 0)
     taken = TakenTensor(chi.__dlpack__(stream=None))
@@ -191,6 +207,20 @@ def test_arrays_that_cannot_be_used(
     field = arrays(type("Wrong", (Unlike,), {"changes": changes}), fake_device, values)
     with pytest.raises(DataError, match=text):
         engine.reconstruct(field, mask, **GEOMETRY)
+
+
+def test_an_array_that_its_library_does_not_give(fake_device, make_gpu, card, mask, values, arrays):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    field = arrays(WithGradient, fake_device, values)
+    with pytest.raises(DataError, match=r"local_field_ppm cannot be taken .* tensor\.detach"):
+        engine.reconstruct(field, mask, **GEOMETRY)
+
+
+def test_a_map_is_never_given_as_a_copy(fake_device, make_gpu, card, mask, values):
+    chi = Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+    with pytest.raises(BufferError, match="copy what you took"):
+        chi.__dlpack__(copy=True)
+    del chi
 
 
 def test_an_array_on_another_gpu(fake_device, make_gpu, card, mask, values, arrays):
