@@ -127,9 +127,12 @@ class CudaDevice:
         _checked(cudart.cudaStreamBeginCapture(stream, mode), "cannot capture a graph")
         try:
             enqueue()
-        finally:  # or the stream could not be used any more
-            ended = cudart.cudaStreamEndCapture(stream)
-        (graph,) = _checked(ended, "cannot capture a graph")
+        except BaseException:  # the stream could not be used any more if this did not end
+            _, graph = cudart.cudaStreamEndCapture(stream)
+            if graph is not None:
+                cudart.cudaGraphDestroy(graph)
+            raise
+        (graph,) = _checked(cudart.cudaStreamEndCapture(stream), "cannot capture a graph")
         made = cudart.cudaGraphInstantiate(graph, NO_FLAGS)
         _checked(cudart.cudaGraphDestroy(graph), "cannot free a graph")
         (executable,) = _checked(made, "cannot make a graph")

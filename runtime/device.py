@@ -4,10 +4,12 @@ One implementation speaks to CUDA; the tests have one that keeps work in queues 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
+
+from qsm_deploy.kernels.errors import EngineError
 
 Array = NDArray[Any]
 ALIGNMENT = 256  # bytes, of every buffer
@@ -113,8 +115,11 @@ class Holdings:
         """Wait for the GPU, then free everything."""
         try:
             self._device.synchronize()
-        finally:
-            self._stack.close()
+        except BaseException:
+            with suppress(EngineError):  # a GPU that failed refuses all that follows too
+                self._stack.close()
+            raise
+        self._stack.close()
 
     def _held(self, handle: int, release: Callable[[int], None]) -> int:
         self._stack.callback(release, handle)
@@ -127,5 +132,8 @@ def holding(device: Device) -> Iterator[Holdings]:
     holdings = Holdings(device)
     try:
         yield holdings
-    finally:
-        holdings.give_back()
+    except BaseException:
+        with suppress(EngineError):  # what went wrong first is what must be told
+            holdings.give_back()
+        raise
+    holdings.give_back()

@@ -1,12 +1,12 @@
 """One reconstruction on a GPU: everything is allocated, or nothing; all of it is given back."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from typing import Any, Self
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import MemoryLimitError
+from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.device import holding
 from qsm_deploy.runtime.device_arrays import DeviceVolume
 from qsm_deploy.runtime.device_layout import DeviceWorkload
@@ -92,9 +92,13 @@ class _Map:
         self.pointer = None
         return DeviceVolume(pointer, self._shape, device.number, device.release)
 
-    def free(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if self.pointer is not None:
-            self._gpu.device.release(self.pointer)
+            with suppress(EngineError) if failed else nullcontext():  # the first failure is told
+                self._gpu.device.release(self.pointer)
 
 
 @contextmanager
@@ -105,8 +109,7 @@ def _prepared(
     require_field_count(work.card, len(work.scan.measured))
     with ExitStack() as stack:
         try:
-            chi = _Map(gpu, work)
-            stack.callback(chi.free)
+            chi = stack.enter_context(_Map(gpu, work))
             holdings = stack.enter_context(holding(gpu.device))
             assert chi.pointer is not None
             pipeline = DevicePipeline(gpu, work, plan, holdings, chi.pointer)

@@ -245,6 +245,7 @@ def test_a_capture_that_fails_is_ended(device, runtime):
         with pytest.raises(EngineError, match="refuses"):
             held.graph(stream, fail)
         assert runtime.capturing is None
+        assert list(runtime.handles.values()) == ["stream"]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,26 @@ def test_an_engine_that_fails_leaves_nothing_behind(fake_device, make_gpu, card,
     assert not any(fake_device.held().values())
 
 
+def test_what_went_wrong_first_is_told(fake_device, make_gpu, card, scan, monkeypatch):
+    gpu = make_gpu(fake_device, card, blurred)
+    gpu.session.fails_at = 2
+    lost = EngineError("cannot free memory: an illegal memory access was encountered")
+
+    def refusing(name):
+        does = getattr(fake_device, name)
+
+        def fail(*handles):
+            does(*handles)
+            raise lost
+
+        return fail
+
+    for name in ("synchronize", "release", "close_stream", "release_event"):
+        monkeypatch.setattr(fake_device, name, refusing(name))
+    with pytest.raises(EngineError, match="the engine refuses"):
+        run(gpu, scan, "crop")
+
+
 def test_a_map_that_is_not_finite_is_refused(fake_device, make_gpu, card, scan):
     gpu = make_gpu(fake_device, card, lambda tensors: blurred(tensors) * np.float32(np.nan))
     with pytest.raises(EngineError, match="NaN or Inf voxels"):
