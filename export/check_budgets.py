@@ -112,13 +112,18 @@ def failures(rows: Sequence[Mapping[str, Any]], budgets: Mapping[str, float]) ->
     found = []
     for metric, budget in {NONFINITE: 0.0, **budgets}.items():
         over = [
-            Failure(metric, abs(row[metric]) if metric == "bias_ppb" else row[metric], budget, w)
+            Failure(metric, judged(metric, row), budget, str(row["where"]))
             for row in rows
             if metric in row
-            for w in [str(row["where"])]
         ]
         found += sorted((f for f in over if not f.value <= budget), key=lambda f: -f.value)
     return found
+
+
+def judged(metric: str, row: Mapping[str, Any]) -> float:
+    """Return the value of a comparison that counts against a budget: of a bias its size."""
+    value = float(row[metric])
+    return abs(value) if metric == "bias_ppb" else value
 
 
 def unmeasured(rows: Sequence[Mapping[str, Any]], budgets: Mapping[str, float]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qsm_deploy.export.check_budgets import METRICS, NONFINITE, Failure, quantity
+from qsm_deploy.export.check_budgets import METRICS, NONFINITE, Failure, judged, quantity
 from qsm_deploy.export.check_comparison import Compared
 from qsm_deploy.export.check_figures import charts_png, planes_png
 from qsm_deploy.export.check_page import Cell, cells, note, page, picture, section, table
@@ -93,9 +93,9 @@ def _budgets(document: Mapping[str, Any]) -> str:
         if not having:
             rows.append(first + cells("-", "-", "not measured: needs labels or a truth"))
             continue
-        worst = max(having, key=lambda row: abs(row[metric]))
+        value, where = max((judged(metric, row), row["where"]) for row in having)
         verdict = ("exceeded", "over") if metric in over else ("within", "ok")
-        rows.append((*first, *cells(quantity(metric, worst[metric]), worst["where"]), verdict))
+        rows.append((*first, *cells(quantity(metric, value), where), verdict))
     head = ("metric", "what it is", "budget", "worst", "where", "")
     return table(head, rows, text_columns=(1, 4, 5))
 

@@ -9,6 +9,7 @@ from qsm_deploy.export.check_budgets import (
     METRICS,
     budgets_for,
     failures,
+    judged,
     parse_budget,
     unmeasured,
 )
@@ -78,6 +79,13 @@ def test_failures_name_metric_value_and_budget_the_worst_first() -> None:
     assert [f.where for f in found] == ["b", "a", "a"]
     assert str(found[0]) == "max_ppb is 0.5 ppb, the budget is 0.01 ppb (b)"
     assert found[2].value == 3.0
+
+
+def test_an_improvement_is_no_failure_however_large() -> None:
+    row = {"where": "a", "xsim_drop": -0.5, "bias_ppb": -0.5}
+    assert failures([row], {"xsim_drop": 0.01}) == []
+    assert judged("xsim_drop", row) == -0.5
+    assert judged("bias_ppb", row) == 0.5
 
 
 def test_nan_voxels_fail_whatever_the_budgets() -> None:
