@@ -36,13 +36,8 @@ from qsm_deploy.calibration.volumes import CalibrationData, load_calibration
 from qsm_deploy.export.build_network import build_network
 from qsm_deploy.export.checkpoints import load_state, state_sha256
 from qsm_deploy.export.export_network import provisional_card
-from qsm_deploy.export.int8_choice import (
-    Calibrated,
-    Int8Choices,
-    calibrate,
-    decide,
-    evaluation_scans,
-)
+from qsm_deploy.export.int8_calibration import Calibrated, Int8Choices, calibrate
+from qsm_deploy.export.int8_choice import decide, evaluation_scans
 from qsm_deploy.export.int8_evaluation import Int8Evaluation
 from qsm_deploy.export.int8_table import row_dicts
 from qsm_deploy.export.machine import machine

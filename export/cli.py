@@ -8,12 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsm_deploy.export.int8_cli import (
+    add_int8,
+    check_int8,
+    fp16_output,
+    int8_choices,
+    int8_result,
+    int8_text,
+    positive,
+)
 from qsm_deploy.export.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.command import needs_extra, run_command
 
 if TYPE_CHECKING:
-    from qsm_deploy.export.int8_choice import Int8Choices, Int8Result
     from qsm_deploy.export.plan_choices import PlanChoices
 
 NAME = "qsm-export"
@@ -22,8 +30,6 @@ ABOUT_PLANS = (
     *("shapes", "workspace_mb", "layers"),
     *("hardware_compatible", "version_compatible", "compute_capability"),
 )
-COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
-ABOUT_INT8 = ("calibration_units", "collector", "patches", "seed", "budget_ppb", "budget_xsim")
 OUTPUT_HELP = (
     "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
     "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
@@ -73,12 +79,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("-o", "--output", type=Path, help=OUTPUT_HELP)
     _add_precision(p.add_mutually_exclusive_group())
-    _add_int8(p.add_argument_group("INT8"))
+    add_int8(p.add_argument_group("INT8"))
     _add_engine(p.add_argument_group("TensorRT plans"))
     _add_choices(p.add_argument_group("what the weights do not say"))
     p.add_argument(
         "--gate-ppb",
-        type=_positive,
+        type=positive,
         metavar="PPB",
         help="largest difference from PyTorch that passes (default 0.01; 0.1 for a split network, "
         "whose loop the rounding goes through; 3 for --fp16 and --bf16, of which 99.9 %% of the "
@@ -116,46 +122,6 @@ def _add_precision(group: "argparse._MutuallyExclusiveGroup") -> None:
     )
 
 
-def _add_int8(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--calibration",
-        metavar="DIR|LIST.txt|phantoms",
-        help="field maps that ranges are measured on: NAME.nii.gz with NAME_mask.nii.gz, or "
-        "folders with field.nii.gz and mask.nii.gz; a list of lines FIELD MASK; or, for want of "
-        "any, three phantoms",
-    )
-    group.add_argument(
-        "--calibration-units",
-        choices=("ppm", "hz", "rad"),
-        help="of the maps, default ppm; echo_time_s and field_strength_t are in params.json "
-        "beside them",
-    )
-    group.add_argument(
-        "--collector",
-        choices=COLLECTORS,
-        help="how a range follows from what was measured (default percentile-99.99)",
-    )
-    group.add_argument(
-        "--patches", type=_count, metavar="N", help="patches measured in (default 16)"
-    )
-    group.add_argument(
-        "--seed", type=_count, metavar="N", help="decides where the patches are (default 0)"
-    )
-    group.add_argument(
-        "--budget-ppb",
-        type=_positive,
-        metavar="PPB",
-        help="median in-mask error that INT8 may cost (default 2); the most harmful layers fall "
-        "back to FP16 until it holds",
-    )
-    group.add_argument(
-        "--budget-xsim",
-        type=_positive,
-        metavar="X",
-        help="change of XSIM that it may cost (default 0.005)",
-    )
-
-
 def _add_engine(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--engine",
@@ -170,7 +136,7 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--workspace-mb",
-        type=_positive,
+        type=positive,
         metavar="MB",
         help="most GPU memory that a layer may take for itself; no limit by default",
     )
@@ -246,20 +212,6 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
 def _list(arguments: argparse.Namespace) -> str:
     from qsm_deploy.export.listing import list_rows, list_text
 
@@ -285,7 +237,7 @@ def _export(arguments: argparse.Namespace) -> str:
     if arguments.model is None:
         raise UsageError("name a network with --model; --list shows those known")
     spec = network_spec(arguments.model)
-    _check_int8(arguments)
+    check_int8(arguments)
     options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
     output, plan = _target(arguments, spec.name, say)
     weights, licence = arguments.weights, spec.published.licence
@@ -318,8 +270,8 @@ def _export(arguments: argparse.Namespace) -> str:
         choices=choices,
         precision=arguments.precision,
         plan=plan,
-        int8=_int8_choices(arguments) if arguments.precision == "int8" else None,
-        fp16_output=_fp16_output(arguments, output),
+        int8=int8_choices(arguments) if arguments.precision == "int8" else None,
+        fp16_output=fp16_output(arguments, output),
         gate_ppb=arguments.gate_ppb,
         force=arguments.force,
         say=say,
@@ -335,14 +287,14 @@ def _export(arguments: argparse.Namespace) -> str:
             "card": json.loads(card.to_json()),
         }
         if exported.int8:
-            result["int8"] = _int8_result(exported.int8)
+            result["int8"] = int8_result(exported.int8)
         return json.dumps(result)
     if exported.rounding:
         from qsm_deploy.export.rounding_error import rounding_lines
 
         for line in rounding_lines(exported.rounding):
             say(line)
-    table = _int8_text(exported.int8) if exported.int8 else ""
+    table = int8_text(exported.int8) if exported.int8 else ""
     for d in exported.differences:
         say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(_size, card.verified.shapes))
@@ -379,71 +331,6 @@ def _target(
     if arguments.output is None and arguments.precision != "fp32":
         say(f"writing {output}: {why}")
     return output, None
-
-
-def _check_int8(arguments: argparse.Namespace) -> None:
-    """Refuse INT8 without calibration data, and what is about INT8 without it."""
-    if arguments.precision != "int8":
-        about = ("calibration", *ABOUT_INT8)
-        if given := [name for name in about if getattr(arguments, name) is not None]:
-            raise UsageError(f"{flag(given[0])} is about INT8; pass --int8 too")
-        return
-    if arguments.calibration is None:
-        raise UsageError(
-            "--int8 needs --calibration: a folder or a list of field maps with masks, or phantoms"
-        )
-    if arguments.gate_ppb is not None:
-        raise UsageError("--gate-ppb is for the other precisions; --int8 has --budget-ppb")
-
-
-def _int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
-    from qsm_deploy.calibration.progress import bar_on_terminal, no_progress
-    from qsm_deploy.export.int8_choice import Int8Choices
-    from qsm_deploy.export.int8_search import Budget
-
-    names = {"calibration_units": "units", "collector": "collector"}
-    names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
-    given = {ours: getattr(arguments, flags) for flags, ours in names.items()}
-    budget = {"median_ppb": arguments.budget_ppb, "xsim": arguments.budget_xsim}
-    return Int8Choices(
-        arguments.calibration,
-        **{name: value for name, value in given.items() if value is not None},
-        budget=Budget(**{name: value for name, value in budget.items() if value is not None}),
-        progress=no_progress if arguments.quiet else bar_on_terminal,
-    )
-
-
-def _fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
-    """Return what a file is called that stays in FP16, if the user gave it no name."""
-    if arguments.precision != "int8" or arguments.output is not None:
-        return output
-    return output.with_name(f"{output.stem.removesuffix('-int8')}-fp16{output.suffix}")
-
-
-def _int8_result(found: "Int8Result") -> dict[str, object]:
-    from qsm_deploy.export.int8_table import row_dicts
-
-    errors = {"error": found.error, "all_int8": found.all_int8, "fp16": found.fp16}
-    return {
-        "share": found.share,
-        "kept_fp16": found.why_not,
-        "calibration_sha256": found.calibration_sha256,
-        **{name: dataclasses.asdict(error) for name, error in errors.items()},
-        "layers": row_dicts(found.rows),
-    }
-
-
-def _int8_text(found: "Int8Result") -> str:
-    from qsm_deploy.export.int8_table import table_lines
-
-    lines = [
-        *table_lines(found.rows),
-        f"all that may be in INT8: {found.all_int8}",
-        f"none in INT8: {found.fp16}",
-        found.why_not
-        or f"{100 * found.share:.0f} % of the multiply-accumulates in INT8: {found.error}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:

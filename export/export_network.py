@@ -15,7 +15,8 @@ from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.engine_builder import build_plan, prepare_plugin
 from qsm_deploy.export.engine_config import plan_target
 from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.int8_choice import Int8Choices, Int8Result, choose_int8, read_calibration
+from qsm_deploy.export.int8_calibration import Int8Choices, read_calibration
+from qsm_deploy.export.int8_choice import Int8Result, choose_int8
 from qsm_deploy.export.int8_table import row_dicts
 from qsm_deploy.export.int8_verification import verify_int8
 from qsm_deploy.export.measurement_cache import cached_receptive_field

@@ -23,6 +23,7 @@ from qsm_deploy.calibration.volumes import CalibrationData
 from qsm_deploy.export import int8_choice, rounding_error
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.int8_calibration import Int8Choices, calibrate
 from qsm_deploy.export.int8_search import Budget, Found, Quantiser, Sensitivity, fewest
 from qsm_deploy.export.int8_table import layer_rows
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
@@ -152,8 +153,8 @@ def test_a_layer_that_takes_nothing_but_zeros_stays_in_fp16(graphs) -> None:
     bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims, -1e6, dtype=np.float32), dead))
     card = provisional_card(REGISTRY["ir2qsm"], IR2QSM((2, 4)), Choices(), "none", "0" * 64)
     head = scan_from_phantom(card, head_phantom(Geometry(FOLDER_SHAPE), seed=1))
-    choices = int8_choice.Int8Choices("phantoms", patches=2)
-    found = int8_choice.calibrate(model, card, CalibrationData((head,), "", ()), choices)
+    choices = Int8Choices("phantoms", patches=2)
+    found = calibrate(model, card, CalibrationData((head,), "", ()), choices)
     silent = {a.output for a in int8_layers(model.graph)} - {a.output for a in found.candidates}
     assert silent
     fine = MapError(0, 0, 0, 0, 0)
