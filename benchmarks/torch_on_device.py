@@ -1,5 +1,6 @@
 """PyTorch as an engine on a GPU: what a user has without TensorRT, behind the same protocol."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,11 @@ MODES = ("fp32", "tf32", "fp16", "compiled fp16")
 
 
 class TorchDeviceSession:
-    """A module on the current GPU; see :class:`qsm_deploy.runtime.device_session.DeviceSession`.
+    """A copy of a module on the current GPU.
 
-    PyTorch allocates its activations for itself, so the memory predicted is without them.
+    See :class:`qsm_deploy.runtime.device_session.DeviceSession`. PyTorch allocates its activations
+    for itself, so the memory predicted is without them. It keeps what it freed for the stream that
+    it was for: a session runs on one stream of its own for its life, between the caller's work.
     """
 
     backend: DeviceBackend = "onnxruntime-cuda"  # stands where an engine would
@@ -28,12 +31,15 @@ class TorchDeviceSession:
         torch.backends.cudnn.allow_tf32 = mode == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
         half = "fp16" in mode
-        moved: Any = module.to(f"cuda:{device}", torch.float16 if half else torch.float32)
+        # of a copy: `to` changes the module itself, and FP16 rounds its weights
+        kept = copy.deepcopy(module)
+        moved: Any = kept.to(f"cuda:{device}", torch.float16 if half else torch.float32)
         if half:
             moved = moved.to(memory_format=torch.channels_last_3d)
         self._module = torch.compile(moved) if "compiled" in mode else moved
         self._type = torch.float16 if half else torch.float32
-        self.weights_bytes = sum(p.nbytes for p in module.parameters())
+        self.weights_bytes = sum(p.nbytes for p in kept.parameters())
+        self.stream = torch.cuda.Stream(device)
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Return the output for float32 tensors on the GPU."""
@@ -89,12 +95,15 @@ class _TorchInference:
     shapes: Shapes
 
     def enqueue(self, inputs: Mapping[str, int], output: int, stream: int) -> None:
-        """Enqueue one run on a stream."""
+        """Enqueue one run after the work of a stream and before what it does next."""
         session = self.session
-        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=session.device)):
+        caller = torch.cuda.ExternalStream(stream, device=session.device)
+        session.stream.wait_stream(caller)
+        with torch.cuda.stream(session.stream):
             tensors = [
                 torch.as_tensor(_Memory(inputs[t.name], self.shapes[t.name]), device="cuda")
                 for t in session.card.inputs
             ]
             target = _Memory(output, session.output_shape(self.shapes))
             torch.as_tensor(target, device="cuda").copy_(session.run(tensors))
+        caller.wait_stream(session.stream)
