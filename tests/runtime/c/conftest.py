@@ -187,12 +187,8 @@ def build_fake(
     def build(sanitize: str = "", *more: str) -> Path:
         folder = tmp_path_factory.mktemp("fake")
         flags = ["-O0" if sanitize else "-O1", "-g1", "-Werror"]
-        options = [
-            *more,
-            f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}",
-            "-DCMAKE_BUILD_TYPE=Debug",
-        ]
-        options.append(f"-DCMAKE_CXX_FLAGS={' '.join(flags)}")
+        options = [*more, f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}"]
+        options += ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={' '.join(flags)}"]
         library = build_c_library(folder, options=[*options, f"-DQSM_SANITIZE={sanitize}"])
         flags += [f"-fsanitize={sanitize}"] if sanitize else []
         driver = folder / "driver"

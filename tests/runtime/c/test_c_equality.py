@@ -17,11 +17,12 @@ from qsm_deploy.runtime.correction import Correction
 from qsm_deploy.runtime.erosion import erode_mask
 from qsm_deploy.runtime.geometry_limits import deviations
 from qsm_deploy.runtime.memory import Workload
+from qsm_deploy.runtime.params import load_params
 from qsm_deploy.runtime.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import reconstruct
 from qsm_deploy.runtime.planning import PatchOptions, decide
 from qsm_deploy.runtime.request import BUNDLED_MODEL
-from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.session import Session, open_session
 from qsm_deploy.runtime.stages import Stages
 
@@ -151,6 +152,15 @@ def test_a_network_that_takes_a_mask_and_an_eroded_mask(
     chi = open_engine(path).reconstruct(scan.measured[0], scan.mask)
     assert 0 < np.count_nonzero(expected) < scan.mask.sum()
     np.testing.assert_array_equal(chi, expected)
+
+
+def test_a_patient(bundled: Twins, shared: Path) -> None:
+    folder = shared / "data" / "invivo_haemorrhage"
+    files = ScanFiles((folder / "tissue_phase_rad.nii.gz",), folder / "mask.nii.gz")
+    params = load_params(folder / "params.json")
+    scan = load_scan(files, Reading(units="rad", from_file=params))
+    plan = plan_whole(scan.mask.shape, 4)
+    assert bundled.difference(scan, plan, memory_order=0) < TOLERANCE_PPM
 
 
 def random_cases(count: int) -> list[dict[str, Any]]:
