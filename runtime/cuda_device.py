@@ -1,8 +1,10 @@
 """A GPU through CUDA's runtime, in NVIDIA's own bindings."""
 
 import ctypes
+import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -126,7 +128,8 @@ class CudaDevice:
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _checked(cudart.cudaStreamBeginCapture(stream, mode), "cannot capture a graph")
         try:
-            enqueue()
+            with _nothing_collected():
+                enqueue()
         except BaseException:  # the stream could not be used any more if this did not end
             _, graph = cudart.cudaStreamEndCapture(stream)
             if graph is not None:
@@ -149,6 +152,18 @@ class CudaDevice:
     def synchronize(self) -> None:
         """Wait on the host until all work is done."""
         _checked(cudart.cudaDeviceSynchronize(), "the GPU failed")
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep Python from freeing what only cycles hold: to free the GPU's memory ends a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _checked(result: tuple[Any, ...], failure: str) -> tuple[Any, ...]:

@@ -248,6 +248,24 @@ def test_a_capture_that_fails_is_ended(device, runtime):
         assert list(runtime.handles.values()) == ["stream"]
 
 
+def test_nothing_is_collected_during_a_capture(device, runtime):
+    seen = []
+
+    def enqueue():
+        cycle = [device.pinned((4,), np.float32)]
+        cycle.append(cycle)
+        del cycle
+        junk = [[] for _ in range(10 * gc.get_threshold()[0])]  # would collect it
+        seen.append((len(runtime.pinned), len(junk) > 0))
+
+    with holding(device) as held:
+        held.graph(held.stream(), enqueue)
+    assert seen == [(1, True)]
+    assert gc.isenabled()
+    gc.collect()
+    assert not runtime.pinned
+
+
 @pytest.mark.parametrize(
     ("name", "use"),
     [
