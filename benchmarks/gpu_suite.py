@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -149,13 +150,15 @@ class Networks:
     def reference(
         self, name: str, scan: Scan, way: str, plan: PatchPlan, step: Correction | None = None
     ) -> Volume:
-        """Return the map that PyTorch makes on the CPU, in FP32; each is made once."""
+        """Return PyTorch's map on the CPU in FP32, made once; a step starts from the whole one."""
         key = (name, way, scan.mask.shape)
         if key not in self.maps:
-            session = ModuleSession(self.modules[name], self.card(name))
-            chi = reconstruct(session, scan, plan, Stages())
-            if step is not None:
-                chi, _ = step.apply(chi, scan, Stages())
+            if step is None:
+                session = ModuleSession(self.modules[name], self.card(name))
+                chi = reconstruct(session, scan, plan, Stages())
+            else:
+                before = self.reference(name, scan, "whole", plan)
+                chi, _ = step.apply(before.copy(), scan, Stages())
             self.maps[key] = chi
         return self.maps[key]
 
@@ -216,23 +219,22 @@ def session_row(
     device: WatchedDevice, library: CudaLibrary, networks: Networks, name: str, open_it: OpenEngine
 ) -> Row:
     """Compare the pipeline on the GPU with that on the CPU: whole, patched, made consistent."""
-    session = open_it()
     card = networks.card(name)
     scan = phantom_scan(card, HEAD)
-    gpu = Gpu(device, library, session)
-    facts: Row = {"library": f"{session.backend} {session.version}"}
-    for way, plan, step in (
-        ("whole", plan_whole(HEAD, card.divisor), None),
-        ("patches", plan_patches(scan.mask, card.divisor, 64, 32, "hann"), None),
-        ("closed form", plan_whole(HEAD, card.divisor), Correction(0.05)),
-        ("conjugate gradients", plan_whole(HEAD, card.divisor), AUTO),
-    ):
-        chi, _ = on_gpu(gpu, scan, plan, step)
-        expected = networks.reference(name, scan, way, plan, step)
-        facts[way] = difference(chi, expected, scan.mask)
-        again, _ = on_gpu(gpu, scan, plan, step)
-        facts[way]["repeats_exactly"] = bool((chi == again).all())
-    session.close()
+    with closing(open_it()) as session:
+        gpu = Gpu(device, library, session)
+        facts: Row = {"library": f"{session.backend} {session.version}"}
+        for way, plan, step in (
+            ("whole", plan_whole(HEAD, card.divisor), None),
+            ("patches", plan_patches(scan.mask, card.divisor, 64, 32, "hann"), None),
+            ("closed form", plan_whole(HEAD, card.divisor), Correction(0.05)),
+            ("conjugate gradients", plan_whole(HEAD, card.divisor), AUTO),
+        ):
+            chi, _ = on_gpu(gpu, scan, plan, step)
+            expected = networks.reference(name, scan, way, plan, step)
+            facts[way] = difference(chi, expected, scan.mask)
+            again, _ = on_gpu(gpu, scan, plan, step)
+            facts[way]["repeats_exactly"] = bool((chi == again).all())
     return facts
 
 
@@ -337,10 +339,9 @@ def measure(suite: Suite, folder: Path) -> None:
         for label, open_it in engines(networks, "ir2qsm").items():
 
             def timed(label: str = label, open_it: OpenEngine = open_it) -> Row:
-                gpu = Gpu(device, library, open_it())
-                row = times_row(gpu, networks, scan, label.split()[-1])  # noqa: B023
-                gpu.session.close()
-                return row
+                with closing(open_it()) as session:
+                    gpu = Gpu(device, library, session)
+                    return times_row(gpu, networks, scan, label.split()[-1])  # noqa: B023
 
             suite.row("times", f"ir2qsm {size}, {label} in the pipeline", timed)
 
