@@ -87,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="PPB",
         help="largest difference from PyTorch that passes (default 0.01; 0.1 for a split network, "
-        "whose loop the rounding goes through; 3 for --fp16 and --bf16, of which 99.9 %% of the "
-        "voxels may differ by a tenth)",
+        "whose loop the rounding goes through; 3 for --fp16 and 30 for --bf16, of which 99.9 %% "
+        "of the voxels may differ by a tenth)",
     )
     p.add_argument("--force", action="store_true", help="overwrite existing outputs")
     p.add_argument("--json", action="store_true", help="the result as one JSON object")

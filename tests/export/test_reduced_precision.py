@@ -236,7 +236,7 @@ def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(name: str)
     card = provisional_card(spec, module, choices, "none", "0" * 64)
     model = with_precision(onnx_from_module(module), "fp16")
     rounding = measure_rounding(model, module, replace(card, precision="fp16"))
-    require_accuracy(rounding, rounding_error.GATE_PPB)
+    require_accuracy(rounding, rounding_error.ROUNDING_GATES_PPB["fp16"])
     assert 0.01 < rounding.p999_ppb <= 0.3
     assert 0.01 < rounding.max_ppb <= 3
     assert 1e-4 < rounding.fullest[1] < 0.1
