@@ -12,6 +12,7 @@ that are given no row begins; the one that runs then goes on to its end.
 """
 
 import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_cuda_dipole
+import numpy as np
 import onnx
 import torch
 from torch_on_device import MODES, TorchDeviceSession
@@ -45,14 +47,17 @@ from qsm_deploy.export.plan_choices import PlanChoices
 from qsm_deploy.export.reduced_precision import with_precision
 from qsm_deploy.export.registry import network_spec
 from qsm_deploy.export.verification import ModuleSession, phantom_scan
-from qsm_deploy.kernels.cuda_library import CudaLibrary
+from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.correction import AUTO, Correction
 from qsm_deploy.runtime.cuda_device import CudaDevice
+from qsm_deploy.runtime.device import Device, holding
 from qsm_deploy.runtime.device_layout import DeviceWorkload
 from qsm_deploy.runtime.device_pipeline import Gpu
 from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.device_session import DeviceSession
+from qsm_deploy.runtime.embedding import Engine
 from qsm_deploy.runtime.open_device_session import open_device_session
 from qsm_deploy.runtime.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import Volume, reconstruct
@@ -239,6 +244,58 @@ def session_row(
     return facts
 
 
+def graph_row(device: Device, library: CudaLibrary) -> Row:
+    """Compare the operator launched as a graph with the same called directly."""
+    operator = DipoleOperator(Geometry((48, 40, 33)), "tkd")
+    x = np.random.default_rng(0).standard_normal(operator.geometry.shape, dtype=np.float32)
+    needed = library.dipole_workspace_bytes(operator)
+    given, *seen = (device.pinned(x.shape, x.dtype) for _ in range(3))
+    np.copyto(given, x)
+    with holding(device) as held:
+        stream = held.stream()
+        source, direct, launched = (held.buffer(x.nbytes) for _ in range(3))
+        workspace = held.buffer(needed)
+
+        def apply(to: int) -> None:
+            library.dipole_apply(operator, source, to, workspace, needed, stream)
+
+        device.copy_in(source, given, stream)
+        apply(direct)
+        device.zero(launched, x.nbytes, stream)
+        graph = held.graph(stream, lambda: apply(launched))
+        for _ in range(2):
+            device.launch(graph, stream)
+        for result, pointer in zip(seen, (direct, launched), strict=True):
+            device.copy_out(result, pointer, stream)
+        device.synchronize()
+    return {"equal": bool((seen[0] == seen[1]).all()), "finite": bool(np.isfinite(seen[0]).all())}
+
+
+def embedding_row(device: Device, library: CudaLibrary, networks: Networks, other: str) -> Row:
+    """Take the field and the mask from another library's side stream, and give it the map."""
+    scan = phantom_scan(networks.card("tkd-unet"), HEAD)
+    plan = plan_whole(HEAD, networks.card("tkd-unet").divisor)
+    grid = scan.geometry
+    with closing(torch_session(networks, "tkd-unet", "fp32")) as session:
+        engine = Engine(Gpu(device, library, session))
+        made = partial(
+            engine.reconstruct,
+            voxel_size_mm=grid.voxel_size_mm,
+            b0_direction=grid.b0_direction,
+        )
+        if other == "torch":
+            with torch.cuda.stream(torch.cuda.Stream()):
+                field = torch.from_numpy(scan.measured[0]).cuda()
+                mask = torch.from_numpy(scan.mask).cuda()
+                chi = torch.from_dlpack(made(field, mask)).cpu().numpy()
+        else:
+            cupy = importlib.import_module(other)
+            with cupy.cuda.Stream(non_blocking=True):
+                taken = cupy.asarray(scan.measured[0]), cupy.asarray(scan.mask)
+                chi = cupy.asnumpy(cupy.asarray(made(*taken)))
+    return difference(chi, networks.reference("tkd-unet", scan, "whole", plan), scan.mask)
+
+
 def times_row(gpu: Gpu, networks: Networks, scan: Scan, precision: str) -> Row:
     """Time whole reconstructions from host memory to host memory, and predict their memory."""
     plan = plan_whole(scan.mask.shape, networks.card("ir2qsm").divisor)
@@ -327,6 +384,10 @@ def measure(suite: Suite, folder: Path) -> None:
     for shape in bench_cuda_dipole.TIMED:
         row = partial(bench_cuda_dipole.measure, library, shape, 50)
         suite.row("operator", "x".join(map(str, shape)), row)
+    suite.row("graphs", "the operator", partial(graph_row, device, library))
+    for other in ("torch", "cupy"):
+        row = partial(embedding_row, device, library, networks, other)
+        suite.row("embedding", other, row)
     for name in ("tkd-unet", "ir2qsm demo"):
         for label, open_it in engines(networks, name).items():
             row = partial(session_row, device, library, networks, name, open_it)
