@@ -60,7 +60,7 @@ def insert_qdq(
         In the precision that the layers fall back to; scales have the type of what they scale.
         Not changed.
     layers
-        An add whose convolution is not among them is left out.
+        What an engine fuses is in :func:`fused_layers`; any one may be tried alone.
     amax
         The range of each layer's activation, positive.
     weights
@@ -68,9 +68,8 @@ def insert_qdq(
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    chosen = fused_layers(layers)
-    amax = shared_ranges(model.graph, chosen, amax)
-    _Inserter(whole.graph, amax, weights).insert({layer.output: layer for layer in chosen})
+    amax = shared_ranges(model.graph, layers, amax)
+    _Inserter(whole.graph, amax, weights).insert({layer.output: layer for layer in layers})
     return whole
 
 

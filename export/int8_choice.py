@@ -64,7 +64,7 @@ class Int8Result:
         if self.share >= USEFUL_SHARE:
             return None
         return (
-            f"INT8 keeps to the budget ({self.choices.budget}) with only {100 * self.share:.0f} % "
+            f"INT8 keeps to the budget ({self.choices.budget}) with only {100 * self.share:.1f} % "
             f"of the multiply-accumulates (useful from {100 * USEFUL_SHARE:.0f} %); with all that "
             f"may be in INT8: {self.all_int8}; keeping fp16"
         )

@@ -114,8 +114,9 @@ def test_what_a_concat_or_a_pool_joins_shares_its_scale(quantised, model) -> Non
 def test_an_add_needs_its_convolution(model, weights) -> None:
     assert fused_layers(LAYERS[1:]) == list(LAYERS[2:])
     assert fused_layers(LAYERS) == list(LAYERS)
-    taken = inputs_of(insert_qdq(model, LAYERS[1:], AMAX, weights))
-    assert taken["d"] == ["c", "r"]
+    taken = inputs_of(insert_qdq(model, LAYERS[1:2], AMAX, weights))
+    assert taken["d"] == ["c", "r_dequantised"]  # alone, to see what it costs
+    assert taken["c"] == ["r", "w2", "bias"]
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((8, 3, 3, 3, 3), 0), ((3, 8, 2, 2, 2), 1)])
