@@ -5,9 +5,11 @@ of the patches whatever their order of arrival, so that results repeat exactly.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
+from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.device import Device, Holdings
 from qsm_deploy.runtime.device_session import DeviceSession, Inference
 from qsm_deploy.runtime.patches import Patch
@@ -103,8 +105,9 @@ class DevicePatches:
         def enqueue() -> None:
             worker.inference.enqueue(worker.inputs, worker.output, worker.stream)
 
-        if worker.graph is None and worker.runs == 1 and repeats and self.session.capturable:
-            worker.graph = self.holdings.graph(worker.stream, enqueue)
+        if worker.runs == 1 and repeats and self.session.capturable:
+            with suppress(EngineError):  # some engines cannot be captured; they run without
+                worker.graph = self.holdings.graph(worker.stream, enqueue)
         if worker.graph is None:
             enqueue()
         else:

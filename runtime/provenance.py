@@ -6,8 +6,11 @@ NAME = "qsm-deploy"
 
 
 def version() -> str:
-    """Return the version that is installed."""
-    return importlib.metadata.version(NAME)
+    """Return the version that is installed, or that none is: the source alone may be on the path."""
+    try:
+        return importlib.metadata.version(NAME)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def made_by() -> str:

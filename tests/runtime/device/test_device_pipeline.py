@@ -183,7 +183,7 @@ def test_a_gpu_with_too_little_memory_is_left_as_it_was(fake_device, make_gpu, t
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 5])
 def test_an_engine_that_fails_leaves_nothing_behind(fake_device, make_gpu, card, scan, fails_at):
-    gpu = make_gpu(fake_device, card, blurred, capturable=fails_at != 5)
+    gpu = make_gpu(fake_device, card, blurred, capturable=False)
     gpu.session.fails_at = fails_at
     with pytest.raises(EngineError, match="the engine refuses"):
         run(gpu, scan, "crop")
@@ -208,6 +208,15 @@ def test_what_went_wrong_first_is_told(fake_device, make_gpu, card, scan, monkey
         monkeypatch.setattr(fake_device, name, refusing(name))
     with pytest.raises(EngineError, match="the engine refuses"):
         run(gpu, scan, "crop")
+
+
+def test_an_engine_that_cannot_be_captured_runs_without(fake_device, make_gpu, card, scan):
+    gpu = make_gpu(fake_device, card, blurred)
+    gpu.session.fails_at = 3  # the first capture
+    chi, _, _ = run(gpu, scan, "hann")
+    np.testing.assert_allclose(chi, on_cpu(card, scan, "hann"), atol=2e-7)
+    count = sum(scan.mask[p.inside].any() for p in plan_of(scan, "hann"))
+    assert fake_device.launched == count // 2 - 1  # of the other worker
 
 
 def test_a_map_that_is_not_finite_is_refused(fake_device, make_gpu, card, scan):
