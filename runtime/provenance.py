@@ -6,7 +6,7 @@ NAME = "qsm-deploy"
 
 
 def version() -> str:
-    """Return the version that is installed, or that none is: the source alone may be on the path."""
+    """Return the version that is installed; the source alone may be on the path."""
     try:
         return importlib.metadata.version(NAME)
     except importlib.metadata.PackageNotFoundError:
