@@ -38,6 +38,7 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "bf16": {"p999_ppb": 3.0, "max_ppb": 30.0},
     "int8": {
         "median_ppb": 2.0,
+        "max_ppb": 200.0,
         "nrmse_percent": 10.0,
         "xsim_drop": 0.005,
         "dgm_slope_error": 0.03,

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from qsm_deploy.export.int8_choice import Int8Result
 
 COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
-ABOUT_INT8 = ("calibration_units", "collector", "patches", "seed", "budget_ppb", "budget_xsim")
+ABOUT_INT8 = (
+    *("calibration_units", "collector", "patches", "seed"),
+    *("budget_ppb", "budget_xsim", "budget_max_ppb"),
+)
 
 
 def add_int8(group: "argparse._ArgumentGroup") -> None:
@@ -54,6 +57,13 @@ def add_int8(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         metavar="X",
         help="change of XSIM that it may cost (default 0.005)",
+    )
+    group.add_argument(
+        "--budget-max-ppb",
+        type=positive,
+        metavar="PPB",
+        help="largest in-mask error that it may cost, which is where it clips a lesion (default "
+        "200)",
     )
 
 
@@ -96,7 +106,11 @@ def int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
     names = {"calibration_units": "units", "collector": "collector"}
     names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
     given = {ours: getattr(arguments, flags) for flags, ours in names.items()}
-    budget = {"median_ppb": arguments.budget_ppb, "xsim": arguments.budget_xsim}
+    budget = {
+        "median_ppb": arguments.budget_ppb,
+        "xsim": arguments.budget_xsim,
+        "max_ppb": arguments.budget_max_ppb,
+    }
     return Int8Choices(
         arguments.calibration,
         **{name: value for name, value in given.items() if value is not None},

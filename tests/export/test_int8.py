@@ -180,12 +180,13 @@ def test_no_more_is_demoted_than_needed(needed: int) -> None:
     assert len(tried) <= 4
 
 
-def test_a_budget_is_on_both_numbers_and_knows_nan() -> None:
-    budget = Budget(2.0, 0.005)
-    fine = MapError(9, 2.0, 99, 999, 0.005)
+def test_a_budget_is_on_all_its_numbers_and_knows_nan() -> None:
+    budget = Budget(2.0, 0.005, 200.0)
+    fine = MapError(9, 2.0, 99, 200.0, 0.005)
     assert budget.holds(fine)
     assert not budget.holds(replace(fine, median_ppb=2.01))
     assert not budget.holds(replace(fine, xsim_change=0.0051))
+    assert not budget.holds(replace(fine, max_ppb=200.1))
     assert not budget.holds(replace(fine, xsim_change=float("nan")))
 
 
@@ -207,7 +208,7 @@ def export(*arguments: str, weights: str = "tiny.pth", network: str = "tkd-unet"
 
 
 INT8 = ("--int8", "--calibration", "phantoms", "-o", "a.onnx", "--patches", "2")
-GENEROUS = ("--budget-ppb", "30", "--budget-xsim", "0.5")
+GENEROUS = ("--budget-ppb", "30", "--budget-xsim", "0.5", "--budget-max-ppb", "9999")
 
 
 @pytest.mark.usefixtures("quick")
