@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.box import box_around, cut_scan
+from qsm_deploy.calibration.box import box_around, box_at
 from qsm_deploy.calibration.progress import Progress, no_progress
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.card import ModelCard
@@ -155,7 +155,7 @@ def _own_inputs(
     card: ModelCard, scan: Scan, corner: tuple[int, int, int], size: int
 ) -> CalibrationPatch:
     x, y, z = (min(size, n) for n in scan.mask.shape)
-    part = cut_scan(scan, corner, (x, y, z))
+    part = scan.cut(box_at(corner, (x, y, z)))
     return _cut(network_inputs(card, part), part.mask, (0, 0, 0), size, card.divisor)
 
 

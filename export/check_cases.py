@@ -16,7 +16,6 @@ from qsm_deploy.runtime.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.memory import Workload
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.planning import PatchOptions, decide
-from qsm_deploy.runtime.precision_check import cut_scan
 from qsm_deploy.runtime.scan import Scan
 
 PatchChoice = int | Literal["auto", "off"]
@@ -129,7 +128,7 @@ class CasePlanner:
         smaller = self.shapes.checked[: 1 if self.card.patchable != "no" else 2]
         for shape in dict.fromkeys(smaller):
             if all(n < m for n, m in zip(shape, scan.geometry.shape, strict=True)):
-                box = cut_scan(scan, _box_around_strongest(scan, shape))
+                box = scan.cut(_box_around_strongest(scan, shape))
                 name = f"{subject}, strongest field"
                 cases += [Case(name, box, box, p, False, False) for p in self._plans(box, "off")]
         plans = self._plans(scan, self.patch)

@@ -9,7 +9,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.box import cut_scan
+from qsm_deploy.calibration.box import box_at
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.rounded_run import RoundedRun
 from qsm_deploy.export.verification import (
@@ -120,7 +120,7 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
 
 def calcified_scan(card: ModelCard) -> Scan:
     """Return the part of a head around its calcification, as a network needs it."""
-    return cut_scan(phantom_scan(card, HEAD), CORNER, SHAPE)
+    return phantom_scan(card, HEAD).cut(box_at(CORNER, SHAPE))
 
 
 def require_accuracy(rounding: Rounding, gate_ppb: float) -> None:

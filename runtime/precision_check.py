@@ -1,11 +1,9 @@
 """How far a lower precision is from FP32, on a sample of the volume at hand."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
-from qsm_deploy.runtime.bounding_box import Box
 from qsm_deploy.runtime.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.pipeline import network_output
 from qsm_deploy.runtime.scan import Scan
@@ -35,7 +33,7 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
         plan_patches(scan.mask, divisor, size, 0, "crop"),
         key=lambda p: int(scan.mask[p.inside].sum()),
     )
-    sample = cut_scan(scan, fullest.inside)
+    sample = scan.cut(fullest.inside)
     plan = plan_whole(sample.mask.shape, divisor)
     exact = network_output(reference, sample, plan)[sample.mask]
     error = network_output(session, sample, plan)[sample.mask] - exact
@@ -43,17 +41,3 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
         "max_abs_error_ppb": 1000 * float(np.abs(error).max()),
         "relative_error": float(np.linalg.norm(error) / np.linalg.norm(exact)),
     }
-
-
-def cut_scan(scan: Scan, box: Box) -> Scan:
-    """Return the part of a scan in a box, without a truth and its labels."""
-    mask = scan.mask[box]
-    x, y, z = mask.shape
-    return replace(
-        scan,
-        measured=np.ascontiguousarray(scan.measured[(slice(None), *box)]),
-        mask=mask,
-        geometry=replace(scan.geometry, shape=(x, y, z)),
-        truth_ppm=None,
-        labels=None,
-    )

@@ -1,6 +1,6 @@
 """Everything about one acquisition that a reconstruction needs, read and checked once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.agreement import require_variation
+from qsm_deploy.runtime.bounding_box import Box
 from qsm_deploy.runtime.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.orientations import more_b0_directions
 from qsm_deploy.runtime.params import Params, Vector
@@ -77,6 +78,22 @@ class Scan:
         """Memory of the volumes."""
         volumes = (self.measured, self.mask, self.truth_ppm, self.labels)
         return sum(v.nbytes for v in volumes if v is not None)
+
+    def cut(self, box: Box) -> "Scan":
+        """Return the part in a box, which lies on the grid, as an acquisition of its own.
+
+        Its field has sources that lie outside; so has every acquisition's.
+        """
+        mask = np.ascontiguousarray(self.mask[box])
+        x, y, z = mask.shape
+        return replace(
+            self,
+            measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
+            mask=mask,
+            geometry=replace(self.geometry, shape=(x, y, z)),
+            truth_ppm=None if self.truth_ppm is None else self.truth_ppm[box].copy(),
+            labels=None if self.labels is None else self.labels[box].copy(),
+        )
 
     @property
     def b0_directions(self) -> NDArray[np.float32]:
