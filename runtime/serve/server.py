@@ -131,8 +131,8 @@ class MrdServer:
         finally:
             self._report(session, peer, time.monotonic() - began)
             session.images.clear()
-            return_freed_memory()
             self._threads.discard(threading.current_thread())
+            return_freed_memory()
 
     def _converse(self, connection: socket.socket, session: MrdSession) -> None:
         try:
