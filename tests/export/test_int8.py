@@ -222,7 +222,7 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     assert card.precision == "int8"
     assert card.options["collector"] == "percentile-99.99"
     assert len(card.options["calibration_sha256"]) == 64
-    assert card.options["budget"] == "median 30 ppb, XSIM 0.5"
+    assert card.options["budget"] == "median 30 ppb, max 9999 ppb, XSIM 0.5"
     assert 0.5 < float(card.options["int8_share"]) <= 1
     assert "rounded in pytorch" in card.verified.reference
     assert len(card.to_json()) < MAX_BYTES
