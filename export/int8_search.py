@@ -44,11 +44,16 @@ class Budget:
 
     def holds(self, error: MapError) -> bool:
         """Tell whether an error is within it; one that is not a number is not."""
-        return (
-            error.median_ppb <= self.median_ppb
-            and error.xsim_change <= self.xsim
-            and error.max_ppb <= self.max_ppb
+        return self.spent(error) <= 1
+
+    def spent(self, error: MapError) -> float:
+        """Return the share of it that an error takes, infinite for one that is not a number."""
+        shares = (
+            error.median_ppb / self.median_ppb,
+            error.max_ppb / self.max_ppb,
+            error.xsim_change / self.xsim,
         )
+        return math.inf if any(map(math.isnan, shares)) else max(shares)
 
     def __str__(self) -> str:
         return f"median {self.median_ppb:g} ppb, max {self.max_ppb:g} ppb, XSIM {self.xsim:g}"
@@ -143,7 +148,7 @@ def search_layers(
     """
     half = with_precision(model, "fp16")
     alone = _sensitivities(model, candidates, quantiser, evaluation, patch, progress)
-    by_harm = sorted(candidates, key=lambda layer: -_harm(alone[layer.output]))
+    by_harm = sorted(candidates, key=lambda layer: -budget.spent(alone[layer.output].error))
 
     def left(demoted: int) -> list[Int8Layer]:
         kept = {layer.output for layer in by_harm[demoted:]}
@@ -181,11 +186,6 @@ def fewest(most: int, holds: Callable[[int], bool]) -> int:
         else:
             low = middle + 1
     return high
-
-
-def _harm(sensitivity: Sensitivity) -> float:
-    mean = sensitivity.error.mean_ppb
-    return np.inf if np.isnan(mean) else mean
 
 
 def _sensitivities(
