@@ -37,7 +37,7 @@ def add_int8(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--collector",
         choices=COLLECTORS,
-        help="how a range follows from what was measured (default percentile-99.99)",
+        help="how a range follows from what was measured (default mse)",
     )
     group.add_argument(
         "--patches", type=_count, metavar="N", help="patches measured in (default 16)"

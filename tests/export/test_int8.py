@@ -220,7 +220,7 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     assert "onnxruntime: median " in err
     card = parse_card(Path("a.json").read_text())
     assert card.precision == "int8"
-    assert card.options["collector"] == "percentile-99.99"
+    assert card.options["collector"] == "mse"
     assert len(card.options["calibration_sha256"]) == 64
     assert card.options["budget"] == "median 30 ppb, max 9999 ppb, XSIM 0.5"
     assert 0.5 < float(card.options["int8_share"]) <= 1
