@@ -19,6 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qsm_deploy.calibration.graph_nodes import replace_nodes
+
 LARGEST = 127
 SHARING = frozenset({"Concat", "MaxPool"})
 Weights = NDArray[np.float32]
@@ -152,13 +154,7 @@ class _Inserter:
                     axis = 0 if layer.kind == "Conv" else 1
                     node.input[1] = self._weights(layer.partner, axis, element)
             self.nodes.append(node)
-        del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.ClearField("value_info")
-        used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        replace_nodes(self.graph, self.nodes)
 
     def _elements(self, layers: Mapping[str, Int8Layer]) -> dict[str, np.dtype[np.generic]]:
         """Return the type that each layer computes in, which is that of its weights."""

@@ -27,7 +27,7 @@ from qsm_deploy.runtime.gpu_session import GpuSession
 from qsm_deploy.runtime.job import rounds
 from qsm_deploy.runtime.memory import Workload, available_bytes
 from qsm_deploy.runtime.patches import PatchPlan
-from qsm_deploy.runtime.pipeline import Volume
+from qsm_deploy.runtime.pipeline import Volume, input_shapes
 from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
 from qsm_deploy.runtime.planning import Decision, PatchOptions, decide, memory_text
 from qsm_deploy.runtime.provenance import made_by
@@ -112,14 +112,7 @@ def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
     card = contender.card
     if contender.path.suffix == PLAN:
         return None
-    volume = dict(zip("nxyz", (1, *plan.patch_shape), strict=True))
-    numbers = {"voxel_size_mm": (3,), "b0_direction": (len(scan.measured), 3)}
-    shapes = {
-        tensor.name: tuple(volume[n] if isinstance(n, str) else n for n in tensor.shape)
-        if tensor.is_volume
-        else numbers.get(tensor.name, (1,))
-        for tensor in card.inputs
-    }
+    shapes = input_shapes(card, scan, plan)
     return count_work(contender.path, shapes).times(plan.count * rounds(card))
 
 

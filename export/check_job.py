@@ -31,10 +31,9 @@ from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.agreement import varies
 from qsm_deploy.runtime.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.device_layout import DeviceWorkload
 from qsm_deploy.runtime.figure import require_matplotlib
 from qsm_deploy.runtime.geometry_limits import require_geometry
-from qsm_deploy.runtime.gpu_session import GpuSession
+from qsm_deploy.runtime.gpu_session import map_on_gpu
 from qsm_deploy.runtime.job import prepared
 from qsm_deploy.runtime.memory import available_bytes
 from qsm_deploy.runtime.pipeline import network_output, require_field_count
@@ -217,11 +216,8 @@ def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -
 
 def _reconstruct(session: Session, case: Case) -> Volume:
     """Return a map, finite or not, made as ``qsm-run`` makes it: on the GPU if the engine is."""
-    if isinstance(session, GpuSession):
-        workload = session.workload(case.scan)
-        if isinstance(workload, DeviceWorkload):
-            return session.reconstruct(workload, case.plan, Stages())[0]
-    return network_output(session, case.scan, case.plan)
+    chi = map_on_gpu(session, case.scan, case.plan, Stages())
+    return network_output(session, case.scan, case.plan) if chi is None else chi
 
 
 def _about_engine(path: Path, card: ModelCard) -> dict[str, Any]:

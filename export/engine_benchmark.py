@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from qsm_deploy.export.device_peak import DevicePeak
 from qsm_deploy.export.flop_count import Work
 from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.device_layout import DeviceWorkload
-from qsm_deploy.runtime.gpu_session import GpuSession
+from qsm_deploy.runtime.gpu_session import GpuSession, map_on_gpu
 from qsm_deploy.runtime.metrics import PPB_PER_PPM
 from qsm_deploy.runtime.patches import PatchPlan
 from qsm_deploy.runtime.peak_memory import return_freed_memory
@@ -141,11 +140,8 @@ def compare(
 
 def reconstruct_in(session: Session, scan: Scan, plan: PatchPlan, stages: Stages) -> Volume:
     """Return the map that a session makes, in the way of its device."""
-    if isinstance(session, GpuSession):
-        work = session.workload(scan)
-        if isinstance(work, DeviceWorkload):
-            return session.reconstruct(work, plan, stages)[0]
-    return reconstruct(session, scan, plan, stages)
+    chi = map_on_gpu(session, scan, plan, stages)
+    return reconstruct(session, scan, plan, stages) if chi is None else chi
 
 
 def _warmed_up(contender: Contender, scan: Scan, plan: PatchPlan) -> tuple[Session, Measured]:

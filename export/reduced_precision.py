@@ -9,6 +9,7 @@ from typing import Literal
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from qsm_deploy.calibration.graph_nodes import replace_nodes
 from qsm_deploy.export.precision_policy import reducible_nodes
 from qsm_deploy.kernels.errors import ExportError
 
@@ -79,14 +80,7 @@ class _Rewriter:
                 elif not reduces and name in self.reduced:
                     node.input[n] = self._cast(name, TensorProto.FLOAT, "fp32")
             self.nodes.append(node)
-        del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
-        # what the exporter said of types holds no longer
-        self.graph.ClearField("value_info")
-        used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        replace_nodes(self.graph, self.nodes)
 
     def _reduce(self, name: str) -> str:
         if not name or name not in self.weights:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import EngineError
@@ -86,6 +87,14 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait on the host until all work is done."""
+
+
+def send(device: Device, pointer: int, array: Array, stream: int) -> Array:
+    """Enqueue a copy to the GPU; return what to keep until that is done."""
+    staged = device.pinned(array.shape, array.dtype)
+    np.copyto(staged, array)
+    device.copy_in(pointer, staged, stream)
+    return staged
 
 
 class Holdings:

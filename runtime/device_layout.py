@@ -18,7 +18,7 @@ from qsm_deploy.runtime.device import ALIGNMENT
 from qsm_deploy.runtime.device_arrays import DeviceView
 from qsm_deploy.runtime.device_session import DeviceSession, Shapes
 from qsm_deploy.runtime.patches import PatchPlan
-from qsm_deploy.runtime.pipeline import Volume, network_input
+from qsm_deploy.runtime.pipeline import Volume, input_shapes, network_input
 from qsm_deploy.runtime.scan import Scan
 
 FIELD = "local_field_ppm"
@@ -139,10 +139,7 @@ class DeviceWorkload:
 
     def shapes(self, plan: PatchPlan) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what the engine takes: a patch of each volume, and the numbers."""
-        volumes: dict[str, tuple[int, ...]] = {
-            name: (1, n, *plan.patch_shape) for name, n in self.channels.items()
-        }
-        return volumes | {name: values.shape for name, values in self.numbers.items()}
+        return input_shapes(self.card, self.scan, plan)
 
     def residual(self) -> Layout:
         """Return what the field residual needs."""

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.correction import PAD_VOXELS
-from qsm_deploy.runtime.device import Array, Device, Holdings
+from qsm_deploy.runtime.device import Array, Device, Holdings, send
 from qsm_deploy.runtime.device_arrays import DeviceView
 from qsm_deploy.runtime.device_dipole import DeviceVectors, Pad, PaddedDipole, correct
-from qsm_deploy.runtime.device_layout import FIELD, FLOAT, DeviceWorkload, Layout, twice
+from qsm_deploy.runtime.device_layout import FIELD, FLOAT, WORKERS, DeviceWorkload, Layout, twice
 from qsm_deploy.runtime.device_patches import DevicePatches, Worker
 from qsm_deploy.runtime.device_session import DeviceSession
 from qsm_deploy.runtime.patches import PatchPlan
@@ -135,10 +135,7 @@ class DevicePipeline:
         self._copy_in(self._at[name], array)
 
     def _copy_in(self, pointer: int, array: Array) -> None:
-        staged = self._device.pinned(array.shape, array.dtype)
-        np.copyto(staged, array)
-        self._kept.append(staged)
-        self._device.copy_in(pointer, staged, self._stream)
+        self._kept.append(send(self._device, pointer, array, self._stream))
 
     def _dipole(self, stage: Layout, pad: Pad) -> tuple[PaddedDipole, dict[str, int]]:
         """Return the operator in the scratch buffer, and the pointers of the stage."""
@@ -169,7 +166,7 @@ class DevicePipeline:
             work.channels,
             (at["windows 0"], at["windows 1"], at["windows 2"]),
             at["total"],
-            self._workers(min(len(inside), 2)),
+            self._workers(min(len(inside), WORKERS)),
         ).run(inside, self._stream, done)
         self._masked(at["total"], at["chi"])
 

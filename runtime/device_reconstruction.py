@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class _Map:
         self.pointer = None
         return DeviceVolume(pointer, self._shape, device.number, device.release)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_Map":
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:

@@ -29,7 +29,7 @@ from qsm_deploy.runtime.device_layout import FIELD, DeviceWorkload
 from qsm_deploy.runtime.device_pipeline import TKD_INPUT, Gpu
 from qsm_deploy.runtime.device_reconstruction import reconstruct_to_device
 from qsm_deploy.runtime.geometry_limits import require_geometry
-from qsm_deploy.runtime.gpu_session import SHARE_OF_FREE
+from qsm_deploy.runtime.gpu_session import is_called_by_host, limit_bytes
 from qsm_deploy.runtime.open_gpu import open_gpu_sessions
 from qsm_deploy.runtime.params import Vector
 from qsm_deploy.runtime.planning import Decision, PatchOptions, decide
@@ -47,7 +47,7 @@ class Engine:
     def __init__(self, gpu: Gpu) -> None:
         card = gpu.session.card
         taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
-        if taken - {FIELD, TKD_INPUT} or card.patchable == "split" or card.pipeline == "after":
+        if taken - {FIELD, TKD_INPUT} or is_called_by_host(card):
             raise UsageError(
                 f"{card.network} takes more than a local field, or steps between its runs; use "
                 "qsm-run, or export it in one graph (--form unrolled)"
@@ -117,8 +117,7 @@ class Engine:
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
         gpu = self._gpu
         work = DeviceWorkload(scan, gpu.session, gpu.library, correction, False, field)
-        limit = SHARE_OF_FREE * device.free_bytes() + gpu.session.weights_bytes
-        self.last_decision = decide(work, options, limit)
+        self.last_decision = decide(work, options, limit_bytes(gpu))
         chi, self.findings = reconstruct_to_device(gpu, work, self.last_decision.plan, Stages())
         return chi
 

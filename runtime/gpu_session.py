@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from qsm_deploy.runtime.card import ModelCard
 from qsm_deploy.runtime.correction import Correction
-from qsm_deploy.runtime.device import Holdings
+from qsm_deploy.runtime.device import Holdings, send
 from qsm_deploy.runtime.device_layout import FLOAT, DeviceWorkload, own_bytes, whole_units
 from qsm_deploy.runtime.device_pipeline import Gpu
 from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.device_session import DeviceBackend, DeviceSession
 from qsm_deploy.runtime.patches import PatchPlan
-from qsm_deploy.runtime.pipeline import Volume, network_input
+from qsm_deploy.runtime.pipeline import Volume, input_shapes
 from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Precision
+from qsm_deploy.runtime.session import Precision, Session
 from qsm_deploy.runtime.stages import Stages
 
 SHARE_OF_FREE = 0.95  # the rest is for what the libraries take for themselves
@@ -74,16 +74,34 @@ class GpuSession:
 
     def limit_bytes(self) -> float:
         """Return what a run may take of the GPU's memory, the engine included."""
-        return SHARE_OF_FREE * self.gpu.device.free_bytes() + self.gpu.session.weights_bytes
+        return limit_bytes(self.gpu)
 
     def workload(
         self, scan: Scan, correction: Correction | None = None, *, evaluates: bool = False
     ) -> "DeviceWorkload | CopyingWorkload":
         """Return what decides the GPU's memory in a run, which also says how it runs."""
-        card = self.card
-        if card.patchable == "split" or card.pipeline == "after":
+        if is_called_by_host(self.card):
             return CopyingWorkload(scan, self.gpu.session)
         return DeviceWorkload(scan, self.gpu.session, self.gpu.library, correction, evaluates)
+
+
+def limit_bytes(gpu: Gpu) -> float:
+    """Return what a run may take of a GPU's memory, the engine included."""
+    return SHARE_OF_FREE * gpu.device.free_bytes() + gpu.session.weights_bytes
+
+
+def is_called_by_host(card: ModelCard) -> bool:
+    """Tell whether a network's loop or grid is the host's business."""
+    return card.patchable == "split" or card.pipeline == "after"
+
+
+def map_on_gpu(session: Session, scan: Scan, plan: PatchPlan, stages: Stages) -> Volume | None:
+    """Return the map of a session that goes from field to map on a GPU; nothing for others."""
+    if isinstance(session, GpuSession):
+        work = session.workload(scan)
+        if isinstance(work, DeviceWorkload):
+            return session.reconstruct(work, plan, stages)[0]
+    return None
 
 
 class _Call:
@@ -107,15 +125,12 @@ class _Call:
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         device, stream = self._device, self._stream
-        staged = []
-        for name, tensor in tensors.items():
-            staged.append(device.pinned(tensor.shape, np.float32))
-            np.copyto(staged[-1], tensor)
-            device.copy_in(self._pointers[name], staged[-1], stream)
+        staged = [send(device, self._pointers[n], t, stream) for n, t in tensors.items()]
         self._inference.enqueue(self._pointers, self._output, stream)
         output: NDArray[np.float32] = device.pinned(self._output_shape, np.float32)
         device.copy_out(output, self._output, stream)
         device.synchronize()
+        del staged  # read by now
         return output
 
     def close(self) -> None:
@@ -136,12 +151,7 @@ class CopyingWorkload:
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the memory of the GPU that one patch takes [bytes]."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for tensor in self.card.inputs:
-            if tensor.is_volume:
-                shapes[tensor.name] = (1, int(tensor.shape[1]), *plan.patch_shape)
-            else:
-                shapes[tensor.name] = network_input(self.card, self.scan, tensor.name).shape
+        shapes = input_shapes(self.card, self.scan, plan)
         sizes = [FLOAT * math.prod(shape) for shape in shapes.values()]
         sizes += [FLOAT * math.prod(self.session.output_shape(shapes))]
         sizes += [self.session.scratch_bytes(shapes)]

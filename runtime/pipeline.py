@@ -68,6 +68,16 @@ _INPUTS: dict[str, Callable[[ModelCard, Scan], Volume]] = {
 }
 
 
+def input_shapes(card: ModelCard, scan: Scan, plan: PatchPlan) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a network takes: a patch of each volume, and the numbers."""
+    return {
+        tensor.name: (1, int(tensor.shape[1]), *plan.patch_shape)
+        if tensor.is_volume
+        else network_input(card, scan, tensor.name).shape
+        for tensor in card.inputs
+    }
+
+
 def reconstruct(
     session: Session,
     scan: Scan,
