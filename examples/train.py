@@ -1,31 +1,37 @@
-"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a CPU.
+"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a CPU or a GPU.
 
     python examples/train.py tkd-unet --steps 6000
-    python examples/train.py ir2qsm --steps 5000
+    python examples/train.py ir2qsm --minutes 5 --device cuda --bfloat16 --patch 96 --batch 4 \\
+        --start-from export/weights/ir2qsm-demo.safetensors
 
-Volumes, patches, noise and initial weights follow from ``--seed``. Writes the weights as
-half-precision safetensors and a log of losses beside them.
+Volumes, patches, noise and initial weights follow from ``--seed``; with ``--minutes`` the number of
+steps follows from the machine. Writes the weights, averaged over the last steps, as half-precision
+safetensors, and a log of losses beside them.
 """
 
 import argparse
 import json
-import queue
-import threading
+import math
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_volumes import TrainingVolume, head, random_geometry, random_shapes
 
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.tkd_unet import TKD_PAD_VOXELS, TKD_THRESHOLD, TkdUnet
+from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
+
+SCALE_PPM = 0.04  # of the error in the loss
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,12 @@ class Recipe:
     learning_rate: float
     noise_ppm: float
     amplitude: tuple[float, float] = (0.6, 1.6)
-    views_in_pool: int = 8
-    patches_per_view: int = 16
-    frozen_statistics: float = 0.3  # share of the steps, at the end, with fixed BatchNorm
+    warm_up: float = 0.05  # share of the training
+    frozen_statistics: float = 0.3  # share of it, at the end, with fixed BatchNorm, and averaged
+    average: float = 0.99
     gradient_weight: float = 0.3
     intermediate_weight: float = 0.3
+    field_weight: float = 1.5
 
 
 RECIPES = {
@@ -58,88 +65,76 @@ RECIPES = {
         batch=4,
         learning_rate=2.5e-3,
         noise_ppm=0.005,
+        field_weight=0.0,
     ),
     "ir2qsm": Recipe(
-        heads=9,
-        shapes=24,
+        heads=24,
+        shapes=48,
         axial_1mm=True,
         uses_tkd=False,
         patch=48,
         batch=2,
         learning_rate=2e-3,
-        noise_ppm=0.004,
+        noise_ppm=0.005,
     ),
 }
 
 
-def make_volumes(recipe: Recipe, seed: int) -> list[TrainingVolume]:
+def make_volumes(recipe: Recipe, seed: int, processes: int) -> list[TrainingVolume]:
     """Return heads and random shapes on the grids that the recipe asks for."""
     rng = np.random.default_rng(seed)
-    heads = []
-    for n in range(recipe.heads):
-        geometry = random_geometry(rng, 170, axial_1mm=True)
-        if not recipe.axial_1mm and n % 2:
-            geometry = random_geometry(rng, 170, axial_1mm=False)
-        heads.append(head(geometry, seed=1000 + n))
-    shapes = [
-        random_shapes(random_geometry(rng, 112, axial_1mm=recipe.axial_1mm), seed=2000 + n)
-        for n in range(recipe.shapes)
+    grids = [
+        random_geometry(rng, 170, axial_1mm=recipe.axial_1mm or n % 2 == 0)
+        for n in range(recipe.heads)
     ]
-    return heads + shapes
+    small = [random_geometry(rng, 112, axial_1mm=recipe.axial_1mm) for _ in range(recipe.shapes)]
+    with ProcessPoolExecutor(processes) as pool:
+        heads = pool.map(head, grids, range(1000, 1000 + len(grids)))
+        shapes = pool.map(random_shapes, small, range(2000, 2000 + len(small)))
+        return [*heads, *shapes]
 
 
-def patches(
-    volumes: list[TrainingVolume], recipe: Recipe, seed: int
-) -> Iterator[NDArray[np.float32]]:
-    """Yield (4, p, p, p) patches: field, TKD map, chi, mask; flipped and swapped at random."""
-    rng = np.random.default_rng(seed)
-    pool: list[tuple[NDArray[np.float32], bool]] = []
+class Patches:
+    """Batches of (n, 4, p, p, p): field, TKD map, chi, mask; cut, scaled and flipped at random.
 
-    def new_view() -> tuple[NDArray[np.float32], bool]:
-        volume = volumes[rng.integers(len(volumes))]
-        amplitude = rng.uniform(*recipe.amplitude) * rng.choice([-1, 1])
+    What the networks take is linear in the field, so field and noise are transformed once a volume.
+    """
+
+    def __init__(
+        self, volumes: Sequence[TrainingVolume], recipe: Recipe, seed: int, device: str
+    ) -> None:
+        self.recipe, self.rng = recipe, np.random.default_rng(seed)
         threshold = TKD_THRESHOLD if recipe.uses_tkd else None
-        noise = rng.uniform(0, recipe.noise_ppm)
-        view = volume.view(rng, noise, amplitude, threshold, TKD_PAD_VOXELS)
-        dx, dy, _ = volume.geometry.voxel_size_mm
-        return view, dx == dy
+        self.volumes = [
+            torch.from_numpy(volume.channels(self.rng, threshold, TKD_PAD_VOXELS)).to(device)
+            for volume in volumes
+        ]
+        sizes = [volume.geometry.voxel_size_mm for volume in volumes]
+        self.square = [dx == dy for dx, dy, _ in sizes]
 
-    while True:
-        if len(pool) == recipe.views_in_pool:
-            pool.pop(0)
-        pool.append(new_view())
-        for _ in range(recipe.patches_per_view):
-            view, square = pool[rng.integers(len(pool))]
-            yield random_patch(view, recipe.patch, rng, swap=square)
-
-
-def random_patch(
-    view: NDArray[np.float32], size: int, rng: np.random.Generator, *, swap: bool
-) -> NDArray[np.float32]:
-    """Return a patch at least a quarter inside the mask, zero-padded where the grid ends."""
-    shape = np.array(view.shape[1:])
-    while True:
-        start = [rng.integers(0, max(1, n - size + 1)) for n in shape]
-        patch = view[(slice(None), *(slice(s, s + size) for s in start))]
-        if patch[3].mean() >= 0.25:
-            break
-    patch = np.pad(patch, [(0, 0), *((0, size - n) for n in patch.shape[1:])])
-    flips = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
-    patch = np.flip(patch, flips)
-    return patch.swapaxes(1, 2) if swap and rng.random() < 0.5 else patch
-
-
-def batches(source: Iterator[NDArray[np.float32]], size: int) -> Iterator[Tensor]:
-    """Yield (size, 4, p, p, p) batches, prepared by a thread ahead of the training."""
-    ready: queue.Queue[Tensor] = queue.Queue(maxsize=4)
-
-    def fill() -> None:
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield batches for ever."""
         while True:
-            ready.put(torch.from_numpy(np.stack([next(source) for _ in range(size)])))
+            yield torch.stack([self._patch() for _ in range(self.recipe.batch)])
 
-    threading.Thread(target=fill, daemon=True).start()
-    while True:
-        yield ready.get()
+    def _patch(self) -> Tensor:
+        """Return a patch at least a quarter inside the mask, zero-padded where the grid ends."""
+        rng, size = self.rng, self.recipe.patch
+        n = rng.integers(len(self.volumes))
+        volume = self.volumes[n]
+        while True:
+            start = [rng.integers(0, max(1, m - size + 1)) for m in volume.shape[1:]]
+            part = volume[(slice(None), *(slice(s, s + size) for s in start))]
+            if part[5].mean() >= 0.25:
+                break
+        missing = [(0, size - m) for m in reversed(part.shape[1:])]
+        part = nn.functional.pad(part, [pad for pair in missing for pad in pair])
+        amplitude = rng.uniform(*self.recipe.amplitude) * rng.choice([-1, 1])
+        noise = rng.uniform(0, self.recipe.noise_ppm)
+        inputs = amplitude * part[0:2] + noise * part[2:4]
+        patch = torch.cat([inputs, amplitude * part[4:5], part[5:6]])
+        patch = patch.flip([axis for axis in (1, 2, 3) if rng.random() < 0.5])
+        return patch.swapaxes(1, 2) if self.square[n] and rng.random() < 0.5 else patch
 
 
 def outputs(model: nn.Module, batch: Tensor) -> list[Tensor]:
@@ -151,12 +146,16 @@ def outputs(model: nn.Module, batch: Tensor) -> list[Tensor]:
     return [model(field, inverse)]
 
 
-def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor) -> Tensor:
-    """Smooth L1 plus gradient L1 in the mask; earlier iterations count half as much each."""
+def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor, dipole: Tensor) -> Tensor:
+    """Smooth L1 plus gradient L1 in the mask, and the field of the error.
+
+    Earlier iterations count half as much each. The error has no sources outside the patch, so that
+    its field is exact but for what wraps around.
+    """
     chi, mask = batch[:, 2:3], batch[:, 3:4]
 
     def one(estimate: Tensor) -> Tensor:
-        error = (estimate.float() - chi) * mask / 0.04
+        error = (estimate.float() - chi) * mask / SCALE_PPM
         value = nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5)
         for axis in (2, 3, 4):
             value = value + recipe.gradient_weight / 3 * error.diff(dim=axis).abs().mean()
@@ -166,64 +165,99 @@ def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor) -> Tensor:
     total = one(final)
     for back, estimate in enumerate(reversed(intermediate)):
         total = total + recipe.intermediate_weight * 0.5**back * one(estimate)
+    if recipe.field_weight:
+        error, axes = (final.float() - chi) * mask / SCALE_PPM, (2, 3, 4)
+        spectrum = torch.fft.rfftn(error, dim=axes) * dipole
+        field = torch.fft.irfftn(spectrum, s=error.shape[2:], dim=axes) * mask
+        total = total + recipe.field_weight * field.abs().mean()
     return total
 
 
-def nrmse_percent(model: nn.Module, recipe: Recipe, volume: TrainingVolume) -> float:
+def nrmse_percent(model: nn.Module, recipe: Recipe, volume: TrainingVolume, device: str) -> float:
     """Return the demeaned error in the mask of a held-out volume at 0.0025 ppm noise [%]."""
     threshold = TKD_THRESHOLD if recipe.uses_tkd else None
-    view = volume.view(np.random.default_rng(7), 0.0025, 1.0, threshold, TKD_PAD_VOXELS)
+    part = torch.from_numpy(
+        volume.channels(np.random.default_rng(7), threshold, TKD_PAD_VOXELS)
+    ).to(device)
+    batch = torch.cat([part[0:2] + 0.0025 * part[2:4], part[4:6]])[None]
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        estimate = outputs(model, torch.from_numpy(view)[None])[0][0, 0].numpy()
+        estimate = outputs(model, batch)[0][0, 0].float().cpu().numpy()
     model.train(was_training)
-    truth, result = view[2][volume.mask], estimate[volume.mask]
+    truth, result = volume.chi_ppm[volume.mask], estimate[volume.mask]
     truth, result = truth - truth.mean(), result - result.mean()
     return float(100 * np.linalg.norm(result - truth) / np.linalg.norm(truth))
 
 
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Return the rate at a share of the training: a line up, then a cosine down to 0.3 %."""
+    if progress < recipe.warm_up:
+        return recipe.learning_rate * (0.02 + 0.98 * progress / recipe.warm_up)
+    rest = (progress - recipe.warm_up) / (1 - recipe.warm_up)
+    return recipe.learning_rate * (0.003 + 0.997 * 0.5 * (1 + math.cos(math.pi * min(rest, 1))))
+
+
 def train(
-    name: str, steps: int, seed: int, threads: int
+    model: nn.Module,
+    volumes: Sequence[TrainingVolume],
+    recipe: Recipe,
+    *,
+    steps: int,
+    minutes: float,
+    seed: int,
+    device: str,
+    bfloat16: bool,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Return the trained network and its log, one row for every hundredth of the steps."""
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    recipe = RECIPES[name]
-    model: nn.Module = TkdUnet() if name == "tkd-unet" else IR2QSM(channels=(8, 16, 32, 64))
-    model = model.to(memory_format=torch.channels_last_3d)
-    volumes = make_volumes(recipe, seed)
+    """Return the averaged network and its log, fifty rows; ends after steps or minutes."""
+    model = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     held_out = head(Geometry((96, 96, 96)), seed=99)
-    source = batches(patches(volumes, recipe, seed), recipe.batch)
+    source = iter(Patches(volumes, recipe, seed, device))
+    half = recipe.patch // 2 + 1
+    dipole = torch.from_numpy(dipole_kernel(Geometry((recipe.patch,) * 3))[..., :half]).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.1
-    )
-    log, recent, began = [], [], time.monotonic()
-    for step in range(1, steps + 1):
-        model.train(step <= steps * (1 - recipe.frozen_statistics))
+    averaged: nn.Module | None = None
+    log: list[dict[str, float]] = []
+    recent: list[Tensor] = []
+    began, step = time.monotonic(), 0
+    while True:
+        passed = (time.monotonic() - began) / 60
+        progress = max(step / steps, passed / minutes)
+        if progress >= 1:
+            break
+        step += 1
+        frozen = progress > 1 - recipe.frozen_statistics
+        model.train(not frozen)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, progress)
         batch = next(source)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
             estimates = outputs(model, batch)
-        value = loss(recipe, estimates, batch)
+        value = loss(recipe, estimates, batch, dipole)
         optimiser.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimiser.step()
-        schedule.step()
-        recent.append(value.item())
-        if step % max(1, steps // 50) == 0:
+        if frozen and averaged is None:
+            averaged = deepcopy(model)
+        elif averaged is not None:
+            with torch.no_grad():
+                for kept, now in zip(averaged.parameters(), model.parameters(), strict=True):
+                    kept.lerp_(now, 1 - recipe.average)
+        recent.append(value.detach())
+        if progress * 50 >= len(log) + 1:
             row = {
                 "step": step,
                 "seconds": round(time.monotonic() - began),
-                "loss": round(float(np.mean(recent)), 5),
-                "held_out_nrmse_percent": round(nrmse_percent(model, recipe, held_out), 2),
+                "loss": round(float(torch.stack(recent).mean()), 5),
+                "held_out_nrmse_percent": round(
+                    nrmse_percent(averaged or model, recipe, held_out, device), 2
+                ),
             }
             print(row, flush=True)
             log.append(row)
             recent.clear()
-    return model.eval(), log
+    return (averaged or model).cpu().eval(), log
 
 
 def main() -> None:
@@ -231,19 +265,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="where the machine computes in it")
+    parser.add_argument("--patch", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--start-from", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
+    settings = {"model": args.model, "seed": args.seed, "start_from": str(args.start_from or "")}
+    given = {"patch": args.patch, "batch": args.batch}
+    recipe = replace(RECIPES[args.model], **{k: v for k, v in given.items() if v})
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.benchmark = True
+    model: nn.Module = TkdUnet() if args.model == "tkd-unet" else IR2QSM(channels=(8, 16, 32, 64))
+    if args.start_from:
+        model.load_state_dict(load_file(args.start_from))
+    volumes = make_volumes(recipe, args.seed, args.threads)
+    model, log = train(
+        model,
+        volumes,
+        recipe,
+        steps=args.steps,
+        minutes=args.minutes,
+        seed=args.seed,
+        device=args.device,
+        bfloat16=args.bfloat16,
+    )
     output = args.output or Path(f"{args.model}.safetensors")
-    model, log = train(args.model, args.steps, args.seed, args.threads)
     state = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in model.state_dict().items()
     }
     save_file(state, output)
-    settings = {"model": args.model, "steps": args.steps, "seed": args.seed}
-    settings |= {"recipe": asdict(RECIPES[args.model]), "torch": torch.__version__}
+    settings |= {"recipe": asdict(recipe), "torch": torch.__version__, "device": args.device}
     output.with_suffix(".log.json").write_text(
         json.dumps({**settings, "log": log}, indent=1) + "\n"
     )

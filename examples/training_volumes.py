@@ -21,25 +21,21 @@ class TrainingVolume:
     mask: NDArray[np.bool_]
     geometry: Geometry
 
-    def view(
-        self,
-        rng: np.random.Generator,
-        noise_ppm: float,
-        amplitude: float,
-        tkd_threshold: float | None,
-        tkd_pad_voxels: int,
+    def channels(
+        self, rng: np.random.Generator, tkd_threshold: float | None, tkd_pad_voxels: int
     ) -> NDArray[np.float32]:
-        """Return (4, x, y, z): field with noise, its TKD map (or zeros), chi, mask."""
-        noise = np.float32(noise_ppm) * rng.standard_normal(self.mask.shape, dtype=np.float32)
-        field = (np.float32(amplitude) * self.local_field_ppm + noise) * self.mask
-        inverse = np.zeros_like(field)
+        """Return (6, x, y, z): field, its TKD map (or zeros), noise of 1 ppm, its, chi, mask."""
+        noise = rng.standard_normal(self.mask.shape, dtype=np.float32)
+        measured = [self.local_field_ppm * self.mask, noise * self.mask]
+        inverses = [np.zeros_like(field) for field in measured]
         if tkd_threshold is not None:
-            inverse = self.mask * tkd(
-                field, self.geometry, threshold=tkd_threshold, pad_voxels=tkd_pad_voxels
-            )
-        return np.stack(
-            [field, inverse, np.float32(amplitude) * self.chi_ppm, self.mask.astype(np.float32)]
-        )
+            inverses = [
+                self.mask
+                * tkd(field, self.geometry, threshold=tkd_threshold, pad_voxels=tkd_pad_voxels)
+                for field in measured
+            ]
+        pairs = [volume for pair in zip(measured, inverses, strict=True) for volume in pair]
+        return np.stack([*pairs, self.chi_ppm, self.mask.astype(np.float32)])
 
 
 def random_geometry(rng: np.random.Generator, extent_mm: float, *, axial_1mm: bool) -> Geometry:
