@@ -27,7 +27,7 @@ cuda: setup $(CUDA_READY)
 # libqsm_runtime.so for C hosts; see docs/c-abi.md.
 c-runtime: setup
 	$(BIN)/python -m pip install --quiet --group native
-	$(BIN)/python -m qsm_deploy.runtime.c_build
+	$(BIN)/python -m qsm_deploy.runtime.c.build
 
 setup: $(READY)
 

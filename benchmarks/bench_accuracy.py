@@ -19,18 +19,18 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.phantom import head_phantom, local_field
+from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.geometry_limits import deviations
-from qsm_deploy.runtime.metrics import nrmse, xsim
-from qsm_deploy.runtime.nifti import load_on_grid, load_volume
-from qsm_deploy.runtime.patches import plan_whole
-from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Session, choose_backend, open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import nrmse, xsim
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.scan.geometry_limits import deviations
+from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import Session, choose_backend, open_session
 
 NOISE_PPM = 0.0025
 THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 13).round(4).tolist())

@@ -25,7 +25,7 @@ import scipy.fft
 import torch
 from numpy.typing import NDArray
 
-from qsm_deploy.export.machine import machine
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.cuda_build import build_cuda_library
 from qsm_deploy.kernels.cuda_library import (
     CudaLibrary,

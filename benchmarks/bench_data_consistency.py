@@ -22,18 +22,18 @@ from bench_accuracy import NOISE_PPM, Case, cases
 from bench_checkpoints import draw, network_map
 from bench_in_vivo import load_patient
 
-from qsm_deploy.calibration.phantom import head_phantom
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
 from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.correction import PAD_VOXELS, Correction
-from qsm_deploy.runtime.metrics import field_residual, nrmse, xsim
-from qsm_deploy.runtime.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.pipeline import Volume, reconstruct
-from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Session, open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import field_residual, nrmse, xsim
+from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
+from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import Session, open_session
 
 Row = dict[str, Any]
 LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)

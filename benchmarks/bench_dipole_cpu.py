@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import scipy.fft
 
-from qsm_deploy.export.machine import machine
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.peak_memory import (
+from qsm_deploy.runtime.console.peak_memory import (
     peak_rss_bytes,
     reset_peak,
     return_freed_memory,

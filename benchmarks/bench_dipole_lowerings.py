@@ -23,11 +23,11 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.export.machine import Others, machine
+from qsm_deploy.export.bench.machine import Others, machine
 from qsm_deploy.kernels.cuda_library import MultiplierName
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
+from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
 
 THRESHOLD, LAM = 0.12, 0.01
 GEOMETRIES = {
@@ -48,11 +48,11 @@ def write_graphs(folder: Path) -> None:
     """Write the operator with each multiplier in each lowering."""
     from torch import Tensor
 
-    from qsm_deploy.export.dipole_lowering import lower_dipole
-    from qsm_deploy.export.dipole_op import dipole_conv
+    from qsm_deploy.export.dipole.lowering import lower_dipole
+    from qsm_deploy.export.dipole.op import dipole_conv
+    from qsm_deploy.export.graph.onnx_export import onnx_from_module
     from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
-    from qsm_deploy.export.onnx_export import onnx_from_module
-    from qsm_deploy.runtime.card import TensorInfo
+    from qsm_deploy.runtime.card.card import TensorInfo
 
     class Operator(Network):
         inputs = (LOCAL_FIELD, VOXEL_SIZE, TensorInfo("b0_direction", "1", (3,)))
@@ -91,7 +91,7 @@ def operator(
     if kind == "torch.fft":
         import torch
 
-        from qsm_deploy.export.dipole_op import dipole_conv
+        from qsm_deploy.export.dipole.op import dipole_conv
 
         tensors = [torch.from_numpy(v) for v in vectors]
         return lambda x: dipole_conv(
@@ -122,7 +122,7 @@ def write_reference(folder: Path, multiplier: MultiplierName, geometry: Geometry
     """Write a volume and what the operator makes of it in float64."""
     import torch
 
-    from qsm_deploy.export.dipole_op import dipole_conv
+    from qsm_deploy.export.dipole.op import dipole_conv
 
     x = np.random.default_rng(0).standard_normal(geometry.shape, dtype=np.float32)
     np.save(folder / "x.npy", x)

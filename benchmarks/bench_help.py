@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from qsm_deploy.export.machine import machine
+from qsm_deploy.export.bench.machine import machine
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],

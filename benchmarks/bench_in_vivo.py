@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from qsm_deploy.kernels.dipole import tkd
-from qsm_deploy.runtime.geometry_limits import deviations
-from qsm_deploy.runtime.metrics import correlation, field_residual
-from qsm_deploy.runtime.params import load_params
-from qsm_deploy.runtime.patches import plan_whole
-from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.session import open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import correlation, field_residual
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.scan.geometry_limits import deviations
+from qsm_deploy.runtime.scan.params import load_params
+from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.sessions.session import open_session
 
 
 def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:

@@ -22,19 +22,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from qsm_deploy.calibration.phantom import Phantom, head_phantom
-from qsm_deploy.calibration.phantom_scan import scan_from_phantom
-from qsm_deploy.export.check_sessions import load_card
-from qsm_deploy.export.checkpoints import load_state
-from qsm_deploy.export.engine_benchmark import INFERENCE, Contender, compare, spread
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
+from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
+from qsm_deploy.export.bench.machine import machine
+from qsm_deploy.export.bench.rounds import INFERENCE, Contender, compare, spread
+from qsm_deploy.export.check.evaluations import load_card
+from qsm_deploy.export.checkpoints.state import load_state
+from qsm_deploy.export.measure.verification import ModuleSession
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
 from qsm_deploy.export.networks.network import Choices
-from qsm_deploy.export.verification import ModuleSession
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.nifti import nifti_bytes
-from qsm_deploy.runtime.patches import plan_whole
-from qsm_deploy.runtime.session import Backend, Precision, Session, open_session
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from qsm_deploy.runtime.sessions.session import Backend, Precision, Session, open_session
 
 BUNDLED = Path(__file__).parents[1] / "export" / "weights" / "ir2qsm-demo.safetensors"
 SHAPES = ((96, 96, 96), (160, 192, 160))

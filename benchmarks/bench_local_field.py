@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from qsm_deploy.calibration.phantom import Phantom, head_phantom
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.local_field.background_removal import remove_background

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.calibration.phantom import head_phantom
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.nifti import nifti_bytes
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 SHAPES = ((112, 128, 104), (150, 176, 131), (176, 208, 160))
 MODES = {

@@ -11,15 +11,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from qsm_deploy.calibration.phantom import head_phantom
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.metrics import nrmse
-from qsm_deploy.runtime.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import nrmse
+from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import open_session
 
 PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop")
 

@@ -27,28 +27,28 @@ import numpy as np
 import onnx
 from bench_accuracy import cases
 
-from qsm_deploy.calibration.box import middle_of
-from qsm_deploy.calibration.collectors import Collector
+from qsm_deploy.calibration.int8.box import middle_of
+from qsm_deploy.calibration.int8.collectors import Collector
+from qsm_deploy.calibration.int8.qdq import fused_layers
+from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibration
 from qsm_deploy.calibration.map_error import MapError
 from qsm_deploy.calibration.progress import bar_on_terminal
-from qsm_deploy.calibration.qdq import fused_layers
-from qsm_deploy.calibration.volumes import CalibrationData, load_calibration
-from qsm_deploy.export.build_network import build_network
-from qsm_deploy.export.checkpoints import load_state, state_sha256
+from qsm_deploy.export.bench.machine import machine
+from qsm_deploy.export.checkpoints.normalisation import load_normalisation
+from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.export_network import provisional_card
-from qsm_deploy.export.int8_calibration import Calibrated, Int8Choices, calibrate
-from qsm_deploy.export.int8_choice import decide, evaluation_scans
-from qsm_deploy.export.int8_evaluation import Int8Evaluation
-from qsm_deploy.export.int8_table import row_dicts
-from qsm_deploy.export.machine import machine
+from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.graph.reduced_precision import with_precision
+from qsm_deploy.export.int8.calibration import Calibrated, Int8Choices, calibrate
+from qsm_deploy.export.int8.choice import decide, evaluation_scans
+from qsm_deploy.export.int8.evaluation import Int8Evaluation
+from qsm_deploy.export.int8.table import row_dicts
+from qsm_deploy.export.measure.rounding import calcified_scan, measure_rounding
+from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.normalisation import load_normalisation
-from qsm_deploy.export.onnx_export import onnx_from_module, with_card
-from qsm_deploy.export.reduced_precision import with_precision
-from qsm_deploy.export.registry import REGISTRY
-from qsm_deploy.export.rounding_error import calcified_scan, measure_rounding
-from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.scan.scan import Scan
 
 Row = dict[str, Any]
 BOX, LOOP_BOX, LOOP_DATA = 64, 48, 96

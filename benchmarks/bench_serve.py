@@ -27,8 +27,8 @@ import ismrmrd
 import numpy as np
 from ismrmrd.serialization import ConfigFile, ProtocolSerializer
 
-from qsm_deploy.calibration.phantom import head_phantom
-from qsm_deploy.export.machine import machine
+from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 
 SHAPE = (160, 192, 160)
@@ -148,7 +148,7 @@ def main() -> None:
     sessions = {"dipole": dipole_session(head), "qsm": qsm_session(head)}
     del head
     load = os.getloadavg()[0]
-    command = [sys.executable, "-m", "qsm_deploy.runtime.serve_cli", "--port", "0"]
+    command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         ready = server.stderr.readline().strip()

@@ -32,37 +32,37 @@ import onnx
 import torch
 from torch_on_device import MODES, TorchDeviceSession
 
-from qsm_deploy.export.checkpoints import load_state
-from qsm_deploy.export.engine_benchmark import difference, spread
-from qsm_deploy.export.engine_builder import build_plan
-from qsm_deploy.export.engine_config import plan_target
-from qsm_deploy.export.engine_shapes import profile_from
+from qsm_deploy.export.bench.machine import machine
+from qsm_deploy.export.bench.rounds import difference, spread
+from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.export_network import provisional_card
-from qsm_deploy.export.machine import machine
-from qsm_deploy.export.memory_use import measure_memory
+from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.graph.reduced_precision import with_precision
+from qsm_deploy.export.measure.memory_use import measure_memory
+from qsm_deploy.export.measure.verification import ModuleSession, phantom_scan
 from qsm_deploy.export.networks import ir2qsm, tkd_unet
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.onnx_export import onnx_from_module, with_card
-from qsm_deploy.export.plan_choices import PlanChoices
-from qsm_deploy.export.reduced_precision import with_precision
-from qsm_deploy.export.registry import network_spec
-from qsm_deploy.export.verification import ModuleSession, phantom_scan
+from qsm_deploy.export.networks.registry import network_spec
+from qsm_deploy.export.tensorrt.builder import build_plan
+from qsm_deploy.export.tensorrt.choices import PlanChoices
+from qsm_deploy.export.tensorrt.config import plan_target
+from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import MemoryUse, ModelCard, ReceptiveField
-from qsm_deploy.runtime.correction import AUTO, Correction
-from qsm_deploy.runtime.cuda_device import CudaDevice
-from qsm_deploy.runtime.device import Device, holding
-from qsm_deploy.runtime.device_layout import DeviceWorkload
-from qsm_deploy.runtime.device_pipeline import Gpu
-from qsm_deploy.runtime.device_reconstruction import reconstruct_on_device
-from qsm_deploy.runtime.device_session import DeviceSession
-from qsm_deploy.runtime.embedding import Engine
-from qsm_deploy.runtime.open_device_session import open_device_session
-from qsm_deploy.runtime.patches import PatchPlan, plan_patches, plan_whole
-from qsm_deploy.runtime.pipeline import Volume, reconstruct
-from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+from qsm_deploy.runtime.gpu.device import Device, holding
+from qsm_deploy.runtime.gpu.embedding import Engine
+from qsm_deploy.runtime.gpu.inference import DeviceSession
+from qsm_deploy.runtime.gpu.layout import DeviceWorkload
+from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.pipeline import Gpu
+from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.scan.scan import Scan
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "export" / "weights"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.runtime.metrics import PPB_PER_PPM, xsim
-from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM, xsim
+from qsm_deploy.runtime.scan.scan import Scan
 
 PERCENTILE = 99.9
 

@@ -1,7 +1,7 @@
-"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a CPU or a GPU.
+r"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a CPU or a GPU.
 
     python examples/train.py tkd-unet --steps 6000
-    python examples/train.py ir2qsm --minutes 5 --device cuda --bfloat16 --patch 96 --batch 4 \\
+    python examples/train.py ir2qsm --minutes 5 --device cuda --bfloat16 --patch 96 --batch 4 \
         --start-from export/weights/ir2qsm-demo.safetensors
 
 Volumes, patches, noise and initial weights follow from ``--seed``; with ``--minutes`` the number of

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from qsm_deploy.calibration.phantom import head_phantom, local_field
+from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.geometry import Geometry
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.export.int8_cli import (
+from qsm_deploy.export.int8.arguments import (
     add_int8,
     check_int8,
     fp16_output,
@@ -17,12 +17,12 @@ from qsm_deploy.export.int8_cli import (
     int8_text,
     positive,
 )
-from qsm_deploy.export.network_spec import flag
+from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.command import needs_extra, run_command
+from qsm_deploy.runtime.console.command import needs_extra, run_command
 
 if TYPE_CHECKING:
-    from qsm_deploy.export.plan_choices import PlanChoices
+    from qsm_deploy.export.tensorrt.choices import PlanChoices
 
 NAME = "qsm-export"
 OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
@@ -228,7 +228,7 @@ def _describe(arguments: argparse.Namespace) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> str:
-    from qsm_deploy.export.registry import network_spec
+    from qsm_deploy.export.networks.registry import network_spec
 
     def say(line: str) -> None:
         if not arguments.quiet:
@@ -247,11 +247,11 @@ def _export(arguments: argparse.Namespace) -> str:
             licence = spec.bundled[1].licence
             say(f"no --weights: taking the bundled ones, {spec.bundled[1].source}")
     with needs_extra("export", NAME):
-        from qsm_deploy.export.checkpoints import load_state
+        from qsm_deploy.export.checkpoints.normalisation import load_normalisation
+        from qsm_deploy.export.checkpoints.state import load_state
         from qsm_deploy.export.export_network import export_network
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
-        from qsm_deploy.export.normalisation import load_normalisation
 
         refuse_models(weights, spec.name)
         state = load_state(*weights)
@@ -290,7 +290,7 @@ def _export(arguments: argparse.Namespace) -> str:
             result["int8"] = int8_result(exported.int8)
         return json.dumps(result)
     if exported.rounding:
-        from qsm_deploy.export.rounding_error import rounding_lines
+        from qsm_deploy.export.measure.rounding import rounding_lines
 
         for line in rounding_lines(exported.rounding):
             say(line)
@@ -311,8 +311,8 @@ def _target(
     """Return the file to write and, if it is a plan, what was chosen about it."""
     with needs_extra("export", NAME):
         from qsm_deploy.export.output_file import choose_output
-        from qsm_deploy.export.plan_choices import PlanChoices
-        from qsm_deploy.runtime.tensorrt_library import open_library
+        from qsm_deploy.export.tensorrt.choices import PlanChoices
+        from qsm_deploy.runtime.gpu.tensorrt_library import open_library
 
     output, engine, why = choose_output(
         arguments.output, arguments.engine, network, arguments.precision

@@ -9,34 +9,33 @@ from typing import Literal, cast
 
 import onnx
 
-from qsm_deploy.export.build_network import build_network
-from qsm_deploy.export.checkpoints import StateDict, state_sha256
-from qsm_deploy.export.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
-from qsm_deploy.export.engine_builder import build_plan, prepare_plugin
-from qsm_deploy.export.engine_config import plan_target
-from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.int8_calibration import Int8Choices, read_calibration
-from qsm_deploy.export.int8_choice import Int8Result, choose_int8
-from qsm_deploy.export.int8_table import row_dicts
-from qsm_deploy.export.int8_verification import verify_int8
-from qsm_deploy.export.measurement_cache import cached_receptive_field
-from qsm_deploy.export.memory_use import measure_memory
-from qsm_deploy.export.network_spec import NetworkSpec
-from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.onnx_export import onnx_from_module, with_card
-from qsm_deploy.export.plan_choices import PlanChoices
-from qsm_deploy.export.receptive_field import measure_receptive_field
-from qsm_deploy.export.reduced_precision import with_precision
-from qsm_deploy.export.rounding_error import (
+from qsm_deploy.export.checkpoints.state import StateDict, state_sha256
+from qsm_deploy.export.dipole.lowering import DEFAULT, RUN_BY, DipoleOp
+from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.graph.reduced_precision import with_precision
+from qsm_deploy.export.int8.calibration import Int8Choices, read_calibration
+from qsm_deploy.export.int8.choice import Int8Result, choose_int8
+from qsm_deploy.export.int8.table import row_dicts
+from qsm_deploy.export.int8.verification import verify_int8
+from qsm_deploy.export.measure.measurement_cache import cached_receptive_field
+from qsm_deploy.export.measure.memory_use import measure_memory
+from qsm_deploy.export.measure.receptive_field import measure_receptive_field
+from qsm_deploy.export.measure.rounding import (
     ROUNDING_GATES_PPB,
     Rounding,
     measure_rounding,
     require_accuracy,
     verification_from,
 )
-from qsm_deploy.export.verification import Difference, measure_differences
-from qsm_deploy.runtime.atomic import check_writable, write_atomically
-from qsm_deploy.runtime.card import (
+from qsm_deploy.export.measure.verification import Difference, measure_differences
+from qsm_deploy.export.networks.build_network import build_network
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.network_spec import NetworkSpec
+from qsm_deploy.export.tensorrt.builder import build_plan, prepare_plugin
+from qsm_deploy.export.tensorrt.choices import PlanChoices
+from qsm_deploy.export.tensorrt.config import plan_target
+from qsm_deploy.export.tensorrt.profile import profile_from
+from qsm_deploy.runtime.card.card import (
     SCHEMA,
     UNROLLED,
     GraphPrecision,
@@ -45,8 +44,9 @@ from qsm_deploy.runtime.card import (
     ReceptiveField,
     Verification,
 )
-from qsm_deploy.runtime.provenance import made_by
-from qsm_deploy.runtime.session import Backend, installed_backends
+from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.sessions.session import Backend, installed_backends
 
 GATES_PPB = {"yes": 0.01, "no": 0.01, "split": 0.1}
 # ONNX Runtime has no convolution in bf16 on a CPU

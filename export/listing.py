@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from qsm_deploy.export.network_spec import flag
-from qsm_deploy.export.registry import REGISTRY
-from qsm_deploy.runtime.card import UNITS
+from qsm_deploy.export.networks.network_spec import flag
+from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.runtime.card.card import UNITS
 
 
 def list_rows() -> list[dict[str, Any]]:

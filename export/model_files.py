@@ -7,9 +7,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from qsm_deploy.calibration.qdq import is_quantised
+from qsm_deploy.calibration.int8.qdq import is_quantised
 from qsm_deploy.kernels.errors import CardError, WeightsError
-from qsm_deploy.runtime.card import METADATA_KEY, ModelCard, parse_card
+from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
 
 SUFFIX = ".onnx"
 

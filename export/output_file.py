@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card import GraphPrecision
-from qsm_deploy.runtime.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.tensorrt_library import Engine, installed_engines
+from qsm_deploy.runtime.card.card import GraphPrecision
+from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.gpu.tensorrt_library import Engine, installed_engines
 
 ONNX = ".onnx"
 

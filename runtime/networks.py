@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.after import in_order
-from qsm_deploy.runtime.card import ModelCard
-from qsm_deploy.runtime.open_gpu import gpu_number, open_gpu_sessions
-from qsm_deploy.runtime.pipeline import require_field_count
-from qsm_deploy.runtime.session import Session, choose_backend, open_session, require_backend
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
+from qsm_deploy.runtime.reconstruction.after import in_order
+from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
+from qsm_deploy.runtime.sessions.session import (
+    Session,
+    choose_backend,
+    open_session,
+    require_backend,
+)
 
 
 @dataclass

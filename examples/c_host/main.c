@@ -2,7 +2,7 @@
  *
  *     cc -std=c99 main.c -I../../runtime/c -L../../runtime/c/build -lqsm_runtime \
  *        -Wl,-rpath,../../runtime/c/build -lm -o c_host
- *     ./c_host ../../runtime/tkd-unet.onnx
+ *     ./c_host ../../runtime/models/tkd-unet.onnx
  *     ./c_host model.onnx field.f32 mask.u8 chi.f32  160 192 160  1 1 2  0 0 1
  *
  * The first form makes a phantom, a sphere of known susceptibility, and compares. The second reads

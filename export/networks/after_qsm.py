@@ -13,12 +13,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import conv_norm_relu, up_norm_relu
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, VOLUME, Choices, Network
 from qsm_deploy.export.networks.residual_dense import ResidualDenseNet
-from qsm_deploy.export.state_sizes import channels_of, count_parts
-from qsm_deploy.runtime.card import TensorInfo
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
+from qsm_deploy.runtime.card.card import TensorInfo
 
 ROUGH_CHI = TensorInfo("rough_chi_ppm", "ppm", VOLUME)
 RECON = "recon_model_state."

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import require_keys
+from qsm_deploy.export.checkpoints.state import require_keys
 from qsm_deploy.export.networks.blocks import conv_norm_relu, up_norm_relu
-from qsm_deploy.export.state_sizes import channels_of, count_parts
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 
 
 class EncoderDecoder(nn.Module):

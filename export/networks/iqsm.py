@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly
+from qsm_deploy.export.checkpoints.state import load_strictly
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder, encoder_decoder_size
 from qsm_deploy.export.networks.lot import LotLayer, fixed_laplacian
 from qsm_deploy.export.networks.network import (

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.iqsm import IQSM, UNET, require_lot_file, whole_state
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.network import Choices
-from qsm_deploy.export.state_sizes import channels_of, count_parts
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card import GeometryLimits
+from qsm_deploy.runtime.card.card import GeometryLimits
 
 EMBEDDING, HIDDEN = 5, 10
 Direction = tuple[float, float, float]

@@ -11,10 +11,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import ConvBlock, UpBlock
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.state_sizes import channels_of, count_parts
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 
 Residual = Literal["input", "iteration"]
 

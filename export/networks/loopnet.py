@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import conv_norm_relu, fold_batch_norm
 from qsm_deploy.export.networks.ghpa import AXES, GROUPS, PLANES, FixedGhpa, Ghpa, Layout
 from qsm_deploy.export.networks.network import Choices, Network

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly
-from qsm_deploy.export.dipole_op import dipole_conv
+from qsm_deploy.export.checkpoints.normalisation import number_from
+from qsm_deploy.export.checkpoints.state import load_strictly
+from qsm_deploy.export.dipole.op import dipole_conv
 from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
 from qsm_deploy.export.networks.wide_resnet import wide_resnet, wide_resnet_like
-from qsm_deploy.export.normalisation import number_from
 
 ITERATIONS = 3
 # of the training susceptibility [ppm], as the authors' inference takes it

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
-from qsm_deploy.export.dipole_op import dipole_conv
+from qsm_deploy.export.checkpoints.normalisation import numbers_from
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
+from qsm_deploy.export.dipole.op import dipole_conv
 from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.state_sizes import count_parts
 from qsm_deploy.export.networks.unrolled import Prior, Unrolled
 from qsm_deploy.export.networks.wide_resnet import wide_resnet, wide_resnet_like
-from qsm_deploy.export.normalisation import numbers_from
-from qsm_deploy.export.state_sizes import count_parts
-from qsm_deploy.runtime.card import GeometryLimits
+from qsm_deploy.runtime.card.card import GeometryLimits
 
 ITERATIONS = 3
 CHANNELS = 2

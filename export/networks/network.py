@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from qsm_deploy.runtime.card import GeometryLimits, Pipeline, TensorInfo, TkdSettings
+from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, TensorInfo, TkdSettings
 
 VOLUME = ("n", 1, "x", "y", "z")
 LOCAL_FIELD = TensorInfo("local_field_ppm", "ppm", VOLUME)

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.normalisation import number_from
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.network import LOCAL_FIELD, MASK, Choices, Network
 from qsm_deploy.export.networks.qsmnet_tf1 import is_tf1, state_from_tf1, torch_keys
-from qsm_deploy.export.normalisation import number_from
-from qsm_deploy.export.state_sizes import channels_of
+from qsm_deploy.export.networks.state_sizes import channels_of
 from qsm_deploy.kernels.errors import WeightsError
 
 ENCODERS = ("conv1", "conv2", "conv3", "conv4")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qsm_deploy.export.checkpoints import require_keys
+from qsm_deploy.export.checkpoints.state import require_keys
 from qsm_deploy.kernels.errors import WeightsError
 
 SCOPE = "qsmnet/"

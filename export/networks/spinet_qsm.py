@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly
+from qsm_deploy.export.checkpoints.normalisation import number_from
+from qsm_deploy.export.checkpoints.state import load_strictly
 from qsm_deploy.export.networks.modl_qsm import ISOTROPIC_1MM
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet_like
-from qsm_deploy.export.normalisation import number_from
 
 CHANNELS = 2  # real and imaginary part
 ITERATIONS, CG_STEPS = 3, 25

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.network import (
     ANY_GEOMETRY,
     LOCAL_FIELD,
@@ -18,8 +18,8 @@ from qsm_deploy.export.networks.network import (
     Choices,
     Network,
 )
-from qsm_deploy.export.state_sizes import channels_of, count_parts
-from qsm_deploy.runtime.card import TkdSettings
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
+from qsm_deploy.runtime.card.card import TkdSettings
 
 FIELD_SCALE_PPM = 0.0125
 CHI_SCALE_PPM = 0.04

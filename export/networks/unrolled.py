@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from qsm_deploy.export.networks.network import MASK, VOXEL_SIZE, Network
-from qsm_deploy.runtime.card import GeometryLimits, Pipeline, TensorInfo
+from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, TensorInfo
 
 
 class Unrolled(Network):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import require_keys
-from qsm_deploy.export.state_sizes import channels_of, count_parts
+from qsm_deploy.export.checkpoints.state import require_keys
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 
 
 class ResidualBlock(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints import load_strictly, require_keys
+from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.octave import (
     Bands,
@@ -19,7 +19,7 @@ from qsm_deploy.export.networks.octave import (
     concatenate,
     pool,
 )
-from qsm_deploy.export.state_sizes import channels_of, count_parts
+from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 
 
 class XQSM(Network):

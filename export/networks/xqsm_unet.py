@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from qsm_deploy.export.checkpoints import load_strictly
+from qsm_deploy.export.checkpoints.state import load_strictly
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder, encoder_decoder_size
 from qsm_deploy.export.networks.network import Choices, Network
 

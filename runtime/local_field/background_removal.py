@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.bounding_box import bounding_box
+from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]

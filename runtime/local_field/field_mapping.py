@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
-from qsm_deploy.runtime.planning import memory_text
-from qsm_deploy.runtime.units import ppm_per_unit
+from qsm_deploy.runtime.reconstruction.planning import memory_text
+from qsm_deploy.runtime.scan.units import ppm_per_unit
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]

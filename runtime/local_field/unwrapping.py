@@ -21,7 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from qsm_deploy.kernels.errors import MemoryLimitError
-from qsm_deploy.runtime.planning import memory_text
+from qsm_deploy.runtime.reconstruction.planning import memory_text
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.scan.units import GYROMAGNETIC_MHZ_PER_T
 from qsm_deploy.runtime.serve.image_roles import EchoKey
-from qsm_deploy.runtime.units import GYROMAGNETIC_MHZ_PER_T
 
 HeaderValues = Mapping[str, Sequence[str]]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.runtime.provenance import made_by
+from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.serve.codec import image_frames
 from qsm_deploy.runtime.serve.stacks import Stack
 

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.scan import Scan
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.units import FieldUnit, require_ppm
 from qsm_deploy.runtime.serve.acquisition import HeaderValues
 from qsm_deploy.runtime.serve.codec import Image
 from qsm_deploy.runtime.serve.parameters import Parameters
 from qsm_deploy.runtime.serve.stacks import Stack
-from qsm_deploy.runtime.stages import Stages
-from qsm_deploy.runtime.units import FieldUnit, require_ppm
 
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]

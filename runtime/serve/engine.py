@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.geometry_limits import deviations, require_geometry
-from qsm_deploy.runtime.job import prepared
-from qsm_deploy.runtime.memory import Workload, available_bytes
-from qsm_deploy.runtime.patches import plan_whole
-from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.planning import PatchOptions, decide
-from qsm_deploy.runtime.report import patches_text
-from qsm_deploy.runtime.resampling import resample_map
-from qsm_deploy.runtime.scan import Scan
-from qsm_deploy.runtime.session import Backend, Precision, Session, choose_backend, open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
+from qsm_deploy.runtime.run.job import prepared
+from qsm_deploy.runtime.run.report import patches_text
+from qsm_deploy.runtime.scan.geometry_limits import deviations, require_geometry
+from qsm_deploy.runtime.scan.resampling import resample_map
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import (
+    Backend,
+    Precision,
+    Session,
+    choose_backend,
+    open_session,
+)
 
 Volume = NDArray[np.float32]
 

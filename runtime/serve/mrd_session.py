@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
+from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.serve.chi_images import chi_frames, encode_chi, free_series
 from qsm_deploy.runtime.serve.codec import (
     Buffer,
@@ -27,7 +28,6 @@ from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.parameters import Config, Parameters, parameters_from, require_config
 from qsm_deploy.runtime.serve.qsm_config import EchoSteps
 from qsm_deploy.runtime.serve.texts import parse_config, parse_header, parse_parameters
-from qsm_deploy.runtime.stages import Stages
 
 CONFIGURATIONS: dict[Config, Configuration] = {"qsm": EchoSteps(), "dipole": source_from_field}
 

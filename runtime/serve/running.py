@@ -8,7 +8,7 @@ import time
 from types import FrameType
 
 from qsm_deploy.kernels.errors import MissingDependencyError
-from qsm_deploy.runtime.request import BUNDLED_MODEL
+from qsm_deploy.runtime.run.request import BUNDLED_MODEL
 from qsm_deploy.runtime.serve.limits import Limits
 
 

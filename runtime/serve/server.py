@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
-from qsm_deploy.runtime.peak_memory import return_freed_memory, rss_bytes
+from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.serve.codec import Buffer, Decoder, close_frame, text_frame
 from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qsm_deploy.runtime.card import (
+from qsm_deploy.runtime.card.card import (
     SCHEMA,
     GeometryLimits,
     ModelCard,

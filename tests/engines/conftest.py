@@ -13,16 +13,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-import qsm_deploy.runtime.card as card_module
-from qsm_deploy.export import engine_config, engine_layers
-from qsm_deploy.export.engine_builder import build_plan
-from qsm_deploy.export.engine_config import plan_target
-from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.plan_choices import PlanChoices
+import qsm_deploy.runtime.card.card as card_module
+from qsm_deploy.export.tensorrt import config as engine_config
+from qsm_deploy.export.tensorrt import layers as engine_layers
+from qsm_deploy.export.tensorrt.builder import build_plan
+from qsm_deploy.export.tensorrt.choices import PlanChoices
+from qsm_deploy.export.tensorrt.config import plan_target
+from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.cuda_driver import Gpu
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime import open_device_session as opening
-from qsm_deploy.runtime.card import MemoryUse, ModelCard, parse_card
+from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
+from qsm_deploy.runtime.gpu import open_device_session as opening
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
@@ -106,7 +107,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def card() -> ModelCard:
     """Return the card of a network with one volume and the voxel size, divisor 8."""
-    bundled = parse_card(Path(card_module.__file__).with_name("tkd-unet.json").read_text())
+    bundled = parse_card(
+        (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()
+    )
     field, _ = bundled.inputs
     size = replace(field, name="voxel_size_mm", unit="mm", shape=(3,))
     used = {"onnxruntime": MemoryUse(1000, 10)}

@@ -10,17 +10,17 @@ import onnx
 import pytest
 from tqdm import tqdm
 
-from qsm_deploy.export.build_progress import build_monitor
-from qsm_deploy.export.engine_builder import build_plan
-from qsm_deploy.export.engine_config import plan_target
-from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.plan_choices import PlanChoices
-from qsm_deploy.export.timing_cache import timing_cache_file
+from qsm_deploy.export.tensorrt.build_progress import build_monitor
+from qsm_deploy.export.tensorrt.builder import build_plan
+from qsm_deploy.export.tensorrt.choices import PlanChoices
+from qsm_deploy.export.tensorrt.config import plan_target
+from qsm_deploy.export.tensorrt.profile import profile_from
+from qsm_deploy.export.tensorrt.timing_cache import timing_cache_file
 from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.errors import EngineError, ExportError, UsageError
-from qsm_deploy.runtime.plan_file import read_plan_card
-from qsm_deploy.runtime.plan_target import target_from_card
-from qsm_deploy.runtime.tensorrt_library import open_library
+from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.gpu.plan_target import target_from_card
+from qsm_deploy.runtime.gpu.tensorrt_library import open_library
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_a_function_needs_no_plugin(install, built, levers, plugin_graph) -> Non
 def test_a_plan_with_the_plugin_needs_it_to_run(
     install, levers, build, card, tmp_path, monkeypatch
 ) -> None:
-    from qsm_deploy.runtime.open_device_session import open_device_session
+    from qsm_deploy.runtime.gpu.open_device_session import open_device_session
 
     install()
     with_plugin = replace(card, options=card.options | {"dipole_op": "plugin"})

@@ -16,9 +16,9 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import CardError, EngineError, MemoryLimitError
-from qsm_deploy.runtime import session_onnxruntime_cuda as module
-from qsm_deploy.runtime.card import METADATA_KEY
-from qsm_deploy.runtime.open_device_session import open_device_session
+from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.gpu import onnxruntime_cuda as module
+from qsm_deploy.runtime.gpu.open_device_session import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}
 VOXELS = 2 * 16 * 24 * 32

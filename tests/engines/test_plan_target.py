@@ -7,7 +7,7 @@ import pytest
 from qsm_deploy.export.cli import OPTIONS, parser
 from qsm_deploy.kernels.cuda_driver import Gpu
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.plan_target import FLAGS, PlanTarget, rebuild_command, target_from_card
+from qsm_deploy.runtime.gpu.plan_target import FLAGS, PlanTarget, rebuild_command, target_from_card
 
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 1 << 36)
 

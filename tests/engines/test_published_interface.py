@@ -30,7 +30,7 @@ BUFFER = "    def __buffer__(self, flags: int, /) -> memoryview: ...\n"
 UNREADABLE = re.compile(r"^bool: .*\n|^ *def add_scale_nd.*\n", re.MULTILINE)
 # what must be found, or nothing was looked at
 MISUSE = """
-from qsm_deploy.runtime.tensorrt_library import Library
+from qsm_deploy.runtime.gpu.tensorrt_library import Library
 def misuse(library: Library) -> None:
     library.Runtime.deserialise_cuda_engine
     library.BuilderFlag.TF33

@@ -15,9 +15,9 @@ from qsm_deploy.kernels.errors import (
     QsmDeployError,
     UnservedShapeError,
 )
-from qsm_deploy.runtime.device_session import DeviceSession
-from qsm_deploy.runtime.open_device_session import open_device_session
-from qsm_deploy.runtime.plan_file import read_plan_card
+from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.gpu.inference import DeviceSession
+from qsm_deploy.runtime.gpu.open_device_session import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}
 VOXELS = 2 * 16 * 24 * 32

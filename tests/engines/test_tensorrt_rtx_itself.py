@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from qsm_deploy.export import engine_config
-from qsm_deploy.export.build_progress import build_monitor
-from qsm_deploy.export.engine_builder import build_plan
-from qsm_deploy.export.engine_shapes import profile_from
-from qsm_deploy.export.plan_choices import PlanChoices
+from qsm_deploy.export.tensorrt import config as engine_config
+from qsm_deploy.export.tensorrt.build_progress import build_monitor
+from qsm_deploy.export.tensorrt.builder import build_plan
+from qsm_deploy.export.tensorrt.choices import PlanChoices
+from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.cuda_driver import open_cuda_driver
 from qsm_deploy.kernels.errors import EngineError, UsageError
-from qsm_deploy.runtime.open_device_session import open_device_session
-from qsm_deploy.runtime.plan_file import read_plan_card
+from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.gpu.open_device_session import open_device_session
 
 pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
 
 OPEN = """
 import sys
 from pathlib import Path
-from qsm_deploy.runtime.command import run_command
-from qsm_deploy.runtime.open_device_session import open_device_session
+from qsm_deploy.runtime.console.command import run_command
+from qsm_deploy.runtime.gpu.open_device_session import open_device_session
 sys.exit(run_command("open", lambda: str(open_device_session(Path(sys.argv[1])))))
 """
 
@@ -75,7 +75,7 @@ def test_it_reports_its_progress(build, monkeypatch) -> None:
         )
         return monitor
 
-    monkeypatch.setattr("qsm_deploy.export.build_progress.build_monitor", watch)
+    monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", watch)
     build("tensorrt-rtx")
     roots = [steps for parent, steps in phases if not parent]
     assert len(roots) == 1
@@ -88,7 +88,7 @@ def test_ctrl_c_ends_the_build(card, model, monkeypatch) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         return build_monitor(library, bar, stop)
 
-    monkeypatch.setattr("qsm_deploy.export.build_progress.build_monitor", interrupted)
+    monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", interrupted)
     choices = PlanChoices("tensorrt-rtx")
     target = engine_config.plan_target(choices)
     profile = profile_from("16,32,64", 8, patchable=True)

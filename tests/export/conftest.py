@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import export_network
-from qsm_deploy.export.dipole_lowering import DipoleOp, lower_dipole
-from qsm_deploy.export.dipole_op import dipole_conv
+from qsm_deploy.export.dipole.lowering import DipoleOp, lower_dipole
+from qsm_deploy.export.dipole.op import dipole_conv
+from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
-from qsm_deploy.export.onnx_export import onnx_from_module
-from qsm_deploy.runtime.card import MemoryUse, ReceptiveField, TensorInfo
+from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField, TensorInfo
 
 State = dict[str, Tensor]
 Array = NDArray[np.float32]

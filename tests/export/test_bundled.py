@@ -8,22 +8,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import qsm_deploy.runtime.card as card_module
-from qsm_deploy.export.build_network import build_network
-from qsm_deploy.export.checkpoints import load_state, state_sha256
+import qsm_deploy.runtime.card.card as card_module
+from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.export_network import provisional_card
-from qsm_deploy.export.network_spec import WEIGHTS_FOLDER
+from qsm_deploy.export.graph.onnx_export import onnx_from_module
+from qsm_deploy.export.measure.verification import apply_gate, measure_differences, phantom_scan
+from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.network_spec import WEIGHTS_FOLDER
+from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
-from qsm_deploy.export.onnx_export import onnx_from_module
-from qsm_deploy.export.registry import REGISTRY
-from qsm_deploy.export.verification import apply_gate, measure_differences, phantom_scan
-from qsm_deploy.runtime.card import METADATA_KEY, parse_card
-from qsm_deploy.runtime.pipeline import network_inputs
-from qsm_deploy.runtime.session import open_session
+from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
+from qsm_deploy.runtime.reconstruction.pipeline import network_inputs
+from qsm_deploy.runtime.sessions.session import open_session
 
 TKD_UNET = REGISTRY["tkd-unet"]
-TKD_UNET_ONNX = Path(card_module.__file__).with_name("tkd-unet.onnx")
+TKD_UNET_ONNX = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
 SMALLEST_ACTIVE_SHARE = 0.01
 
 

@@ -11,14 +11,15 @@ import onnx
 import pytest
 import torch
 
-from qsm_deploy.export import export_network, network_spec, registry
-from qsm_deploy.export.build_network import build_network
+from qsm_deploy.export import export_network
 from qsm_deploy.export.cli import main
+from qsm_deploy.export.measure.verification import Difference
+from qsm_deploy.export.networks import network_spec, registry
+from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
-from qsm_deploy.export.verification import Difference
-from qsm_deploy.runtime.card import METADATA_KEY, parse_card
-from qsm_deploy.runtime.session import open_session
+from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
+from qsm_deploy.runtime.sessions.session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def exported(tiny_ir2qsm, tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("exported")
     torch.save(tiny_ir2qsm.state_dict(), folder / "tiny.pth")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qsm_deploy.export.receptive_field.HEAD", (32, 32, 64))
-        patch.setattr("qsm_deploy.export.receptive_field.BOX", (32, 32, 64))
+        patch.setattr("qsm_deploy.export.measure.receptive_field.HEAD", (32, 32, 64))
+        patch.setattr("qsm_deploy.export.measure.receptive_field.BOX", (32, 32, 64))
         patch.setattr(
             "qsm_deploy.export.export_network.measure_memory",
             lambda path, card, backend: export_network.MemoryUse(10, 20),
@@ -208,7 +209,7 @@ def test_help_and_list_import_nothing_heavy() -> None:
 
 
 def test_a_missing_torch_names_the_extra(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.delitem(sys.modules, "qsm_deploy.export.checkpoints", raising=False)
+    monkeypatch.delitem(sys.modules, "qsm_deploy.export.checkpoints.state", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["--model", "ir2qsm", "--weights", str(tmp_path / "w.pth"), "--quiet"]) == 4
     assert "qsm-deploy[export]" in capsys.readouterr().err

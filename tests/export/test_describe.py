@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import qsm_deploy.runtime.card as card_module
-from qsm_deploy.export.checkpoints import state_sha256
+import qsm_deploy.runtime.card.card as card_module
+from qsm_deploy.export.checkpoints.state import state_sha256
 from qsm_deploy.export.cli import main
 
-MODEL = Path(card_module.__file__).with_name("tkd-unet.onnx")
+MODEL = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
 
 
 def described(path: Path, capsys) -> tuple[str, dict[str, object]]:
@@ -48,7 +48,7 @@ def test_a_checkpoint_in_either_format(suffix: str, tiny_ir2qsm, tmp_path, capsy
 
 
 def test_kernels_of_tensorflow_and_networks_that_share_a_file(capsys) -> None:
-    weights = Path(__file__).parent / "golden" / "qsmnet_tf1_weights.npz"
+    weights = Path(__file__).parent / "networks" / "golden" / "qsmnet_tf1_weights.npz"
     text, found = described(weights, capsys)
     assert found["networks"] == ["qsmnet", "qsmnet-plus"]
     assert found["widest"] == 4

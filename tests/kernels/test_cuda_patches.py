@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.cuda_library import PatchBox
-from qsm_deploy.runtime.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 
 CHANNELS = 2
 each_blend = pytest.mark.parametrize("blend", ["hann", "gaussian", "crop"])

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qsm_deploy.export import dipole_node
+from qsm_deploy.export.dipole import node as dipole_node
 from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.cuda_library import CudaLibrary
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qsm_deploy.runtime.card import (
+from qsm_deploy.runtime.card.card import (
     METADATA_KEY,
     GeometryLimits,
     MemoryUse,
@@ -24,7 +24,7 @@ from qsm_deploy.runtime.card import (
     TkdSettings,
     Verification,
 )
-from qsm_deploy.runtime.nifti import nifti_bytes
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 SHAPE = ("n", 1, "x", "y", "z")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
-from qsm_deploy.runtime.c_build import LIBRARY_NAME, SOURCES, build_c_library
-from qsm_deploy.runtime.card import GeometryLimits, ModelCard
+from qsm_deploy.runtime.c.build import LIBRARY_NAME, SOURCES, build_c_library
+from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 
 HERE = Path(__file__).parent
 X_FASTEST, Z_FASTEST = 0, 1

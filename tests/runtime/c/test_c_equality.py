@@ -12,19 +12,19 @@ from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card import GeometryLimits, ModelCard, ReceptiveField
-from qsm_deploy.runtime.correction import Correction
-from qsm_deploy.runtime.erosion import erode_mask
-from qsm_deploy.runtime.geometry_limits import deviations
-from qsm_deploy.runtime.memory import Workload
-from qsm_deploy.runtime.params import load_params
-from qsm_deploy.runtime.patches import PatchPlan, plan_patches, plan_whole
-from qsm_deploy.runtime.pipeline import reconstruct
-from qsm_deploy.runtime.planning import PatchOptions, decide
-from qsm_deploy.runtime.request import BUNDLED_MODEL
-from qsm_deploy.runtime.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.session import Session, open_session
-from qsm_deploy.runtime.stages import Stages
+from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard, ReceptiveField
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.memory import Workload
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
+from qsm_deploy.runtime.run.request import BUNDLED_MODEL
+from qsm_deploy.runtime.scan.erosion import erode_mask
+from qsm_deploy.runtime.scan.geometry_limits import deviations
+from qsm_deploy.runtime.scan.params import load_params
+from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.sessions.session import Session, open_session
 
 TOLERANCE_PPM = 1e-6
 BLENDS = {"hann": 1, "gaussian": 2, "crop": 3}

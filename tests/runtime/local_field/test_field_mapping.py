@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry

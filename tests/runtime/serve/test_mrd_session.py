@@ -8,7 +8,7 @@ import pytest
 from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer
 
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
-from qsm_deploy.runtime.card import GeometryLimits
+from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.serve import qsm_config
 from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.serve.openrecon_label import LABEL_NAME, encoded_label, openrecon_label
-from qsm_deploy.runtime.serve.openrecon_schema import label_faults
+from qsm_deploy.runtime.serve.cli import main
+from qsm_deploy.runtime.serve.openrecon.label import LABEL_NAME, encoded_label, openrecon_label
+from qsm_deploy.runtime.serve.openrecon.schema import label_faults
 from qsm_deploy.runtime.serve.parameters import parameters_from
-from qsm_deploy.runtime.serve_cli import main
 
 FILES = {
     "Dockerfile", "OpenReconLabel.json", "README.md", "label.base64", "model.onnx", "package.sh",

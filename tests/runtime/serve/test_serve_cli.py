@@ -15,13 +15,13 @@ import pytest
 from ismrmrd.serialization import ConfigFile, ProtocolDeserializer
 from scipy.spatial.transform import Rotation
 
-from qsm_deploy.calibration.phantom import head_phantom
+from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.cli import main as qsm_run
 from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
-from qsm_deploy.runtime.nifti import nifti_bytes
-from qsm_deploy.runtime.serve_cli import main, parser
+from qsm_deploy.runtime.run.cli import main as qsm_run
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from qsm_deploy.runtime.serve.cli import main, parser
 
 CLIENT = Path(__file__).parents[3] / "examples" / "mrd_client.py"
 SHAPE, VOXEL = (36, 40, 30), (4.0, 4.2, 4.5)
@@ -40,7 +40,7 @@ BOUND_PPB = 2047
 @contextmanager
 def server_process():
     """Start qsm-serve on a free port; at the end it must have stopped as SIGTERM asks."""
-    command = [sys.executable, "-m", "qsm_deploy.runtime.serve_cli", "--port", "0"]
+    command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -197,7 +197,7 @@ def test_impossible_options(words, capsys):
 
 
 def test_help_is_quick():
-    command = [sys.executable, "-X", "importtime", "-m", "qsm_deploy.runtime.serve_cli", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "qsm_deploy.runtime.serve.cli", "--help"]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert time.monotonic() - began < 2

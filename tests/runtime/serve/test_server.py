@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.peak_memory import return_freed_memory, rss_bytes
+from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.server import MrdServer
 
@@ -290,7 +290,7 @@ def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
     ],
 )
 def test_networks_that_are_not_for_the_server(card, write_model, change, match):
-    from qsm_deploy.runtime.card import TensorInfo
+    from qsm_deploy.runtime.card.card import TensorInfo
     from qsm_deploy.runtime.serve.engine import open_engine
 
     inputs = change.pop("inputs")

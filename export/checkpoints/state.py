@@ -1,0 +1,193 @@
+"""Reading the weights files that authors publish, without running what may hide in them."""
+
+import hashlib
+import pickle
+import struct
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qsm_deploy.kernels.errors import WeightsError
+
+WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
+STATE_SUFFIX = "_model_state"  # of the names under which one file holds several state dicts
+# what torch's unpickler raises on damaged bytes, found by damaging them
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError),
+    *(AttributeError, TypeError, struct.error),
+)
+StateDict = dict[str, Tensor]
+
+
+def load_state(*paths: Path) -> StateDict:
+    """Read the file or files of one network, as float32, without the ``module.`` prefix.
+
+    PyTorch pickles, safetensors, Keras ``.h5`` and ``.npz`` of TensorFlow variables. Several
+    files are one network in parts. Of a pickle with several state dicts each key gets the name of
+    its own in front.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing, damaged, holds anything but tensors by name, or is a pickle with
+        code in it (nothing of which is run), or two files share a key.
+    """
+    state: StateDict = {}
+    for path in paths:
+        part = _load_file(path)
+        if twice := state.keys() & part.keys():
+            raise WeightsError(
+                f"{path}: has the key {min(twice)}, as another of the files; pass each file once"
+            )
+        state |= part
+    return state
+
+
+def _load_file(path: Path) -> StateDict:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
+    content = _reader(path.suffix.lower())(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    named = _without_prefix(content)
+    for name, value in content.items():
+        if isinstance(value, Mapping) and name.endswith(STATE_SUFFIX):
+            del named[name]
+            named |= {f"{name}.{key}": v for key, v in _without_prefix(value).items()}
+    strangers = [key for key, value in named.items() if not isinstance(value, Tensor)]
+    if strangers or not named:
+        what = f"{strangers[0]!r} is not a tensor" if strangers else "it is empty"
+        raise WeightsError(f"{path}: not a state dict ({what}); save model.state_dict()")
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in named.items()
+    }
+
+
+def _without_prefix(content: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _load_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _load_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: a pickle with more than tensors in it, refused without running it; "
+            "save model.state_dict()"
+        ) from error
+    except DAMAGED as error:
+        raise WeightsError(f"{path}: truncated, or not a PyTorch file") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()"
+        )
+    return dict(content)
+
+
+def _reader(suffix: str) -> Callable[[Path], Mapping[str, Any]]:
+    if suffix == ".safetensors":
+        return _load_safetensors
+    if suffix in (".h5", ".hdf5", ".keras"):
+        from qsm_deploy.export.checkpoints.keras_h5 import load_keras_h5
+
+        return load_keras_h5
+    if suffix == ".npz":
+        from qsm_deploy.export.checkpoints.npz_state import load_npz
+
+        return load_npz
+    return _load_pickle
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    unused: Set[str] = frozenset(),
+    authors_keys: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Copy ``state`` into ``module``, every key and every shape of it.
+
+    Parameters
+    ----------
+    module
+        The network to fill.
+    state
+        Tensors by name.
+    unused
+        Names that the published network stores but never uses: these may be there or not.
+    authors_keys
+        What the authors' file calls a key, where that is another name: messages say both.
+
+    Raises
+    ------
+    WeightsError
+        If a key is missing, left over, of another shape, or not finite.
+    """
+    own = module.state_dict()
+    given = {key: value for key, value in state.items() if key not in unused}
+    name = type(module).__name__
+
+    def both(key: str) -> str:
+        return f"{authors_keys[key]} (here {key})" if key in authors_keys else key
+
+    if missing := [key for key in own if key not in given]:
+        raise WeightsError(
+            f"the weights lack {len(missing)} of {name}'s keys, the first is {both(missing[0])}; "
+            "pass the whole file of this network"
+        )
+    if left := [key for key in given if key not in own]:
+        raise WeightsError(
+            f"the weights have {len(left)} keys that {name} does not know, the first is {left[0]}; "
+            "pass the file for this network"
+        )
+    for key, tensor in own.items():
+        if given[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{both(key)} has shape {tuple(given[key].shape)} in the weights, "
+                f"{name} needs {tuple(tensor.shape)}"
+            )
+        if not torch.isfinite(given[key]).all():
+            raise WeightsError(f"{both(key)} holds NaN or infinite values; get the file again")
+    module.load_state_dict(given)
+
+
+def require_keys(state: Mapping[str, Tensor], keys: Sequence[str], name: str) -> None:
+    """Check for the keys that a network's size is read from.
+
+    Raises
+    ------
+    WeightsError
+        If one is missing.
+    """
+    if missing := [key for key in keys if key not in state]:
+        seen = ", ".join(list(state)[:2])
+        raise WeightsError(
+            f"these are not the weights of {name}: no {missing[0]} (found {seen}, ...)"
+        )
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return a digest of names, shapes and values, the same for every file format."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].contiguous()
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

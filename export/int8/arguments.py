@@ -1,0 +1,154 @@
+"""The flags of ``qsm-export`` about INT8, and what it tells of it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsm_deploy.export.networks.network_spec import flag
+from qsm_deploy.kernels.errors import UsageError
+
+if TYPE_CHECKING:
+    from qsm_deploy.export.int8.calibration import Int8Choices
+    from qsm_deploy.export.int8.choice import Int8Result
+
+COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
+ABOUT_INT8 = (
+    *("calibration_units", "collector", "patches", "seed"),
+    *("budget_ppb", "budget_xsim", "budget_max_ppb"),
+)
+
+
+def add_int8(group: "argparse._ArgumentGroup") -> None:
+    """Add what is about INT8."""
+    group.add_argument(
+        "--calibration",
+        metavar="DIR|LIST.txt|phantoms",
+        help="field maps that ranges are measured on: NAME.nii.gz with NAME_mask.nii.gz, or "
+        "folders with field.nii.gz and mask.nii.gz; a list of lines FIELD MASK; or, for want of "
+        "any, three phantoms",
+    )
+    group.add_argument(
+        "--calibration-units",
+        choices=("ppm", "hz", "rad"),
+        help="of the maps, default ppm; echo_time_s and field_strength_t are in params.json "
+        "beside them",
+    )
+    group.add_argument(
+        "--collector",
+        choices=COLLECTORS,
+        help="how a range follows from what was measured (default mse)",
+    )
+    group.add_argument(
+        "--patches", type=_count, metavar="N", help="patches measured in (default 16)"
+    )
+    group.add_argument(
+        "--seed", type=_count, metavar="N", help="decides where the patches are (default 0)"
+    )
+    group.add_argument(
+        "--budget-ppb",
+        type=positive,
+        metavar="PPB",
+        help="median in-mask error that INT8 may cost (default 2); the most harmful layers fall "
+        "back to FP16 until it holds",
+    )
+    group.add_argument(
+        "--budget-xsim",
+        type=positive,
+        metavar="X",
+        help="change of XSIM that it may cost (default 0.005)",
+    )
+    group.add_argument(
+        "--budget-max-ppb",
+        type=positive,
+        metavar="PPB",
+        help="largest in-mask error that it may cost, which is where it clips a lesion (default "
+        "200)",
+    )
+
+
+def positive(text: str) -> float:
+    """Return a positive number, as argparse wants it."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def check_int8(arguments: argparse.Namespace) -> None:
+    """Refuse INT8 without calibration data, and what is about INT8 without it."""
+    if arguments.precision != "int8":
+        about = ("calibration", *ABOUT_INT8)
+        if given := [name for name in about if getattr(arguments, name) is not None]:
+            raise UsageError(f"{flag(given[0])} is about INT8; pass --int8 too")
+        return
+    if arguments.calibration is None:
+        raise UsageError(
+            "--int8 needs --calibration: a folder or a list of field maps with masks, or phantoms"
+        )
+    if arguments.gate_ppb is not None:
+        raise UsageError("--gate-ppb is for the other precisions; --int8 has --budget-ppb")
+
+
+def int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
+    """Return what the user chose about INT8, the defaults for the rest."""
+    from qsm_deploy.calibration.progress import bar_on_terminal, no_progress
+    from qsm_deploy.export.int8.calibration import Int8Choices
+    from qsm_deploy.export.int8.search import Budget
+
+    names = {"calibration_units": "units", "collector": "collector"}
+    names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
+    given = {ours: getattr(arguments, flags) for flags, ours in names.items()}
+    budget = {
+        "median_ppb": arguments.budget_ppb,
+        "xsim": arguments.budget_xsim,
+        "max_ppb": arguments.budget_max_ppb,
+    }
+    return Int8Choices(
+        arguments.calibration,
+        **{name: value for name, value in given.items() if value is not None},
+        budget=Budget(**{name: value for name, value in budget.items() if value is not None}),
+        progress=no_progress if arguments.quiet else bar_on_terminal,
+    )
+
+
+def fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
+    """Return what a file is called that stays in FP16, if the user gave it no name."""
+    if arguments.precision != "int8" or arguments.output is not None:
+        return output
+    return output.with_name(f"{output.stem.removesuffix('-int8')}-fp16{output.suffix}")
+
+
+def int8_result(found: "Int8Result") -> dict[str, object]:
+    """Return what was found, for JSON."""
+    from qsm_deploy.export.int8.table import row_dicts
+
+    errors = {"error": found.error, "all_int8": found.all_int8, "fp16": found.fp16}
+    return {
+        "share": found.share,
+        "kept_fp16": found.why_not,
+        "calibration_sha256": found.calibration_sha256,
+        **{name: dataclasses.asdict(error) for name, error in errors.items()},
+        "layers": row_dicts(found.rows),
+    }
+
+
+def int8_text(found: "Int8Result") -> str:
+    """Return what was found as people read it: the table of layers, then the errors."""
+    from qsm_deploy.export.int8.table import table_lines
+
+    lines = [
+        *table_lines(found.rows),
+        f"all that may be in INT8: {found.all_int8}",
+        f"none in INT8: {found.fp16}",
+        found.why_not
+        or f"{100 * found.share:.0f} % of the multiply-accumulates in INT8: {found.error}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,152 @@
+"""From calibration data to the layers of a network that go to INT8, or to the reason for none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from qsm_deploy.calibration.int8.box import middle_of
+from qsm_deploy.calibration.int8.qdq import Int8Layer, is_quantised
+from qsm_deploy.calibration.int8.volumes import CalibrationData
+from qsm_deploy.calibration.map_error import MapError
+from qsm_deploy.export.graph.reduced_precision import with_precision
+from qsm_deploy.export.int8.calibration import Calibrated, Int8Choices, calibrate
+from qsm_deploy.export.int8.evaluation import Int8Evaluation
+from qsm_deploy.export.int8.search import Quantiser, search_layers
+from qsm_deploy.export.int8.table import LayerRow, layer_rows
+from qsm_deploy.export.measure.rounding import calcified_scan
+from qsm_deploy.export.networks.network import Network
+from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.scan.scan import Scan
+
+USEFUL_SHARE = 0.25  # of the multiply-accumulates; INT8 in fewer does not pay for its error
+
+
+@dataclass(frozen=True)
+class Int8Result:
+    """What was decided, and what it was decided by.
+
+    Attributes
+    ----------
+    choices
+        As they were.
+    quantiser
+        Writes the layers into a graph.
+    layers
+        Those in INT8.
+    share
+        Of the multiply-accumulates of all convolutions, those in INT8.
+    error, all_int8, fp16
+        Of these layers, of all that may be in INT8, and of none.
+    rows
+        One for each layer.
+    calibration_sha256
+        Of the data.
+    evaluation
+        What the errors were measured with.
+    """
+
+    choices: Int8Choices
+    quantiser: Quantiser
+    layers: tuple[Int8Layer, ...]
+    share: float
+    error: MapError
+    all_int8: MapError
+    fp16: MapError
+    rows: tuple[LayerRow, ...]
+    calibration_sha256: str
+    evaluation: Int8Evaluation
+
+    @property
+    def why_not(self) -> str | None:
+        """Why the network is better left in FP16; ``None`` if it is not."""
+        if self.share >= USEFUL_SHARE:
+            return None
+        return (
+            f"INT8 keeps to the budget ({self.choices.budget}) with only {100 * self.share:.1f} % "
+            f"of the multiply-accumulates (useful from {100 * USEFUL_SHARE:.0f} %); with all that "
+            f"may be in INT8: {self.all_int8}; keeping fp16"
+        )
+
+    def quantised(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a graph in FP32 in INT8, FP16 and FP32."""
+        made = self.quantiser.quantised(with_precision(model, "fp16"), self.layers)
+        onnx.checker.check_model(made, full_check=True)
+        return made
+
+    def card_options(self) -> dict[str, str]:
+        """Return what the card says of it."""
+        return {
+            "calibration_sha256": self.calibration_sha256,
+            "collector": self.choices.collector,
+            "budget": str(self.choices.budget),
+            "int8_share": f"{self.share:.3f}",
+        }
+
+
+def choose_int8(
+    model: onnx.ModelProto,
+    module: Network,
+    card: ModelCard,
+    data: CalibrationData,
+    choices: Int8Choices,
+    say: Callable[[str], None] = lambda line: None,
+) -> Int8Result:
+    """Calibrate, measure and demote.
+
+    Parameters
+    ----------
+    model
+        The network's graph in FP32, of standard operators.
+    module
+        The network, in evaluation mode.
+    card
+        Its card, for FP32.
+    data
+        What to calibrate on.
+    choices
+        Of the user.
+    say
+        Called with the name of each stage.
+
+    Raises
+    ------
+    ExportError
+        If the graph is quantised already, or nothing in it may be in INT8.
+    DataError
+        If the calibration data cannot serve.
+    """
+    if is_quantised(model):
+        raise ExportError("this network is quantised already; export its weights in floating point")
+    calibrated = calibrate(model, card, data, choices, say)
+    say("measuring what each layer costs in INT8")
+    evaluation = Int8Evaluation(module, card, evaluation_scans(card, calibrated.data))
+    return decide(calibrated, evaluation, choices)
+
+
+def decide(calibrated: Calibrated, evaluation: Int8Evaluation, choices: Int8Choices) -> Int8Result:
+    """Measure each layer and demote; see :func:`choose_int8`."""
+    quantiser = calibrated.quantiser(choices.collector)
+    found = search_layers(
+        *(calibrated.model, calibrated.candidates, quantiser, evaluation, calibrated.patch),
+        *(choices.budget, choices.progress),
+    )
+    return Int8Result(
+        choices,
+        quantiser,
+        found.layers,
+        calibrated.share(found.layers),
+        found.error,
+        found.all_int8,
+        found.fp16,
+        layer_rows(calibrated.model, calibrated.candidates, found, quantiser.amax, calibrated.macs),
+        calibrated.data.sha256,
+        evaluation,
+    )
+
+
+def evaluation_scans(card: ModelCard, data: CalibrationData) -> list[Scan]:
+    """Return the box around a phantom's calcification, and the middle of the last acquisition."""
+    calcified = calcified_scan(card)
+    return [calcified, middle_of(data.scans[-1], max(calcified.mask.shape), card.divisor)]

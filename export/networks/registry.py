@@ -1,0 +1,244 @@
+"""The networks that can be exported."""
+
+from collections.abc import Collection
+
+from qsm_deploy.export.networks.network_spec import NetworkSpec, Weights
+from qsm_deploy.kernels.errors import UsageError
+
+OWN_LICENCE = "as qsm-deploy"
+FIELD = ("local_field_ppm",)
+FIELD_MASK = (*FIELD, "mask")
+PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
+FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
+FORM = ("unrolled", "split")
+DIPOLE_OP = ("matmul", "function", "dft", "plugin")
+IN_THE_GRAPH = {"dipole_op": ("form", "unrolled")}
+
+SPECS = (
+    NetworkSpec(
+        name="ir2qsm",
+        module="ir2qsm",
+        inputs=FIELD,
+        parameters=10_050_553,
+        divisor=8,
+        gmac_64=150.90,
+        marks=("iteration0_middle.out_gate.conv.0.bias",),
+        published=Weights(
+            "https://drive.google.com/file/d/1EGZGxdgVWI8r0RlyfjP-xQyOL88vLeDf (model_IR2Unet.pth)",
+            "none declared",
+        ),
+        doi="10.1002/mp.17747",
+        options={"residual": ("input", "iteration")},
+        bundled=(
+            "ir2qsm-demo.safetensors",
+            Weights("a half-width demo trained by examples/train.py", OWN_LICENCE),
+        ),
+    ),
+    NetworkSpec(
+        name="tkd-unet",
+        module="tkd_unet",
+        inputs=(*FIELD, "tkd_chi_ppm"),
+        parameters=85_048,
+        divisor=4,
+        gmac_64=3.17,
+        marks=("encoder.0.0.weight", "last.weight"),
+        published=Weights("examples/train.py, which trains them", OWN_LICENCE),
+        bundled=(
+            "tkd-unet.safetensors",
+            Weights("trained by examples/train.py", OWN_LICENCE),
+        ),
+    ),
+    NetworkSpec(
+        name="loopnet",
+        module="loopnet",
+        inputs=FIELD,
+        parameters=6_336_097,
+        divisor=16,
+        gmac_64=75.85,
+        marks=("e1.0.0.weight", "d1.0.0.weight"),
+        published=Weights("nowhere: a reconstruction from the abstract, see docs/loopnet.md", "-"),
+    ),
+    NetworkSpec(
+        name="xqsm",
+        module="xqsm",
+        inputs=FIELD,
+        parameters=5_215_681,
+        divisor=8,
+        gmac_64=103.95,
+        marks=("InputOct.EncodeConv1.convHH.weight",),
+        published=Weights(
+            "https://github.com/sunhongfu/xQSM/releases (v1.0-demo, xQSM_invivo.pth)", "GPL-3.0"
+        ),
+        doi="10.1002/nbm.4461",
+    ),
+    NetworkSpec(
+        name="xqsm-unet",
+        module="xqsm_unet",
+        inputs=FIELD,
+        parameters=4_150_785,
+        divisor=4,
+        gmac_64=183.27,
+        marks=("EncodeConvs.0.EncodeConv.0.weight", "FinalConv.weight"),
+        published=Weights(
+            "https://github.com/sunhongfu/xQSM/releases (v1.0-demo, Unet_invivo.pth)", "GPL-3.0"
+        ),
+        doi="10.1002/nbm.4461",
+    ),
+    NetworkSpec(
+        name="qsmnet",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=99_453_985,
+        divisor=16,
+        gmac_64=271.55,
+        marks=("qsmnet/conv11/conv_weights",),
+        published=Weights(
+            "https://drive.google.com/file/d/1kyRKSPN78i1npIaFvJJJgmB84v-N106m (QSMnet_64); "
+            "convert as docs/qsmnet-weights.md says",
+            "SNU academic",
+        ),
+        doi="10.1016/j.neuroimage.2018.06.030",
+    ),
+    NetworkSpec(
+        name="qsmnet-plus",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=99_453_985,
+        divisor=16,
+        gmac_64=271.55,
+        marks=("qsmnet/conv11/conv_weights",),
+        published=Weights(
+            "https://drive.google.com/file/d/1ee5nI-MMySImX2tM4m71szcjFow4DD5g (QSMnet+_64); "
+            "convert as docs/qsmnet-weights.md says",
+            "SNU academic",
+        ),
+        doi="10.1016/j.neuroimage.2020.116619",
+    ),
+    NetworkSpec(
+        name="qsmnet-torch",
+        module="qsmnet",
+        inputs=FIELD_MASK,
+        parameters=22_581_217,
+        divisor=16,
+        gmac_64=59.45,
+        marks=("conv11.conv.weight", "l_conv1.conv.weight"),
+        published=Weights("https://github.com/minjoony/qsmnet_torch (*.pth.tar)", "none declared"),
+        doi="10.1016/j.neuroimage.2018.06.030",
+    ),
+    NetworkSpec(
+        name="lpcnn",
+        module="lpcnn",
+        inputs=FIELD_GEOMETRY,
+        parameters=446_337,
+        divisor=1,
+        gmac_64=350.21,
+        marks=("gen.0.weight", "alpha"),
+        published=Weights(
+            "https://github.com/Sulam-Group/LPCNN (checkpoints, *Bmodel.pkl)", "none declared"
+        ),
+        doi="10.1007/978-3-030-59713-9_13",
+        options={"form": FORM, "orientations": ("1", "2", "3"), "dipole_op": DIPOLE_OP},
+        only_with=IN_THE_GRAPH,
+    ),
+    NetworkSpec(
+        name="modl-qsm",
+        module="modl_qsm",
+        inputs=FIELD_GEOMETRY,
+        parameters=447_235,
+        divisor=1,
+        gmac_64=350.91,
+        marks=("model_1/conv3d_1/kernel:0", "my_layer_1/my_layer_1/step:0"),
+        published=Weights(
+            "https://github.com/Ruimin-Feng/MoDL-QSM (logs/last.h5)", "none declared"
+        ),
+        doi="10.1016/j.neuroimage.2021.118376",
+        options={"form": FORM, "dipole_op": DIPOLE_OP},
+        only_with=IN_THE_GRAPH,
+    ),
+    NetworkSpec(
+        name="spinet-qsm",
+        module="spinet_qsm",
+        inputs=("prior_input",),
+        output="prior_output",
+        parameters=447_234,
+        divisor=1,
+        gmac_64=116.97,
+        marks=("gen.0.weight", "lambda_val"),
+        published=Weights(
+            "https://github.com/venkateshvaddadi/SpiNet-QSM (savedModels/model_weights.pth)",
+            "none declared",
+        ),
+        doi="10.1007/s10334-024-01158-7",
+    ),
+    NetworkSpec(
+        name="iqsm",
+        module="iqsm",
+        inputs=PHASE,
+        parameters=4_305_409,
+        divisor=16,
+        gmac_64=15.85,
+        marks=(
+            "EncodeConvs.0.EncodeConv.0.weight",
+            "EncodeConvs.3.EncodeConv.0.weight",
+            "FinalConv.weight",
+        ),
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM (a U-net file and a LoT file)", "none declared"
+        ),
+        doi="10.1016/j.neuroimage.2022.119410",
+    ),
+    NetworkSpec(
+        name="iqsm-plus",
+        module="iqsm_plus",
+        inputs=PHASE,
+        parameters=4_347_780,
+        divisor=16,
+        gmac_64=17.66,
+        marks=("Z_embed.0.weight", "ini_embd_layer.EncodeConv.0.weight"),
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM_Plus (a U-net file and a LoT file)",
+            "none declared",
+        ),
+        doi="10.48550/arXiv.2311.07823",
+    ),
+    NetworkSpec(
+        name="after-qsm",
+        module="after_qsm",
+        inputs=FIELD,
+        parameters=8_830_098,
+        divisor=16,
+        gmac_64=848.63,
+        marks=("recon_model_state._output.weight", "refine_model_state.output.weight"),
+        published=Weights(
+            "https://github.com/TreeceSheon/AFTER-QSM (AFTER-QSM.pkl)", "none declared"
+        ),
+        doi="10.48550/arXiv.2211.13942",
+        options={"part": ("recon", "refine")},
+    ),
+)
+REGISTRY = {spec.name: spec for spec in SPECS}
+
+
+def network_spec(name: str) -> NetworkSpec:
+    """Return the network of that name.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    if name not in REGISTRY:
+        raise UsageError(f"--model {name}: no such network; known are {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+def recognise(keys: Collection[str]) -> tuple[NetworkSpec, ...]:
+    """Return the networks that a checkpoint's keys look like, none if they look like no other.
+
+    The most telling marks win; networks that share a format come together.
+    """
+    names = {key.removeprefix("Unet.") for key in keys}
+    fitting = [spec for spec in SPECS if names.issuperset(spec.marks)]
+    most = max((len(spec.marks) for spec in fitting), default=0)
+    first = next((spec for spec in fitting if len(spec.marks) == most), None)
+    return tuple(spec for spec in fitting if first and spec.marks == first.marks)

@@ -1,0 +1,118 @@
+"""What the JSON files of a BIDS dataset say of an image, with inheritance."""
+
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError, UnitsError
+from qsm_deploy.runtime.bids.layout import BidsImage
+from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
+from qsm_deploy.runtime.scan.units import FieldUnit
+
+FIELD_UNITS: dict[str, FieldUnit] = {"ppm": "ppm", "Hz": "hz", "rad": "rad"}
+
+
+def load_metadata(image: BidsImage) -> dict[str, Any]:
+    """Return the fields that apply to an image, those closest to it first.
+
+    A file applies if it has the image's suffix, none but the image's pairs, and lies in the
+    image's folder or above it within the dataset.
+
+    Raises
+    ------
+    DataError
+        If a file that applies is not a JSON object, or two in one folder apply.
+
+    References
+    ----------
+    BIDS specification 1.10, "The Inheritance Principle".
+    """
+    merged: dict[str, Any] = {}
+    for folder in _folders(image):
+        applying = [path for path in sorted(folder.glob("*.json")) if _applies(path, image)]
+        if len(applying) > 1:
+            raise DataError(
+                f"{applying[0]} and {applying[1].name} both apply to {image.path.name}; BIDS "
+                "allows one in each folder"
+            )
+        for path in applying:
+            merged |= load_json_object(path)
+    return merged
+
+
+def load_params_of(image: BidsImage) -> Params:
+    """Return echo time, field strength and B0 direction of an image, as far as they are stated.
+
+    Raises
+    ------
+    DataError
+        If one of them is not a number (or three for the direction).
+    """
+    content = load_metadata(image)
+    names = ("EchoTime", "MagneticFieldStrength", "B0_dir")
+    return params_from(_sidecar(image), {k: content[k] for k in names if k in content})
+
+
+def require_echo(image: BidsImage) -> tuple[float, float]:
+    """Return the echo time [s] and the field strength [T] of one echo.
+
+    Raises
+    ------
+    DataError
+        If one is not stated: neither is ever guessed.
+    """
+    params = load_params_of(image)
+    stated = {"EchoTime": params.echo_time_s, "MagneticFieldStrength": params.field_strength_t}
+    for name, value in stated.items():
+        if value is None:
+            raise DataError(
+                f"{_sidecar(image)}: {name} is not stated there nor in a file that it inherits "
+                "from; add it"
+            )
+    return params.echo_time_s or 0.0, params.field_strength_t or 0.0
+
+
+def field_unit(image: BidsImage, stated: FieldUnit | None) -> FieldUnit:
+    """Return the unit of a local field.
+
+    Parameters
+    ----------
+    image
+        The field.
+    stated
+        What the command line says, for datasets whose JSON files say nothing.
+
+    Raises
+    ------
+    UnitsError
+        If neither says, they disagree, or the unit is none that can be read.
+    """
+    says = load_metadata(image).get("Units")
+    if says is None:
+        if stated is None:
+            raise UnitsError(
+                f"{_sidecar(image)}: Units are not stated; add ppm, Hz or rad, or pass --units"
+            )
+        return stated
+    unit = FIELD_UNITS.get(says) if isinstance(says, str) else None
+    if unit is None:
+        raise UnitsError(f"{_sidecar(image)}: Units are {says!r}, expected ppm, Hz or rad")
+    if stated not in (None, unit):
+        raise UnitsError(f"{_sidecar(image)} says {says}, --units says {stated}; drop --units")
+    return unit
+
+
+def _folders(image: BidsImage) -> list[Path]:
+    """Return the folders from the dataset's root to the image's."""
+    inner = image.path.parent
+    above = [folder for folder in inner.parents if folder.is_relative_to(image.root)]
+    return [*reversed(above), inner]
+
+
+def _applies(path: Path, image: BidsImage) -> bool:
+    *pairs, suffix = path.name.removesuffix(".json").split("_")
+    stated = [tuple(pair.split("-", 1)) for pair in pairs]
+    return suffix == image.suffix and set(stated) <= set(image.entities.items())
+
+
+def _sidecar(image: BidsImage) -> Path:
+    return image.path.with_name(image.path.name.split(".nii")[0] + ".json")

@@ -1,0 +1,128 @@
+"""What a run over a BIDS dataset writes: a derivative dataset beside the data it is made of."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.bids.layout import BidsImage, Recording
+from qsm_deploy.runtime.bids.search import DESCRIPTION
+from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.provenance import NAME, version
+from qsm_deploy.runtime.run.report import json_bytes
+from qsm_deploy.runtime.scan.params import load_json_object
+
+BIDS_VERSION = "1.10.0"
+SOURCE = "source"  # the name of the input in links and BIDS URIs
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A derivative dataset.
+
+    Attributes
+    ----------
+    root
+        Its folder.
+    dataset
+        The dataset that it is made of.
+    """
+
+    root: Path
+    dataset: Path
+
+    def chi(self, recording: Recording) -> Path:
+        """Return where the map of a recording goes."""
+        return self.root / recording.folder / f"{recording.name}_Chimap.nii.gz"
+
+    def sidecar(self, recording: Recording) -> Path:
+        """Return where what is known of the map goes."""
+        return self.root / recording.folder / f"{recording.name}_Chimap.json"
+
+    def require_ours(self) -> None:
+        """Check that the folder is free, or was made by this program.
+
+        Raises
+        ------
+        UsageError
+            If another one made it.
+        """
+        path = self.root / DESCRIPTION
+        makers = (
+            load_json_object(path).get("GeneratedBy", []) if path.exists() else [{"Name": NAME}]
+        )
+        if NAME not in [maker.get("Name") for maker in makers if isinstance(maker, dict)]:
+            raise UsageError(
+                f"{self.root} holds a dataset that {NAME} did not make; choose another --output"
+            )
+
+    def describe(self) -> None:
+        """Write the dataset's description, unless it has one already.
+
+        Raises
+        ------
+        DataError
+            If it cannot be written.
+        """
+        path = self.root / DESCRIPTION
+        if not path.exists():
+            make_folder(self.root)
+            source = load_json_object(self.dataset / DESCRIPTION)
+            with contextlib.suppress(UsageError):  # another process was quicker, with the same
+                write_atomically(path, json_bytes(self._description(source)), force=False)
+
+    def _description(self, source: dict[str, Any]) -> dict[str, Any]:
+        doi = source.get("DatasetDOI")
+        return {
+            "Name": f"Susceptibility maps of {source['Name']}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": NAME, "Version": version()}],
+            "SourceDatasets": [{"DOI": doi} if doi else {"URL": f"bids:{SOURCE}:"}],
+            "DatasetLinks": {SOURCE: os.path.relpath(self.dataset, self.root)},
+        }
+
+    def labels(
+        self, images: Iterable[BidsImage], mask: Path | None, units: str, strength: float | None
+    ) -> dict[str, Any]:
+        """Return what BIDS wants the sidecar of a map to say.
+
+        Parameters
+        ----------
+        images, mask
+            What it was made of.
+        units
+            Of the map.
+        strength
+            The strength of B0 [T], where it is known.
+        """
+        paths = [image.path for image in images] + ([] if mask is None else [mask])
+        inside = [p.relative_to(self.dataset).as_posix() for p in paths]
+        stated = {} if strength is None else {"MagneticFieldStrength": strength}
+        return {
+            "Description": "Magnetic susceptibility",
+            "Units": units,
+            "SkullStripped": True,  # it is zero outside the mask
+            "GeneratedBy": [{"Name": NAME, "Version": version()}],
+            "Sources": [f"bids:{SOURCE}:{name}" for name in inside],
+            **stated,
+        }
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises
+    ------
+    DataError
+        If that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot create {folder}: {error.strerror}; choose another --output"
+        ) from error

@@ -1,0 +1,77 @@
+"""Which maps of a derivative dataset are kept by ``--resume``: those that this run would make."""
+
+from typing import Any
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.bids.layout import Recording
+from qsm_deploy.runtime.bids.output import Derivative
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.scan.params import load_json_object
+
+
+def wanted_facts(
+    card: ModelCard, precision: str, units: str, correction: Correction | None
+) -> dict[str, Any]:
+    """Return what the sidecars of all maps of a run say alike."""
+    return {
+        "network": card.network,
+        "weights": card.weights_sha256,
+        "options": card.options,
+        "precision": precision,
+        "units": units,
+        "data consistency": correction and (correction.lam, correction.iterations),
+    }
+
+
+def maps_that_stay(
+    derivative: Derivative,
+    recordings: list[Recording],
+    wanted: dict[str, Any],
+    *,
+    force: bool,
+    resume: bool,
+) -> list[Recording]:
+    """Return the recordings whose maps exist and are to be kept.
+
+    Raises
+    ------
+    UsageError
+        If maps exist and nothing says what becomes of them, or they are to be kept although
+        they were made otherwise.
+    """
+    existing = [r for r in recordings if derivative.chi(r).exists()]
+    if force or not existing:
+        return []
+    if not resume:
+        raise UsageError(
+            f"{len(existing)} of {len(recordings)} maps exist, {derivative.chi(existing[0])} "
+            "first; pass --resume to keep them or --force to make them again"
+        )
+    for recording in existing:
+        sidecar = derivative.sidecar(recording)
+        made = _made_facts(load_json_object(sidecar) if sidecar.is_file() else {})
+        for name, value in wanted.items():
+            if made[name] != value:
+                raise UsageError(
+                    f"{sidecar}: {name} {_text(made[name])}, this run has {_text(value)}: "
+                    "--resume adds to maps that were made alike; choose another --output or pass "
+                    "--force"
+                )
+    return existing
+
+
+def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
+    model, step = sidecar.get("model", {}), sidecar.get("data_consistency")
+    return {
+        "network": model.get("network"),
+        "weights": model.get("weights_sha256"),
+        "options": model.get("options"),
+        "precision": model.get("precision"),
+        "units": sidecar.get("units"),
+        "data consistency": step and (step["lambda"], step["iterations"]),
+    }
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,193 @@
+"""Where everything lies in a GPU's memory, known before any of it is allocated.
+
+What lives through a whole reconstruction comes first: the engine, the volumes, the sum of patches
+and the map. One scratch buffer after that serves the stages in turn.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
+from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator, MultiplierName
+from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.gpu.arrays import DeviceView
+from qsm_deploy.runtime.gpu.device import ALIGNMENT
+from qsm_deploy.runtime.gpu.inference import DeviceSession, Shapes
+from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes, network_input
+from qsm_deploy.runtime.scan.scan import Scan
+
+FIELD = "local_field_ppm"
+FLOAT, DOUBLE = 4, 8
+NUMBERS = 3  # dot products that are needed at the same time
+WORKERS = 2  # patches in flight, each on a stream of its own
+Pad = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Buffers by name, one after the other [bytes]."""
+
+    sizes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all of them."""
+        return sum(map(whole_units, self.sizes.values()))
+
+    def at(self, base: int) -> dict[str, int]:
+        """Return the pointers of the buffers in one at ``base``."""
+        pointers, offset = {}, base
+        for name, size in self.sizes.items():
+            pointers[name] = offset
+            offset += whole_units(size)
+        return pointers
+
+
+@dataclass(frozen=True)
+class DeviceWorkload:
+    """What decides the memory of a reconstruction on a GPU besides its patch plan.
+
+    Attributes
+    ----------
+    scan
+        The acquisition.
+    session, library
+        The engine, and the operators around it.
+    correction
+        The data-consistency step, if there is one.
+    evaluates
+        Whether the field residual is computed.
+    field
+        The field where it lies on the GPU already; that of the scan is not read then.
+    """
+
+    scan: Scan
+    session: DeviceSession
+    library: CudaLibrary
+    correction: Correction | None
+    evaluates: bool
+    field: DeviceView | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        """The network's."""
+        return self.session.card
+
+    @property
+    def voxels(self) -> int:
+        """Of the volume."""
+        return math.prod(self.scan.geometry.shape)
+
+    def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
+        """Return the memory of every stage on the GPU [bytes]."""
+        held = self.session.weights_bytes + self.lasting(plan).total + self.map_bytes
+        own = {"inference": own_bytes(self.session, self.shapes(plan))}
+        return {
+            name: float(held + stage.total + own.get(name, 0))
+            for name, stage in self.stages(plan).items()
+        }
+
+    @property
+    def map_bytes(self) -> int:
+        """Of the map, which may outlive everything else."""
+        return whole_units(FLOAT * self.voxels)
+
+    def lasting(self, plan: PatchPlan) -> Layout:
+        """Return what lives through the whole reconstruction."""
+        volumes = {name: n * self.voxels for name, n in self.channels.items()}
+        volumes["total"] = self.voxels
+        return Layout(
+            {name: FLOAT * count for name, count in volumes.items()}
+            | {name: values.nbytes for name, values in self.numbers.items()}
+            | {f"windows {n}": axis.windows.nbytes for n, axis in enumerate(plan.axes)}
+            | {"inside": self.voxels, "sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
+        )
+
+    def stages(self, plan: PatchPlan) -> dict[str, Layout]:
+        """Return what each stage needs for itself, in their order."""
+        stages = {}
+        if self.card.tkd is not None:
+            pad = (self.card.tkd.pad_voxels,) * 3
+            stages["prepare"] = self._transform(pad, "tkd")
+        stages["inference"] = self._inference(plan)
+        if self.compares:
+            stages["field residual"] = self.residual()
+        if self.correction is not None:
+            stages["data consistency"] = self.consistency(self.correction)
+        return stages
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Of every volume that the network takes."""
+        return {t.name: int(t.shape[1]) for t in self.card.inputs if t.is_volume}
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, Volume]:
+        """What the network takes besides volumes."""
+        names = (t.name for t in self.card.inputs if not t.is_volume)
+        return {name: network_input(self.card, self.scan, name) for name in names}
+
+    @property
+    def compares(self) -> bool:
+        """Whether the map is compared with its field."""
+        return self.evaluates or self.correction is not None
+
+    def shapes(self, plan: PatchPlan) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of what the engine takes: a patch of each volume, and the numbers."""
+        return input_shapes(self.card, self.scan, plan)
+
+    def residual(self) -> Layout:
+        """Return what the field residual needs."""
+        more = {"predicted": FLOAT * self.voxels}
+        return Layout(self._transform(twice(self.scan.geometry), "dipole").sizes | more)
+
+    def consistency(self, correction: Correction) -> Layout:
+        """Return what the data-consistency step needs."""
+        names = ["image"] if correction.iterations is None else ["image", "residual", "direction"]
+        more = {name: FLOAT * self.voxels for name in names}
+        return Layout(self._transform((PAD_VOXELS,) * 3, "dipole").sizes | more)
+
+    def _inference(self, plan: PatchPlan) -> Layout:
+        shapes = self.shapes(plan)
+        patch = {name: FLOAT * math.prod(shapes[name]) for name in self.channels}
+        patch["output"] = FLOAT * math.prod(self.session.output_shape(shapes))
+        patch["scratch"] = self.session.scratch_bytes(shapes)
+        workers = range(min(WORKERS, plan.count))
+        return Layout({f"{name} {n}": size for n in workers for name, size in patch.items()})
+
+    def _transform(self, pad: Pad, multiplier: MultiplierName) -> Layout:
+        """Return what the operator needs on the grid with zeros on both sides of each axis."""
+        grid = self.scan.geometry.padded(pad)
+        voxels = math.prod(grid.shape)
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(grid, multiplier))
+        return Layout({"padded": FLOAT * voxels, "padded mask": voxels, "workspace": workspace})
+
+
+def own_bytes(session: DeviceSession, shapes: Shapes) -> int:
+    """Return what the engine's library takes for itself.
+
+    Raises
+    ------
+    CardError
+        If nobody measured it.
+    """
+    own = session.own_bytes(shapes)
+    if own is None:
+        raise CardError("the model's card has no memory measurements; export the model again")
+    return own
+
+
+def twice(geometry: Geometry) -> Pad:
+    """Return the padding to twice the size, as the field residual takes it."""
+    x, y, z = ((n + 1) // 2 for n in geometry.shape)
+    return x, y, z
+
+
+def whole_units(size: int) -> int:
+    """Return a size rounded up to the alignment of buffers."""
+    return math.ceil(size / ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,75 @@
+"""What ``--data-consistency`` does: one step on the whole volume from a map towards its field."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import field_residual
+from qsm_deploy.runtime.reconstruction.pipeline import Volume
+from qsm_deploy.runtime.scan.scan import Scan
+
+PAD_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The weight of the map against the field, and the steps; ``None`` is the closed form."""
+
+    lam: float
+    iterations: int | None = None
+
+    def require(self, scan: Scan) -> None:
+        """Check that a scan has what the step needs.
+
+        Raises
+        ------
+        UsageError
+            If it has not one local field.
+        """
+        if scan.quantity != "local_field_ppm":
+            raise UsageError(
+                "--data-consistency needs a local field, this network takes a phase; drop it"
+            )
+        if len(scan.measured) != 1:
+            raise UsageError(
+                f"--data-consistency takes one field, {len(scan.measured)} were given; drop it"
+            )
+
+    def apply(self, chi_ppm: Volume, scan: Scan, stages: Stages) -> tuple[Volume, dict[str, Any]]:
+        """Return the corrected map, 0 outside the mask, and what the report says of it."""
+        field, mask, grid = scan.measured[0], scan.mask, scan.geometry
+        with stages("field residual"):
+            before = field_residual(chi_ppm, field, mask, grid)
+        with stages("data consistency"):
+            if self.iterations is None:
+                chi = data_consistency(chi_ppm, field, grid, lam=self.lam, pad_voxels=PAD_VOXELS)
+            else:
+                chi = masked_data_consistency(
+                    chi_ppm,
+                    field,
+                    mask,
+                    grid,
+                    lam=self.lam,
+                    iterations=self.iterations,
+                    pad_voxels=PAD_VOXELS,
+                )
+            chi *= mask
+        with stages("field residual"):
+            after = field_residual(chi, field, mask, grid)
+        return chi, self.report(before, after)
+
+    def report(self, residual_before: float, residual_after: float) -> dict[str, Any]:
+        """Return what a run's report says of the step."""
+        return {
+            "lambda": self.lam,
+            "iterations": self.iterations,
+            "pad_voxels": PAD_VOXELS,
+            "field_residual_before": residual_before,
+            "field_residual_after": residual_after,
+        }
+
+
+# the best of those that halve the drift of patches and never raise the error, on phantoms
+AUTO = Correction(0.01, 10)

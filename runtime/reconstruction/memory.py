@@ -1,0 +1,143 @@
+"""Predicting the peak memory of a run before it begins.
+
+Every stage holds known volumes; what libraries need on top was measured, in bytes per voxel.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.reconstruction.precision_check import SAMPLE_VOXELS
+from qsm_deploy.runtime.scan.scan import Scan
+
+FLOAT = 4  # bytes of a float32 voxel
+LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
+TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
+# per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
+UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
+CONJUGATE_GRADIENTS = 24  # per voxel: map, residual, direction, its image, and products
+METRICS = 40  # per voxel: doubles in the mask's box
+PICTURE = 7  # per voxel: the panels of a figure
+LIBRARIES_BYTES = 20e6  # code and tables that libraries load when first used
+MATPLOTLIB_BYTES = 45e6  # the same for figures
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+SHARE_OF_AVAILABLE = 0.8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What decides the memory of a run besides its patch plan.
+
+    Attributes
+    ----------
+    scan
+        The acquisition in memory.
+    card
+        The network's, with the memory of its inference.
+    backend
+        The one that will run it.
+    evaluates
+        Whether the field residual is computed.
+    draws
+        Whether a figure is drawn.
+    compares_precision
+        Whether a lower precision is compared with FP32 on a sample.
+    corrects
+        Whether the map is made consistent with the field.
+    keeps_session
+        Whether the backend keeps its memory for the next of several runs.
+    held_bytes
+        What else is in memory all the while, such as the scan before it was resampled.
+    """
+
+    scan: Scan
+    card: ModelCard
+    backend: str
+    evaluates: bool
+    draws: bool
+    compares_precision: bool = False
+    corrects: bool = False
+    keeps_session: bool = False
+    held_bytes: int = 0
+
+    def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
+        """Return the predicted peak memory of every stage, above that before the run [bytes]."""
+        scan, card = self.scan, self.card
+        voxels = math.prod(scan.geometry.shape)
+        patch = math.prod(plan.patch_shape)
+        held = float(scan.nbytes)
+        use = inference_memory(card.memory, self.backend)
+        kept = use.bytes_per_voxel * patch if self.keeps_session else 0
+        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5 + kept}
+        held += self.held_bytes
+        stages["prepare"] = LIBRARIES_BYTES + held + kept
+        inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
+        if card.tkd is not None:
+            padded = scan.geometry.padded(card.tkd.pad_voxels)
+            stages["prepare"] += TRANSFORM * math.prod(padded.shape)
+        volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
+        session = use.fixed_bytes + use.bytes_per_voxel * patch
+        stages["inference"] = held + volumes + FLOAT * patch * inputs + session
+        if card.patchable == "split":
+            more = FLOAT * (len(scan.measured) - 1)  # the projection of each further field
+            stages["inference"] += (UNROLLED_STEP[card.pipeline] + more) * voxels
+        if self.compares_precision:
+            sample = min(voxels, SAMPLE_VOXELS**3)
+            both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
+            stages["precision check"] = held + FLOAT * voxels + both + kept
+        held += (
+            FLOAT * voxels + use.fixed_bytes + kept
+        )  # the map; a session's code stays when it is gone
+        stages["write"] = held + 3 * FLOAT * voxels
+        if self.corrects:
+            padded = scan.geometry.padded(PAD_VOXELS)
+            steps = CONJUGATE_GRADIENTS * voxels
+            stages["data consistency"] = held + TRANSFORM * math.prod(padded.shape) + steps
+        if self.evaluates or self.corrects:
+            stages["field residual"] = held + TRANSFORM * 8 * voxels
+        if scan.truth_ppm is not None:
+            stages["metrics"] = held + METRICS * voxels
+        if self.draws:
+            stages["figure"] = held + MATPLOTLIB_BYTES + PICTURE * voxels
+        return stages
+
+
+def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse:
+    """Return what one inference takes, as the card measured it for a backend.
+
+    A backend that was not there when the model was exported is taken to need as much as the
+    hungriest that was.
+
+    Raises
+    ------
+    CardError
+        If the card has no measurement at all.
+    """
+    if not memory:
+        raise CardError("the model's card has no memory measurements; export the model again")
+    return memory.get(backend) or max(memory.values(), key=lambda use: use.bytes_per_voxel)
+
+
+def available_bytes() -> int:
+    """Return four fifths of the memory that the system and the control group have left."""
+    free = [int(line.split()[1]) * 1024 for line in _lines(MEMINFO) if "MemAvailable" in line]
+    limit, current = _lines(CGROUP / "memory.max"), _lines(CGROUP / "memory.current")
+    if limit and current and limit[0].isdigit():
+        free.append(int(limit[0]) - int(current[0]))
+    if not free:
+        return 2**63
+    return int(SHARE_OF_AVAILABLE * min(free))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

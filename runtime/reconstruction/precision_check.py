@@ -1,0 +1,43 @@
+"""How far a lower precision is from FP32, on a sample of the volume at hand."""
+
+import math
+
+import numpy as np
+
+from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import Session
+
+SAMPLE_VOXELS = 64
+
+
+def precision_error(session: Session, reference: Session, scan: Scan) -> dict[str, float]:
+    """Return the error of a session against one in FP32, on the fullest part of a scan.
+
+    Parameters
+    ----------
+    session, reference
+        The same network twice, in the precision to judge and in FP32.
+    scan
+        The acquisition; a box of it is reconstructed by both.
+
+    Returns
+    -------
+    dict
+        ``max_abs_error_ppb`` and ``relative_error`` (norm of the difference by norm), in the mask.
+    """
+    divisor = session.card.divisor
+    size = divisor * math.ceil(SAMPLE_VOXELS / divisor)
+    fullest = max(
+        plan_patches(scan.mask, divisor, size, 0, "crop"),
+        key=lambda p: int(scan.mask[p.inside].sum()),
+    )
+    sample = scan.cut(fullest.inside)
+    plan = plan_whole(sample.mask.shape, divisor)
+    exact = network_output(reference, sample, plan)[sample.mask]
+    error = network_output(session, sample, plan)[sample.mask] - exact
+    return {
+        "max_abs_error_ppb": 1000 * float(np.abs(error).max()),
+        "relative_error": float(np.linalg.norm(error) / np.linalg.norm(exact)),
+    }

@@ -1,0 +1,324 @@
+"""``qsm-run``: a field map in, a susceptibility map out."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsm_deploy.runtime.console.command import fail, run_command
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.bids.cohort import Failure
+
+NAME = "qsm-run"
+SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+EPILOG = """\
+examples:
+  qsm-run field.nii.gz
+  qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
+  qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
+  qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
+  qsm-run recon.onnx refine.onnx field.nii.gz -m mask.nii.gz
+  qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
+  qsm-run ir2qsm.onnx --bids study --participant-label 01 02
+
+exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    p = parser()
+    arguments = p.parse_intermixed_args(argv)
+    _require_mode(p, arguments)
+
+    if arguments.bids is not None:
+        return _run_bids(arguments)
+
+    def command() -> str:
+        if arguments.qsm_ci:
+            from qsm_deploy.runtime.run.qsm_ci import run_qsm_ci
+
+            return run_qsm_ci(arguments)
+        from qsm_deploy.runtime.run.job import run_job
+
+        return run_job(arguments)
+
+    return run_command(NAME, command)
+
+
+def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Stop where nothing says which fields to read, or a flag of a dataset stands without one."""
+    if arguments.bids is not None and arguments.qsm_ci:
+        p.error("--bids and --qsm-ci read different folders; drop one")
+    if arguments.bids is None:
+        for name in ("participant_label", "bids_input", "resume"):
+            if getattr(arguments, name):
+                p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
+        if not (arguments.files or arguments.qsm_ci):
+            p.error("a field map (.nii or .nii.gz) is needed, or --bids DATASET")
+    if arguments.qsm_ci_folders and not arguments.qsm_ci:
+        p.error("--qsm-ci-folders needs --qsm-ci")
+
+
+def _run_bids(arguments: argparse.Namespace) -> int:
+    """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
+    failures: list[Failure] = []
+
+    def command() -> str:
+        from qsm_deploy.runtime.bids.cohort import run_cohort
+
+        outcome = run_cohort(arguments)
+        failures.extend(outcome.failures)
+        return outcome.text
+
+    code = run_command(NAME, command)
+    for failure in failures:
+        fail(NAME, f"{failure.name}: {failure.reason}", failure.exit_code)
+    return code or (failures[0].exit_code if failures else 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(
+        prog=NAME,
+        usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
+        f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]\n"
+        f"       {NAME} [MODEL.onnx ...] --qsm-ci [options]",
+        description="Reconstruct a susceptibility map [ppm] from a local field map.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="MODEL.onnx made by qsm-export (both parts of after-qsm), else the bundled tkd-unet; "
+        "FIELD (.nii or .nii.gz), "
+        "for some networks one for each orientation, registered, or a wrapped phase",
+    )
+    p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
+    p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    _add_bids(p.add_argument_group("a whole dataset"))
+    _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
+    add_physics(p.add_argument_group("the field"))
+    _add_consistency(p.add_argument_group("data consistency"))
+    _add_patches(p.add_argument_group("memory and patches"))
+    _add_backend(p.add_argument_group("backend"))
+    _add_outputs(p.add_argument_group("outputs"))
+    return p
+
+
+def _add_bids(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--bids",
+        type=Path,
+        metavar="DATASET",
+        help="reconstruct every recording of a BIDS dataset, from its local field or its MEGRE; "
+        "--output is a folder, default DATASET/derivatives/qsm-deploy",
+    )
+    group.add_argument(
+        "--participant-label", nargs="+", metavar="LABEL", help="only these, default all"
+    )
+    group.add_argument(
+        "--bids-input",
+        choices=("localfield", "megre"),
+        help="begin with these only; default the local field, where there is none the MEGRE",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="keep the maps that exist and make the others"
+    )
+
+
+def _add_qsm_ci(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--qsm-ci",
+        action="store_true",
+        help="read /input/localfield.nii.gz, mask.nii.gz and params.json, write "
+        "/output/chimap.nii.gz",
+    )
+    group.add_argument(
+        "--qsm-ci-folders",
+        type=Path,
+        nargs=2,
+        metavar=("INPUT", "OUTPUT"),
+        help="instead of /input and /output",
+    )
+
+
+def add_physics(group: "argparse._ArgumentGroup") -> None:
+    """Add how a field is to be understood, the same for every command that reads one."""
+    group.add_argument(
+        "--units",
+        choices=("ppm", "hz", "rad"),
+        help="of FIELD, default ppm; rad for a network that takes the wrapped phase",
+    )
+    group.add_argument("--echo-time", type=float, metavar="S", help="in seconds, for rad")
+    group.add_argument("--field-strength", type=float, metavar="T", help="in tesla, for hz and rad")
+    group.add_argument(
+        "--negate",
+        action="store_true",
+        help="FIELD has the opposite sign: its phase falls where the field is higher",
+    )
+    group.add_argument(
+        "--b0-direction",
+        type=float,
+        nargs=3,
+        action="append",
+        metavar=("X", "Y", "Z"),
+        help="in voxel axes; once for each FIELD",
+    )
+    group.add_argument("--voxel-size", type=float, nargs=3, metavar=("X", "Y", "Z"), help="in mm")
+    group.add_argument(
+        "--params", type=Path, help="JSON with these parameters (ours, BIDS or QSM-CI names)"
+    )
+    group.add_argument(
+        "--resample",
+        action="store_true",
+        help="give the network the voxel size of its training, and bring the map back",
+    )
+    group.add_argument(
+        "--allow-geometry",
+        action="store_true",
+        help="run although voxel size or B0 direction are not those of the training",
+    )
+
+
+def _add_consistency(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--data-consistency",
+        type=consistency_weight,
+        metavar="auto|LAMBDA",
+        help="move the map towards the field, less where LAMBDA is large; auto: 0.01 in 10 "
+        "iterations; default not at all",
+    )
+    group.add_argument(
+        "--dc-iterations",
+        type=positive_count,
+        metavar="N",
+        help="by conjugate gradients that trust the field in the mask only; else in closed form",
+    )
+
+
+def _add_patches(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--memory-limit",
+        type=memory_size,
+        metavar="SIZE",
+        help="such as 6G; default four fifths of what is free",
+    )
+    group.add_argument(
+        "--patch",
+        type=patch_size,
+        default="auto",
+        metavar="auto|off|N",
+        help="auto: the whole volume if it fits, else the largest patches that do (default)",
+    )
+    group.add_argument("--overlap", type=int, metavar="VOXELS", help="shared by neighbours")
+    group.add_argument(
+        "--blend", choices=("hann", "gaussian", "crop"), help="how overlaps are joined"
+    )
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+
+
+def _add_backend(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--backend",
+        choices=("auto", "onnxruntime", "openvino"),
+        default="auto",
+        help="auto: the fastest that is installed (default)",
+    )
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="auto|cpu|cuda:N",
+        help="auto: the first GPU for a plan, the CPU for an ONNX file (default); not yet run on "
+        "a GPU",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16: faster where the CPU has it; its error is measured and printed",
+    )
+    group.add_argument(
+        "--threads", type=thread_count, default=0, help="CPU threads, default all cores"
+    )
+
+
+def _add_outputs(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm", help="of the map")
+    group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
+    group.add_argument("--figure", type=Path, help="PNG of three planes")
+    group.add_argument("--truth", type=Path, help="true susceptibility [ppm], for metrics")
+    group.add_argument("--labels", type=Path, help="regions of the truth, for regional metrics")
+    group.add_argument("--force", action="store_true", help="overwrite existing outputs")
+    group.add_argument("--json", action="store_true", help="print the report on stdout")
+    group.add_argument("-q", "--quiet", action="store_true", help="errors and warnings only")
+
+
+def memory_size(text: str) -> int:
+    """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples)."""
+    number, factor = text.strip().lower().removesuffix("b").removesuffix("i"), 1
+    if number[-1:] in SUFFIXES:
+        number, factor = number[:-1], SUFFIXES[number[-1]]
+    try:
+        size = float(number) * factor
+    except ValueError:
+        size = 0
+    if not 0 < size < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6G, 1500M or bytes")
+    return int(size)
+
+
+def patch_size(text: str) -> int | str:
+    """Return ``auto``, ``off`` or a positive number of voxels."""
+    if text in ("auto", "off"):
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, off nor a number of voxels")
+    return int(text)
+
+
+def consistency_weight(text: str) -> float | str:
+    """Return ``auto`` or a positive, finite number."""
+    if text == "auto":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a positive number")
+    return number
+
+
+def device_name(text: str) -> str:
+    """Return ``auto``, ``cpu`` or ``cuda:N``."""
+    kind, _, number = text.partition(":")
+    if text in ("auto", "cpu") or (kind == "cuda" and number.isdecimal()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto, cpu nor cuda:N")
+
+
+def positive_count(text: str) -> int:
+    """Return a positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Return a number of threads, 0 for all cores."""
+    cores = os.cpu_count() or 1
+    if not text.isdecimal() or int(text) > cores:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (all cores) to {cores}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

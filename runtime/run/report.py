@@ -1,0 +1,288 @@
+"""What a run says about itself: the sidecar, the report, and the lines a user reads."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.gpu.session import GpuSession
+from qsm_deploy.runtime.reconstruction.after import FirstPart
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.reconstruction.planning import Decision, memory_text
+from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
+from qsm_deploy.runtime.sessions.session import Session
+
+CPU = "cpu"
+LIBRARIES = ("numpy", "scipy", "nibabel")
+
+METRIC_TEXT = {
+    "nrmse_percent": "NRMSE [%]",
+    "nrmse_detrended_percent": "NRMSE, detrended [%]",
+    "xsim_uniform5": "XSIM (uniform 5x5x5)",
+    "hfen_percent": "HFEN [%]",
+    "psnr_db": "PSNR [dB]",
+    "correlation": "correlation",
+    "mean_abs_error_ppb": "mean |error| [ppb]",
+    "p999_abs_error_ppb": "99.9th percentile of |error| [ppb]",
+    "nrmse_tissue_detrended_percent": "NRMSE, tissue, detrended [%]",
+    "nrmse_deep_grey_detrended_percent": "NRMSE, deep grey, detrended [%]",
+    "nrmse_blood_detrended_percent": "NRMSE, blood, detrended [%]",
+    "dgm_linearity": "deep-grey linearity |1 - slope|",
+    "calc_moment_ppm_voxels": "calcification moment error [ppm voxels]",
+    "calc_streak": "calcification streaks",
+}
+
+
+def describe_run(
+    arguments: argparse.Namespace,
+    model: Path,
+    files: ScanFiles,
+    session: Session,
+    why_backend: str,
+    scan: Scan,
+    decision: Decision,
+    departures: list[str],
+) -> dict[str, Any]:
+    """Return everything that decided the result, as the sidecar holds it."""
+    return {
+        "made_by": made_by(),
+        "units": arguments.out_units,
+        "model": _model_facts(model, session),
+        "backend": {
+            "name": session.backend,
+            "version": session.version,
+            "why": why_backend,
+            "device": session.device if isinstance(session, GpuSession) else CPU,
+            "threads": arguments.threads or None,
+        },
+        "input": {
+            "fields": [path.name for path in files.fields],
+            **{name: _name(getattr(files, name)) for name in ("mask", "truth", "labels")},
+            "params": _name(arguments.params),
+            "quantity": scan.quantity,
+            "units": arguments.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
+            "scale": scan.scale,
+            "echo_time_s": scan.echo_time_s,
+            "field_strength_t": scan.field_strength_t,
+            "mask_voxels": int(np.count_nonzero(scan.mask)),
+            "notes": scan.notes,
+        },
+        "geometry": {
+            **_grid_facts(scan.geometry),
+            "more_b0_directions": [list(b) for b in scan.more_b0_directions],
+            "outside_training": departures,
+            "allow_geometry": arguments.allow_geometry,
+        },
+        "plan": plan_facts(decision),
+    }
+
+
+def describe_first_part(first: FirstPart) -> dict[str, Any]:
+    """Return what decided the map that the last network refines."""
+    return {
+        "model": _model_facts(first.model, first.session),
+        "geometry": _grid_facts(first.grid.geometry),
+        "plan": plan_facts(first.decision),
+    }
+
+
+def _model_facts(model: Path, session: Session) -> dict[str, Any]:
+    card = session.card
+    return {
+        "file": model.name,
+        "network": card.network,
+        "options": card.options,
+        "precision": session.precision,
+        "weights_sha256": card.weights_sha256,
+        "receptive_field": asdict(card.receptive_field),
+        "verified": asdict(card.verified),
+        "doi": card.doi,
+    }
+
+
+def _grid_facts(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "shape": list(geometry.shape),
+        "voxel_size_mm": list(geometry.voxel_size_mm),
+        "b0_direction": list(geometry.b0_direction),
+    }
+
+
+def plan_facts(decision: Decision) -> dict[str, Any]:
+    """Return how a volume is run, and what that was predicted to take."""
+    plan = decision.plan
+    return {
+        "whole_volume": plan.whole,
+        "why": decision.reason,
+        "exact": decision.exact,
+        "padded_shape": [axis.padded for axis in plan.axes],
+        "patches": plan.count,
+        "patch_shape": list(plan.patch_shape),
+        "overlap": plan.overlap,
+        "blend": None if plan.whole else plan.blend,
+        "predicted_peak_bytes": round(decision.peak_bytes),
+        "predicted_stage_bytes": {k: round(v) for k, v in decision.stage_bytes.items()},
+    }
+
+
+def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
+    """Return versions, the time of every stage, and the measured peak beside the predicted."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "seconds": {name: round(s, 4) for name, s in stages.seconds.items()},
+        "total_seconds": round(sum(stages.seconds.values()), 4),
+        "memory": {
+            "baseline_bytes": stages.baseline_bytes,
+            "peak_above_baseline_bytes": max(stages.peak_bytes.values()),
+            "predicted_peak_bytes": round(decision.peak_bytes),
+            "stage_peak_bytes": stages.peak_bytes,
+        },
+    }
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return a JSON file for people and programs."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def json_line(content: dict[str, Any]) -> str:
+    """Return one line of JSON for programs."""
+    return json.dumps(content, ensure_ascii=False)
+
+
+def title(run: dict[str, Any]) -> str:
+    """Return network, precision and backend in one line."""
+    model, backend = run["model"], run["backend"]
+    return f"{model['network']} {model['precision']}, {backend['name']} {backend['version']}"
+
+
+def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
+    """Return what a run would do, a fact per line."""
+    geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
+    stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
+    rows = _first_rows(run["first_part"]) if "first_part" in run else {}
+    rows |= {
+        "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
+        "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
+        "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
+        "volume": f"{_shape(geometry['shape'])}, {run['input']['mask_voxels']} voxels in the mask",
+        "voxel size": f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
+        "B0 direction": ", ".join(
+            vector_text(tuple(b))
+            for b in (geometry["b0_direction"], *geometry["more_b0_directions"])
+        )
+        + " in voxel axes",
+        "network sees": _sight(run["model"]["receptive_field"]),
+        "padded to": _shape(plan["padded_shape"]),
+        "plan": f"{_plan(plan)}: {plan['why']}",
+        "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
+        f"limit {memory_text(limit_bytes)}",
+        "by stage": stages,
+        "would write": str(chi),
+    }
+    return _table(rows)
+
+
+def plan_line(run: dict[str, Any]) -> str:
+    """Return in one line how a volume would be run."""
+    plan = run["plan"]
+    return (
+        f"{', '.join(run['input']['fields'])} in {run['input']['units']}, "
+        f"{_shape(run['geometry']['shape'])}, {_plan(plan)}, "
+        f"{memory_text(plan['predicted_peak_bytes'])} predicted"
+    )
+
+
+def _first_rows(first: dict[str, Any]) -> dict[str, str]:
+    geometry, plan = first["geometry"], first["plan"]
+    return {
+        "first model": first["model"]["file"],
+        "on the grid": f"{_shape(geometry['shape'])}, "
+        f"{vector_text(tuple(geometry['voxel_size_mm']))} mm, along B0",
+        "in": f"{_plan(plan)}: {plan['why']}",
+        "taking": f"{memory_text(plan['predicted_peak_bytes'])} predicted",
+    }
+
+
+def patches_text(card: ModelCard, plan: PatchPlan) -> str:
+    """Return in one line how patches fall short of the whole volume."""
+    field = card.receptive_field
+    return (
+        f"patches approximate the whole volume: they share {plan.overlap} voxels, the network "
+        f"sees {field.theoretical} to each side ({field.halo} for {field.energy_kept:.4%} of the "
+        "gradient's energy)"
+    )
+
+
+def precision_text(precision: str, error: dict[str, float]) -> str:
+    """Return the error of a lower precision in one line."""
+    return (
+        f"{precision} differs from fp32 by up to {error['max_abs_error_ppb']:.2f} ppb "
+        f"({error['relative_error']:.1e} relative) in a sample of this volume"
+    )
+
+
+def result_text(full: dict[str, Any], chi: Path) -> str:
+    """Return what a run found and where its map is."""
+    peak = memory_text(full["memory"]["peak_above_baseline_bytes"])
+    predicted = memory_text(full["memory"]["predicted_peak_bytes"])
+    rows = {
+        "time": f"{full['total_seconds']:.2f} s, of which inference "
+        f"{full['seconds']['inference']:.2f} s ({_plan(full['plan'])})",
+        "peak memory": f"{peak} (predicted {predicted})",
+    }
+    if full["backend"]["device"] != CPU:
+        rows["peak memory"] = f"{peak} of the host, {predicted} of the GPU"
+    if "data_consistency" in full:
+        step = full["data_consistency"]
+        rows["data consistency"] = (
+            f"lambda {step['lambda']:g}: field residual {step['field_residual_before']:.3f} -> "
+            f"{step['field_residual_after']:.3f}"
+        )
+    elif "field_residual" in full:
+        rows["field residual"] = f"{full['field_residual']:.3f}"
+    for name, value in full.get("metrics", {}).items():
+        rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
+    return f"{_table(rows)}\n{chi}"
+
+
+def _sight(field: dict[str, Any]) -> str:
+    if field["halo"] is None:
+        return "the whole volume"
+    return (
+        f"{field['theoretical']} voxels to each side, {field['halo']} for "
+        f"{field['energy_kept']:.4%} of the gradient's energy"
+    )
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else path.name
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    if plan["whole_volume"]:
+        return "whole volume"
+    return (
+        f"{plan['patches']} patches of {_shape(plan['patch_shape'])}, overlap {plan['overlap']}, "
+        f"blend {plan['blend']}"
+    )
+
+
+def _shape(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,58 @@
+"""Where B0 points in every one of several registered fields."""
+
+import numpy as np
+
+from qsm_deploy.kernels.errors import GeometryError, UsageError
+from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.runtime.scan.nifti import NiftiVolume
+from qsm_deploy.runtime.scan.params import Vector
+
+SMALLEST_ANGLE_DEG = 1.0
+
+
+def more_b0_directions(
+    first: Geometry, volume: NiftiVolume, others: list[NiftiVolume], stated: tuple[Vector, ...]
+) -> tuple[Vector, ...]:
+    """Return the B0 directions of the fields after the first.
+
+    Registered fields share one grid of voxels; the head was turned between them, so that B0 lies
+    differently in it. An affine that was kept from before the registration still says how.
+
+    Parameters
+    ----------
+    first
+        The first field's geometry.
+    volume, others
+        The first field and the others, as read.
+    stated
+        Directions in voxel axes that win over the headers': none, or one for each other field.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer or more stated directions than fields.
+    GeometryError
+        If a voxel size differs, or two directions are the same.
+    """
+    if len(stated) not in (0, len(others)):
+        raise UsageError(
+            f"{len(others) + 1} fields but {len(stated) + 1} --b0-direction; pass one for each "
+            "field, in their order, or none"
+        )
+    directions = [first.b0_direction]
+    for n, other in enumerate(others):
+        if not np.allclose(other.geometry.voxel_size_mm, volume.geometry.voxel_size_mm, rtol=2e-3):
+            raise GeometryError(
+                f"{other.path} has voxels of {vector_text(other.geometry.voxel_size_mm)} mm, "
+                f"{volume.path} of {vector_text(volume.geometry.voxel_size_mm)} mm; register one "
+                "to the other"
+            )
+        found = Geometry(first.shape, b0_direction=stated[n]) if stated else other.geometry
+        for earlier in directions:
+            if found.b0_angle_deg(earlier) < SMALLEST_ANGLE_DEG:
+                raise GeometryError(
+                    f"{other.path}: B0 direction {vector_text(found.b0_direction)}, the same as "
+                    "that of another field; pass --b0-direction X Y Z for each field, in order"
+                )
+        directions.append(found.b0_direction)
+    return tuple(directions[1:])

@@ -1,0 +1,306 @@
+"""Everything about one acquisition that a reconstruction needs, read and checked once."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
+from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.runtime.metrics.agreement import require_variation
+from qsm_deploy.runtime.scan.bounding_box import Box
+from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
+from qsm_deploy.runtime.scan.orientations import more_b0_directions
+from qsm_deploy.runtime.scan.params import Params, Vector
+from qsm_deploy.runtime.scan.units import (
+    FieldUnit,
+    ppm_per_unit,
+    require_ppm,
+    require_wrapped_phase,
+)
+
+Quantity = Literal["local_field_ppm", "phase_rad"]
+
+
+class ScanFiles(NamedTuple):
+    """The files of one acquisition; a truth and its labels exist for simulated ones."""
+
+    fields: tuple[Path, ...]
+    mask: Path | None = None
+    truth: Path | None = None
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One acquisition on its grid.
+
+    Attributes
+    ----------
+    measured
+        (n, x, y, z) float32, 0 outside the mask: the local field [ppm] in each of n orientations,
+        or one wrapped phase [rad].
+    mask
+        (x, y, z) bool, True inside.
+    geometry
+        The grid, as understood from header, parameter file and flags; its B0 direction is that of
+        the first orientation.
+    header, affine
+        The first volume's NIfTI header and voxel-to-scanner matrix, for the output.
+    quantity
+        What was measured.
+    more_b0_directions
+        Unit vectors in voxel axes of the orientations after the first.
+    echo_time_s, field_strength_t
+        Of a phase.
+    truth_ppm, labels
+        (x, y, z) true susceptibility and integer labels, if given.
+    scale
+        What the stored volumes were multiplied by.
+    notes
+        What the user should know about how the input was understood, a line each.
+    """
+
+    measured: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    geometry: Geometry
+    header: nib.Nifti1Header
+    affine: NDArray[np.float64]
+    quantity: Quantity = "local_field_ppm"
+    more_b0_directions: tuple[Vector, ...] = ()
+    echo_time_s: float | None = None
+    field_strength_t: float | None = None
+    truth_ppm: NDArray[np.float32] | None = None
+    labels: NDArray[np.integer] | None = None
+    scale: float = 1.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the volumes."""
+        volumes = (self.measured, self.mask, self.truth_ppm, self.labels)
+        return sum(v.nbytes for v in volumes if v is not None)
+
+    def cut(self, box: Box) -> "Scan":
+        """Return the part in a box, which lies on the grid, as an acquisition of its own.
+
+        Its field has sources that lie outside; so has every acquisition's.
+        """
+        mask = np.ascontiguousarray(self.mask[box])
+        x, y, z = mask.shape
+        return replace(
+            self,
+            measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
+            mask=mask,
+            geometry=replace(self.geometry, shape=(x, y, z)),
+            truth_ppm=None if self.truth_ppm is None else self.truth_ppm[box].copy(),
+            labels=None if self.labels is None else self.labels[box].copy(),
+        )
+
+    @property
+    def b0_directions(self) -> NDArray[np.float32]:
+        """(n, 3) unit vectors in voxel axes, one for each orientation."""
+        return np.array([self.geometry.b0_direction, *self.more_b0_directions], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the measured volumes are to be understood.
+
+    Attributes
+    ----------
+    quantity
+        What the network takes.
+    units
+        What the files hold; ``None`` is what the network takes.
+    flags, from_file
+        Parameters that the user states and those of a parameter file; a flag wins over the
+        file, the file over the header, and what differs is noted.
+    more_b0_directions
+        Stated B0 directions of the volumes after the first; empty takes those of their headers.
+    negate
+        Whether the files have the opposite sign: a field that lowers the frequency counts as
+        positive.
+    """
+
+    quantity: Quantity = "local_field_ppm"
+    units: FieldUnit | None = None
+    flags: Params = field(default_factory=Params)
+    from_file: Params = field(default_factory=Params)
+    more_b0_directions: tuple[Vector, ...] = ()
+    negate: bool = False
+
+    @property
+    def echo_time_s(self) -> float | None:
+        """The echo time, as stated [s]."""
+        return _stated(self.flags.echo_time_s, self.from_file.echo_time_s)
+
+    @property
+    def field_strength_t(self) -> float | None:
+        """The strength of B0, as stated [T]."""
+        return _stated(self.flags.field_strength_t, self.from_file.field_strength_t)
+
+    def scale(self) -> float:
+        """Return what a stored value is multiplied by.
+
+        Raises
+        ------
+        UnitsError
+            If the unit lacks its parameters, or the network cannot take it.
+        """
+        units: FieldUnit = self.units or ("rad" if self.quantity == "phase_rad" else "ppm")
+        if self.quantity == "phase_rad" and units != "rad":
+            raise UnitsError(
+                f"this network takes the wrapped phase in radians, not a field in {units}; pass "
+                "the phase, or a network for local fields"
+            )
+        sign = -1.0 if self.negate else 1.0
+        echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
+        factor = ppm_per_unit(units, echo_time_s=echo_time_s, field_strength_t=field_strength_t)
+        return sign if self.quantity == "phase_rad" else sign * factor
+
+
+def load_scan(files: ScanFiles, reading: Reading) -> Scan:
+    """Read the measured volumes and what belongs to them.
+
+    Parameters
+    ----------
+    files
+        The NIfTI files, all on the grid of the first field; further fields may differ in the
+        orientation that their affines state.
+    reading
+        How the measured volumes are to be understood.
+
+    Raises
+    ------
+    DataError
+        If a file is unreadable, the mask is empty, or values inside it are NaN or Inf.
+    GeometryError
+        If a volume is on another grid, the geometry is invalid, or two fields have the same
+        B0 direction.
+    UnitsError
+        If the values cannot be in the stated unit, or the unit lacks its parameters.
+    """
+    notes: list[str] = []
+    scale = reading.scale()
+    first, *others = [load_volume(path) for path in files.fields]
+    geometry = geometry_from(first, reading.flags, reading.from_file, notes)
+    mask = _mask(files.mask, first, notes)
+    volumes = [_inside(volume, mask, scale, files) for volume in (first, *others)]
+    for path, volume in zip(files.fields, volumes, strict=True):
+        found = _require_plausible(volume[mask], reading)
+        notes += [f"{path}: {note}" if others else note for note in found]
+    return Scan(
+        np.stack(volumes),
+        mask,
+        geometry,
+        first.header,
+        first.affine,
+        quantity=reading.quantity,
+        more_b0_directions=more_b0_directions(geometry, first, others, reading.more_b0_directions),
+        echo_time_s=reading.echo_time_s,
+        field_strength_t=reading.field_strength_t,
+        truth_ppm=None if files.truth is None else _truth(files.truth, first, mask),
+        labels=None if files.labels is None else _labels(files.labels, first),
+        scale=scale,
+        notes=notes,
+    )
+
+
+def _inside(
+    volume: NiftiVolume, mask: NDArray[np.bool_], scale: float, files: ScanFiles
+) -> NDArray[np.float32]:
+    """Return the scaled values, 0 outside the mask."""
+    if volume.data.shape != mask.shape:
+        raise GeometryError(
+            f"{volume.path} has shape {volume.data.shape}, {files.fields[0]} has {mask.shape}; "
+            "register one to the other"
+        )
+    _require_finite(volume.path, volume.data, mask, masked=files.mask is not None)
+    values = np.where(mask, volume.data, np.float32(0))
+    values *= np.float32(scale)
+    return values
+
+
+def _require_plausible(values: NDArray[np.float32], reading: Reading) -> list[str]:
+    if reading.quantity == "phase_rad":
+        return require_wrapped_phase(values)
+    return require_ppm(values, reading.units or "ppm")
+
+
+def geometry_from(
+    volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]
+) -> Geometry:
+    """Return the header's geometry with what was stated instead; note what differs."""
+    header = volume.geometry
+    if not (volume.header["sform_code"] or volume.header["qform_code"]):
+        notes.append("the header has neither qform nor sform: taking B0 along the third voxel axis")
+    voxel_size, direction = header.voxel_size_mm, header.b0_direction
+    for source, params in (("the parameter file", from_file), ("the command line", flags)):
+        if params.voxel_size_mm is not None:
+            stated = Geometry(header.shape, params.voxel_size_mm)
+            if not np.allclose(stated.voxel_size_mm, voxel_size, rtol=2e-3):
+                notes.append(
+                    f"voxel size {vector_text(stated.voxel_size_mm)} mm from {source}, not "
+                    f"{vector_text(voxel_size)} mm"
+                )
+            voxel_size = stated.voxel_size_mm
+        if params.b0_direction is not None:
+            stated = Geometry(header.shape, b0_direction=params.b0_direction)
+            if stated.b0_angle_deg(direction) > 0.1:
+                notes.append(
+                    f"B0 direction {vector_text(stated.b0_direction)} from {source}, not "
+                    f"{vector_text(direction)}"
+                )
+            direction = stated.b0_direction
+    return Geometry(header.shape, voxel_size, direction)
+
+
+def _mask(path: Path | None, volume: NiftiVolume, notes: list[str]) -> NDArray[np.bool_]:
+    if path is None:
+        mask: NDArray[np.bool_] = volume.data != 0
+        share = 100 * mask.mean()
+        notes.append(f"no mask given: taking the non-zero field, {share:.0f} % of the volume")
+        if not mask.any():
+            raise DataError(f"{volume.path}: the field is zero everywhere; check the file")
+        return mask
+    data = load_on_grid(path, volume).data
+    if bad := int(np.count_nonzero(~np.isfinite(data))):
+        raise DataError(f"{path}: {bad} voxels of the mask are NaN or Inf; use 0 and 1")
+    if not data.any():
+        raise DataError(f"{path}: the mask is empty; pass one that is non-zero inside the brain")
+    mask = data != 0
+    return mask
+
+
+def _require_finite(
+    path: Path, data: NDArray[np.float32], mask: NDArray[np.bool_], *, masked: bool
+) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(data) & mask))
+    if bad:
+        hint = "take these voxels out of the mask" if masked else "set them to 0 or pass a mask -m"
+        raise DataError(
+            f"{path}: {bad} of {np.count_nonzero(mask)} voxels inside the mask are NaN or Inf; "
+            f"{hint}, or repair the field"
+        )
+
+
+def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    truth = load_on_grid(path, volume).data
+    _require_finite(path, truth, mask, masked=True)
+    require_variation(truth[mask].astype(np.float64))
+    return truth
+
+
+def _labels(path: Path, volume: NiftiVolume) -> NDArray[np.integer]:
+    data = load_on_grid(path, volume).data
+    if not np.isfinite(data).all() or (data != np.rint(data)).any():
+        raise DataError(f"{path}: labels must be whole numbers, one per region")
+    return data.astype(np.int16)
+
+
+def _stated(flag: float | None, from_file: float | None) -> float | None:
+    return from_file if flag is None else flag

@@ -1,0 +1,101 @@
+"""``qsm-serve``: reconstruct what scanner hosts send, over the ISMRMRD streaming protocol."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qsm_deploy.runtime.console.command import run_command
+from qsm_deploy.runtime.run.cli import memory_size, thread_count
+from qsm_deploy.runtime.serve.limits import PORT
+
+NAME = "qsm-serve"
+EPILOG = """\
+examples:
+  qsm-serve                                   # the bundled tkd-unet, on 127.0.0.1:9002
+  qsm-serve ir2qsm.onnx --host 0.0.0.0 --port 9002
+  qsm-serve --openrecon package/              # what an OpenRecon image is built from
+
+exit codes: 0 stopped, 2 usage, 3 data, 4 model or backend, 6 memory, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = parser().parse_args(argv)
+
+    def command() -> str:
+        if arguments.openrecon is not None:
+            from qsm_deploy.runtime.serve.openrecon.package import write_package
+
+            return write_package(arguments.openrecon, arguments.model, force=arguments.force)
+        from qsm_deploy.runtime.serve.running import run_server
+
+        return run_server(arguments)
+
+    return run_command(NAME, command)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(
+        prog=NAME,
+        description="Answer ISMRMRD sessions with susceptibility maps, in memory.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = p.add_argument
+    # fmt: off
+    add("model", nargs="?", type=Path, metavar="MODEL.onnx",
+        help="made by qsm-export, for one local field; else the bundled tkd-unet")
+    add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 for all (default: 127.0.0.1)")
+    add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
+    add("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto",
+        help="auto: the fastest that is installed (default)")
+    add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
+    add("--resample", action="store_true",
+        help="give the network the voxel size of its training, and bring the map back")
+    add("--allow-geometry", action="store_true",
+        help="run although voxel size or B0 direction are not those of the training")
+    add("--max-session", type=memory_size, metavar="SIZE", default=None,
+        help="most bytes of images in a session, such as 4G (default: 2G)")
+    add("--idle-seconds", type=seconds, metavar="S", default=None,
+        help="longest silence of a client (default: 60)")
+    add("--session-seconds", type=seconds, metavar="S", default=None,
+        help="longest time to send a session, and again to take the answer (default: 1800)")
+    add("--max-clients", type=client_count, metavar="N", default=None,
+        help="most connections at a time (default: 8)")
+    add("--openrecon", type=Path, metavar="DIR",
+        help="write what a Siemens OpenRecon package is built from into DIR, and stop")
+    add("--force", action="store_true", help="overwrite the files of --openrecon")
+    # fmt: on
+    return p
+
+
+def port_number(text: str) -> int:
+    """Return a TCP port."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Return a positive number of seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return number
+
+
+def client_count(text: str) -> int:
+    """Return a positive number of clients."""
+    if not text.isdecimal() or not 0 < int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

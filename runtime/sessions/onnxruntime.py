@@ -1,0 +1,62 @@
+"""Models in ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as status
+
+from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.sessions.session import Backend, Precision, cannot_load, read_card
+
+UNREADABLE = (
+    *(status.Fail, status.InvalidArgument, status.InvalidGraph),
+    *(status.InvalidProtobuf, status.NotImplemented),
+)
+
+
+class OnnxRuntimeSession:
+    """A model in ONNX Runtime, FP32.
+
+    Memory patterns are off: they add one block for all activations to what the arena holds
+    already, which doubles the peak. The arena stays on: left to malloc, freed activations linger
+    in the heap, the peak grows from run to run, and closing the session does not give it back.
+    """
+
+    backend: Backend = "onnxruntime"
+    precision: Precision = "fp32"
+    version = onnxruntime.__version__
+
+    def __init__(self, path: Path, threads: int = 0, *, optimised: bool = True) -> None:
+        options = onnxruntime.SessionOptions()
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = threads
+        options.enable_mem_pattern = False
+        # fused Q/DQ is not what the graph says: biases become INT32, sums may saturate
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.log_severity_level = 4  # what fails is raised, in one line
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except UNREADABLE as error:
+            raise cannot_load(path, "ONNX Runtime", error) from error
+        self.card = read_card(
+            path,
+            self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
+            [i.name for i in self._session.get_inputs()],
+            [o.name for o in self._session.get_outputs()],
+        )
+
+    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
+        try:
+            output: NDArray[np.float32] = self._session.run(None, dict(tensors))[0]
+        except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
+            reason = str(error).splitlines()[0]
+            raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error
+        return output

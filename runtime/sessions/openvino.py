@@ -1,0 +1,81 @@
+"""Models in OpenVINO on the CPU."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.sessions.session import Backend, Precision, cannot_load, read_card
+
+# OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
+# interrupted process. Without the package for that it uses a stub of its own.
+sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+import openvino  # noqa: E402
+
+
+class OpenVinoSession:
+    """A model in OpenVINO, compiled for one shape at a time.
+
+    The precision is always stated: left alone, OpenVINO computes in bf16 on CPUs that can. Shapes
+    are fixed before compiling, which halves the memory of dynamic ones.
+    """
+
+    backend: Backend = "openvino"
+    version = openvino.__version__.split("-")[0]
+
+    def __init__(self, path: Path, precision: Precision = "fp32", threads: int = 0) -> None:
+        self.precision: Precision = precision
+        self._core = openvino.Core()
+        if precision == "bf16":
+            self._require_bf16()
+        self._settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        try:
+            self._model = self._core.read_model(path)
+        except RuntimeError as error:
+            raise cannot_load(path, "OpenVINO", error) from error
+        stored = ["framework", METADATA_KEY]
+        has_card = self._model.has_rt_info(stored)
+        self.card = read_card(
+            path,
+            str(self._model.get_rt_info(stored).astype(str)) if has_card else None,
+            [i.get_any_name() for i in self._model.inputs],
+            [o.get_any_name() for o in self._model.outputs],
+        )
+        if self.card.precision == "int8":  # what the graph says, not what OpenVINO makes of it
+            self._settings["LP_TRANSFORMS_MODE"] = "NO"
+        self._request: Any = None
+        self._shapes: dict[str, list[int]] = {}
+
+    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            if shapes != self._shapes:
+                self._request = None
+                self._model.reshape(shapes)
+                compiled = self._core.compile_model(self._model, "CPU", self._settings)
+                self._request = compiled.create_infer_request()
+                self._shapes = shapes
+            results = self._request.infer(dict(tensors), share_inputs=True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(f"OpenVINO failed ({reason}); export the model again") from error
+        output: NDArray[np.float32] = results[0]
+        return output
+
+    def _require_bf16(self) -> None:
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise EngineError(
+                f"--precision bf16: this CPU has no bf16 instructions (it has {', '.join(able)}); "
+                "use --precision fp32"
+            )

@@ -1,0 +1,112 @@
+"""The receptive field of networks whose own is known on paper."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qsm_deploy.export.export_network import provisional_card
+from qsm_deploy.export.measure import receptive_field
+from qsm_deploy.export.measure.receptive_field import (
+    effective_halo,
+    measure_receptive_field,
+    theoretical_receptive_field,
+)
+from qsm_deploy.export.networks.ir2qsm import IR2QSM
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.runtime.card.card import ModelCard
+
+
+class Stack(Network):
+    """Convolutions of 3 voxels, one after the other; the middle weight can be all there is."""
+
+    divisor = 1
+
+    def __init__(self, layers: int, outer_weight: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv3d(1, 1, 3, padding=1) for _ in range(layers)))
+        for layer in self.layers:
+            nn.init.constant_(layer.weight, outer_weight)
+            layer.weight.data[0, 0, 1, 1, 1] = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers(x)
+        return y
+
+
+class Mean(Network):
+    divisor = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean()
+
+
+@pytest.mark.parametrize("layers", [1, 3, 20])
+def test_convolutions_add_one_voxel_each(layers: int) -> None:
+    assert theoretical_receptive_field(Stack(layers)) == layers
+
+
+def test_zero_weights_do_not_shorten_it() -> None:
+    assert theoretical_receptive_field(Stack(5, outer_weight=0.0)) == 5
+
+
+# two levels on paper: 2 convolutions on the way down and 2 up at full resolution, 2 at half:
+# 2 + 2*2 + 2 voxels, and one more for where a voxel lies in its pair
+def test_tkd_unet_of_two_levels() -> None:
+    assert theoretical_receptive_field(TkdUnet((2, 4))) == 9
+
+
+def test_it_does_not_depend_on_width_but_on_depth_and_iterations() -> None:
+    sizes = [
+        theoretical_receptive_field(IR2QSM(channels, iterations).eval())
+        for channels, iterations in (((2, 4), 1), ((3, 6), 1), ((2, 4), 2), ((2, 4, 8), 1))
+    ]
+    assert sizes[0] == sizes[1] < min(sizes[2:])
+
+
+def test_a_network_without_end_is_refused() -> None:
+    with pytest.raises(ExportError, match="Mean sees farther"):
+        theoretical_receptive_field(Mean())
+
+
+def card_of(module: Network, name: str) -> ModelCard:
+    return provisional_card(REGISTRY[name], module, Choices(), "none", "0" * 64)
+
+
+def test_a_network_that_changes_with_its_input_has_none() -> None:
+    stack = Stack(1)
+    stack.why_whole = "it stretches over the input"
+    field = measure_receptive_field(stack, card_of(stack, "ir2qsm"))
+    assert (field.theoretical, field.halo) == (None, None)
+
+
+@pytest.fixture
+def small_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receptive_field, "BOX", (24, 24, 32))
+    monkeypatch.setattr(receptive_field, "HEAD", (24, 24, 32))
+
+
+@pytest.mark.usefixtures("small_box")
+def test_the_halo_follows_the_weights() -> None:
+    card = card_of(Stack(1), "ir2qsm")
+    assert effective_halo(Stack(3, outer_weight=0.0), card, 3) == 0
+    assert effective_halo(Stack(3, outer_weight=1e-5), card, 3) == 0
+    assert effective_halo(Stack(3, outer_weight=0.001), card, 3) == 1
+    assert effective_halo(Stack(3, outer_weight=1.0), card, 3) == 3
+
+
+@pytest.mark.usefixtures("small_box")
+def test_the_halo_holds_the_stated_energy(tiny_tkd_unet) -> None:
+    field = measure_receptive_field(tiny_tkd_unet, card_of(tiny_tkd_unet, "tkd-unet"))
+    assert (field.theoretical, field.energy_kept) == (9, 0.999999)
+    assert 0 < field.halo <= 9
+    assert all(p.requires_grad for p in tiny_tkd_unet.parameters())
+
+
+def test_radius_is_the_smallest_that_holds_the_energy() -> None:
+    energy = np.zeros((9, 9, 9))
+    energy[4, 4, 4], energy[4, 2, 4], energy[8, 4, 4] = 1.0, 1e-3, 1e-9
+    assert receptive_field._radius_of_energy(energy, (4, 4, 4)) == 2

@@ -1,0 +1,166 @@
+"""The table of networks, and where weights come from when none are bundled."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from qsm_deploy.export import listing
+from qsm_deploy.export.networks import network_spec as network_spec_module
+from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.blocks import ConvBlock
+from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
+from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus, IQSMPlus
+from qsm_deploy.export.networks.ir2qsm import IR2QSM
+from qsm_deploy.export.networks.loopnet import LoopNet
+from qsm_deploy.export.networks.lot import LotLayer
+from qsm_deploy.export.networks.lpcnn import LPCNN
+from qsm_deploy.export.networks.modl_qsm import ModlQsm
+from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
+from qsm_deploy.export.networks.registry import REGISTRY, network_spec
+from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
+from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.unrolled import Prior
+from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.networks.xqsm import XQSM
+from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+from qsm_deploy.kernels.errors import UsageError, WeightsError
+
+SIZE = 64
+
+
+def qsmnet(kernel: int, flavour: Flavour) -> QSMnet:
+    return QSMnet((32, 64, 128, 256, 512), kernel, flavour, dict.fromkeys(NUMBERS, 1.0))
+
+
+def iqsm_layers() -> tuple[ConvBlock, EncoderDecoder, LotLayer]:
+    return ConvBlock(16, 16), EncoderDecoder(16, base=16, depth=4), LotLayer(16)
+
+
+# the graphs of each network at the published size, the default one first
+GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
+    "ir2qsm": (IR2QSM,),
+    "tkd-unet": (TkdUnet,),
+    "loopnet": (LoopNet,),
+    "xqsm": (XQSM,),
+    "xqsm-unet": (XqsmUnet,),
+    "qsmnet": (lambda: qsmnet(5, Flavour(1e-3, 0.1, skip_first=True)),),
+    "qsmnet-plus": (lambda: qsmnet(5, Flavour(1e-3, 0.1, skip_first=True)),),
+    "qsmnet-torch": (lambda: qsmnet(3, TORCH),),
+    "lpcnn": (LPCNN,),
+    "modl-qsm": (ModlQsm,),
+    "spinet-qsm": (lambda: Prior(wide_resnet(2), 2, "spinet", ANY_GEOMETRY, {}, {}),),
+    "iqsm": (lambda: IQSM(*iqsm_layers()[1:], divisor=16),),
+    "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
+    "after-qsm": (AfterRecon, AfterRefine),
+}
+# what the published weights are trained in, where it is more than the graph
+TRAINED: dict[str, Callable[[], nn.Module]] = {
+    "spinet-qsm": lambda: SpinetWeights(wide_resnet(2)),
+    "iqsm-plus": lambda: IQSMPlus(*iqsm_layers()),
+}
+
+
+def without_storage(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make().eval()
+
+
+def gmac(network: Network) -> float:
+    """Return the multiply-accumulates of all convolutions for one cube, in billions."""
+    sizes = {"n": 1, "x": SIZE, "y": SIZE, "z": SIZE}
+    with (
+        torch.device("meta"),
+        torch.inference_mode(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        network(*(torch.zeros([sizes.get(d, d) for d in i.shape]) for i in network.inputs))
+    return counter.get_flop_counts()["Global"][torch.ops.aten.convolution] / 2e9
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_declared_numbers_are_those_of_the_published_size(name: str) -> None:
+    spec, graphs = REGISTRY[name], [without_storage(make) for make in GRAPHS[name]]
+    trained = [without_storage(TRAINED[name])] if name in TRAINED else graphs
+    assert spec.parameters == sum(p.numel() for module in trained for p in module.parameters())
+    assert spec.divisor == graphs[0].divisor
+    assert spec.gmac_64 == pytest.approx(sum(map(gmac, graphs)), abs=0.0051)
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
+    network = without_storage(GRAPHS[name][0])
+    (row,) = [row for row in listing.list_rows() if row["network"] == name]
+    assert row["inputs"] == {info.name: info.unit for info in network.inputs}
+    assert row["output"] == {network.output.name: network.output.unit}
+    assert tuple(row["inputs"]) == REGISTRY[name].inputs
+
+
+def test_convolutions_are_counted_by_hand() -> None:
+    network = without_storage(lambda: TkdUnet((1, 1)))
+    fine, coarse = SIZE**3, (SIZE // 2) ** 3
+    convs = fine * 27 * (2 + 1 + 2 + 1) + coarse * 27 * (1 + 1)
+    assert gmac(network) * 1e9 == convs + coarse * 8 + fine  # up-sampling by 2, and the last
+
+
+def test_documents_that_are_named_exist() -> None:
+    root = Path(__file__).parents[3]
+    words = " ".join(spec.published.source for spec in REGISTRY.values()).split()
+    named = [word.strip(",;") for word in words if word.startswith(("docs/", "examples/"))]
+    assert named
+    assert all((root / name).is_file() for name in named)
+
+
+def test_each_network_is_listed_under_its_name() -> None:
+    assert {"ir2qsm", "tkd-unet"} <= REGISTRY.keys()
+    for name, spec in REGISTRY.items():
+        assert network_spec(name) is spec
+        assert spec.name == name
+        assert spec.published.source
+        assert spec.published.licence
+
+
+def test_ir2qsm_is_for_axial_1_mm_and_tkd_unet_for_any_geometry() -> None:
+    limits = IR2QSM.geometry
+    assert limits.voxel_size_mm == (1, 1, 1)
+    assert (limits.voxel_tolerance, limits.b0_tolerance_deg) == (0.1, 5)
+    assert limits.b0_direction == (0, 0, 1)
+    assert dataclasses.astuple(TkdUnet.geometry) == (None,) * 4
+
+
+def test_an_unknown_network_is_a_usage_error_that_names_the_known() -> None:
+    with pytest.raises(UsageError, match=r"--model qsmgan.*ir2qsm, tkd-unet"):
+        network_spec("qsmgan")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_without_bundled_weights_the_authors_are_named(tmp_path, monkeypatch, listed) -> None:
+    monkeypatch.setattr(network_spec_module, "WEIGHTS_FOLDER", tmp_path)
+    spec = REGISTRY["ir2qsm"]
+    if not listed:
+        spec = dataclasses.replace(spec, bundled=None)
+    with pytest.raises(WeightsError, match=r"drive\.google\.com.*1EGZGxdgVWI8r0.*--weights"):
+        spec.bundled_file()
+
+
+def test_bundled_weights_are_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(network_spec_module, "WEIGHTS_FOLDER", tmp_path)
+    (tmp_path / "ir2qsm-demo.safetensors").touch()
+    assert REGISTRY["ir2qsm"].bundled_file() == tmp_path / "ir2qsm-demo.safetensors"
+
+
+def test_options_have_defaults_and_strange_ones_are_refused() -> None:
+    ir2qsm, tkd_unet = REGISTRY["ir2qsm"], REGISTRY["tkd-unet"]
+    assert ir2qsm.chosen_options({"residual": None}) == {"residual": "input"}
+    assert ir2qsm.chosen_options({"residual": "iteration"}) == {"residual": "iteration"}
+    assert tkd_unet.chosen_options({"residual": None}) == {}
+    with pytest.raises(UsageError, match="--residual input is no option of tkd-unet"):
+        tkd_unet.chosen_options({"residual": "input"})
+    with pytest.raises(UsageError, match=r"--residual input\|iteration"):
+        ir2qsm.chosen_options({"residual": "both"})

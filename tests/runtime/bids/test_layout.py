@@ -1,0 +1,296 @@
+"""Recordings and metadata of a BIDS dataset, and one clear line where it is not one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.errors import DataError, UnitsError, UsageError
+from qsm_deploy.runtime.bids.layout import BidsImage
+from qsm_deploy.runtime.bids.metadata import (
+    field_unit,
+    load_metadata,
+    load_params_of,
+    require_echo,
+)
+from qsm_deploy.runtime.bids.search import find_recordings, without_recording
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+
+DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}
+PREP = "derivatives/prep"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Return a dataset without subjects."""
+    root = tmp_path / "ds"
+    root.mkdir()
+    (root / "dataset_description.json").write_text(json.dumps(DESCRIPTION))
+    return root
+
+
+@pytest.fixture
+def add(dataset):
+    """Return a function that adds empty files to the dataset."""
+
+    def add_files(*names):
+        for name in names:
+            path = dataset / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+    return add_files
+
+
+@pytest.fixture
+def find(dataset):
+    """Return a function that finds the recordings."""
+
+    def find_in_dataset(labels=None, source=None):
+        return find_recordings(dataset, labels, source, dataset / "derivatives" / "qsm-deploy")
+
+    return find_in_dataset
+
+
+def echoes(subject, count=2, folder="anat", more="", parts=("mag", "phase")):
+    return [
+        f"sub-{subject}/{folder}/sub-{subject}_{more}echo-{n}_part-{part}_MEGRE.nii.gz"
+        for n in range(1, count + 1)
+        for part in parts
+    ]
+
+
+class TestRecordings:
+    def test_every_subject_session_acquisition_and_run_is_one(self, add, find):
+        add(*echoes("01"), *echoes("02", folder="ses-a/anat", more="ses-a_run-1_"))
+        add(*echoes("02", folder="ses-a/anat", more="ses-a_run-2_"), *echoes("02", more="acq-x_"))
+        found = find()
+        assert [r.name for r in found] == [
+            "sub-01", "sub-02_acq-x", "sub-02_ses-a_run-1", "sub-02_ses-a_run-2",
+        ]  # fmt: skip
+        assert [r.folder.as_posix() for r in found] == [
+            "sub-01/anat", "sub-02/anat", "sub-02/ses-a/anat", "sub-02/ses-a/anat",
+        ]  # fmt: skip
+
+    def test_phase_and_magnitude_of_the_echoes_are_in_order(self, add, find):
+        add(*reversed(echoes("01", count=11)))
+        pairs = find()[0].echoes()
+        assert [int(phase.entities["echo"]) for phase, _ in pairs] == list(range(1, 12))
+        assert {phase.entities["part"] for phase, _ in pairs} == {"phase"}
+        assert {magnitude.entities["part"] for _, magnitude in pairs} == {"mag"}
+
+    @pytest.mark.parametrize(
+        "name",
+        ["anat/sub-01_localfield.nii.gz", "fmap/sub-01_desc-local_fieldmap.nii",
+         "anat/sub-01_fieldmap-local.nii"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("root", ["", f"{PREP}/"])
+    def test_a_local_field_comes_before_the_raw_phase(self, add, find, dataset, name, root):
+        add(*echoes("01"), f"{root}sub-01/{name}")
+        [found] = find()
+        assert found.source == "localfield"
+        assert found.local_field().path == dataset / root / "sub-01" / name
+        [raw] = find(source="megre")
+        assert raw.source == "megre"
+
+    def test_what_this_program_made_is_no_input(self, add, find):
+        add(*echoes("01"), "derivatives/qsm-deploy/sub-01/anat/sub-01_localfield.nii.gz")
+        assert [r.source for r in find()] == ["megre"]
+
+    def test_a_total_field_is_no_local_field(self, add, find):
+        add(*echoes("01"), "sub-01/fmap/sub-01_fieldmap.nii.gz")
+        assert [r.source for r in find()] == ["megre"]
+
+    def test_participants_are_chosen_with_or_without_the_prefix(self, add, find):
+        add(*echoes("01"), *echoes("02"), *echoes("03"))
+        assert [r.name for r in find(["03", "sub-01"])] == ["sub-01", "sub-03"]
+
+    def test_a_participant_without_a_recording_is_told(self, add, find):
+        add(*echoes("01"), "sub-02/anat/sub-02_T1w.nii.gz")
+        assert without_recording(find(["01", "02"]), ["01", "sub-02"]) == ["02"]
+
+    @pytest.mark.parametrize(
+        ("labels", "says"),
+        [
+            (["9"], "has no sub-9; it has sub-01, sub-02, sub-03, sub-04 and 1 more"),
+            (["01", "net.onnx"], "name the model before --participant-label"),
+        ],
+    )
+    def test_an_unknown_participant(self, add, find, labels, says):
+        for n in range(1, 6):
+            add(*echoes(f"0{n}"))
+        with pytest.raises(UsageError, match=says):
+            find(labels)
+
+
+class TestMask:
+    def write(self, path, shape=(3, 4, 5)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(nifti_bytes(np.ones(shape, np.uint8), np.eye(4)))
+        return path
+
+    def test_the_one_that_says_most_wins(self, add, find, dataset):
+        add("sub-01/anat/sub-01_run-1_localfield.nii.gz", "sub-01/anat/sub-01_mask.nii.gz")
+        add("sub-01/anat/sub-01_run-1_desc-brain_mask.nii.gz", "sub-01/anat/sub-01_run-2_mask.nii")
+        [found] = find()
+        mask = found.mask(found.local_field())
+        assert mask == dataset / "sub-01/anat/sub-01_run-1_desc-brain_mask.nii.gz"
+
+    def test_that_of_another_derivative_counts_on_the_same_grid(self, find, dataset):
+        for name in echoes("01", count=1):
+            self.write(dataset / name)
+        other = self.write(dataset / PREP / "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+        self.write(dataset / "derivatives/t1/sub-01/anat/sub-01_desc-brain_mask.nii.gz", (3, 4, 6))
+        (dataset / "derivatives/bad/sub-01/anat").mkdir(parents=True)
+        (dataset / "derivatives/bad/sub-01/anat/sub-01_mask.nii").write_text("no image")
+        [found] = find()
+        assert found.mask(found.echoes()[0][0]) == other
+
+    def test_none_is_none(self, add, find):
+        add(*echoes("01"), "sub-01/anat/sub-01_acq-x_mask.nii.gz")
+        found = next(r for r in find() if r.source == "megre")
+        assert found.mask(found.echoes()[0][0]) is None
+
+    def test_two_that_fit_equally_are_refused(self, add, find):
+        add("sub-01/anat/sub-01_localfield.nii.gz", "sub-01/anat/sub-01_mask.nii.gz")
+        add("sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+        [found] = find()
+        with pytest.raises(DataError, match=r"2 images fit as mask: .*; keep one"):
+            found.mask(found.local_field())
+
+
+class TestBadDatasets:
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(DataError, match="no such folder"):
+            find_recordings(tmp_path / "none", None, None, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (None, "no BIDS dataset, it has no dataset_description.json"),
+            ("{", "not a JSON file"),
+            ("[]", "holds a list"),
+            ('{"Name": "x"}', "lacks BIDSVersion"),
+        ],
+    )
+    def test_no_description(self, dataset, find, content, says):
+        description = dataset / "dataset_description.json"
+        description.unlink() if content is None else description.write_text(content)
+        with pytest.raises(DataError, match=says):
+            find()
+
+    def test_nothing_to_reconstruct(self, add, find):
+        add("sub-01/anat/sub-01_T1w.nii.gz")
+        with pytest.raises(DataError, match="nor part-phase MEGRE in sub-01; expected for example"):
+            find()
+
+    def test_nothing_of_the_source_that_was_asked_for(self, add, find):
+        add(*echoes("01"))
+        with pytest.raises(DataError, match=r"no local field .* in sub-01"):
+            find(source="localfield")
+
+    @pytest.mark.parametrize(
+        ("names", "says"),
+        [
+            (echoes("01")[1:2] + echoes("01", 3)[4:], "echoes 1, 3 have a phase; they must count"),
+            (echoes("01")[1:], "echo 1 has a phase but no magnitude"),
+            ([*echoes("01"), echoes("01")[1].removesuffix(".gz")], "echo 1 is there twice"),
+            (["sub-01/anat/sub-01_part-phase_MEGRE.nii.gz"], "says no echo number"),
+        ],
+        ids=["gap", "no magnitude", "twice", "no number"],
+    )
+    def test_broken_echoes(self, add, find, names, says):
+        add(*names)
+        [found] = find()
+        with pytest.raises(DataError, match=says):
+            found.echoes()
+
+    def test_two_local_fields(self, add, find):
+        add("derivatives/a/sub-01/anat/sub-01_localfield.nii.gz")
+        add("derivatives/b/sub-01/anat/sub-01_localfield.nii.gz")
+        [found] = find()
+        with pytest.raises(DataError, match=r"2 images fit as local field: .* and .*; keep one"):
+            found.local_field()
+
+
+@pytest.fixture
+def image(dataset):
+    """Return the phase of echo 2 of a session."""
+    name = "sub-01_ses-a_echo-2_part-phase_MEGRE.nii.gz"
+    entities = {"sub": "01", "ses": "a", "echo": "2", "part": "phase"}
+    path = dataset / "sub-01/ses-a/anat" / name
+    path.parent.mkdir(parents=True)
+    return BidsImage(path, dataset, entities, "MEGRE")
+
+
+@pytest.fixture
+def write(dataset):
+    """Return a function that writes a JSON file into the dataset."""
+
+    def write_json(name, content):
+        (dataset / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    return write_json
+
+
+class TestMetadata:
+    def test_what_is_closer_wins(self, image, write):
+        write("MEGRE.json", {"MagneticFieldStrength": 3, "EchoTime": 1, "Units": "arbitrary"})
+        write("echo-2_MEGRE.json.bak", {"EchoTime": 2})
+        write("sub-01/sub-01_echo-2_MEGRE.json", {"EchoTime": 0.02})
+        write("sub-01/sub-01_echo-1_MEGRE.json", {"EchoTime": 0.01})
+        write("sub-01/ses-a/anat/sub-01_ses-a_part-phase_MEGRE.json", {"Units": "rad"})
+        write("T1w.json", {"MagneticFieldStrength": 7})
+        expected = {"MagneticFieldStrength": 3, "EchoTime": 0.02, "Units": "rad"}
+        assert load_metadata(image) == expected
+        assert require_echo(image) == (0.02, 3.0)
+
+    def test_files_above_the_dataset_do_not_count(self, image, dataset):
+        (dataset.parent / "MEGRE.json").write_text('{"EchoTime": 0.02}')
+        assert load_metadata(image) == {}
+
+    def test_two_in_one_folder_are_refused(self, image, write):
+        write("MEGRE.json", {})
+        write("part-phase_MEGRE.json", {})
+        with pytest.raises(DataError, match=r"MEGRE.json and part-phase_MEGRE.json both apply"):
+            load_metadata(image)
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ({"MagneticFieldStrength": 3}, "EchoTime is not stated"),
+            ({"EchoTime": 0.02}, "MagneticFieldStrength is not stated"),
+            ({"EchoTime": "20 ms"}, "EchoTime is '20 ms', expected a number"),
+            ("{", "not a JSON file"),
+        ],
+    )
+    def test_nothing_is_guessed(self, image, write, content, says):
+        write("MEGRE.json", content)
+        with pytest.raises(DataError, match=says):
+            require_echo(image)
+
+    def test_the_direction_that_qsmxt_writes(self, image, write):
+        write("MEGRE.json", {"B0_dir": [0, 0.6, 0.8]})
+        assert load_params_of(image).b0_direction == (0, 0.6, 0.8)
+
+    @pytest.mark.parametrize(
+        ("says", "stated", "unit"),
+        [("ppm", None, "ppm"), ("Hz", None, "hz"), ("rad", "rad", "rad"), (None, "hz", "hz")],
+    )
+    def test_units(self, image, write, says, stated, unit):
+        write("MEGRE.json", {} if says is None else {"Units": says})
+        assert field_unit(image, stated) == unit
+
+    @pytest.mark.parametrize(
+        ("says", "stated", "message"),
+        [
+            (None, None, "Units are not stated; add ppm, Hz or rad, or pass --units"),
+            ("T", None, "Units are 'T', expected ppm, Hz or rad"),
+            (["ppm"], None, "expected ppm, Hz or rad"),
+            ("ppm", "hz", "says ppm, --units says hz; drop --units"),
+        ],
+    )
+    def test_units_are_never_guessed(self, image, write, says, stated, message):
+        write("MEGRE.json", {} if says is None else {"Units": says})
+        with pytest.raises(UnitsError, match=message):
+            field_unit(image, stated)

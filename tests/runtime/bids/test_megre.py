@@ -1,0 +1,239 @@
+"""Multi-echo phase and magnitude in a BIDS dataset become maps, and nothing is guessed."""
+
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.dipole import dipole_convolve
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.run.cli import main
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from qsm_deploy.runtime.scan.units import GYROMAGNETIC_MHZ_PER_T
+
+SHAPE = (40, 36, 32)
+TIMES_S = (0.004, 0.01, 0.016)
+HERTZ_PER_PPM = GYROMAGNETIC_MHZ_PER_T * 3
+ANAT = "sub-01/anat"
+BRAIN = "derivatives/brain"
+MASK_FILE = f"{BRAIN}/{ANAT}/sub-01_desc-brain_mask"
+DESCRIPTION = {"Name": "Spheres", "BIDSVersion": "1.10.0"}
+
+
+def distance_from(centre):
+    return np.sqrt(sum((n - c) ** 2 for n, c in zip(np.indices(SHAPE), centre, strict=True)))
+
+
+MASK = distance_from((20, 18, 16)) < 13
+
+
+@pytest.fixture(scope="module")
+def local_field():
+    """Return the field of two spheres in the mask [ppm]."""
+    chi = 0.3 * (distance_from((17, 18, 16)) < 3) - 0.2 * (distance_from((25, 20, 14)) < 2.5)
+    return (MASK * dipole_convolve(chi.astype(np.float32), Geometry(SHAPE))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def phases(local_field):
+    """Return the wrapped phase of every echo [rad]: with a background, and one at excitation."""
+    x, y, z = (axis / 16 - 1 for axis in np.indices(SHAPE))
+    total = local_field + 0.3 * x + 0.2 * (x * x - y * y) + 0.1 * x * z
+    turns = [HERTZ_PER_PPM * total * time for time in TIMES_S]
+    rng = np.random.default_rng(1)
+    outside = rng.uniform(-math.pi, math.pi, SHAPE)
+    wrapped = [np.angle(np.exp(1j * (2 * math.pi * turn + 0.5 + 0.2 * y))) for turn in turns]
+    return [np.where(MASK, phase, outside).astype(np.float32) for phase in wrapped]
+
+
+@pytest.fixture
+def dataset(tmp_path, phases):
+    """Return a dataset of one subject, its field strength stated once for all."""
+    root = tmp_path / "study"
+    write(root, "dataset_description.json", DESCRIPTION)
+    write(root, "MEGRE.json", {"MagneticFieldStrength": 3})
+    (root / "README.md").write_text("Two spheres in a larger one.\n" * 10)
+    made = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "tests"}]}
+    write(root, f"{BRAIN}/dataset_description.json", made | DESCRIPTION)
+    write(root, f"{MASK_FILE}.nii.gz", MASK.astype(np.uint8))
+    write(root, f"{MASK_FILE}.json", {"Type": "Brain"})
+    for echo, (phase, time) in enumerate(zip(phases, TIMES_S, strict=True), 1):
+        stem = f"{ANAT}/sub-01_echo-{echo}_part"
+        write(root, f"{stem}-phase_MEGRE.nii.gz", phase)
+        write(root, f"{stem}-phase_MEGRE.json", {"EchoTime": time, "Units": "rad"})
+        signal = MASK * np.float32(100 * math.exp(-time / 0.03))
+        write(root, f"{stem}-mag_MEGRE.nii.gz", signal.astype(np.float32))
+        write(root, f"{stem}-mag_MEGRE.json", {"EchoTime": time})
+    return root
+
+
+def write(root, name, content):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".json"):
+        path.write_text(json.dumps(content))
+    else:
+        path.write_bytes(nifti_bytes(content, np.eye(4)))
+
+
+@pytest.fixture
+def run(card, write_model, dataset, capsys):
+    """Return a function that runs a model, twice the field, on the dataset."""
+    model = write_model(card)
+
+    def run_on(*flags):
+        code = main([str(model), "--bids", str(dataset), *flags])
+        return code, *capsys.readouterr()
+
+    return run_on
+
+
+@pytest.fixture
+def chi(dataset):
+    """Return a function that reads the map."""
+    path = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.nii.gz"
+    return lambda: nib.load(path).get_fdata()
+
+
+def test_the_local_field_is_what_the_network_gets(run, chi, local_field):
+    code, _, err = run()
+    assert code == 0
+    assert "note: sub-01: 3 echoes, phase in radians from -pi to pi" in err
+    found = chi()
+    assert not found[~MASK].any()
+    inner = distance_from((20, 18, 16)) < 10
+    expected = 2 * local_field[inner]
+    error = found[inner] - expected
+    error -= error.mean()  # phase does not tell a constant
+    assert np.linalg.norm(error) < 0.2 * np.linalg.norm(expected - expected.mean())
+
+
+def test_the_validator_accepts_it(run, dataset, validate):
+    assert run()[0] == 0
+    for folder in (dataset, dataset / BRAIN, dataset / "derivatives/qsm-deploy"):
+        assert validate(folder) == []
+
+
+def test_integers_give_the_same_map_as_radians(run, chi, dataset, phases):
+    assert run()[0] == 0
+    radians = chi()
+    for echo, phase in enumerate(phases, 1):
+        stem = f"{ANAT}/sub-01_echo-{echo}_part-phase_MEGRE"
+        steps = np.clip(np.rint(phase * 2048 / math.pi), -2048, 2047).astype(np.int16)
+        write(dataset, f"{stem}.nii.gz", steps)
+        write(dataset, f"{stem}.json", {"EchoTime": TIMES_S[echo - 1], "Units": "arbitrary"})
+    code, _, err = run("--force")
+    assert code == 0
+    assert "phase in -2048 to 2047, 4096 per turn" in err
+    # half a step of the phase, through the first pair of echoes
+    np.testing.assert_allclose(chi(), radians, atol=0.01)
+
+
+def test_negate_turns_the_map(run, chi):
+    assert run()[0] == 0
+    upright = chi()
+    assert run("--negate", "--force")[0] == 0
+    np.testing.assert_allclose(chi(), -upright, atol=1e-4)
+
+
+def test_without_a_mask_the_signal_is_taken(run, chi, dataset):
+    (dataset / f"{MASK_FILE}.nii.gz").unlink()
+    code, _, err = run()
+    assert code == 0
+    assert "no mask in the dataset: taking the signal, " in err
+    assert np.count_nonzero((chi() != 0) ^ MASK) < 0.1 * MASK.sum()
+
+
+def test_the_direction_in_the_sidecar_counts(run, dataset):
+    write(dataset, "MEGRE.json", {"MagneticFieldStrength": 3, "B0_dir": [0, 0.6, 0.8]})
+    assert run()[0] == 0
+    sidecar = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.json"
+    content = json.loads(sidecar.read_text())
+    assert content["geometry"]["b0_direction"] == pytest.approx([0, 0.6, 0.8])
+    assert len(content["Sources"]) == 7
+
+
+PHASE, MAGNITUDE = f"{ANAT}/sub-01_echo-2_part-phase_MEGRE", f"{ANAT}/sub-01_echo-2_part-mag_MEGRE"
+RAD = {"EchoTime": 0.01, "Units": "rad"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("MEGRE.json", {}, "MagneticFieldStrength is not stated there nor in a file"),
+        (f"{PHASE}.json", {"Units": "rad"}, "EchoTime is not stated there nor in a file"),
+        (f"{PHASE}.json", RAD | {"EchoTime": 10}, "EchoTime is 0.01, that of its phase"),
+        (f"{PHASE}.json", RAD | {"MagneticFieldStrength": 7}, "is 3 in one echo and 7 in another"),
+        (f"{MAGNITUDE}.json", {"EchoTime": 0.02}, "EchoTime is 0.02, that of its phase"),
+        (f"{PHASE}.nii.gz", np.full(SHAPE, np.nan, "f4"), "voxels of the phase are NaN or Inf"),
+        (f"{PHASE}.nii.gz", np.full(SHAPE, 9, "f4"), "neither a turn in radians nor in 4096"),
+        (f"{PHASE}.nii.gz", np.zeros((40, 36, 31), "f4"), "has shape (40, 36, 31)"),
+        (f"{MAGNITUDE}.nii.gz", np.full(SHAPE, -1, "f4"), "the magnitude has negative values"),
+        (f"{MAGNITUDE}.nii.gz", np.zeros((40, 36, 31), "f4"), "has shape (40, 36, 31)"),
+        (f"{MASK_FILE}.nii.gz", np.zeros(SHAPE, np.uint8), "the mask is empty"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(run, dataset, name, content, says):
+    write(dataset, name, content)
+    code, out, err = run()
+    assert (code, out) == (3, "")
+    [line] = [line for line in err.splitlines() if line.startswith("qsm-run: error: sub-01: ")]
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "unwrapping would take")]
+)
+def test_memory_is_asked_for_before_it_is_taken(run, dataset, limit, says):
+    write(dataset, f"{MASK_FILE}.nii.gz", np.ones(SHAPE, np.uint8))
+    code, _, err = run("--memory-limit", limit)
+    assert code == 6
+    assert says in err
+
+
+def test_echo_times_in_milliseconds(run, dataset):
+    for echo, time in enumerate((4, 10, 16), 1):
+        for part in ("phase", "mag"):
+            name = f"{ANAT}/sub-01_echo-{echo}_part-{part}_MEGRE.json"
+            write(dataset, name, {"EchoTime": time, "Units": "rad"})
+    code, _, err = run()
+    assert code == 3
+    assert "EchoTime is 4; BIDS wants it in seconds" in err
+
+
+def test_units_that_the_phase_is_not_in(run, dataset):
+    first = {"EchoTime": TIMES_S[0], "Units": "Hz"}
+    write(dataset, f"{ANAT}/sub-01_echo-1_part-phase_MEGRE.json", first)
+    code, _, err = run()
+    assert code == 3
+    assert "Units are 'Hz', the phase reaches from" in err
+
+
+@pytest.mark.parametrize("flags", [("--units", "rad"), ("--field-strength", "3")])
+def test_flags_for_local_fields(run, flags):
+    code, _, err = run(*flags)
+    assert code == 2
+    assert "are for local fields; the sidecars of a MEGRE state both" in err
+
+
+def test_a_real_recording_and_its_stale_slope(run, dataset, shared, chi):
+    data = shared / "data/gre_crop"
+    phase, magnitude = nib.load(data / "Phase.nii"), nib.load(data / "Mag.nii")
+    (dataset / f"{MASK_FILE}.nii.gz").unlink()
+
+    def put(values, part):
+        for echo in range(3):
+            path = dataset / ANAT / f"sub-01_echo-{echo + 1}_part-{part}_MEGRE.nii.gz"
+            volume = np.asarray(values[..., echo], dtype=np.float32)
+            path.write_bytes(nifti_bytes(volume, phase.affine))
+
+    put(magnitude.dataobj, "mag")
+    put(phase.dataobj, "phase")  # as its header scales it
+    code, _, err = run()
+    assert code == 3
+    assert "check the scaling (scl_slope) in the header" in err
+    put(phase.dataobj.get_unscaled(), "phase")
+    assert run()[0] == 0
+    assert 0.02 < np.percentile(np.abs(chi()), 99) < 1

@@ -1,0 +1,250 @@
+"""The model card: canonical, small, and strict about every single field."""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.runtime.card.card import (
+    MAX_BYTES,
+    GeometryLimits,
+    MemoryUse,
+    ModelCard,
+    ReceptiveField,
+    TensorInfo,
+    TkdSettings,
+    Verification,
+    parse_card,
+)
+
+GRID = ("n", 1, "x", "y", "z")
+CARD = ModelCard(
+    schema=1,
+    network="tkd-unet",
+    task="local_field->chi",
+    pipeline="tkd+cnn",
+    inputs=(TensorInfo("local_field_ppm", "ppm", GRID), TensorInfo("tkd_chi_ppm", "ppm", GRID)),
+    output=TensorInfo("chi_ppm", "ppm", GRID),
+    divisor=4,
+    patchable="yes",
+    why_whole=None,
+    receptive_field=ReceptiveField(theoretical=40, halo=8, energy_kept=0.999),
+    geometry=GeometryLimits((1.0, 1.0, 1.2), 0.1, (0.0, 0.0, 1.0), 5.0),
+    tkd=TkdSettings(threshold=0.12, pad_voxels=8, masked=True),
+    normalisation={"chi_mean": 0.1},
+    constants={"iterations": 3.0},
+    options={"residual": "input"},
+    precision="fp32",
+    memory={"onnxruntime": MemoryUse(2_000_000, 700)},
+    verified=Verification("pytorch", 0.004, ((64, 64, 64), (60, 72, 48))),
+    weights_sha256="ab" * 32,
+    licence="MIT",
+    doi="10.1000/xyz",
+    made_by="qsm-deploy 0.1.0",
+)
+FIELDS = json.loads(CARD.to_json())
+NULLABLE = {
+    "tkd",
+    "doi",
+    "why_whole",
+    "receptive_field.halo",
+    "receptive_field.theoretical",
+    *(f"geometry.{name}" for name in FIELDS["geometry"]),
+}
+# an empty list is of the right type, even of inputs, which then contradict the pipeline
+OF_ANY_LENGTH = {"inputs", "output.shape", "verified.shapes"}
+FREE = {"options", "memory", "normalisation", "constants"}  # their keys are names, not fields
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every field, containers before their content."""
+    for name, inner in value.items():
+        yield prefix + name
+        if isinstance(inner, dict):
+            yield from paths(inner, f"{prefix}{name}.")
+
+
+def at(fields: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the object that holds a field, and the field's own name."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        fields = fields[parent]
+    return fields, name
+
+
+def changed(path: str, value: Any) -> str:
+    fields = copy.deepcopy(FIELDS)
+    holder, name = at(fields, path)
+    holder[name] = value
+    return json.dumps(fields)
+
+
+every_path = pytest.mark.parametrize("path", list(paths(FIELDS)))
+every_object = pytest.mark.parametrize(
+    "path", [p for p in paths(FIELDS) if isinstance(at(FIELDS, p)[0][at(FIELDS, p)[1]], dict)]
+)
+
+
+def test_the_canonical_form_is_read_back():
+    text = CARD.to_json()
+    assert parse_card(text) == CARD
+    assert parse_card(json.dumps(FIELDS, indent=4)).to_json() == text
+    assert text.isascii()
+    assert " " not in text.replace("qsm-deploy 0.1.0", "")
+    assert list(FIELDS) == sorted(FIELDS)
+
+
+def test_a_card_without_optional_values_is_read_back():
+    plain = replace(
+        CARD,
+        pipeline="cnn",
+        inputs=CARD.inputs[:1],
+        tkd=None,
+        doi=None,
+        geometry=GeometryLimits(None, None, None, None),
+        options={},
+        memory={},
+    )
+    assert parse_card(plain.to_json()) == plain
+
+
+def test_a_card_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        CARD.network = "other"  # type: ignore[misc]
+
+
+def test_a_card_that_does_not_fit_is_refused():
+    room = MAX_BYTES - len(CARD.to_json())
+    full = replace(CARD, licence=CARD.licence + "x" * room)
+    assert len(full.to_json()) == MAX_BYTES
+    with pytest.raises(CardError, match=f"{MAX_BYTES + 1} bytes, at most {MAX_BYTES}"):
+        replace(full, licence=full.licence + "x").to_json()
+    with pytest.raises(CardError, match="bytes"):  # six ASCII bytes a letter
+        replace(CARD, licence="µ" * (room // 2)).to_json()
+
+
+@every_path
+def test_a_missing_field_is_named(path):
+    if path.split(".")[0] in FREE:
+        path = path.split(".")[0]
+    fields = copy.deepcopy(FIELDS)
+    holder, name = at(fields, path)
+    del holder[name]
+    with pytest.raises(CardError) as caught:
+        parse_card(json.dumps(fields))
+    assert path == "schema" or f"card.{path}" in str(caught.value)
+
+
+@every_object
+def test_an_unknown_field_is_named(path):
+    fields = copy.deepcopy(FIELDS)
+    holder, name = at(fields, path)
+    holder[name]["surprise"] = []
+    with pytest.raises(CardError, match=rf"card\.{path}\.surprise"):
+        parse_card(json.dumps(fields))
+
+
+def test_an_unknown_field_at_the_top_is_named():
+    with pytest.raises(CardError, match=r"unknown field card\.surprise"):
+        parse_card(json.dumps(FIELDS | {"surprise": 1}))
+
+
+@every_path
+def test_a_value_of_the_wrong_type_is_named(path):
+    holder, name = at(FIELDS, path)
+    right = holder[name]
+    for wrong in (None, True, 1, 1.5, "text", [], [None], {}, {"a": 1}, float("nan"), 10**400):
+        fits = (
+            (wrong is None and path in NULLABLE)
+            or (type(wrong) is type(right) and type(wrong) in (int, bool, str))
+            or (isinstance(right, float) and wrong in (1, 1.5))
+            or (path in FREE and wrong == {})
+            or (path in ("normalisation", "constants") and wrong == {"a": 1})
+            or (path == "why_whole" and wrong == "text")  # which then contradicts patchable
+            or (path in OF_ANY_LENGTH and wrong == [])
+        )
+        if not fits:
+            with pytest.raises(CardError) as caught:
+                parse_card(changed(path, wrong))
+            named = f"card.{path}" in str(caught.value)
+            assert named or path == "schema", (wrong, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("inputs", [{"name": "local_field_ppm", "unit": "ppm"}], "card.inputs[0].shape"),
+        ("output.shape", ["n", 1, "x", "y", 1.5], "card.output.shape[4]"),
+        ("geometry.voxel_size_mm", [1, 1], "card.geometry.voxel_size_mm"),
+        ("geometry.voxel_size_mm", [1, 1, "1"], "card.geometry.voxel_size_mm[2]"),
+        ("verified.shapes", [[64, 64]], "card.verified.shapes[0]"),
+        ("memory.onnxruntime", {"fixed_bytes": 1}, "card.memory.onnxruntime.bytes_per_voxel"),
+        ("pipeline", "gan", "card.pipeline"),
+        ("patchable", "perhaps", "card.patchable"),
+        ("precision", "fp8", "card.precision"),
+    ],
+)
+def test_what_is_wrong_deep_inside_is_named(path, value, where):
+    with pytest.raises(CardError) as caught:
+        parse_card(changed(path, value))
+    assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_another_schema_is_refused_first(schema):
+    with pytest.raises(CardError, match=r"this version reads 1; export the model again"):
+        parse_card(json.dumps({"schema": schema, "anything": "else"}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "[1]", "1", "null", '"card"', "[" * 100_000])
+def test_what_is_no_card_is_refused(text):
+    with pytest.raises(CardError, match="the model's card"):
+        parse_card(text)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists))
+def test_any_other_json_is_refused(value):
+    with pytest.raises(CardError):
+        parse_card(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pipeline": "cnn"}, "pipeline cnn with the inputs .'local_field_ppm', 'tkd_chi"),
+        ({"inputs": CARD.inputs[:1]}, r"pipeline tkd\+cnn with the inputs .'local_field_ppm'."),
+        ({"inputs": CARD.inputs[::-1]}, "takes local_field_ppm first, the card .'tkd_chi_ppm'"),
+        ({"inputs": ()}, r"takes local_field_ppm first, the card \[\]"),
+        ({"inputs": (*CARD.inputs, CARD.inputs[0])}, "an input twice"),
+        ({"pipeline": "lpcnn"}, "takes prior_input first"),
+        ({"output": TensorInfo("chi_ppm", "ppb", GRID)}, "chi_ppm in ppb, expected ppm"),
+        ({"output": TensorInfo("chi", "ppm", GRID)}, "chi in ppm, expected None"),
+        ({"output": TensorInfo("chi_ppm", "ppm", ("n", 1, "x", "x", "z"))}, "must have the shape"),
+        ({"output": TensorInfo("chi_ppm", "ppm", ("n", "c", "x", "y", "z"))}, "has c channels"),
+        ({"inputs": (TensorInfo("local_field_ppm", "ppm", (1,)), CARD.inputs[1])}, "is no volume"),
+        ({"patchable": "no"}, "patchable is no, why_whole is None"),
+        ({"why_whole": "it is"}, "patchable is yes, why_whole is it is"),
+        ({"receptive_field": ReceptiveField(None, None, 1.0)}, "receptive field has no end"),
+        ({"pipeline": "cnn", "inputs": CARD.inputs[:1]}, "pipeline cnn has tkd settings"),
+        ({"tkd": None}, r"pipeline tkd\+cnn has no tkd settings"),
+        ({"tkd": TkdSettings(0.0, 8, True)}, "tkd.threshold is 0.0"),
+        ({"tkd": TkdSettings(0.7, 8, True)}, "tkd.threshold is 0.7"),
+        ({"tkd": TkdSettings(0.1, -1, True)}, "tkd.pad_voxels too small"),
+        ({"divisor": 0}, "divisor too small"),
+        ({"receptive_field": ReceptiveField(-1, -1, 1.0)}, "halo, receptive_field.theoretical too"),
+        ({"geometry": GeometryLimits(None, 0.1, None, None)}, "voxel_size_mm and voxel_tolerance"),
+        ({"geometry": GeometryLimits(None, None, (0, 0, 1), None)}, "b0_direction and b0_tol"),
+        ({"geometry": GeometryLimits((1, 0, 1), 0.1, None, None)}, "expected positive sizes"),
+        ({"geometry": GeometryLimits(None, None, (0, 0, 0), 5.0)}, "b0_direction is zero"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(CardError, match=f"contradictory card: .*{message}.*export the model again"):
+        replace(CARD, **changes)

@@ -1,0 +1,173 @@
+"""Files that appear whole or not at all, however the writer ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.console import atomic
+from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+
+
+@pytest.fixture(params=["nameless files", "hard links", "renames"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test with what Linux has, and with what is left on poorer file systems."""
+    if request.param != "nameless files":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    if request.param == "renames":
+
+        def no_links(*_paths: Path) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", no_links)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("method")
+def test_a_new_file_is_whole_and_alone(tmp_path):
+    write_atomically(tmp_path / "map.nii.gz", b"whole", force=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"]
+    assert (tmp_path / "map.nii.gz").read_bytes() == b"whole"
+
+
+@pytest.mark.usefixtures("method")
+def test_an_existing_file_is_replaced_only_with_force(tmp_path):
+    path = tmp_path / "map.nii.gz"
+    path.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"map\.nii\.gz exists; pass --force"):
+        write_atomically(path, b"new", force=False)
+    assert path.read_bytes() == b"mine"
+    write_atomically(path, b"new", force=True)
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"]
+
+
+@pytest.mark.usefixtures("method")
+def test_permissions_follow_the_umask(tmp_path):
+    previous = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "map.nii", b"", force=False)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "map.nii").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.usefixtures("method")
+def test_a_broken_link_counts_as_existing(tmp_path):
+    link = tmp_path / "map.nii"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="exists"):
+        write_atomically(link, b"new", force=False)
+    write_atomically(link, b"new", force=True)
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"new"
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("method", ["nameless files", "hard links"], indirect=True)
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "map.nii"
+    monkeypatch.setattr(atomic, "check_writable", lambda *_, **__: path.write_bytes(b"theirs"))
+    with pytest.raises(UsageError, match="appeared meanwhile"):
+        write_atomically(path, b"mine", force=False)
+    assert path.read_bytes() == b"theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii"]
+
+
+@pytest.mark.usefixtures("method")
+def test_what_a_killed_writer_left_is_not_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as every time in a container
+    (tmp_path / "map.nii").write_bytes(b"old")
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "unlink", lambda *_: None)
+        killed.setattr(os, "replace", lambda *_: None)
+        write_atomically(tmp_path / "map.nii", b"killed", force=True)
+    assert len(list(tmp_path.iterdir())) > 1
+    write_atomically(tmp_path / "map.nii", b"whole", force=True)
+    assert (tmp_path / "map.nii").read_bytes() == b"whole"
+
+
+@pytest.mark.usefixtures("method")
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        write_atomically(tmp_path / "map.nii", b"new", force=False)
+    (tmp_path / "old.nii").write_bytes(b"old")
+    with pytest.raises(DataError, match="No space left on device"):
+        write_atomically(tmp_path / "old.nii", b"new", force=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"old.nii": b"old"}
+
+
+def test_places_that_take_no_file_are_refused_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, message in [
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "file" / "map.nii", "is not a folder"),
+        (tmp_path / "gone" / "map.nii", "is not a folder"),
+        (tmp_path / "loop" / "map.nii", "is not a folder"),
+        (tmp_path / ("long" * 100), "File name too long"),
+        (Path(os.devnull), "is not a regular file"),
+    ]:
+        for attempt in (check_writable, lambda p, force: write_atomically(p, b"", force=force)):
+            with pytest.raises(DataError, match=message):
+                attempt(path, force=True)
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)  # root may everything
+    with pytest.raises(DataError, match="not writable"):
+        check_writable(tmp_path / "map.nii", force=False)
+
+
+def test_a_folder_that_takes_no_file_after_all_is_an_error_of_data(tmp_path):
+    # not even root, whom os.access lets everywhere, creates files there
+    with pytest.raises(DataError, match=r"cannot write /proc/map\.nii|/proc is not"):
+        write_atomically(Path("/proc/map.nii"), b"", force=False)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from qsm_deploy.runtime.console.atomic import write_atomically
+data = bytes([7]) * (32 << 20)
+print("ready", flush=True)
+while True:
+    write_atomically(Path(sys.argv[1]), data, force=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="no nameless files on this system")
+@pytest.mark.parametrize("before", [None, b"old"], ids=["new", "existing"])
+def test_a_killed_writer_leaves_the_whole_file_or_none(tmp_path, before):
+    path = tmp_path / "map.nii"
+    rng = np.random.default_rng(0)
+    whole = bytes([7]) * (32 << 20)
+    for _ in range(5):
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(rng.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+        seen = path.read_bytes() if path.exists() else None
+        assert seen in (before, whole)
+        for other in tmp_path.iterdir():  # between two system calls a whole copy may remain
+            assert other.read_bytes() in (before, whole)
+            other.unlink()

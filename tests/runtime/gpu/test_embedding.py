@@ -1,0 +1,341 @@
+"""Arrays of other libraries on a made-up GPU, by both protocols as those libraries speak them."""
+
+import ctypes
+import gc
+import sys
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.errors import (
+    DataError,
+    EngineError,
+    GeometryError,
+    MemoryLimitError,
+    UnitsError,
+    UsageError,
+)
+from qsm_deploy.runtime.card.card import GeometryLimits, TensorInfo
+from qsm_deploy.runtime.gpu import dlpack
+from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
+from qsm_deploy.runtime.gpu.dlpack import CUDA, TakenTensor, capsule_of
+from qsm_deploy.runtime.gpu.embedding import Engine, open_engine
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions
+
+SHAPE = (18, 13, 15)
+GEOMETRY = {"voxel_size_mm": (1.0, 0.8, 1.5), "b0_direction": (0.1, -0.2, 0.97)}
+
+
+class Array:
+    """An array on the made-up GPU, written late: only once its stream's work is done."""
+
+    def __init__(self, device, values, stream=DEFAULT_STREAM):
+        self.device, self.values, self.stream = device, np.ascontiguousarray(values), stream
+        self.pointer = device.allocate(self.values.nbytes)
+        device.copy_in(self.pointer, self.values, stream)
+
+    def free(self):
+        self.device.release(self.pointer)
+
+
+class CupyLike(Array):
+    """Version 3 of the interface, with the stream of its work."""
+
+    @property
+    def __cuda_array_interface__(self):
+        facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 3}
+        return facts | {"data": (self.pointer, False), "strides": None, "stream": self.stream}
+
+
+class OldLike(Array):
+    """Version 2 alone, strides written out, nothing of streams: the default one is meant."""
+
+    @property
+    def __cuda_array_interface__(self):
+        facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 2}
+        return facts | {"data": (self.pointer, False), "strides": self.values.strides}
+
+
+class JaxLike(Array):
+    """DLPack; work is ordered before the stream that the consumer names."""
+
+    number = 0
+
+    def __dlpack_device__(self):
+        return CUDA, self.number
+
+    def __dlpack__(self, *, stream):
+        assert stream == DEFAULT_STREAM
+        event = self.device.record(self.stream)
+        self.device.wait(stream, event)
+        self.event = event
+        return capsule_of(self, self.pointer, self.values.shape, 0)
+
+
+class TorchLike(OldLike, JaxLike):
+    """Both: the interface, which says nothing of the stream that is written on, and DLPack."""
+
+
+class WithGradient(TorchLike):
+    """What PyTorch does where a gradient is wanted."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("use var.detach()")
+
+    def __dlpack__(self, *, stream):
+        raise BufferError("use tensor.detach()")
+
+
+each_library = pytest.mark.parametrize("library", [CupyLike, OldLike])
+
+
+def twice(tensors):
+    return 2 * sum(tensors.values())
+
+
+def read(device, volume):
+    """Return a volume as a consumer of the interface sees it."""
+    facts = volume.__cuda_array_interface__
+    assert facts["typestr"] == "<f4"
+    assert facts["strides"] is None
+    assert facts["stream"] is None
+    values = np.empty(facts["shape"], np.float32)
+    ctypes.memmove(values.ctypes.data, facts["data"][0], values.nbytes)
+    return values
+
+
+@pytest.fixture
+def mask():
+    inside = np.zeros(SHAPE, bool)
+    inside[2:-3, 1:-2, 3:] = True
+    return inside
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(7).normal(0, 0.03, SHAPE).astype(np.float32)
+
+
+@pytest.fixture
+def arrays():
+    """Keep arrays until the end, then free them."""
+    made = []
+    yield lambda library, *arguments: made.append(library(*arguments)) or made[-1]
+    for array in made:
+        if hasattr(array, "event"):
+            array.device.release_event(array.event)
+        array.free()
+
+
+@each_library
+def test_a_field_on_the_gpu_gives_a_map_there(
+    fake_device, make_gpu, card, mask, values, arrays, library
+):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    outside = np.where(mask, values, np.nan)  # not read there
+    field = arrays(library, fake_device, outside.astype(np.float32))
+    chi = engine.reconstruct(field, arrays(library, fake_device, mask), **GEOMETRY)
+    np.testing.assert_allclose(read(fake_device, chi)[mask], 2 * values[mask], rtol=1e-6)
+    assert engine.last_decision.plan.whole
+    del chi
+
+
+@pytest.mark.parametrize("library", [JaxLike, TorchLike])
+def test_dlpack_is_taken_and_given(fake_device, make_gpu, card, mask, values, arrays, library):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    stream = fake_device.open_stream()
+    field = arrays(library, fake_device, values, stream)
+    chi = engine.reconstruct(field, mask, **GEOMETRY)
+    assert chi.__dlpack_device__() == (CUDA, 0)
+    taken = TakenTensor(chi.__dlpack__(stream=None))
+    del chi
+    gc.collect()
+    seen = np.empty(SHAPE, np.float32)
+    ctypes.memmove(seen.ctypes.data, taken.pointer, seen.nbytes)  # it lives as long as it is used
+    np.testing.assert_allclose(seen, 2 * values * mask, rtol=1e-6)
+    held = fake_device.held()["memory"]
+    del taken
+    assert fake_device.held()["memory"] == held - 1
+    fake_device.synchronize()
+    fake_device.close_stream(stream)
+
+
+def test_a_field_on_the_host_gives_a_map_on_the_gpu(fake_device, make_gpu, tkd_card, mask, values):
+    engine = Engine(make_gpu(fake_device, tkd_card, twice))
+    chi = engine.reconstruct(
+        values, mask, **GEOMETRY, correction=Correction(0.1, 2), options=PatchOptions(patch=8)
+    )
+    assert np.isfinite(read(fake_device, chi)).all()
+    assert engine.findings["data_consistency"]["iterations"] == 2
+    assert engine.last_decision.plan.count > 1
+    del chi
+
+
+def test_a_map_that_nobody_takes_is_freed(fake_device, make_gpu, card, mask, values):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    engine.reconstruct(values, mask, **GEOMETRY).__dlpack__()
+    gc.collect()
+    assert not fake_device.memory
+    assert not dlpack._given
+
+
+class Unlike(CupyLike):
+    changes: ClassVar[dict] = {}
+
+    @property
+    def __cuda_array_interface__(self):
+        return super().__cuda_array_interface__ | self.changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"strides": (4, 4 * 18, 4 * 18 * 13)}, "not contiguous with z fastest"),
+        ({"typestr": "<f8"}, "has type f8, expected float32"),
+        ({"typestr": "<f2"}, "has type f2, expected float32"),
+        ({"shape": (18, 13)}, r"has shape \(18, 13\), the mask \(18, 13, 15\)"),
+    ],
+)
+def test_arrays_that_cannot_be_used(
+    fake_device, make_gpu, card, mask, values, arrays, changes, text
+):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    field = arrays(type("Wrong", (Unlike,), {"changes": changes}), fake_device, values)
+    with pytest.raises(DataError, match=text):
+        engine.reconstruct(field, mask, **GEOMETRY)
+
+
+def test_an_array_that_its_library_does_not_give(fake_device, make_gpu, card, mask, values, arrays):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    field = arrays(WithGradient, fake_device, values)
+    with pytest.raises(DataError, match=r"local_field_ppm cannot be taken .* tensor\.detach"):
+        engine.reconstruct(field, mask, **GEOMETRY)
+
+
+def test_a_map_is_never_given_as_a_copy(fake_device, make_gpu, card, mask, values):
+    chi = Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+    with pytest.raises(BufferError, match="copy what you took"):
+        chi.__dlpack__(copy=True)
+    del chi
+
+
+def test_an_array_on_another_gpu(fake_device, make_gpu, card, mask, values, arrays):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    field = arrays(type("Elsewhere", (JaxLike,), {"number": 3}), fake_device, values)
+    with pytest.raises(DataError, match="lies on GPU 3, the engine on GPU 0"):
+        engine.reconstruct(field, mask, **GEOMETRY)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda field: field * np.float32(np.nan), DataError, "NaN or Inf inside the mask"),
+        (lambda field: field * 0, UnitsError, "zero in the whole mask"),
+        (lambda field: field * 300, UnitsError, "Hz"),
+    ],
+)
+def test_fields_that_cannot_be_right(
+    fake_device, make_gpu, card, mask, values, arrays, change, error, text, there
+):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    field = change(values)
+    with pytest.raises(error, match=text):
+        engine.reconstruct(
+            arrays(CupyLike, fake_device, field) if there else field, mask, **GEOMETRY
+        )
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (np.zeros(SHAPE, bool), "the mask is empty"),
+        (np.ones(SHAPE[:2], bool), r"expected \(x, y, z\)"),
+    ],
+)
+def test_masks_that_cannot_be(fake_device, make_gpu, card, values, mask, text):
+    with pytest.raises(DataError, match=text):
+        Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+
+
+def test_a_mask_of_another_type(fake_device, make_gpu, card, values, arrays):
+    mask = arrays(CupyLike, fake_device, np.ones(SHAPE, np.float32))
+    with pytest.raises(DataError, match="has type f4, expected bool or uint8"):
+        Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+
+
+def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values):
+    card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, None, None))
+    engine = Engine(make_gpu(fake_device, card, twice))
+    with pytest.raises(GeometryError):
+        engine.reconstruct(values, mask, **GEOMETRY)
+    chi = engine.reconstruct(values, mask, **GEOMETRY, allow_geometry=True)
+    del chi
+
+
+def test_a_map_that_is_not_finite(fake_device, make_gpu, card, mask, values):
+    engine = Engine(make_gpu(fake_device, card, lambda tensors: twice(tensors) + np.nan))
+    with pytest.raises(EngineError, match="NaN or Inf voxels"):
+        engine.reconstruct(values, mask, **GEOMETRY)
+
+
+def test_too_little_memory(fake_device, make_gpu, card, mask, values):
+    engine = Engine(make_gpu(fake_device, card, twice))
+    fake_device.capacity = 10_000
+    with pytest.raises(MemoryLimitError, match="would need"):
+        engine.reconstruct(values, mask, **GEOMETRY)
+
+
+def test_networks_of_more_than_a_field(fake_device, make_gpu, card):
+    phase = (TensorInfo("mask", "1", ("n", 1, "x", "y", "z")),)
+    card = replace(card, inputs=(*card.inputs, *phase))
+    with pytest.raises(UsageError, match="takes more than a local field"):
+        Engine(make_gpu(fake_device, card, twice))
+
+
+def test_without_a_gpu_there_is_no_engine(card, write_model):
+    with pytest.raises(EngineError):
+        open_engine(write_model(card))
+
+
+class TestCapsules:
+    """Against numpy, which gives and takes capsules of its own."""
+
+    def test_a_capsule_of_numpy_is_taken_and_let_go(self):
+        array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+        before = sys.getrefcount(array)
+        taken = TakenTensor(array.__dlpack__())
+        assert (taken.pointer, taken.shape, taken.kind) == (array.ctypes.data, (2, 3, 4), "f4")
+        assert sys.getrefcount(array) == before + 1
+        del taken
+        assert sys.getrefcount(array) == before
+
+    def test_strides_and_offsets_are_seen(self):
+        array = np.zeros((4, 5), np.uint8)[1:, ::2]
+        taken = TakenTensor(array.__dlpack__())
+        assert (taken.pointer, taken.strides, taken.kind) == (array.ctypes.data, (5, 2), "u1")
+
+    def test_a_type_that_is_not_known(self):
+        assert TakenTensor(np.zeros(3, np.complex64).__dlpack__()).kind is None
+
+    def test_a_capsule_is_taken_once(self):
+        capsule = np.zeros(3, np.float32).__dlpack__()
+        kept = TakenTensor(capsule)
+        with pytest.raises(ValueError, match="PyCapsule"):
+            TakenTensor(capsule)
+        assert kept.shape == (3,)
+
+    def test_torch_takes_ours(self, monkeypatch):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        monkeypatch.setattr(dlpack, "CUDA", 1)  # there is no other memory here
+        array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+        tensor = torch.utils.dlpack.from_dlpack(capsule_of(array, array.ctypes.data, (1, 2, 3), 0))
+        assert tensor.tolist() == array.tolist()
+        assert tensor.data_ptr() == array.ctypes.data
+        del tensor
+        gc.collect()
+        assert not dlpack._given
