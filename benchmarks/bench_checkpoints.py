@@ -28,15 +28,18 @@ from scipy.ndimage import center_of_mass
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.job.one_scan import prepared
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
-from qsm_deploy.runtime.run.job import prepared
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.resampling import resample_map
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.session import Session, open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Session
 
 Volume = NDArray[np.float32]
 Row = dict[str, Any]

@@ -34,7 +34,10 @@ from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
-from qsm_deploy.runtime.sessions.session import Backend, Precision, Session, open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
 
 BUNDLED = Path(__file__).parents[1] / "export" / "weights" / "ir2qsm-demo.safetensors"
 SHAPES = ((96, 96, 96), (160, 192, 160))

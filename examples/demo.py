@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.runtime.job.report import METRIC_TEXT
 from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
-from qsm_deploy.runtime.run.report import METRIC_TEXT
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
 
 TKD_THRESHOLD, TKD_PAD_VOXELS = 0.2, 8

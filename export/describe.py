@@ -6,7 +6,10 @@ from typing import Any
 
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.networks.registry import recognise
-from qsm_deploy.runtime.sessions.session import installed_backends, open_session
+from qsm_deploy.runtime.sessions.open import (
+    installed_backends,
+    open_session,
+)
 
 KEYS_SHOWN = 5
 CHANNELS_LAST = (":0", "weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)

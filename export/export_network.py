@@ -46,7 +46,10 @@ from qsm_deploy.runtime.card.card import (
 )
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by
-from qsm_deploy.runtime.sessions.session import Backend, installed_backends
+from qsm_deploy.runtime.sessions.open import (
+    installed_backends,
+)
+from qsm_deploy.runtime.sessions.session import Backend
 
 GATES_PPB = {"yes": 0.01, "no": 0.01, "split": 0.1}
 # ONNX Runtime has no convolution in bf16 on a CPU

@@ -1,12 +1,13 @@
 """``qsm-bench``: how fast an engine is, beside others and beside what the device can do."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import needs_extra, run_command
-from qsm_deploy.runtime.run.cli import device_name, patch_size, positive_count, thread_count
+from qsm_deploy.runtime.job.cli import device_name, patch_size, positive_count, thread_count
 
 NAME = "qsm-bench"
 EPILOG = """\
@@ -25,9 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> str:
         with needs_extra("export", NAME):
+            from qsm_deploy.export.bench.contenders import Lineup, find_contenders
             from qsm_deploy.export.bench.job import run_bench
+            from qsm_deploy.export.bench.text import bench_text
+            from qsm_deploy.runtime.console.terminal import TerminalLog
+            from qsm_deploy.runtime.reconstructor import Host
 
-            return run_bench(arguments)
+            given = (arguments.weights, arguments.normalisation)
+            host = Host(arguments.backend, arguments.device, arguments.precision, arguments.threads)
+            result = run_bench(
+                find_contenders(Lineup(arguments.engine, arguments.against, *given, host)),
+                tuple(arguments.shape),
+                TerminalLog(quiet=arguments.quiet),
+                weights=arguments.weights,
+                normalisation=arguments.normalisation,
+                repeats=arguments.repeats,
+                patch=arguments.patch,
+                threads=arguments.threads,
+            )
+            return json.dumps(result) if arguments.json else bench_text(result)
 
     return run_command(NAME, command)
 

@@ -1,29 +1,47 @@
 """What ``qsm-bench`` runs: the engine, what its flags put beside it, and PyTorch."""
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 from qsm_deploy.export.bench.rounds import Contender
 from qsm_deploy.export.check.evaluations import load_card, reference_evaluation
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
-from qsm_deploy.runtime.sessions.session import (
-    Backend,
-    Precision,
-    Session,
-    choose_backend,
-    open_session,
-)
+from qsm_deploy.runtime.reconstruction.network import CPU
+from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.sessions.open import BACKENDS, choose_backend, open_session
+from qsm_deploy.runtime.sessions.session import Session
 
-TORCH, CPU = "torch", "cpu"
-BACKENDS = get_args(Backend)
+TORCH = "torch"
 Opener = Callable[[], Session]
 
 
-def find_contenders(arguments: argparse.Namespace) -> list[Contender]:
+@dataclass(frozen=True)
+class Lineup:
+    """What is run.
+
+    Attributes
+    ----------
+    engine
+        An ONNX file or a plan, first.
+    against
+        ``torch``, backends of the CPU, or other files.
+    weights, normalisation
+        What the engine was made of, for PyTorch; else the bundled weights, if it was those.
+    host
+        Where files run; the others on the CPU compute in FP32.
+    """
+
+    engine: Path
+    against: Sequence[str] = ()
+    weights: Sequence[Path] = ()
+    normalisation: Sequence[Path] = ()
+    host: Host = field(default_factory=Host)
+
+
+def find_contenders(lineup: Lineup) -> list[Contender]:
     """Return the engine, first, and what it is compared with; nothing is loaded yet.
 
     Raises
@@ -35,14 +53,11 @@ def find_contenders(arguments: argparse.Namespace) -> list[Contender]:
     DataError, EngineError, CardError
         If a file is missing, no model, or has no card.
     """
-    card = load_card(arguments.engine)
-    reference = find_reference(card, arguments.weights, arguments.normalisation)
-    if reference is None and TORCH in arguments.against:
-        reference_evaluation(card, [], arguments.normalisation)  # says why not
-    contenders = [
-        _engine(arguments, arguments.engine, card, arguments.precision),
-        *_others(arguments, card, reference),
-    ]
+    card = load_card(lineup.engine)
+    reference = find_reference(card, lineup.weights, lineup.normalisation)
+    if reference is None and TORCH in lineup.against:
+        reference_evaluation(card, [], lineup.normalisation)  # says why not
+    contenders = [_engine(lineup.host, lineup.engine, card), *_others(lineup, card, reference)]
     _require_different(contenders)
     return contenders
 
@@ -74,11 +89,9 @@ def find_reference(
         return None
 
 
-def _engine(
-    arguments: argparse.Namespace, path: Path, card: ModelCard, precision: Precision
-) -> Contender:
-    """Return a file on the device and in the library that the flags choose."""
-    number = gpu_number(arguments.device, [path])
+def _engine(host: Host, path: Path, card: ModelCard) -> Contender:
+    """Return a file on the device and in the library that were chosen."""
+    number = gpu_number(host.device, [path])
     if number is not None:
         return Contender(
             path.name,
@@ -89,44 +102,37 @@ def _engine(
             lambda: open_gpu_sessions([path], number)[0],
             path,
         )
-    backend, _ = choose_backend(arguments.backend, precision)
-    return _on_cpu(arguments, path, card, backend, precision)
+    backend, _ = choose_backend(host.backend, host.precision)
+    return _on_cpu(replace(host, backend=backend), path, card)
 
 
-def _on_cpu(
-    arguments: argparse.Namespace,
-    path: Path,
-    card: ModelCard,
-    backend: Backend,
-    precision: Precision = "fp32",
-) -> Contender:
+def _on_cpu(host: Host, path: Path, card: ModelCard) -> Contender:
+    backend, precision = host.backend, host.precision
     return Contender(
         path.name,
         backend,
         precision,
         CPU,
         card,
-        lambda: open_session(path, backend, precision=precision, threads=arguments.threads),
+        lambda: open_session(path, backend, precision=precision, threads=host.threads),
         path,
     )
 
 
-def _others(
-    arguments: argparse.Namespace, card: ModelCard, reference: Opener | None
-) -> Iterator[Contender]:
+def _others(lineup: Lineup, card: ModelCard, reference: Opener | None) -> Iterator[Contender]:
     """Yield what the engine is compared with."""
-    engine = arguments.engine
-    for other in arguments.against:
+    engine, plain = lineup.engine, replace(lineup.host, precision="fp32")
+    for other in lineup.against:
         if other == TORCH:
             assert reference is not None  # or it was refused
             yield Contender("the weights", TORCH, "fp32", CPU, card, reference, engine)
         elif other in BACKENDS:
-            yield _on_cpu(arguments, engine, card, other)
+            yield _on_cpu(replace(plain, backend=other), engine, card)
         else:
             path = Path(other)
             second = load_card(path)
             _require_same_inputs(card, second, path)
-            yield _engine(arguments, path, second, "fp32")
+            yield _engine(plain, path, second)
 
 
 def _require_different(contenders: list[Contender]) -> None:

@@ -1,64 +1,84 @@
 """One run of ``qsm-bench``: the device's peak, the contenders in turns, the rows."""
 
-import argparse
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from qsm_deploy.export.bench.contenders import CPU, TORCH, find_contenders, find_reference
+from qsm_deploy.export.bench.contenders import TORCH, find_reference
 from qsm_deploy.export.bench.device_peak import measure_peak
 from qsm_deploy.export.bench.machine import Others, machine
-from qsm_deploy.export.bench.rounds import (
-    Contender,
-    Measured,
-    compare,
-    reconstruct_in,
-    row_facts,
-)
-from qsm_deploy.export.bench.text import bench_text
-from qsm_deploy.export.check.cases import TORCH_BYTES
+from qsm_deploy.export.bench.rounds import Contender, Measured, compare, reconstruct_in, row_facts
 from qsm_deploy.export.check.shapes import shape_text
 from qsm_deploy.export.graph.flop_count import Work, count_work
+from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
+from qsm_deploy.export.tensorrt.profile import Shape
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
-from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
 from qsm_deploy.runtime.console.provenance import made_by
-from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.gpu.session import GpuSession
-from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.memory import available_bytes
+from qsm_deploy.runtime.reconstruction.network import rounds
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes
-from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions, decide, memory_text
-from qsm_deploy.runtime.run.job import rounds
-from qsm_deploy.runtime.run.report import plan_facts
+from qsm_deploy.runtime.reconstruction.planning import (
+    Decision,
+    PatchOptions,
+    PatchSize,
+    memory_text,
+)
+from qsm_deploy.runtime.reconstructor import reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 
 
-def run_bench(arguments: argparse.Namespace) -> str:
-    """Do what the command line asks for and return what to print.
+def run_bench(
+    contenders: list[Contender],
+    shape: Shape,
+    log: TerminalLog,
+    *,
+    weights: Sequence[Path] = (),
+    normalisation: Sequence[Path] = (),
+    repeats: int = 5,
+    patch: PatchSize = "auto",
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Run contenders in turns, and return what they took and how far they are apart.
+
+    Parameters
+    ----------
+    contenders
+        As :func:`find_contenders` found them.
+    shape
+        Of the head (x, y, z), 1 mm each.
+    log
+        Takes notes and progress.
+    weights, normalisation
+        What the first one was made of.
+    repeats
+        Timed reconstructions of each.
+    patch
+        As for a run; every contender runs the same patches.
+    threads
+        Of the CPU for PyTorch, 0 for all.
 
     Raises
     ------
-    UsageError
-        If a contender is named twice, or cannot be compared.
-    WeightsError
-        If PyTorch is asked for without the engine's weights.
     EngineError
         If an engine cannot be loaded, or there is no such device.
     MemoryLimitError
         If the volume does not fit the memory.
+    UsageError
+        If one takes no such patches.
     """
-    log = TerminalLog(quiet=arguments.quiet)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    contenders = find_contenders(arguments)
+    if threads:
+        torch.set_num_threads(threads)
     log.stage("drawing a head")
-    x, y, z = arguments.shape
-    scan = phantom_scan(contenders[0].card, (x, y, z))
-    decision = _decision(contenders[0], scan, PatchOptions(arguments.patch))
+    scan = phantom_scan(contenders[0].card, shape)
+    decision = _decision(contenders[0], scan, PatchOptions(patch))
     plan = decision.plan
     _require_same_patches(contenders, plan)
     torch_fits = _torch_fits(contenders, scan, plan)
@@ -71,18 +91,18 @@ def run_bench(arguments: argparse.Namespace) -> str:
     }
     others = Others()
     contenders = [replace(c, work=_work(c, scan, plan)) for c in contenders]
-    rows = compare(contenders, scan, plan, arguments.repeats, log.stage)
+    rows = compare(contenders, scan, plan, repeats, log.stage)
     busy = others.busy_cores()
     log.stage("running the reference")
-    references = _references(arguments, rows, scan, plan, torch_fits=torch_fits)
+    references = _references(rows, scan, plan, weights, normalisation, torch_fits=torch_fits)
     log.stage("")
-    result = {
+    return {
         "made_by": made_by(),
         "machine": machine() | {"others_busy_cores": busy},
         "peaks": {device: peak and asdict(peak) for device, peak in peaks.items()},
-        "shape": [x, y, z],
-        "plan": plan_facts(decision),
-        "repeats": arguments.repeats,
+        "shape": list(shape),
+        "plan": decision.facts(),
+        "repeats": repeats,
         "rows": [
             row_facts(
                 row,
@@ -94,17 +114,13 @@ def run_bench(arguments: argparse.Namespace) -> str:
             for row in rows
         ],
     }
-    return json.dumps(result) if arguments.json else bench_text(result)
 
 
 def _decision(contender: Contender, scan: Scan, options: PatchOptions) -> Decision:
     """Return how all contenders run the volume: as it fits the first one's memory."""
-    if contender.device == CPU:
-        workload = Workload(scan, contender.card, contender.backend, evaluates=False, draws=False)
-        return decide(workload, options, available_bytes())
-    session = contender.open()
-    assert isinstance(session, GpuSession)
-    return decide(session.workload(scan), options, session.limit_bytes())
+    reconstructor = reconstructor_of(contender.open(), contender.path)
+    wants = Wants(options, allow_geometry=True)
+    return reconstructor.plan(scan, wants).task.decision
 
 
 def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
@@ -117,10 +133,11 @@ def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
 
 
 def _references(
-    arguments: argparse.Namespace,
     rows: list[Measured],
     scan: Scan,
     plan: PatchPlan,
+    weights: Sequence[Path],
+    normalisation: Sequence[Path],
     *,
     torch_fits: bool,
 ) -> dict[str, tuple[str, Volume]]:
@@ -138,12 +155,12 @@ def _references(
         if row.contender.backend == TORCH:
             found[digest] = eager, row.chi_ppm
             continue
-        given = arguments.weights if row is rows[0] else ()
-        opened = find_reference(card, given, arguments.normalisation)
+        given = weights if row is rows[0] else ()
+        opened = find_reference(card, given, normalisation)
         if opened is None or not torch_fits:
             found[digest] = f"{row.contender.name} in {row.library}", row.chi_ppm
         else:
-            found[digest] = eager, reconstruct_in(opened(), scan, plan, Stages())
+            found[digest] = eager, reconstruct_in(opened(), scan, plan)
     return found
 
 
@@ -157,12 +174,7 @@ def _torch_fits(contenders: list[Contender], scan: Scan, plan: PatchPlan) -> boo
     """
     limit = available_bytes()
     for contender in contenders:
-        memory = {
-            name: replace(use, bytes_per_voxel=TORCH_BYTES * use.bytes_per_voxel)
-            for name, use in contender.card.memory.items()
-        }
-        card = replace(contender.card, memory=memory or {"unknown": MemoryUse(0, 1)})
-        workload = Workload(scan, card, TORCH, evaluates=False, draws=False)
+        workload = in_torch(scan, contender.card)
         needed = max(workload.peak_bytes(plan).values())
         if needed <= limit:
             continue

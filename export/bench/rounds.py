@@ -19,14 +19,17 @@ from qsm_deploy.export.graph.flop_count import Work
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.gpu.session import GpuSession, map_on_gpu
 from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import Volume
+from qsm_deploy.runtime.reconstructor import Planned, Reconstructor, reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
 INFERENCE, TOTAL = "inference", "total"
+NO_FILE = Path("the weights")
 GIGA = 1e9
 
 
@@ -122,44 +125,47 @@ def compare(
     EngineError
         If one cannot be loaded or run.
     """
-    sessions, rows = [], []
+    opened, rows = [], []
     for contender in contenders:
         say(f"warming up {contender.name} in {contender.backend}")
-        session, row = _warmed_up(contender, scan, plan)
-        sessions.append(session)
+        ready, row = _warmed_up(contender, scan, plan)
+        opened.append(ready)
         rows.append(row)
     for n in range(repeats):
         say(f"round {n + 1} of {repeats}")
-        for session, row in zip(sessions, rows, strict=True):
+        for (reconstructor, planned), row in zip(opened, rows, strict=True):
             stages = Stages()
-            reconstruct_in(session, scan, plan, stages)
+            reconstructor.run(planned, stages)
             for name, seconds in (stages.seconds | {TOTAL: sum(stages.seconds.values())}).items():
                 row.seconds.setdefault(name, []).append(seconds)
     return rows
 
 
-def reconstruct_in(session: Session, scan: Scan, plan: PatchPlan, stages: Stages) -> Volume:
-    """Return the map that a session makes, in the way of its device."""
-    chi = map_on_gpu(session, scan, plan, stages)
-    return reconstruct(session, scan, plan, stages) if chi is None else chi
+def reconstruct_in(session: Session, scan: Scan, plan: PatchPlan) -> Volume:
+    """Return the map that a session makes."""
+    reconstructor = reconstructor_of(session, NO_FILE)
+    planned = reconstructor.plan(scan, Wants(layout=plan, allow_geometry=True))
+    return reconstructor.run(planned, Stages()).chi_ppm
 
 
-def _warmed_up(contender: Contender, scan: Scan, plan: PatchPlan) -> tuple[Session, Measured]:
+def _warmed_up(
+    contender: Contender, scan: Scan, plan: PatchPlan
+) -> tuple[tuple[Reconstructor, Planned], Measured]:
     gc.collect()
     return_freed_memory()
     stages = Stages()
     with stages("load"):
         session = contender.open()
-    chi = reconstruct_in(session, scan, plan, stages)
-    gpu_bytes = None
-    if isinstance(session, GpuSession):
-        gpu_bytes = max(session.workload(scan).peak_bytes(plan).values())
-    return session, Measured(
+    reconstructor = reconstructor_of(session, contender.path)
+    planned = reconstructor.plan(scan, Wants(layout=plan, allow_geometry=True))
+    chi = reconstructor.run(planned, stages).chi_ppm
+    on_gpu = contender.device != CPU
+    return (reconstructor, planned), Measured(
         contender,
         f"{contender.backend} {session.version}",
         chi,
         max(stages.peak_bytes.values()),
-        gpu_bytes,
+        planned.task.decision.peak_bytes if on_gpu else None,
         stages.seconds["load"],
     )
 

@@ -8,13 +8,14 @@ import numpy as np
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.check.shapes import Shapes, shape_text
+from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.tensorrt.profile import Shape
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
-from qsm_deploy.runtime.reconstruction.memory import Workload
+from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
+from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.scan.bounding_box import Box
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -22,7 +23,6 @@ PatchChoice = int | Literal["auto", "off"]
 SEEDS = (1, 2, 3)
 # of the typical head, where the network takes any grid: what the runtime adds must hold there too
 TILTED = Geometry((1, 1, 1), (0.9, 0.9, 1.8), (0.1, 0.4, 0.9))
-TORCH_BYTES = 3  # times those of ONNX Runtime: measured 1.6 for ir2qsm, 2.6 for tkd-unet
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Case:
     ----------
     subject
         Whose volume it is, in words.
-    scan
-        As the network takes it.
-    measured
-        As the maps are compared: another grid, if the scan was resampled for the network.
+    prepared
+        The scan, as the network takes it and as the maps are compared.
     plan
         Whole volume or patches.
     is_phantom
@@ -46,11 +44,15 @@ class Case:
     """
 
     subject: str
-    scan: Scan
-    measured: Scan
+    prepared: Prepared
     plan: PatchPlan
     is_phantom: bool
     complete: bool
+
+    @property
+    def measured(self) -> Scan:
+        """The scan as the maps are compared."""
+        return self.prepared.measured
 
     @property
     def run(self) -> str:
@@ -100,10 +102,10 @@ class CasePlanner:
             scan = scan_from_phantom(self.card, head)
             scan = replace(scan, truth_ppm=head.chi_ppm, labels=head.labels)
             for plan in self._plans(scan, self.patch if shape == largest else "off"):
-                cases.append(Case(f"head {seed}", scan, scan, plan, True, True))
+                cases.append(Case(f"head {seed}", Prepared(scan, scan), plan, True, True))
         return cases
 
-    def field(self, subject: str, measured: Scan, scan: Scan) -> list[Case]:
+    def field(self, subject: str, prepared: Prepared) -> list[Case]:
         """Return a measured volume whole, in patches, and boxes of it at the smaller shapes.
 
         The boxes lie around the strongest field, where errors are largest.
@@ -112,7 +114,7 @@ class CasePlanner:
         ----------
         subject
             What to call it.
-        measured, scan
+        prepared
             As maps of it are compared, and as the network takes it.
 
         Raises
@@ -124,15 +126,16 @@ class CasePlanner:
         UsageError
             If patches are asked for of a network that cannot be run in any.
         """
-        cases = []
+        cases, scan = [], prepared.scan
         smaller = self.shapes.checked[: 1 if self.card.patchable != "no" else 2]
         for shape in dict.fromkeys(smaller):
             if all(n < m for n, m in zip(shape, scan.geometry.shape, strict=True)):
                 box = scan.cut(_box_around_strongest(scan, shape))
                 name = f"{subject}, strongest field"
-                cases += [Case(name, box, box, p, False, False) for p in self._plans(box, "off")]
+                alone = Prepared(box, box)
+                cases += [Case(name, alone, p, False, False) for p in self._plans(box, "off")]
         plans = self._plans(scan, self.patch)
-        return cases + [Case(subject, scan, measured, plan, False, True) for plan in plans]
+        return cases + [Case(subject, prepared, plan, False, True) for plan in plans]
 
     def _plans(self, scan: Scan, patch: PatchChoice) -> list[PatchPlan]:
         """Return the runs of one volume that the engine serves and the memory allows."""
@@ -144,13 +147,7 @@ class CasePlanner:
         sizes: list[PatchChoice] = [patch]
         if patch == "auto":
             sizes = ["off", min(self.shapes.checked[1])] if patchable else ["off"]
-        memory = {
-            name: replace(use, bytes_per_voxel=TORCH_BYTES * use.bytes_per_voxel)
-            for name, use in self.card.memory.items()
-        }
-        # a plan's card has no memory: what a GPU needs is the engine's to know
-        card = replace(self.card, memory=memory or {"unknown": MemoryUse(0, 1)})
-        workload = Workload(scan, card, "pytorch", evaluates=True, draws=True)
+        workload = in_torch(scan, self.card, evaluates=True, draws=True)
         plans: list[PatchPlan] = []
         refused: QsmDeployError | None = None
         for size in sizes:

@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qsm_deploy.export.measure.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import needs_extra, run_command
-from qsm_deploy.runtime.run.cli import (
+from qsm_deploy.runtime.job.cli import (
+    FIELD,
     add_physics,
     device_name,
     memory_size,
@@ -18,6 +20,11 @@ from qsm_deploy.runtime.run.cli import (
 )
 
 NAME = "qsm-check"
+# what is passed on as it is
+CHECKED = (
+    *("reference", "normalisation", "budget", "shapes", "patch"),
+    *("backend", "device", "threads", "html", "force"),
+)
 EPILOG = """\
 examples:
   qsm-check tkd-unet-fp16.onnx
@@ -42,10 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def check() -> str:
         with needs_extra("export", NAME):
-            from qsm_deploy.export.check.job import run_check
+            from qsm_deploy.export.check.job import PHANTOM, Subject, run_check
             from qsm_deploy.export.check.text import error_text, result_text
+            from qsm_deploy.runtime.console.terminal import TerminalLog
+            from qsm_deploy.runtime.job.request import reading_from
+            from qsm_deploy.runtime.reconstruction.inversion import Wants
+            from qsm_deploy.runtime.scan.scan import ScanFiles
 
-            checked = run_check(arguments)
+            named = tuple(Path(name) for name in arguments.fields if name != PHANTOM)
+            files = ScanFiles(named, arguments.mask, arguments.truth, arguments.labels)
+            wants = Wants(
+                resample=arguments.resample,
+                allow_geometry=arguments.allow_geometry,
+                memory_limit=arguments.memory_limit,
+            )
+            reading = reading_from(**_named(arguments, ("params", *FIELD)))
+            checked = run_check(
+                arguments.engine,
+                Subject(files, reading, wants, draws=PHANTOM in arguments.fields or not named),
+                TerminalLog(quiet=arguments.quiet),
+                **_named(arguments, CHECKED),
+            )
         if checked.failures:
             failed.append(AccuracyError(error_text(checked.failures)))
         return json.dumps(checked.document) if arguments.json else result_text(checked.document)
@@ -56,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = run_command(NAME, check)
     # what was found goes to stdout even where it is too much
     return run_command(NAME, judge) if failed and code == 0 else code
+
+
+def _named(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from qsm_deploy.export.networks.registry import REGISTRY, SPECS
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError, WeightsError
@@ -18,15 +17,14 @@ from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
 from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
 from qsm_deploy.runtime.card.plan_file import read_plan_card
 from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
-from qsm_deploy.runtime.sessions.session import (
-    Backend,
-    Session,
+from qsm_deploy.runtime.sessions.open import (
     installed_backends,
     open_session,
     require_backend,
 )
+from qsm_deploy.runtime.sessions.session import Backend, Session
 
-Choice = Literal["auto", "onnxruntime", "openvino", "pytorch"]
+Choice = str  # auto, a backend of the CPU, or pytorch
 BUNDLED = "pytorch"  # as a reference: the bundled weights
 ONNX = ".onnx"
 # options of a network that change where its operators are and not what it computes
@@ -246,7 +244,7 @@ def _unoptimised(path: Path, threads: int) -> Session:
     require_backend("onnxruntime")
     from qsm_deploy.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(path, threads, optimised=False)
+    return OnnxRuntimeSession(path, threads=threads, optimised=False)
 
 
 def _bundled(card: ModelCard) -> Path:

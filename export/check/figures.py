@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.export.check.compared_map import Compared
+from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, rows_png
 from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM
-from qsm_deploy.runtime.run.figure import CHI_WINDOW_PPM, Row, rows_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

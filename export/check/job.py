@@ -4,7 +4,6 @@ The engine is run in every way and closed before the reference is opened: the tw
 memory at once, only their maps are.
 """
 
-import argparse
 import hashlib
 import platform
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.export.check.cases import Case, CasePlanner
+from qsm_deploy.export.check.cases import Case, CasePlanner, PatchChoice
 from qsm_deploy.export.check.compared_map import Compared
 from qsm_deploy.export.check.evaluations import (
     Evaluation,
@@ -33,17 +32,14 @@ from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.gpu.session import map_on_gpu
+from qsm_deploy.runtime.job.figure import require_matplotlib
 from qsm_deploy.runtime.metrics.agreement import varies
+from qsm_deploy.runtime.reconstruction.inversion import Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
-from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
-from qsm_deploy.runtime.run.figure import require_matplotlib
-from qsm_deploy.runtime.run.job import prepared
-from qsm_deploy.runtime.run.request import reading_from
-from qsm_deploy.runtime.scan.geometry_limits import require_geometry
-from qsm_deploy.runtime.scan.resampling import resample_map
-from qsm_deploy.runtime.scan.scan import Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.session import Session
+from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
+from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
+from qsm_deploy.runtime.reconstructor import reconstructor_of
+from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
 
 PHANTOM = "phantom"
 SCHEMA = 1
@@ -57,54 +53,106 @@ class Checked:
     failures: tuple[Failure, ...]
 
 
-def run_check(arguments: argparse.Namespace) -> Checked:
-    """Do what the command line asks for.
+@dataclass(frozen=True)
+class Subject:
+    """What an engine is checked on besides drawn heads.
+
+    Attributes
+    ----------
+    files
+        The acquisition's; without fields there is none.
+    reading
+        How they are to be understood.
+    wants
+        What becomes of their geometry.
+    draws
+        Whether heads are drawn too.
+    """
+
+    files: ScanFiles
+    reading: Reading
+    wants: Wants
+    draws: bool = True
+
+
+def run_check(
+    engine: Path,
+    subject: Subject,
+    log: TerminalLog,
+    *,
+    reference: Sequence[str] = (),
+    normalisation: Sequence[Path] = (),
+    budget: Sequence[tuple[str, float]] = (),
+    shapes: str | None = None,
+    patch: PatchChoice = "auto",
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    html: Path | None = None,
+    force: bool = False,
+) -> Checked:
+    """Compare an engine with its reference.
+
+    Parameters
+    ----------
+    engine
+        An ONNX file or a plan.
+    subject
+        What it is checked on.
+    log
+        Takes notes and progress.
+    reference, normalisation
+        As for :func:`reference_evaluation`.
+    budget
+        Metrics and what they may be, in place of the defaults or besides.
+    shapes, patch
+        As for :class:`CasePlanner`.
+    backend, device, threads
+        As for :func:`engine_evaluations`.
+    html
+        Where a report goes.
+    force
+        Whether an existing one is replaced.
 
     Raises
     ------
     UsageError
-        If flags contradict each other, the mask is missing, or a budget cannot be judged.
+        If options contradict each other, the mask is missing, or a budget cannot be judged.
     """
-    log = TerminalLog(quiet=arguments.quiet)
-    if arguments.html is not None:
+    if html is not None:
         require_matplotlib()
-        check_writable(arguments.html, force=arguments.force)
-    fields = tuple(Path(name) for name in arguments.fields if name != PHANTOM)
-    draws = PHANTOM in arguments.fields or not fields
-    card = load_card(arguments.engine)
-    budgets = budgets_for(card, arguments.budget)
+        check_writable(html, force=force)
+    card, fields = load_card(engine), subject.files.fields
+    budgets = budgets_for(card, budget)
     # a plan is refused without its GPU only when it is opened, after all else was checked
-    where = (arguments.threads, arguments.device)
-    ways = engine_evaluations(arguments.engine, card, arguments.backend, *where)
-    reference, reference_files = reference_evaluation(
-        card, arguments.reference, arguments.normalisation, arguments.threads
-    )
-    limit = available_bytes() if arguments.memory_limit is None else arguments.memory_limit
-    planner = CasePlanner(card, shapes_for(card, arguments.shapes), arguments.patch, limit)
+    ways = engine_evaluations(engine, card, backend, threads, device)
+    expected, reference_files = reference_evaluation(card, reference, normalisation, threads)
+    limit = subject.wants.memory_limit
+    limit = available_bytes() if limit is None else limit
+    planner = CasePlanner(card, shapes_for(card, shapes), patch, limit)
     inputs: list[dict[str, Any]] = []
     cases: list[Case] = []
-    if draws:
+    if subject.draws:
         log.stage("drawing heads")
-        if not arguments.fields:
+        if not fields:
             log.warn("no FIELD was named: checking on drawn heads; name a real one too")
         cases += planner.heads()
         heads = {case.subject: _grid(case.measured) for case in cases}
         inputs.append({"name": PHANTOM, "heads": heads})
     if fields:
         log.stage("reading")
-        measured, scan, about = _read(arguments, card, fields)
-        for note in scan.notes:
+        prepared, about = _read(subject, card)
+        for note in prepared.scan.notes:
             log.warn(note)
         inputs.append(about)
-        name = " + ".join(path.name for path in fields)
-        cases += planner.field(name, measured, scan)
+        cases += planner.field(" + ".join(path.name for path in fields), prepared)
 
-    compared = list(_compare(cases, ways, reference, log))
+    compared = list(_compare(cases, ways, expected, log))
     rows = [one.row for one in compared]
     missing = unmeasured(rows, budgets)
-    if asked := [name for name, _ in arguments.budget if name in missing]:
+    if asked := [name for name, _ in budget if name in missing]:
         raise UsageError(
-            f"--budget {asked[0]} cannot be judged on {', '.join(map(str, arguments.fields))}: "
+            f"--budget {asked[0]} cannot be judged on {', '.join(map(str, fields))}: "
             "pass --truth, --labels, or check on the phantom"
         )
     failed = failures(rows, budgets)
@@ -121,61 +169,52 @@ def run_check(arguments: argparse.Namespace) -> Checked:
             name: {"budget": budget, "measured": name not in missing}
             for name, budget in budgets.items()
         },
-        "engine": _about_engine(arguments.engine, card),
-        "reference": {"files": [_file(path) for path in reference_files], "how": reference.how},
+        "engine": _about_engine(engine, card),
+        "reference": {"files": [_file(path) for path in reference_files], "how": expected.how},
         "evaluations": [{"by": way.name, "how": way.how} for way in ways],
         "inputs": inputs,
         "comparisons": rows,
         "versions": {"python": platform.python_version(), **library_versions()},
     }
-    if arguments.html is not None:
+    if html is not None:
         log.stage("drawing the report")
         from qsm_deploy.export.check.report import report_html
 
-        write_atomically(
-            arguments.html, report_html(document, compared).encode(), force=arguments.force
-        )
+        write_atomically(html, report_html(document, compared).encode(), force=force)
     log.stage("")
     return Checked(document, tuple(failed))
 
 
-def _read(
-    arguments: argparse.Namespace, card: ModelCard, fields: tuple[Path, ...]
-) -> tuple[Scan, Scan, dict[str, Any]]:
-    """Return the scan as maps of it are compared, as the network takes it, and about it."""
+def _read(subject: Subject, card: ModelCard) -> tuple[Prepared, dict[str, Any]]:
+    """Return the scan as maps of it are compared and as the network takes it, and about it."""
+    files = subject.files
     if card.pipeline == "after":
         raise UsageError(
             f"{card.network} is one of two networks that follow each other: check it on the phantom"
         )
-    if arguments.mask is None:
+    if files.mask is None:
         raise UsageError("maps are compared inside a mask: pass it with -m MASK")
-    require_field_count(card, len(fields))
-    files = ScanFiles(fields, arguments.mask, arguments.truth, arguments.labels)
-    reading = replace(
-        reading_from(arguments),
-        quantity="phase_rad" if card.task == "phase->chi" else "local_field_ppm",
-    )
-    measured = load_scan(files, reading)
-    for path, volume in zip(fields, measured.measured, strict=True):
+    require_field_count(card, len(files.fields))
+    needs = needs_of(card)
+    measured = load_scan(files, replace(subject.reading, quantity=needs.quantity))
+    for path, volume in zip(files.fields, measured.measured, strict=True):
         inside = volume[measured.mask]
         if not varies(inside.astype(np.float64)):
             raise DataError(
                 f"{path}: constant in the mask ({inside[0]:.4g} after scaling), so there is "
                 "nothing to compare; pass a measured field map"
             )
-    measured, scan = prepared(card, measured, resample=arguments.resample)
-    if not arguments.allow_geometry:
-        require_geometry(card.geometry, scan.geometry)
-    named = {"mask": arguments.mask, "truth": arguments.truth, "labels": arguments.labels}
+    prepared = prepare(needs, measured, subject.wants)
+    named = {"mask": files.mask, "truth": files.truth, "labels": files.labels}
     about = {
-        "name": " + ".join(path.name for path in fields),
-        "fields": [_file(path) for path in fields],
+        "name": " + ".join(path.name for path in files.fields),
+        "fields": [_file(path) for path in files.fields],
         **{name: _file(path) for name, path in named.items() if path is not None},
-        "units": arguments.units or ("rad" if card.task == "phase->chi" else "ppm"),
-        **_grid(measured),
-        "notes": scan.notes,
+        "units": subject.reading.units or ("rad" if needs.quantity == "phase_rad" else "ppm"),
+        **_grid(prepared.measured),
+        "notes": prepared.scan.notes,
     }
-    return measured, scan, about
+    return prepared, about
 
 
 def _compare(
@@ -203,21 +242,14 @@ def _compare(
 
 def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -> list[Volume]:
     log.stage(f"opening {what}")
-    session = way.open()
+    reconstructor = reconstructor_of(way.open(), Path(way.card.network))
     found = []
     for case in cases:
         log.stage(f"{what}, {way.name}: {case.where}")
-        chi = _reconstruct(session, case)
-        if case.scan is not case.measured:
-            chi = resample_map(chi, case.measured.mask)
-        found.append(chi)
+        wants = Wants(layout=case.plan, any_values=True)
+        planned = reconstructor.planned(case.prepared, wants)
+        found.append(reconstructor.run(planned, Stages()).chi_ppm)
     return found
-
-
-def _reconstruct(session: Session, case: Case) -> Volume:
-    """Return a map, finite or not, made as ``qsm-run`` makes it: on the GPU if the engine is."""
-    chi = map_on_gpu(session, case.scan, case.plan, Stages())
-    return network_output(session, case.scan, case.plan) if chi is None else chi
 
 
 def _about_engine(path: Path, card: ModelCard) -> dict[str, Any]:

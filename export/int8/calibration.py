@@ -21,7 +21,11 @@ from qsm_deploy.export.int8.search import Budget, Quantiser
 from qsm_deploy.kernels.errors import DataError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.scan.units import FieldUnit
-from qsm_deploy.runtime.sessions.session import Session, installed_backends, open_session
+from qsm_deploy.runtime.sessions.open import (
+    installed_backends,
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Session
 
 DEFAULT_COLLECTOR: Collector = "mse"  # clips a calcification a third as much as percentiles
 PATCHES = 16

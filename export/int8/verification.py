@@ -6,7 +6,10 @@ from pathlib import Path
 from qsm_deploy.export.int8.choice import Int8Result
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import Verification
-from qsm_deploy.runtime.sessions.session import Backend, open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Backend
 
 # Backends do not round to FP16, so that some values fall on the other side of a step of INT8.
 TOLERANCE = 1.5

@@ -16,7 +16,10 @@ import numpy as np
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
-from qsm_deploy.runtime.sessions.session import Backend, open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Backend
 
 Shape = tuple[int, int, int]
 # far enough apart for a slope, multiples of every power of two up to 16, and not slow

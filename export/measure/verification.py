@@ -18,7 +18,10 @@ from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_inputs, network_output
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.session import Backend, Precision, open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))

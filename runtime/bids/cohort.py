@@ -1,10 +1,11 @@
 """``qsm-run --bids``: every recording of a BIDS dataset, with networks that are opened once."""
 
-import argparse
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import (
     DataError,
@@ -23,24 +24,19 @@ from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.networks import Networks, open_networks
-from qsm_deploy.runtime.run import report
-from qsm_deploy.runtime.run.job import memory_limit, read_scan, run_scan
-from qsm_deploy.runtime.run.request import (
+from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
+from qsm_deploy.runtime.job.request import (
     Outputs,
+    OutUnits,
     Request,
-    correction_from,
-    models_alone,
-    patch_options_from,
 )
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.memory import available_bytes
+from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
-
-# what a dataset's own files say of every recording, or what is made for one recording only
-FROM_DATASET = (
-    *("mask", "params", "echo_time", "voxel_size", "b0_direction"),
-    *("truth", "labels", "figure", "report"),
-)
+from qsm_deploy.runtime.scan.units import FieldUnit
 
 
 @dataclass(frozen=True)
@@ -58,156 +54,186 @@ class Outcome:
 
     Attributes
     ----------
-    text
-        A line for every map that was made.
+    lines
+        One for every map that was made.
+    reports
+        Of these.
     failures
         Those without one.
     """
 
-    text: str
-    failures: list[Failure]
+    lines: list[str] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
 
-def run_cohort(arguments: argparse.Namespace) -> Outcome:
-    """Reconstruct the recordings of a dataset.
+@dataclass(frozen=True)
+class Cohort:
+    """A dataset, and what becomes of its recordings.
+
+    Attributes
+    ----------
+    dataset, output
+        Where it lies, and where the maps go: ``None`` is its own derivatives.
+    participant_labels, source
+        Only these, and only what begins with ``localfield`` or ``megre``; ``None`` is all.
+    wants
+        What is asked of every reconstruction.
+    units, field_strength, negate
+        How local fields are to be understood where the dataset does not say.
+    out_units
+        Of the maps.
+    force, resume
+        Whether maps that exist are made again, or kept.
+    dry_run
+        Whether to stop before anything is computed.
+    """
+
+    dataset: Path
+    output: Path | None = None
+    participant_labels: Sequence[str] | None = None
+    source: Literal["localfield", "megre"] | None = None
+    wants: Wants = field(default_factory=Wants)
+    units: FieldUnit | None = None
+    field_strength: float | None = None
+    negate: bool = False
+    out_units: OutUnits = "ppm"
+    force: bool = False
+    resume: bool = False
+    dry_run: bool = False
+
+
+def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: TerminalLog) -> Outcome:
+    """Reconstruct the recordings of a dataset, with networks that are opened once.
 
     A recording that fails does not keep the others from their maps.
 
     Raises
     ------
     UsageError
-        If flags contradict ``--bids``, or maps exist and nothing says what becomes of them.
+        If maps exist and nothing says what becomes of them, or the network takes no local field.
     DataError
         If it is no BIDS dataset, or holds nothing to reconstruct.
     EngineError
         If the model cannot be loaded.
     """
-    _require_flags(arguments)
-    dataset: Path = arguments.bids
-    output = dataset / "derivatives" / NAME if arguments.output is None else arguments.output
+    if cohort.resume and cohort.force:
+        raise UsageError("--resume keeps the maps that --force would overwrite; drop one")
+    dataset = cohort.dataset
+    output = dataset / "derivatives" / NAME if cohort.output is None else cohort.output
     derivative = Derivative(output, dataset)
     derivative.require_ours()
-    recordings = find_recordings(dataset, arguments.participant_label, arguments.bids_input, output)
-    limit, baseline = memory_limit(arguments), rss_bytes()
-    networks = open_networks(models_alone(arguments.files), arguments, 1, stay=True)
-    if networks.card.task != "local_field->chi":
+    recordings = find_recordings(dataset, cohort.participant_labels, cohort.source, output)
+    baseline = rss_bytes()
+    reconstructor = open_reconstructor(models, host, memory_limit=cohort.wants.memory_limit)
+    reconstructor.inversion.require_fields(1)
+    if reconstructor.inversion.needs.quantity != "local_field_ppm":
         raise UsageError(
-            f"{networks.card.network} takes the wrapped phase of one echo, --bids reconstructs "
-            "from local fields; run it on each file"
+            f"{reconstructor.inversion.name} takes the wrapped phase of one echo, --bids "
+            "reconstructs from local fields; run it on each file"
         )
-    wanted = wanted_facts(
-        networks.card,
-        networks.sessions[-1].precision,
-        arguments.out_units,
-        correction_from(arguments),
-    )
-    made = maps_that_stay(
-        derivative, recordings, wanted, force=arguments.force, resume=arguments.resume
-    )
-    if not arguments.dry_run:
+    facts = reconstructor.inversion.facts()["model"]
+    wanted = wanted_facts(facts, cohort.out_units, cohort.wants.correction)
+    made = maps_that_stay(derivative, recordings, wanted, force=cohort.force, resume=cohort.resume)
+    if not cohort.dry_run:
         derivative.describe()
-    log = TerminalLog(quiet=arguments.quiet)
     for recording in made:
         log.tell(f"{recording.name}: has a map already")
-    cohort = _Cohort(arguments, networks, derivative, limit, baseline, log)
-    lines, failures = cohort.run([r for r in recordings if r not in made])
-    for label in without_recording(recordings, arguments.participant_label or ()):
+    run = _Run(cohort, reconstructor, derivative, baseline, log)
+    run.all([r for r in recordings if r not in made])
+    for label in without_recording(recordings, cohort.participant_labels or ()):
         reason = "neither a local field nor part-phase MEGRE to begin with"
-        failures.append(Failure(f"sub-{label}", reason, DataError.exit_code))
-    return Outcome("\n".join(lines), failures)
+        run.outcome.failures.append(Failure(f"sub-{label}", reason, DataError.exit_code))
+    return run.outcome
 
 
 @dataclass
-class _Cohort:
-    """What all recordings of a run share."""
+class _Run:
+    """What all recordings of a run share, and what came of them."""
 
-    flags: argparse.Namespace
-    networks: Networks
+    cohort: Cohort
+    reconstructor: Reconstructor
     derivative: Derivative
-    limit: int
     baseline_bytes: int
     log: TerminalLog
+    outcome: Outcome = field(default_factory=Outcome)
 
-    def run(self, recordings: list[Recording]) -> tuple[list[str], list[Failure]]:
-        """Return a line for every map, and the failures."""
-        lines, failures = [], []
+    def all(self, recordings: list[Recording]) -> None:
+        """Reconstruct recordings one after the other."""
         for recording in recordings:
             self.log.about(recording.name)
             try:
-                lines.append(self._one(recording))
+                self._one(recording)
             except QsmDeployError as error:
-                failures.append(Failure(recording.name, str(error), error.exit_code))
+                failure = Failure(recording.name, str(error), error.exit_code)
             except MemoryError as error:
                 reason = f"out of memory ({str(error) or 'no size given'})"
-                failures.append(Failure(recording.name, reason, MemoryLimitError.exit_code))
+                failure = Failure(recording.name, reason, MemoryLimitError.exit_code)
             else:
                 continue
-            self.log.tell(f"failed: {failures[-1].reason}")
+            self.outcome.failures.append(failure)
+            self.log.tell(f"failed: {failure.reason}")
         self.log.about("")
-        return lines, failures
 
-    def _one(self, recording: Recording) -> str:
-        """Reconstruct one recording and return what to print of it."""
+    def _one(self, recording: Recording) -> None:
+        """Reconstruct one recording."""
         stages = Stages(self.log.stage, baseline_bytes=self.baseline_bytes)
         chi = self.derivative.chi(recording)
         request, measured = self._measured(recording, stages)
-        if not self.flags.dry_run:
+        if not request.dry_run:
             make_folder(chi.parent)
         try:
-            run = run_scan(request, self.networks, measured, self.limit, self.log, stages)
+            finished = run_scan(request, self.reconstructor, measured, self.log, stages)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.removedirs(chi.parent)  # as far up as nothing else is in it
             raise
-        if self.flags.json:
-            return report.json_line({"recording": recording.name, "map": str(chi), **run})
-        if self.flags.dry_run:
-            return f"{recording.name}: {report.plan_line(run)} -> {chi}"
-        self.log.tell(f"{run['total_seconds']:.1f} s")
-        return str(chi)
+        run = finished.report
+        self.outcome.reports.append({"recording": recording.name, "map": str(chi), **run})
+        if request.dry_run:
+            line = f"{recording.name}: {report.plan_line(run)} -> {chi}"
+        else:
+            self.log.tell(f"{run['total_seconds']:.1f} s")
+            line = str(chi)
+        self.outcome.lines.append(line)
 
     def _measured(self, recording: Recording, stages: Stages) -> tuple[Request, Scan]:
         """Return what is done with a recording, and its local field."""
+        cohort = self.cohort
         if recording.source == "localfield":
             image = recording.local_field()
             mask = recording.mask(image)
-            params = _with_strength(image, self.flags.field_strength)
-            unit = field_unit(image, self.flags.units)
-            reading = Reading(units=unit, from_file=params, negate=self.flags.negate)
+            params = _with_strength(image, cohort.field_strength)
+            reading = Reading(
+                units=field_unit(image, cohort.units), from_file=params, negate=cohort.negate
+            )
             request = self._request(recording, [image], ScanFiles((image.path,), mask), reading)
             with stages("load"):
-                return request, read_scan(request, self.networks)
+                return request, read_scan(request, self.reconstructor)
         pairs = recording.echoes()
-        if self.flags.units is not None or self.flags.field_strength is not None:
+        if cohort.units is not None or cohort.field_strength is not None:
             raise UsageError(
                 "--units and --field-strength are for local fields; the sidecars of a MEGRE state "
                 "both"
             )
         mask = recording.mask(pairs[0][0])
-        scan = scan_from_echoes(pairs, mask, self.limit, stages, negate=self.flags.negate)
+        limit = cohort.wants.memory_limit or available_bytes()
+        scan = scan_from_echoes(pairs, mask, limit, stages, negate=cohort.negate)
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
-        reading = Reading(units="rad", from_file=stated, negate=self.flags.negate)
+        reading = Reading(units="rad", from_file=stated, negate=cohort.negate)
         images = [image for pair in pairs for image in pair]
         return self._request(recording, images, files, reading), scan
 
     def _request(
         self, recording: Recording, images: list[BidsImage], files: ScanFiles, reading: Reading
     ) -> Request:
-        flags, derivative = self.flags, self.derivative
+        cohort, derivative = self.cohort, self.derivative
         # a sidecar without its map is what an interrupted run left
-        stated = {"units": reading.units, "force": flags.force or flags.resume}
-        strength = reading.field_strength_t
-        return Request(
-            tuple(self.networks.models),
-            files,
-            Outputs(derivative.chi(recording), derivative.sidecar(recording), None, None),
-            reading,
-            correction_from(flags),
-            patch_options_from(flags),
-            argparse.Namespace(**vars(flags) | stated),
-            derivative.labels(images, files.mask, flags.out_units, strength),
-        )
+        force = cohort.force or cohort.resume
+        outputs = Outputs(derivative.chi(recording), units=cohort.out_units, force=force)
+        labels = derivative.labels(images, files.mask, cohort.out_units, reading.field_strength_t)
+        return Request(files, reading, cohort.wants, outputs, labels=labels, dry_run=cohort.dry_run)
 
 
 def _with_strength(image: BidsImage, stated: float | None) -> Params:
@@ -221,14 +247,3 @@ def _with_strength(image: BidsImage, stated: float | None) -> Params:
             f"--field-strength {stated:g}; drop --field-strength"
         )
     return replace(params, field_strength_t=stated)
-
-
-def _require_flags(arguments: argparse.Namespace) -> None:
-    for name in FROM_DATASET:
-        if getattr(arguments, name) is not None:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
-                "from the dataset"
-            )
-    if arguments.resume and arguments.force:
-        raise UsageError("--resume keeps the maps that --force would overwrite; drop one")

@@ -15,11 +15,13 @@ from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.local_field.background_removal import remove_background
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field, require_echo_memory
-from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
+from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
+from qsm_deploy.runtime.local_field.from_echoes import (
+    EMPTY,
+    local_field_from_echoes,
+    result_of,
+)
 from qsm_deploy.runtime.local_field.phase_scale import detect_phase_scale, radians_from_phase
-from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Scan, geometry_from
@@ -72,24 +74,22 @@ def scan_from_echoes(
         others = [load_on_grid(phase.path, first).data for phase, _ in pairs[1:]]
         phase, scale = _radians(pairs[0][0], np.stack([first.data, *others]))
         magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
+        mask = None if mask_path is None else _mask(mask_path, first)
     notes = [f"{len(pairs)} echoes, phase in {scale}"]
     params = load_params_of(pairs[0][0])
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
-    with stages("mask"):
-        mask = _mask(mask_path, first, magnitude, notes)
-        require_memory(mask, limit_bytes)
-    with stages("field mapping"):
-        echoes = Echoes(
-            -phase if negate else phase, magnitude, times, strength, geometry.voxel_size_mm
-        )
-        field = map_field(echoes, mask)
-    del phase, magnitude, echoes
-    with stages("background removal"):
-        local, mask = remove_background(field, mask, geometry)
-    notes += require_ppm(local[mask], "rad")
+    phase = -phase if negate else phase
+    echoes = Echoes(phase, magnitude, times, strength, geometry.voxel_size_mm)
+    del phase, magnitude
+    lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages)
+    del echoes
+    local, inside, said = result_of(lines)
+    if mask is None:
+        notes.append(f"no mask in the dataset: taking the signal, {said[0].split(', ')[1]}")
+    notes += require_ppm(local[inside], "rad")
     return Scan(
-        np.where(mask, local, np.float32(0))[None],
-        mask,
+        np.where(inside, local, np.float32(0))[None],
+        inside,
         geometry,
         first.header,
         first.affine,
@@ -154,12 +154,8 @@ def _magnitude(image: BidsImage, like: NiftiVolume) -> Volume:
     return magnitude
 
 
-def _mask(path: Path | None, like: NiftiVolume, magnitude: Volume, notes: list[str]) -> Mask:
-    if path is None:
-        mask = mask_from_magnitude(magnitude)
-        notes.append(f"no mask in the dataset: taking the signal, {100 * mask.mean():.0f} %")
-    else:
-        mask = load_on_grid(path, like).data > 0
+def _mask(path: Path, like: NiftiVolume) -> Mask:
+    mask: Mask = load_on_grid(path, like).data > 0
     if not mask.any():
-        raise DataError(f"{path}: the mask is empty; it must be non-zero inside the brain")
+        raise DataError(f"{path}: {EMPTY}")
     return mask

@@ -12,7 +12,7 @@ from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.provenance import NAME, version
-from qsm_deploy.runtime.run.report import json_bytes
+from qsm_deploy.runtime.job.report import json_bytes
 from qsm_deploy.runtime.scan.params import load_json_object
 
 BIDS_VERSION = "1.10.0"

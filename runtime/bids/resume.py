@@ -5,20 +5,19 @@ from typing import Any
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.output import Derivative
-from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.scan.params import load_json_object
 
 
 def wanted_facts(
-    card: ModelCard, precision: str, units: str, correction: Correction | None
+    model: dict[str, Any], units: str, correction: Correction | None
 ) -> dict[str, Any]:
     """Return what the sidecars of all maps of a run say alike."""
     return {
-        "network": card.network,
-        "weights": card.weights_sha256,
-        "options": card.options,
-        "precision": precision,
+        "network": model["network"],
+        "weights": model["weights_sha256"],
+        "options": model["options"],
+        "precision": model["precision"],
         "units": units,
         "data consistency": correction and (correction.lam, correction.iterations),
     }

@@ -18,7 +18,10 @@ from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.tensor_shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
-from qsm_deploy.runtime.sessions.session import cannot_load, read_card
+from qsm_deploy.runtime.sessions.open import (
+    cannot_load,
+)
+from qsm_deploy.runtime.sessions.session import read_card
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = (

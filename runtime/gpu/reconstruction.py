@@ -13,7 +13,12 @@ from qsm_deploy.runtime.gpu.device import holding
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, not_finite, require_field_count
+from qsm_deploy.runtime.reconstruction.pipeline import (
+    Volume,
+    not_finite,
+    require_field_count,
+    require_finite,
+)
 from qsm_deploy.runtime.reconstruction.planning import memory_text
 
 
@@ -60,8 +65,7 @@ def reconstruct_on_device(
         chi = pipeline.download()
         gpu.device.synchronize()
         pipeline.times(stages)
-    if bad := int(np.count_nonzero(~np.isfinite(chi))):
-        raise not_finite(bad)
+    require_finite(chi)
     return chi, findings
 
 

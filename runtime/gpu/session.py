@@ -1,30 +1,22 @@
-"""An engine on a GPU, as the pipelines on the host see it.
-
-Most networks run in :mod:`qsm_deploy.runtime.gpu.pipeline` and leave the GPU with the map only.
-Those whose loop or whose grid is the host's business (the split forms, AFTER-QSM) call it patch by
-patch.
-"""
+"""An engine on a GPU, as the pipelines on the host see it: called patch by patch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.device import Holdings, send
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, DeviceSession
 from qsm_deploy.runtime.gpu.layout import FLOAT, DeviceWorkload, own_bytes, whole_units
 from qsm_deploy.runtime.gpu.pipeline import Gpu
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes
+from qsm_deploy.runtime.reconstruction.pipeline import input_shapes
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.session import Precision, Session
+from qsm_deploy.runtime.sessions.session import Precision
 
 SHARE_OF_FREE = 0.95  # the rest is for what the libraries take for themselves
 
@@ -62,16 +54,6 @@ class GpuSession:
     def __del__(self) -> None:
         self.close()
 
-    def reconstruct(
-        self,
-        work: DeviceWorkload,
-        plan: PatchPlan,
-        stages: Stages,
-        done: Callable[[], object] = lambda: None,
-    ) -> tuple[Volume, dict[str, Any]]:
-        """Return the map; see :mod:`qsm_deploy.runtime.gpu.reconstruction`."""
-        return reconstruct_on_device(self.gpu, work, plan, stages, done)
-
     def limit_bytes(self) -> float:
         """Return what a run may take of the GPU's memory, the engine included."""
         return limit_bytes(self.gpu)
@@ -93,15 +75,6 @@ def limit_bytes(gpu: Gpu) -> float:
 def is_called_by_host(card: ModelCard) -> bool:
     """Tell whether a network's loop or grid is the host's business."""
     return card.patchable == "split" or card.pipeline == "after"
-
-
-def map_on_gpu(session: Session, scan: Scan, plan: PatchPlan, stages: Stages) -> Volume | None:
-    """Return the map of a session that goes from field to map on a GPU; nothing for others."""
-    if isinstance(session, GpuSession):
-        work = session.workload(scan)
-        if isinstance(work, DeviceWorkload):
-            return session.reconstruct(work, plan, stages)[0]
-    return None
 
 
 class _Call:

@@ -8,38 +8,23 @@ it sees 16 to each side, and the patches here share twice that, so that they equ
 Xiong et al., arXiv 2211.13942 (2022), doi 10.48550/arXiv.2211.13942.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.gpu.session import GpuSession
-from qsm_deploy.runtime.reconstruction.memory import Workload
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
-from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions, decide
+from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants, grid_facts
+from qsm_deploy.runtime.reconstruction.network import Network
+from qsm_deploy.runtime.reconstruction.pipeline import require_finite
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.turned_grid import TurnedGrid, turned_grid
-from qsm_deploy.runtime.sessions.session import Session
 
 VOXEL_SIZE_MM = 0.6  # of the first network's training, each way
 PARTS = ("recon", "refine")
-
-
-@dataclass
-class FirstPart:
-    """The network that runs on the turned grid, and how it does.
-
-    Whoever uses the session last deletes it here, and its memory is free.
-    """
-
-    model: Path
-    session: Session
-    grid: TurnedGrid
-    decision: Decision
 
 
 def in_order(cards: Sequence[ModelCard]) -> list[int]:
@@ -65,69 +50,54 @@ def in_order(cards: Sequence[ModelCard]) -> list[int]:
     )
 
 
-def plan_first_part(
-    model: Path,
-    session: Session,
-    scan: Scan,
-    options: PatchOptions,
-    limit_bytes: float,
-) -> FirstPart:
-    """Return how the first network will run for a scan.
-
-    Raises
-    ------
-    MemoryLimitError
-        If it does not fit, not even in patches.
-    UsageError
-        If the patch options contradict each other or the network.
-    """
-    grid = turned_grid(scan.geometry, scan.mask, VOXEL_SIZE_MM)
-    unmade = np.broadcast_to(np.float32(0), (1, *grid.geometry.shape))
-    turned = _on_turned_grid(scan, grid, unmade)
-    workload: Demand
-    if isinstance(session, GpuSession):
-        workload = session.workload(turned)
-    else:
-        workload = Workload(
-            turned,
-            session.card,
-            session.backend,
-            evaluates=False,
-            draws=False,
-            held_bytes=scan.nbytes,
-        )
-    return FirstPart(model, session, grid, decide(workload, options, limit_bytes))
-
-
-def rough_scan(
-    first: FirstPart, scan: Scan, stages: Stages, done: Callable[[], object] = lambda: None
-) -> Scan:
-    """Return a scan with the map of the first network [ppm] in place of the local field.
+class TwoNetworks:
+    """Both networks, one after the other, as one inversion: the second one's, by its needs.
 
     Parameters
     ----------
-    first
-        As planned for the scan.
-    scan
-        One local field.
-    stages
-        Takes the time and memory of the stages ``prepare`` and ``inference``.
-    done
-        Called after each patch.
-
-    Raises
-    ------
-    EngineError
-        If the backend fails, or the result is not finite.
+    first, last
+        The two, on one device.
     """
-    with stages("prepare"):
-        field = first.grid.turn(scan.measured[0])[None]
-        turned = _on_turned_grid(scan, first.grid, field)
-    chi = reconstruct(first.session, turned, first.decision.plan, stages, done)
-    with stages("prepare"):
-        rough = first.grid.turn_back(chi, scan.mask.shape)
-        rough *= scan.mask  # beyond the mask it would depend on which patches were left out
-    return replace(scan, measured=rough[None])
+
+    def __init__(self, first: Network[Any], last: Network[Any]) -> None:
+        self.first, self.last = first, last
+        self.name, self.needs, self.facts = last.name, last.needs, last.facts
+        self.require_fields, self.limit_bytes = last.require_fields, last.limit_bytes
+
+    def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
+        """Return how both would run a scan."""
+        grid = turned_grid(scan.geometry, scan.mask, VOXEL_SIZE_MM)
+        unmade = np.broadcast_to(np.float32(0), (1, *grid.geometry.shape))
+        turned = _on_turned_grid(scan, grid, unmade)
+        before = self.first.task(turned, scan, Wants(wants.patches), limit_bytes)
+        task = self.last.task(scan, measured, wants, limit_bytes)
+        facts = {
+            "model": self.first.facts()["model"],
+            "geometry": grid_facts(grid.geometry),
+            "plan": before.decision.facts(),
+        }
+        return replace(
+            task,
+            runs=before.runs + task.runs,
+            notes=before.notes + task.notes,
+            facts={"first_part": facts},
+            before=(grid, before),
+        )
+
+    def make(self, task: Task, stages: Stages, done: Done) -> Made:
+        """Return the second network's map of the first one's, which takes the field's place.
+
+        Beyond the mask the first map would depend on which patches were left out.
+        """
+        grid, before = task.before
+        scan = task.scan
+        with stages("prepare"):
+            turned = _on_turned_grid(scan, grid, grid.turn(scan.measured[0])[None])
+        rough = self.first.make(replace(before, scan=turned), stages, done).chi_ppm
+        require_finite(rough)
+        with stages("prepare"):
+            rough = grid.turn_back(rough, scan.mask.shape) * scan.mask
+        return self.last.make(replace(task, scan=replace(scan, measured=rough[None])), stages, done)
 
 
 def _on_turned_grid(scan: Scan, grid: TurnedGrid, measured: np.ndarray) -> Scan:

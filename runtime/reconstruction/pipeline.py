@@ -116,9 +116,20 @@ def reconstruct(
     """
     require_field_count(session.card, len(scan.measured))
     chi = network_output(session, scan, plan, stages, done)
-    if bad := int(np.count_nonzero(~np.isfinite(chi))):
-        raise not_finite(bad)
+    require_finite(chi)
     return chi
+
+
+def require_finite(chi_ppm: Volume) -> None:
+    """Refuse a map with voxels that are not finite.
+
+    Raises
+    ------
+    EngineError
+        If there are any.
+    """
+    if bad := int(np.count_nonzero(~np.isfinite(chi_ppm))):
+        raise not_finite(bad)
 
 
 def not_finite(count: int | None) -> EngineError:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
@@ -39,6 +39,22 @@ class Decision:
     def peak_bytes(self) -> float:
         """The predicted peak of the whole run."""
         return max(self.stage_bytes.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Return how a volume is run, and what that was predicted to take, for the report."""
+        plan = self.plan
+        return {
+            "whole_volume": plan.whole,
+            "why": self.reason,
+            "exact": self.exact,
+            "padded_shape": [axis.padded for axis in plan.axes],
+            "patches": plan.count,
+            "patch_shape": list(plan.patch_shape),
+            "overlap": plan.overlap,
+            "blend": None if plan.whole else plan.blend,
+            "predicted_peak_bytes": round(self.peak_bytes),
+            "predicted_stage_bytes": {k: round(v) for k, v in self.stage_bytes.items()},
+        }
 
 
 class Demand(Protocol):
@@ -85,6 +101,21 @@ def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decis
     if chosen.peak_bytes > limit_bytes:
         raise MemoryLimitError(_too_much(chosen, limit_bytes, asked=options.patch != "auto"))
     return chosen
+
+
+def as_told(workload: Demand, plan: PatchPlan) -> Decision:
+    """Return a plan that somebody else decided on, with the memory it takes here."""
+    return Decision(plan, "as told", _is_exact(workload.card, plan), workload.peak_bytes(plan))
+
+
+def patches_text(card: ModelCard, plan: PatchPlan) -> str:
+    """Return in one line how patches fall short of the whole volume."""
+    field = card.receptive_field
+    return (
+        f"patches approximate the whole volume: they share {plan.overlap} voxels, the network "
+        f"sees {field.theoretical} to each side ({field.halo} for {field.energy_kept:.4%} of the "
+        "gradient's energy)"
+    )
 
 
 def overlap_and_blend(card: ModelCard, options: PatchOptions, patch: int) -> tuple[int, Blend]:
@@ -167,8 +198,14 @@ def _in_patches(workload: Demand, options: PatchOptions, size: int, reason: str)
     card = workload.card
     overlap, blend = overlap_and_blend(card, options, size)
     plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)
-    exact = plan.count == 1 or (blend == "crop" and overlap >= 2 * receptive_field(card)[0])
-    return Decision(plan, reason, exact, workload.peak_bytes(plan))
+    return Decision(plan, reason, _is_exact(card, plan), workload.peak_bytes(plan))
+
+
+def _is_exact(card: ModelCard, plan: PatchPlan) -> bool:
+    """Tell whether patches give the whole-volume result by construction."""
+    if plan.whole or plan.count == 1:
+        return True
+    return plan.blend == "crop" and plan.overlap >= 2 * receptive_field(card)[0]
 
 
 def _best(decisions: list[Decision], limit_bytes: float) -> Decision:

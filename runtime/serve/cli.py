@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import run_command
-from qsm_deploy.runtime.run.cli import memory_size, thread_count
+from qsm_deploy.runtime.job.cli import (
+    add_backend,
+    add_consistency,
+    add_geometry,
+    memory_size,
+)
 from qsm_deploy.runtime.serve.limits import PORT
 
 NAME = "qsm-serve"
+LIMITS = {  # and the flags that set them
+    "session_bytes": "max_session",
+    "idle_seconds": "idle_seconds",
+    "session_seconds": "session_seconds",
+    "clients": "max_clients",
+}
 EPILOG = """\
 examples:
   qsm-serve                                   # the bundled tkd-unet, on 127.0.0.1:9002
@@ -29,9 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             from qsm_deploy.runtime.serve.openrecon.package import write_package
 
             return write_package(arguments.openrecon, arguments.model, force=arguments.force)
+        from qsm_deploy.runtime.job.request import wants_from
+        from qsm_deploy.runtime.reconstructor import Host
+        from qsm_deploy.runtime.serve.limits import Limits
         from qsm_deploy.runtime.serve.running import run_server
 
-        return run_server(arguments)
+        given = {name: getattr(arguments, flag) for name, flag in LIMITS.items()}
+        return run_server(
+            arguments.model,
+            Host(arguments.backend, arguments.device, arguments.precision, arguments.threads),
+            wants_from(
+                data_consistency=arguments.data_consistency,
+                dc_iterations=arguments.dc_iterations,
+                resample=arguments.resample,
+                allow_geometry=arguments.allow_geometry,
+                memory_limit=arguments.memory_limit,
+            ),
+            (arguments.host, arguments.port),
+            Limits(**{name: value for name, value in given.items() if value is not None}),
+        )
 
     return run_command(NAME, command)
 
@@ -46,17 +73,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     # fmt: off
-    add("model", nargs="?", type=Path, metavar="MODEL.onnx",
-        help="made by qsm-export, for one local field; else the bundled tkd-unet")
+    add("model", nargs="?", type=Path, metavar="MODEL",
+        help="made by qsm-export, .onnx or .plan, for one local field; else the bundled tkd-unet")
     add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 for all (default: 127.0.0.1)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
-    add("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto",
-        help="auto: the fastest that is installed (default)")
-    add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
-    add("--resample", action="store_true",
-        help="give the network the voxel size of its training, and bring the map back")
-    add("--allow-geometry", action="store_true",
-        help="run although voxel size or B0 direction are not those of the training")
+    add("--memory-limit", type=memory_size, metavar="SIZE",
+        help="of a reconstruction, such as 6G; default four fifths of what is free")
     add("--max-session", type=memory_size, metavar="SIZE", default=None,
         help="most bytes of images in a session, such as 4G (default: 2G)")
     add("--idle-seconds", type=seconds, metavar="S", default=None,
@@ -69,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
         help="write what a Siemens OpenRecon package is built from into DIR, and stop")
     add("--force", action="store_true", help="overwrite the files of --openrecon")
     # fmt: on
+    add_geometry(p)
+    add_consistency(p.add_argument_group("data consistency"))
+    add_backend(p.add_argument_group("backend"))
     return p
 
 

@@ -5,7 +5,7 @@ and CLOSE, which is last whatever happens. What is wrong with the stream itself 
 what is wrong with its content is told at the end, so that the host gets its images back.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
@@ -23,13 +23,16 @@ from qsm_deploy.runtime.serve.codec import (
 )
 from qsm_deploy.runtime.serve.configuration import Configuration, Request
 from qsm_deploy.runtime.serve.dipole_config import source_from_field
-from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.parameters import Config, Parameters, parameters_from, require_config
-from qsm_deploy.runtime.serve.qsm_config import EchoSteps
+from qsm_deploy.runtime.serve.qsm_config import source_from_echoes
 from qsm_deploy.runtime.serve.texts import parse_config, parse_header, parse_parameters
+from qsm_deploy.runtime.serve.turns import TakingTurns
 
-CONFIGURATIONS: dict[Config, Configuration] = {"qsm": EchoSteps(), "dipole": source_from_field}
+CONFIGURATIONS: dict[Config, Configuration] = {
+    "qsm": source_from_echoes,
+    "dipole": source_from_field,
+}
 
 
 @dataclass
@@ -40,8 +43,6 @@ class MrdSession:
     ----------
     limits
         Bounds on what it may send.
-    configurations
-        What can be done with it, by name.
     images
         Those that came.
     complete
@@ -55,7 +56,6 @@ class MrdSession:
     """
 
     limits: Limits
-    configurations: Mapping[Config, Configuration] = field(default_factory=lambda: CONFIGURATIONS)
     images: list[Image] = field(default_factory=list)
     complete: bool = False
     error: str | None = None
@@ -89,7 +89,7 @@ class MrdSession:
         except QsmDeployError as error:
             self._content_error = self._content_error or error
 
-    def answer(self, engine: Engine) -> Iterator[Buffer]:
+    def answer(self, reconstructor: TakingTurns) -> Iterator[Buffer]:
         """Yield the frames that answer a complete session; the last is CLOSE."""
         try:
             if self._content_error is not None:
@@ -97,7 +97,7 @@ class MrdSession:
             if not self.images:
                 yield text_frame("WRN", "no images were sent; nothing to reconstruct")
             else:
-                yield from self._answer_images(engine)
+                yield from self._answer_images(reconstructor)
             yield close_frame()
         except (QsmDeployError, MemoryError) as error:
             yield self.reason(error)
@@ -137,32 +137,32 @@ class MrdSession:
         elif self._parameters is None:  # the first TEXT is the JSON, later ones are for people
             self._parameters = parameters_from(parse_parameters(message.text))
 
-    def _answer_images(self, engine: Engine) -> Iterator[Buffer]:
+    def _answer_images(self, reconstructor: TakingTurns) -> Iterator[Buffer]:
         parameters = self._parameters or Parameters()
         name = parameters.config or self._config
         if not name:
             raise UsageError("no configuration: send CONFIG_FILE (1), or the parameter config")
-        configuration = self.configurations[require_config(name)]
+        configuration = CONFIGURATIONS[require_config(name)]
         assert self._header is not None  # or the first image had been an error
         if parameters.unknown:
             names = ", ".join(parameters.unknown)[:500]
             yield text_frame("WRN", f"parameters without meaning here: {names}")
         if parameters.send_original:
             yield from self._originals()
-        if engine.busy:
+        if reconstructor.busy:
             yield text_frame("INFO", "another session is being reconstructed; waiting")
         # the turn is given back while the host takes a line: a slow one holds nobody up
         lines = configuration(Request(self.images, self._header, parameters), self.stages)
         while True:
-            with engine.turn():
+            with reconstructor.turn():
                 try:
                     line = next(lines)
                 except StopIteration as finished:
                     source = finished.value
                     break
             yield text_frame("INFO", line)
-        with engine.turn():
-            chi, notes = engine.chi_ppm(source.scan, self.stages)
+        with reconstructor.turn():
+            chi, notes = reconstructor.chi_ppm(source.scan, self.stages)
         with self.stages("encode"):
             encoded = encode_chi(chi)
         del chi
@@ -172,7 +172,7 @@ class MrdSession:
         yield text_frame("INFO", self._timing())
         yield text_frame("INFO" if encoded.clipped == 0 else "WRN", _clipping(encoded.clipped))
         series = free_series({image.head.image_series_index for image in self.images})
-        comment = f"chi [ppb], {engine.name}"
+        comment = f"chi [ppb], {reconstructor.name}"
         yield from chi_frames(encoded.codes, source.stack, series, comment)
 
     def _originals(self) -> Iterator[Buffer]:

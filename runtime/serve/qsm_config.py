@@ -1,94 +1,58 @@
 """The configuration ``qsm``: the images are the phase and magnitude of several echoes."""
 
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.local_field.background_removal import BackgroundRemoval, remove_background
-from qsm_deploy.runtime.local_field.field_mapping import (
-    Echoes,
-    FieldMapping,
-    map_field,
-    require_echo_memory,
-)
-from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
+from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
+from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes
 from qsm_deploy.runtime.local_field.phase_scale import (
     PhaseScale,
     detect_phase_scale,
     radians_from_phase,
     require_phase_scale,
 )
-from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
-from qsm_deploy.runtime.serve.configuration import (
-    Mask,
-    Request,
-    Source,
-    Volume,
-    require_mask,
-    scan_of,
-)
+from qsm_deploy.runtime.serve.configuration import Request, Source, Volume, scan_of
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
 from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
 
 
-@dataclass(frozen=True)
-class EchoSteps:
-    """What leads from echoes to a local field, each step replaceable by one of the same form."""
+def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None, Source]:
+    """Make a local field of multi-echo phase and magnitude.
 
-    mask: Callable[[Volume], Mask] = mask_from_magnitude
-    map_field: FieldMapping = map_field
-    remove_background: BackgroundRemoval = remove_background
-
-    def __call__(self, request: Request, stages: Stages) -> Generator[str, None, Source]:
-        """Make a local field of multi-echo phase and magnitude.
-
-        Raises
-        ------
-        DataError
-            If something is missing or contradicts something else.
-        UnitsError
-            If the scale of the phase cannot be told.
-        MemoryLimitError
-            If unwrapping would take more memory than there is.
-        """
-        with stages("group"):
-            volumes = echo_volumes(request.images, request.header)
-            strength = field_strength_t(request.header)
-            geometry = volumes.phase[0].geometry
-        times = ", ".join(f"{1000 * t:g}" for t in volumes.echo_times_s)
-        yield f"{geometry}; echoes at {times} ms; {strength:.4g} T"
-        with stages("phase scale"):
-            voxels = math.prod(geometry.shape)
-            require_echo_memory(len(volumes.phase), voxels, available_bytes())
-            phase, scale = _phase_rad(volumes, request.parameters)
-            magnitude = _magnitude(volumes, like=phase)
-        yield f"phase in {scale.name}"
-        with stages("mask"):
-            mask = self._mask(volumes, magnitude)
-        origin = "of the magnitude" if volumes.mask is None else "as sent"
-        yield f"mask {origin}, {100 * mask.mean():.0f} % of the volume"
+    Raises
+    ------
+    DataError
+        If something is missing or contradicts something else.
+    UnitsError
+        If the scale of the phase cannot be told.
+    MemoryLimitError
+        If unwrapping would take more memory than there is.
+    """
+    with stages("group"):
+        volumes = echo_volumes(request.images, request.header)
+        strength = field_strength_t(request.header)
+        geometry = volumes.phase[0].geometry
+    times = ", ".join(f"{1000 * t:g}" for t in volumes.echo_times_s)
+    yield f"{geometry}; echoes at {times} ms; {strength:.4g} T"
+    with stages("phase scale"):
+        limit, voxels = available_bytes(), math.prod(geometry.shape)
+        require_echo_memory(len(volumes.phase), voxels, limit)
+        phase, scale = _phase_rad(volumes, request.parameters)
+        magnitude = _magnitude(volumes, like=phase)
         echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry.voxel_size_mm)
-        with stages("field mapping"):
-            field = self.map_field(echoes, mask)
-        del phase, magnitude, echoes
-        yield "field mapped"
-        with stages("background removal"):
-            local, mask = self.remove_background(field, mask, geometry)
-        scan = scan_of(local, mask, volumes.phase[0], "rad", volumes.notes)
-        yield "background removed"
-        return Source(volumes.phase[0], scan)
-
-    def _mask(self, volumes: EchoVolumes, magnitude: Volume) -> Mask:
-        mask = self.mask(magnitude) if volumes.mask is None else volumes.mask.volume() != 0
-        require_mask(mask)
-        require_memory(mask, available_bytes())
-        return mask
+        del phase, magnitude
+    yield f"phase in {scale.name}"
+    mask = None if volumes.mask is None else volumes.mask.volume() != 0
+    lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages)
+    del echoes
+    local, inside = yield from lines
+    return Source(volumes.phase[0], scan_of(local, inside, volumes.phase[0], "rad", volumes.notes))
 
 
 def _phase_rad(volumes: EchoVolumes, parameters: Parameters) -> tuple[Volume, PhaseScale]:

@@ -1,19 +1,36 @@
-"""From the command line to a running server, and to its end."""
+"""From a model to a running server, and to its end."""
 
-import argparse
 import importlib.util
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from qsm_deploy.kernels.errors import MissingDependencyError
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
+)
 
 
-def run_server(arguments: argparse.Namespace) -> str:
+def run_server(
+    model: Path | None, host: Host, wants: Wants, address: tuple[str, int], limits: Limits
+) -> str:
     """Serve until SIGTERM or SIGINT; a second one ends at once.
+
+    Parameters
+    ----------
+    model
+        The network; ``None`` is the bundled one.
+    host, wants
+        Where it runs, and what is asked of every reconstruction.
+    address
+        Host and port to listen on.
+    limits
+        What a client may ask for.
 
     Returns
     -------
@@ -25,23 +42,17 @@ def run_server(arguments: argparse.Namespace) -> str:
     MissingDependencyError
         If the package ``ismrmrd`` is not installed.
     QsmDeployError
-        If the engine cannot be opened, or the address not listened on.
+        If the network cannot be opened, or the address not listened on.
     """
     if importlib.util.find_spec("ismrmrd") is None:
         raise MissingDependencyError("ismrmrd", "serve", "qsm-serve")
-    from qsm_deploy.runtime.serve.engine import open_engine
     from qsm_deploy.runtime.serve.server import MrdServer
+    from qsm_deploy.runtime.serve.turns import open_taking_turns
 
     began = time.monotonic()
-    engine = open_engine(
-        arguments.model or BUNDLED_MODEL,
-        arguments.backend,
-        threads=arguments.threads,
-        resample=arguments.resample,
-        allow_geometry=arguments.allow_geometry,
-    )
+    opened = open_taking_turns(model or BUNDLED_MODEL, host, wants)
     ready_s = time.monotonic() - began
-    server = MrdServer(arguments.host, arguments.port, engine, _limits(arguments), _log)
+    server = MrdServer(*address, opened, limits, _log)
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -50,20 +61,10 @@ def run_server(arguments: argparse.Namespace) -> str:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    host, port = server.address
-    _log(f"ready on {host}:{port}: {engine.name}, loaded and warmed up in {ready_s:.1f} s")
+    name, port = server.address
+    _log(f"ready on {name}:{port}: {opened.name}, loaded and warmed up in {ready_s:.1f} s")
     server.serve()
     return "stopped"
-
-
-def _limits(arguments: argparse.Namespace) -> Limits:
-    stated = {
-        "session_bytes": arguments.max_session,
-        "idle_seconds": arguments.idle_seconds,
-        "session_seconds": arguments.session_seconds,
-        "clients": arguments.max_clients,
-    }
-    return Limits(**{name: value for name, value in stated.items() if value is not None})
 
 
 def _log(line: str) -> None:

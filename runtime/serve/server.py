@@ -14,9 +14,9 @@ import numpy as np
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.serve.codec import Buffer, Decoder, close_frame, text_frame
-from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.mrd_session import MrdSession
+from qsm_deploy.runtime.serve.turns import TakingTurns
 
 SCRAP_BYTES = 1 << 16
 BACKLOG = 16
@@ -24,7 +24,7 @@ MOST_LINGERS = 5  # of a client that keeps sending after its session failed
 
 
 class MrdServer:
-    """Listens, and answers every session with the same engine.
+    """Listens, and answers every session with the same reconstructor.
 
     The port is open when the constructor returns.
 
@@ -32,7 +32,7 @@ class MrdServer:
     ----------
     host, port
         Where to listen; port 0 takes a free one.
-    engine
+    reconstructor
         Loaded and warmed up.
     limits
         What a client may ask for.
@@ -54,11 +54,11 @@ class MrdServer:
         self,
         host: str,
         port: int,
-        engine: Engine,
+        reconstructor: TakingTurns,
         limits: Limits,
         log: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self._engine, self._limits, self._log = engine, limits, log
+        self._reconstructor, self._limits, self._log = reconstructor, limits, log
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -137,7 +137,7 @@ class MrdServer:
     def _converse(self, connection: socket.socket, session: MrdSession) -> None:
         try:
             self._receive(connection, session)
-            self._send(connection, session.answer(self._engine))
+            self._send(connection, session.answer(self._reconstructor))
         except OSError:
             raise  # there is nobody to tell
         except Exception as error:

@@ -10,7 +10,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.sessions.session import Backend, Precision, cannot_load, read_card
+from qsm_deploy.runtime.sessions.open import cannot_load
+from qsm_deploy.runtime.sessions.session import Backend, Precision, read_card
 
 UNREADABLE = (
     *(status.Fail, status.InvalidArgument, status.InvalidGraph),
@@ -27,10 +28,17 @@ class OnnxRuntimeSession:
     """
 
     backend: Backend = "onnxruntime"
-    precision: Precision = "fp32"
     version = onnxruntime.__version__
 
-    def __init__(self, path: Path, threads: int = 0, *, optimised: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        *,
+        optimised: bool = True,
+    ) -> None:
+        self.precision = precision
         options = onnxruntime.SessionOptions()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
-from qsm_deploy.runtime.serve.engine import open_engine
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.label import (
     LABEL_NAME,
@@ -19,6 +17,10 @@ from qsm_deploy.runtime.serve.openrecon.label import (
     VENDOR,
     encoded_label,
     openrecon_label,
+)
+from qsm_deploy.runtime.serve.turns import open_taking_turns
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
 )
 
 MODEL, JSON, LABEL = "model.onnx", "OpenReconLabel.json", "label.base64"
@@ -105,9 +107,9 @@ def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
         If the folder cannot be created.
     """
     path = model or BUNDLED_MODEL
-    engine = open_engine(path)  # or the package would fail at the scanner
+    opened = open_taking_turns(path)  # or the package would fail at the scanner
     version = importlib.metadata.version("qsm-deploy")
-    label = openrecon_label(version, engine.session.card.network)
+    label = openrecon_label(version, opened.reconstructor.inversion.facts()["model"]["network"])
     encoded = encoded_label(label)
     base = f"OpenRecon_{VENDOR}_{NAME}_V{version}"
     words = {
@@ -117,7 +119,7 @@ def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
         "label": encoded,
         "label_name": LABEL_NAME,
         "model": MODEL,
-        "network": engine.name,
+        "network": opened.name,
         "port": PORT,
         "version": version,
     }

@@ -17,7 +17,9 @@ from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
+)
 
 SHAPE = "--shape 32 28 24"
 

@@ -14,8 +14,10 @@ from qsm_deploy.export.measure.budgets import (
     unmeasured,
 )
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
-from qsm_deploy.runtime.sessions.session import open_session
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
+    open_session,
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ from qsm_deploy.export.check.figures import round_up
 from qsm_deploy.export.check.page import cells, note, table
 from qsm_deploy.export.check.text import number
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
+)
 
 image = pytest.importorskip("matplotlib.image")
 
@@ -208,7 +210,7 @@ def test_it_opens_in_a_browser_without_a_network(
 
 
 def test_the_report_needs_matplotlib_before_any_work(monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr("qsm_deploy.runtime.run.figure.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("qsm_deploy.runtime.job.figure.importlib.util.find_spec", lambda name: None)
     assert main([str(BUNDLED_MODEL), "--html", str(tmp_path / "a.html"), "-q"]) == 4
     assert "matplotlib" in capsys.readouterr().err
 

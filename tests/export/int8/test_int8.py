@@ -38,7 +38,9 @@ from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
-from qsm_deploy.runtime.sessions.session import open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
 
 FOLDER_SHAPE = (24, 28, 20)
 

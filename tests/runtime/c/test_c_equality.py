@@ -19,12 +19,15 @@ from qsm_deploy.runtime.reconstruction.memory import Workload
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
-from qsm_deploy.runtime.run.request import BUNDLED_MODEL
 from qsm_deploy.runtime.scan.erosion import erode_mask
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.session import Session, open_session
+from qsm_deploy.runtime.sessions.open import (
+    BUNDLED_MODEL,
+    open_session,
+)
+from qsm_deploy.runtime.sessions.session import Session
 
 TOLERANCE_PPM = 1e-6
 BLENDS = {"hann": 1, "gaussian": 2, "crop": 3}

@@ -11,7 +11,9 @@ import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.runtime.card.card import parse_card
 from qsm_deploy.runtime.card.plan_file import read_plan_card
-from qsm_deploy.runtime.sessions.session import open_session
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
 
 BUNDLED = parse_card(
     (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()

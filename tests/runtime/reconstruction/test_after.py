@@ -10,8 +10,8 @@ import pytest
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import TensorInfo
+from qsm_deploy.runtime.job.cli import main
 from qsm_deploy.runtime.reconstruction.after import in_order
-from qsm_deploy.runtime.run.cli import main
 
 SHAPE = ("n", 1, "x", "y", "z")
 

@@ -27,14 +27,13 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
-from qsm_deploy.runtime.sessions.session import (
-    Backend,
+from qsm_deploy.runtime.sessions.open import (
     choose_backend,
     installed_backends,
     open_session,
-    read_card,
     require_backend,
 )
+from qsm_deploy.runtime.sessions.session import Backend, read_card
 
 SPEC = REGISTRY["tkd-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")

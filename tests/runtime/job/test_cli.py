@@ -12,7 +12,7 @@ import pytest
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits, MemoryUse, ReceptiveField
-from qsm_deploy.runtime.run.cli import main, memory_size, parser
+from qsm_deploy.runtime.job.cli import main, memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
 
@@ -172,7 +172,7 @@ class TestResult:
         def fail(*args, **kwargs):
             raise MemoryError
 
-        monkeypatch.setattr("qsm_deploy.runtime.run.job.figure_png", fail)
+        monkeypatch.setattr("qsm_deploy.runtime.job.one_scan.figure_png", fail)
         figure = paths["folder"] / "chi.png"
         assert run(f"model field -m mask -o chi --figure {figure}")[0] == 6
         assert nib.load(paths["chi"]).shape == (21, 18, 15)
@@ -336,7 +336,7 @@ class TestBadInput:
 
 def test_help_imports_nothing_heavy():
     program = (
-        "import sys; from qsm_deploy.runtime.run.cli import parser; parser().format_help();"
+        "import sys; from qsm_deploy.runtime.job.cli import parser; parser().format_help();"
         "print(sorted({'numpy', 'scipy', 'nibabel', 'onnxruntime', 'openvino', 'torch', 'onnx'}"
         " & sys.modules.keys()))"
     )
@@ -346,7 +346,7 @@ def test_help_imports_nothing_heavy():
 
 def test_a_run_imports_neither_torch_nor_onnx(paths):
     program = (
-        "import sys; from qsm_deploy.runtime.run.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from qsm_deploy.runtime.job.cli import main; code = main(sys.argv[1:]);"
         "print(code, sorted({'torch', 'onnx', 'matplotlib'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", program, str(paths["field"])]
@@ -356,7 +356,7 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
 
 def test_openvino_does_not_call_home(paths):
     program = (
-        "import sys; from qsm_deploy.runtime.run.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from qsm_deploy.runtime.job.cli import main; code = main(sys.argv[1:]);"
         "print(code, 'openvino' in sys.modules, sys.modules.get('openvino_telemetry'))"
     )
     command = [sys.executable, "-c", program, str(paths["field"]), "--backend", "openvino"]

@@ -7,7 +7,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, MissingDependencyError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.run.figure import Row, figure_png, rows_png
+from qsm_deploy.runtime.job.figure import Row, figure_png, rows_png
 
 image = pytest.importorskip("matplotlib.image")
 

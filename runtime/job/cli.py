@@ -4,15 +4,29 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import fail, run_command
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.bids.cohort import Failure
+    from qsm_deploy.runtime.reconstructor import Host
 
 NAME = "qsm-run"
+# flags of one acquisition, of the field, of the reconstruction, of what is written
+FILES = ("mask", "truth", "labels", "params")
+FIELD = ("units", "echo_time", "field_strength", "b0_direction", "voxel_size", "negate")
+WANTED = (
+    *("patch", "overlap", "blend", "data_consistency", "dc_iterations"),
+    *("resample", "allow_geometry", "memory_limit"),
+)
+WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
+# what a dataset's own files say of every recording, or what is made for one recording only
+FOR_ONE = (*FILES, "echo_time", "voxel_size", "b0_direction", "figure", "report")
+OF_COHORT = ("units", "field_strength", "negate", "out_units", "force", "resume", "dry_run")
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 EPILOG = """\
 examples:
@@ -33,20 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     arguments = p.parse_intermixed_args(argv)
     _require_mode(p, arguments)
-
     if arguments.bids is not None:
         return _run_bids(arguments)
-
-    def command() -> str:
-        if arguments.qsm_ci:
-            from qsm_deploy.runtime.run.qsm_ci import run_qsm_ci
-
-            return run_qsm_ci(arguments)
-        from qsm_deploy.runtime.run.job import run_job
-
-        return run_job(arguments)
-
-    return run_command(NAME, command)
+    return run_command(NAME, lambda: _run(arguments))
 
 
 def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -63,16 +66,88 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         p.error("--qsm-ci-folders needs --qsm-ci")
 
 
+def _run(arguments: argparse.Namespace) -> str:
+    """Reconstruct one acquisition and return what to print."""
+    from qsm_deploy.runtime.console.terminal import TerminalLog
+    from qsm_deploy.runtime.job import report
+    from qsm_deploy.runtime.job.one_scan import run_request
+    from qsm_deploy.runtime.job.request import beside, make_request, models_and_fields
+
+    if arguments.qsm_ci:
+        _take_contract(arguments)
+    models, fields = models_and_fields(arguments.files)
+    output = arguments.output or beside(fields[0])
+    request = make_request(
+        fields,
+        **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN)},
+        output=output,
+        inputs=models,
+        evaluates=arguments.json and not arguments.dry_run,
+    )
+    log = TerminalLog(quiet=arguments.quiet)
+    finished = run_request(request, models, _host(arguments), log)
+    if arguments.json:
+        return report.json_line(finished.report)
+    if arguments.dry_run:
+        return report.dry_run_text(finished.report, finished.planned.limit_bytes, output)
+    log.tell(report.result_text(finished.report))
+    return str(output)
+
+
+def _take_contract(arguments: argparse.Namespace) -> None:
+    """Let a folder say what the command line else does."""
+    from qsm_deploy.runtime.job import qsm_ci
+    from qsm_deploy.runtime.job.request import models_alone
+
+    for name in qsm_ci.FIXED:
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: --qsm-ci fixes it; drop the flag")
+    source, target = arguments.qsm_ci_folders or qsm_ci.FOLDERS
+    models = models_alone(arguments.files)
+    fixed = qsm_ci.contract(source, target)
+    flags = qsm_ci.flags_of(source / qsm_ci.CONFIG)
+    set_there = parser().parse_args([*flags.values()])
+    vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
+    arguments.files = models + arguments.files
+
+
+def _host(arguments: argparse.Namespace) -> "Host":
+    from qsm_deploy.runtime.reconstructor import Host
+
+    return Host(arguments.backend, arguments.device, arguments.precision, arguments.threads)
+
+
 def _run_bids(arguments: argparse.Namespace) -> int:
     """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
     failures: list[Failure] = []
 
     def command() -> str:
-        from qsm_deploy.runtime.bids.cohort import run_cohort
+        from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
+        from qsm_deploy.runtime.console.terminal import TerminalLog
+        from qsm_deploy.runtime.job import report
+        from qsm_deploy.runtime.job.request import models_alone, wants_from
 
-        outcome = run_cohort(arguments)
+        for name in FOR_ONE:
+            if getattr(arguments, name) is not None:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
+                    "from the dataset"
+                )
+        wants = wants_from(**{name: getattr(arguments, name) for name in WANTED})
+        cohort = Cohort(
+            dataset=arguments.bids,
+            output=arguments.output,
+            participant_labels=arguments.participant_label,
+            source=arguments.bids_input,
+            wants=replace(wants, evaluates=arguments.json and not arguments.dry_run),
+            **{name: getattr(arguments, name) for name in OF_COHORT},
+        )
+        log = TerminalLog(quiet=arguments.quiet)
+        outcome = run_cohort(cohort, models_alone(arguments.files), _host(arguments), log)
         failures.extend(outcome.failures)
-        return outcome.text
+        if arguments.json:
+            return "\n".join(map(report.json_line, outcome.reports))
+        return "\n".join(outcome.lines)
 
     code = run_command(NAME, command)
     for failure in failures:
@@ -105,9 +180,9 @@ def parser() -> argparse.ArgumentParser:
     _add_bids(p.add_argument_group("a whole dataset"))
     _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
     add_physics(p.add_argument_group("the field"))
-    _add_consistency(p.add_argument_group("data consistency"))
+    add_consistency(p.add_argument_group("data consistency"))
     _add_patches(p.add_argument_group("memory and patches"))
-    _add_backend(p.add_argument_group("backend"))
+    add_backend(p.add_argument_group("backend"))
     _add_outputs(p.add_argument_group("outputs"))
     return p
 
@@ -175,6 +250,11 @@ def add_physics(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--params", type=Path, help="JSON with these parameters (ours, BIDS or QSM-CI names)"
     )
+    add_geometry(group)
+
+
+def add_geometry(group: "argparse._ActionsContainer") -> None:
+    """Add what becomes of a geometry that is not the training's."""
     group.add_argument(
         "--resample",
         action="store_true",
@@ -187,7 +267,8 @@ def add_physics(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _add_consistency(group: "argparse._ArgumentGroup") -> None:
+def add_consistency(group: "argparse._ArgumentGroup") -> None:
+    """Add the data-consistency step, the same for every command that has it."""
     group.add_argument(
         "--data-consistency",
         type=consistency_weight,
@@ -224,7 +305,8 @@ def _add_patches(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
 
 
-def _add_backend(group: "argparse._ArgumentGroup") -> None:
+def add_backend(group: "argparse._ArgumentGroup") -> None:
+    """Add where a network runs, the same for every command that runs one."""
     group.add_argument(
         "--backend",
         choices=("auto", "onnxruntime", "openvino"),

@@ -12,6 +12,7 @@ from scipy.ndimage import center_of_mass
 from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
+from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,33 @@ def figure_png(
     DataError
         If the mask is empty.
     """
+    rows = scan_rows(measured, chi_ppm, mask, geometry, truth_ppm=truth_ppm, is_phase=is_phase)
+    return png_of(rows_figure(rows, mask, geometry, title=title))
+
+
+def scan_figure(scan: Scan, chi_ppm: Volume, title: str = "") -> "Figure":
+    """Return the picture of a reconstruction; see :func:`figure_png`."""
+    rows = scan_rows(
+        scan.measured[0],
+        chi_ppm,
+        scan.mask,
+        scan.geometry,
+        truth_ppm=scan.truth_ppm,
+        is_phase=scan.quantity == "phase_rad",
+    )
+    return rows_figure(rows, scan.mask, scan.geometry, title=title)
+
+
+def scan_rows(
+    measured: Volume,
+    chi_ppm: Volume,
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    truth_ppm: Volume | None = None,
+    is_phase: bool = False,
+) -> list[Row]:
+    """Return the lines of :func:`figure_png`."""
     require_matplotlib()
     volumes = {"field": measured, "susceptibility": chi_ppm, "mask": mask}
     if truth_ppm is not None:
@@ -118,7 +146,7 @@ def figure_png(
     if truth_ppm is not None:
         rows.append(Row("true χ", truth_ppm, CHI_WINDOW_PPM))
         rows.append(Row("error of χ", chi_ppm - truth_ppm, ERROR_WINDOW_PPM))
-    return rows_png(rows, mask, geometry, title=title)
+    return rows
 
 
 def rows_png(
@@ -129,6 +157,25 @@ def rows_png(
     title: str = "",
     through: tuple[int, int, int] | None = None,
 ) -> bytes:
+    """Draw three planes of some volumes on one grid; see :func:`rows_figure`."""
+    return png_of(rows_figure(rows, mask, geometry, title=title, through=through))
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Return a picture as a file."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    return png.getvalue()
+
+
+def rows_figure(
+    rows: list[Row],
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    title: str = "",
+    through: tuple[int, int, int] | None = None,
+) -> "Figure":
     """Draw three planes of some volumes on one grid, as :func:`figure_png` does.
 
     Parameters
@@ -150,9 +197,7 @@ def rows_png(
     figure = Figure(dpi=DPI, facecolor=BACKGROUND)
     _draw_rows(figure, rows, mask, geometry, through)
     _draw_title(figure, title, f"{geometry}; planes through {at}")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    return png.getvalue()
+    return figure
 
 
 def require_matplotlib() -> None:

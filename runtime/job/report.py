@@ -1,27 +1,22 @@
 """What a run says about itself: the sidecar, the report, and the lines a user reads."""
 
-import argparse
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qsm_deploy.kernels.geometry import Geometry, vector_text
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.kernels.geometry import vector_text
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.gpu.session import GpuSession
-from qsm_deploy.runtime.reconstruction.after import FirstPart
-from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.job.request import Request
+from qsm_deploy.runtime.reconstruction.inversion import grid_facts
+from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.planning import Decision, memory_text
-from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
-from qsm_deploy.runtime.sessions.session import Session
+from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 
-CPU = "cpu"
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
 METRIC_TEXT = {
@@ -43,33 +38,23 @@ METRIC_TEXT = {
 
 
 def describe_run(
-    arguments: argparse.Namespace,
-    model: Path,
-    files: ScanFiles,
-    session: Session,
-    why_backend: str,
-    scan: Scan,
-    decision: Decision,
-    departures: list[str],
+    request: Request, reconstructor: Reconstructor, planned: Planned
 ) -> dict[str, Any]:
     """Return everything that decided the result, as the sidecar holds it."""
+    files, scan, inversion = request.files, planned.task.scan, reconstructor.inversion.facts()
+    name, version = (inversion["backend"].pop(key) for key in ("name", "version"))
     return {
         "made_by": made_by(),
-        "units": arguments.out_units,
-        "model": _model_facts(model, session),
-        "backend": {
-            "name": session.backend,
-            "version": session.version,
-            "why": why_backend,
-            "device": session.device if isinstance(session, GpuSession) else CPU,
-            "threads": arguments.threads or None,
-        },
+        "units": request.outputs.units,
+        "model": inversion["model"],
+        "backend": {"name": name, "version": version, "why": reconstructor.why_backend}
+        | inversion["backend"],
         "input": {
             "fields": [path.name for path in files.fields],
             **{name: _name(getattr(files, name)) for name in ("mask", "truth", "labels")},
-            "params": _name(arguments.params),
+            "params": _name(request.params),
             "quantity": scan.quantity,
-            "units": arguments.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
+            "units": request.reading.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
             "scale": scan.scale,
             "echo_time_s": scan.echo_time_s,
             "field_strength_t": scan.field_strength_t,
@@ -77,60 +62,13 @@ def describe_run(
             "notes": scan.notes,
         },
         "geometry": {
-            **_grid_facts(scan.geometry),
+            **grid_facts(scan.geometry),
             "more_b0_directions": [list(b) for b in scan.more_b0_directions],
-            "outside_training": departures,
-            "allow_geometry": arguments.allow_geometry,
+            "outside_training": list(planned.prepared.departures),
+            "allow_geometry": request.wants.allow_geometry,
         },
-        "plan": plan_facts(decision),
-    }
-
-
-def describe_first_part(first: FirstPart) -> dict[str, Any]:
-    """Return what decided the map that the last network refines."""
-    return {
-        "model": _model_facts(first.model, first.session),
-        "geometry": _grid_facts(first.grid.geometry),
-        "plan": plan_facts(first.decision),
-    }
-
-
-def _model_facts(model: Path, session: Session) -> dict[str, Any]:
-    card = session.card
-    return {
-        "file": model.name,
-        "network": card.network,
-        "options": card.options,
-        "precision": session.precision,
-        "weights_sha256": card.weights_sha256,
-        "receptive_field": asdict(card.receptive_field),
-        "verified": asdict(card.verified),
-        "doi": card.doi,
-    }
-
-
-def _grid_facts(geometry: Geometry) -> dict[str, Any]:
-    return {
-        "shape": list(geometry.shape),
-        "voxel_size_mm": list(geometry.voxel_size_mm),
-        "b0_direction": list(geometry.b0_direction),
-    }
-
-
-def plan_facts(decision: Decision) -> dict[str, Any]:
-    """Return how a volume is run, and what that was predicted to take."""
-    plan = decision.plan
-    return {
-        "whole_volume": plan.whole,
-        "why": decision.reason,
-        "exact": decision.exact,
-        "padded_shape": [axis.padded for axis in plan.axes],
-        "patches": plan.count,
-        "patch_shape": list(plan.patch_shape),
-        "overlap": plan.overlap,
-        "blend": None if plan.whole else plan.blend,
-        "predicted_peak_bytes": round(decision.peak_bytes),
-        "predicted_stage_bytes": {k: round(v) for k, v in decision.stage_bytes.items()},
+        "plan": planned.task.decision.facts(),
+        **planned.task.facts,
     }
 
 
@@ -215,16 +153,6 @@ def _first_rows(first: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def patches_text(card: ModelCard, plan: PatchPlan) -> str:
-    """Return in one line how patches fall short of the whole volume."""
-    field = card.receptive_field
-    return (
-        f"patches approximate the whole volume: they share {plan.overlap} voxels, the network "
-        f"sees {field.theoretical} to each side ({field.halo} for {field.energy_kept:.4%} of the "
-        "gradient's energy)"
-    )
-
-
 def precision_text(precision: str, error: dict[str, float]) -> str:
     """Return the error of a lower precision in one line."""
     return (
@@ -233,8 +161,8 @@ def precision_text(precision: str, error: dict[str, float]) -> str:
     )
 
 
-def result_text(full: dict[str, Any], chi: Path) -> str:
-    """Return what a run found and where its map is."""
+def result_text(full: dict[str, Any]) -> str:
+    """Return what a run took and found, a fact per line."""
     peak = memory_text(full["memory"]["peak_above_baseline_bytes"])
     predicted = memory_text(full["memory"]["predicted_peak_bytes"])
     rows = {
@@ -254,7 +182,7 @@ def result_text(full: dict[str, Any], chi: Path) -> str:
         rows["field residual"] = f"{full['field_residual']:.3f}"
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
-    return f"{_table(rows)}\n{chi}"
+    return _table(rows)
 
 
 def _sight(field: dict[str, Any]) -> str:

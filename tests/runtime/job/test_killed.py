@@ -19,7 +19,7 @@ def command(write_volume, tmp_path):
     outputs = ["-o", tmp_path / "out" / "chi.nii.gz", "--report", tmp_path / "out" / "run.json"]
     (tmp_path / "out").mkdir()
     program = (
-        "from qsm_deploy.runtime.run.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+        "from qsm_deploy.runtime.job.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", program, volume, *outputs, "--backend", "onnxruntime"]
 

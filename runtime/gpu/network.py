@@ -1,0 +1,48 @@
+"""A network on a GPU, as an inversion."""
+
+from pathlib import Path
+
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.gpu.layout import DeviceWorkload
+from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.session import GpuSession
+from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
+from qsm_deploy.runtime.reconstruction.network import Network, network_task
+from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.scan.scan import Scan
+
+
+class GpuNetwork(Network[GpuSession]):
+    """An engine on a GPU; all calls must come from the thread that opened it.
+
+    Most networks go from field to map there. Those whose loop or whose grid is the host's business
+    are called by it, patch by patch.
+    """
+
+    def __init__(self, session: GpuSession, model: Path, *, stays: bool = True) -> None:
+        super().__init__(session, model, device=session.device, stays=stays)
+
+    def limit_bytes(self) -> float:
+        """Return what a run may take of the GPU's memory, the engine included."""
+        return self.session.limit_bytes()
+
+    def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
+        """Return how a scan would be run; what follows the network is done on the GPU too.
+
+        Unless the map is compared on another grid, or not with a field.
+        """
+        if scan is not measured or scan.quantity == "phase_rad":
+            demand = self.session.workload(scan)
+        else:
+            demand = self.session.workload(scan, wants.correction, evaluates=wants.evaluates)
+        return network_task(scan, demand, wants, limit_bytes)
+
+    def make(self, task: Task, stages: Stages, done: Done) -> Made:
+        """Return the map, and the field residual and data consistency where they were asked for."""
+        plan = task.decision.plan
+        if isinstance(task.demand, DeviceWorkload):
+            made = Made(*reconstruct_on_device(self.session.gpu, task.demand, plan, stages, done))
+        else:
+            made = Made(network_output(self.session, task.scan, plan, stages, done))
+        self.used()
+        return made

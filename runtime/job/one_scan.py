@@ -1,0 +1,164 @@
+"""One scan from its files to its map, judged, drawn and written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.request import Outputs, Request
+from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM, all_metrics, field_residual
+from qsm_deploy.runtime.reconstruction.inversion import Made
+from qsm_deploy.runtime.reconstruction.pipeline import Volume
+from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from qsm_deploy.runtime.scan.scan import Scan, load_scan
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run made.
+
+    Attributes
+    ----------
+    report
+        Everything that decided the result, and what was found.
+    planned
+        What was to be done.
+    chi_ppm
+        The map, unless nothing but its plan was asked for.
+    """
+
+    report: dict[str, Any]
+    planned: Planned
+    chi_ppm: Volume | None
+
+
+def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
+    """Return the acquisition as it was measured, in the quantity that is needed."""
+    reconstructor.inversion.require_fields(len(request.files.fields))
+    quantity = reconstructor.inversion.needs.quantity
+    return load_scan(request.files, replace(request.reading, quantity=quantity))
+
+
+def run_scan(
+    request: Request,
+    reconstructor: Reconstructor,
+    measured: Scan,
+    log: TerminalLog,
+    stages: Stages,
+) -> Finished:
+    """Reconstruct one acquisition, and write what was asked for.
+
+    Parameters
+    ----------
+    request
+        What is done with it.
+    reconstructor
+        What does it.
+    measured
+        The acquisition.
+    log, stages
+        Take notes and progress, times and memory.
+
+    Raises
+    ------
+    QsmDeployError
+        As :meth:`Reconstructor.plan` and :meth:`Reconstructor.run` do, or if an output cannot be
+        written.
+    """
+    with stages("load"):
+        planned = reconstructor.plan(measured, request.wants)
+    measured = planned.prepared.measured
+    for note in planned.notes:
+        log.warn(note)
+    run = report.describe_run(request, reconstructor, planned)
+    if request.dry_run:
+        return Finished(run, planned, None)
+    for note in planned.task.notes:
+        log.warn(note)
+    with log.progress(planned.task.runs) as bar:
+        made = reconstructor.run(planned, stages, bar.update)
+    run |= made.findings
+    if "precision_error" in made.findings:
+        log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
+    _write_map(request, run, made.chi_ppm, measured, stages)  # before what may still fail
+    run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
+    _draw(request.outputs, run, made.chi_ppm, measured, stages)
+    run |= report.resources(stages, planned.task.decision)
+    if request.outputs.report is not None:
+        content = report.json_bytes(run)
+        write_atomically(request.outputs.report, content, force=request.outputs.force)
+    log.stage("")
+    return Finished(run, planned, made.chi_ppm)
+
+
+def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
+    """Return the field residual, unless it is known already, and, with a truth, the metrics."""
+    findings: dict[str, Any] = {}
+    step = made.findings.get("data_consistency", {})
+    known = step.get("field_residual_after", made.findings.get("field_residual"))
+    if known is not None:
+        findings["field_residual"] = known
+    elif evaluates and scan.quantity == "local_field_ppm":
+        with stages("field residual"):
+            findings["field_residual"] = field_residual(
+                made.chi_ppm, scan.measured[0], scan.mask, scan.geometry
+            )
+    if scan.truth_ppm is not None:
+        with stages("metrics"):
+            findings["metrics"] = all_metrics(made.chi_ppm, scan.truth_ppm, scan.mask, scan.labels)
+    return findings
+
+
+def _write_map(
+    request: Request, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages
+) -> None:
+    """Write the sidecar, then the map: where there is a map, there is its sidecar."""
+    outputs = request.outputs
+    if outputs.chi is None or outputs.sidecar is None:
+        return
+    with stages("write"):
+        volume = chi * np.float32(PPB_PER_PPM) if outputs.units == "ppb" else chi
+        nifti = nifti_bytes(
+            volume,
+            scan.affine,
+            description=f"chi [{outputs.units}] {report.title(run)}",
+            like=scan.header,
+            compress=outputs.chi.name.endswith(".gz"),
+        )
+        sidecar = report.json_bytes({**request.labels, **run})
+        write_atomically(outputs.sidecar, sidecar, force=outputs.force)
+        write_atomically(outputs.chi, nifti, force=outputs.force)
+
+
+def _draw(outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages) -> None:
+    if outputs.figure is None:
+        return
+    from qsm_deploy.runtime.job.figure import png_of, scan_figure
+
+    with stages("figure"):
+        png = png_of(scan_figure(scan, chi, report.title(run)))
+        write_atomically(outputs.figure, png, force=outputs.force)
+
+
+def run_request(request: Request, models: Sequence[Path], host: Host, log: TerminalLog) -> Finished:
+    """Open the models, read the acquisition, and reconstruct it.
+
+    Raises
+    ------
+    QsmDeployError
+        If anything is wrong with models, files or options, or what runs the network fails.
+    """
+    stages = Stages(log.stage)
+    with stages("load"):
+        reconstructor = open_reconstructor(
+            models, host, stays=False, memory_limit=request.wants.memory_limit
+        )
+        measured = read_scan(request, reconstructor)
+    return run_scan(request, reconstructor, measured, log, stages)

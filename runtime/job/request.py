@@ -1,0 +1,330 @@
+"""What one run of ``qsm-run`` is asked for, checked before any work is done."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.patches import Blend
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
+from qsm_deploy.runtime.scan.params import Params, Vector, load_params
+from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
+from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, MODEL_SUFFIXES
+
+OutUnits = Literal["ppm", "ppb"]
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a run writes.
+
+    Attributes
+    ----------
+    chi, sidecar
+        The map and what is said of it; a run that writes neither has its map in memory only.
+    report, figure
+        If they were asked for.
+    units
+        Of the map.
+    force
+        Whether existing ones are overwritten.
+    """
+
+    chi: Path | None = None
+    report: Path | None = None
+    figure: Path | None = None
+    units: OutUnits = "ppm"
+    force: bool = False
+
+    @property
+    def sidecar(self) -> Path | None:
+        """Beside the map, JSON."""
+        return None if self.chi is None else self.chi.with_name(f"{_stem(self.chi)}.json")
+
+    def check(self, inputs: Iterable[Path | None]) -> None:
+        """Refuse outputs that collide or cannot be written, before any work is done."""
+        read = {path.resolve() for path in inputs if path is not None}
+        written: set[Path] = set()
+        for path in (self.chi, self.sidecar, self.report, self.figure):
+            if path is None:
+                continue
+            if path.resolve() in read:
+                raise UsageError(f"{path} is an input of this run; choose another output")
+            if path.resolve() in written:
+                raise UsageError(f"two outputs would go to {path}; choose another name for one")
+            written.add(path.resolve())
+            check_writable(path, force=self.force)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run: what is read, how it is understood, what is done, and what is written.
+
+    Attributes
+    ----------
+    files
+        The acquisition's.
+    reading
+        How the measured volumes are to be understood.
+    wants
+        What is asked of the reconstruction.
+    outputs
+        What is written.
+    params
+        The parameter file, whose content is in the reading.
+    labels
+        What the sidecar says besides the facts of the run.
+    dry_run
+        Whether to stop before anything is computed.
+    """
+
+    files: ScanFiles
+    reading: Reading
+    wants: Wants = field(default_factory=Wants)
+    outputs: Outputs = field(default_factory=Outputs)
+    params: Path | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+def make_request(
+    fields: Sequence[PathLike],
+    *,
+    mask: PathLike | None = None,
+    truth: PathLike | None = None,
+    labels: PathLike | None = None,
+    params: PathLike | None = None,
+    output: PathLike | None = None,
+    report: PathLike | None = None,
+    figure: PathLike | None = None,
+    out_units: OutUnits = "ppm",
+    force: bool = False,
+    units: FieldUnit | None = None,
+    echo_time: float | None = None,
+    field_strength: float | None = None,
+    b0_direction: Sequence[Sequence[float]] | None = None,
+    voxel_size: Sequence[float] | None = None,
+    negate: bool = False,
+    inputs: Sequence[Path] = (),
+    evaluates: bool = False,
+    dry_run: bool = False,
+    **wanted: Any,
+) -> Request:
+    """Return what is asked for, by the names of the command line's flags.
+
+    Parameters
+    ----------
+    fields
+        Field maps, one for each orientation, or a wrapped phase.
+    mask, truth, labels, params
+        Files that are read besides.
+    output, report, figure
+        Files that are written; without ``output`` no map is.
+    out_units
+        Of the map.
+    force
+        Whether existing outputs are overwritten.
+    units, echo_time, field_strength, b0_direction, voxel_size, negate
+        How the fields are to be understood; see :func:`reading_from`.
+    inputs
+        What else is read, and must not be written over.
+    evaluates
+        Whether the field residual is computed though no report is written.
+    dry_run
+        Whether to stop before anything is computed.
+    **wanted
+        As for :func:`wants_from`.
+
+    Raises
+    ------
+    UsageError
+        If options contradict each other, or an output exists or cannot be written.
+    DataError
+        If an input is missing, or the parameter file cannot be read.
+    MissingDependencyError
+        If a figure is asked for without matplotlib.
+    """
+    paths = [None if p is None else Path(p) for p in (mask, truth, labels, params)]
+    files = ScanFiles(tuple(map(Path, fields)), *paths[:3])
+    chi, report_path, figure_path = (
+        None if p is None else Path(p) for p in (output, report, figure)
+    )
+    outputs = Outputs(chi, report_path, figure_path, out_units, force)
+    _require_names(outputs)
+    outputs.check([*inputs, *files.fields, *paths])
+    if labels is not None and truth is None:
+        raise UsageError("--labels needs --truth: regional metrics compare with a truth")
+    if figure is not None:
+        from qsm_deploy.runtime.job.figure import require_matplotlib
+
+        require_matplotlib()
+    reading = reading_from(
+        units=units,
+        echo_time=echo_time,
+        field_strength=field_strength,
+        b0_direction=b0_direction,
+        voxel_size=voxel_size,
+        params=paths[3],
+        negate=negate,
+    )
+    wants = wants_from(**wanted)
+    draws, evaluates = figure is not None, evaluates or report is not None
+    wants = replace(wants, draws=draws, evaluates=evaluates)
+    return Request(files, reading, wants, outputs, paths[3], dry_run=dry_run)
+
+
+def models_alone(files: Iterable[Path]) -> list[Path]:
+    """Return the models of a run whose fields are found by their names.
+
+    Raises
+    ------
+    UsageError
+        If a file is no model.
+    """
+    models, fields = _sorted_out(files)
+    if fields:
+        raise UsageError(
+            f"{fields[0]} is no model (.onnx or .plan); which fields are read follows from their "
+            "names in the folder"
+        )
+    return models or [BUNDLED_MODEL]
+
+
+def models_and_fields(files: Iterable[Path]) -> tuple[list[Path], tuple[Path, ...]]:
+    """Return the models, the bundled one unless a file is one, and the field maps.
+
+    Raises
+    ------
+    UsageError
+        If there is no field map.
+    """
+    models, fields = _sorted_out(files)
+    if not fields:
+        raise UsageError(
+            f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, models))}"
+        )
+    return models or [BUNDLED_MODEL], tuple(fields)
+
+
+def reading_from(
+    *,
+    units: FieldUnit | None = None,
+    echo_time: float | None = None,
+    field_strength: float | None = None,
+    b0_direction: Sequence[Sequence[float]] | None = None,
+    voxel_size: Sequence[float] | None = None,
+    params: Path | None = None,
+    negate: bool = False,
+) -> Reading:
+    """Return how fields are to be understood.
+
+    Parameters
+    ----------
+    units
+        What they hold; ``None`` is what the network takes.
+    echo_time, field_strength
+        [s] and [T], for phases and frequencies.
+    b0_direction
+        In voxel axes, one for each field.
+    voxel_size
+        Along (x, y, z) [mm].
+    params
+        A parameter file; what is stated beside it wins.
+    negate
+        Whether the fields have the opposite sign.
+    """
+    directions = [_vector(b) for b in b0_direction or ()]
+    stated = Params(
+        echo_time,
+        field_strength,
+        directions[0] if directions else None,
+        None if voxel_size is None else _vector(voxel_size),
+    )
+    return Reading(
+        units=units,
+        flags=stated,
+        from_file=Params() if params is None else load_params(params),
+        more_b0_directions=tuple(directions[1:]),
+        negate=negate,
+    )
+
+
+def wants_from(
+    *,
+    patch: PatchSize = "auto",
+    overlap: int | None = None,
+    blend: Blend | None = None,
+    data_consistency: float | Literal["auto"] | None = None,
+    dc_iterations: int | None = None,
+    resample: bool = False,
+    allow_geometry: bool = False,
+    memory_limit: int | None = None,
+) -> Wants:
+    """Return what is asked of a reconstruction.
+
+    Parameters
+    ----------
+    patch, overlap, blend
+        How patches are to be.
+    data_consistency, dc_iterations
+        Weight and steps of the data-consistency step, if there is to be one.
+    resample
+        Whether to go through the voxel size of the training.
+    allow_geometry
+        Whether to run outside the training's geometry.
+    memory_limit
+        [bytes]
+
+    Raises
+    ------
+    UsageError
+        If there are iterations without a weight.
+    """
+    correction = None
+    if data_consistency == "auto":
+        correction = AUTO if dc_iterations is None else replace(AUTO, iterations=dc_iterations)
+    elif data_consistency is not None:
+        correction = Correction(data_consistency, dc_iterations)
+    elif dc_iterations is not None:
+        raise UsageError("--dc-iterations needs --data-consistency LAMBDA")
+    return Wants(
+        PatchOptions(patch, overlap, blend),
+        correction=correction,
+        resample=resample,
+        allow_geometry=allow_geometry,
+        memory_limit=memory_limit,
+    )
+
+
+def beside(field: Path) -> Path:
+    """Return where a field's map goes unless told otherwise."""
+    return field.with_name(f"{_stem(field)}_chi.nii.gz")
+
+
+def _require_names(outputs: Outputs) -> None:
+    if outputs.chi is not None and not outputs.chi.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"--output {outputs.chi} must end in .nii or .nii.gz")
+    if outputs.figure is not None and outputs.figure.suffix != ".png":
+        raise UsageError(f"--figure {outputs.figure} must end in .png")
+
+
+def _vector(numbers: Sequence[float]) -> Vector:
+    x, y, z = map(float, numbers)
+    return x, y, z
+
+
+def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    given = list(files)
+    models = [path for path in given if path.suffix in MODEL_SUFFIXES]
+    return models, [path for path in given if path.suffix not in MODEL_SUFFIXES]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")

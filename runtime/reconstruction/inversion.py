@@ -1,0 +1,184 @@
+"""What makes a map: what it needs, what memory it takes, make it.
+
+A network in a session is one kind; it need not be a network. Nobody who has one asks which.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.reconstruction.pipeline import Volume
+from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
+from qsm_deploy.runtime.scan.scan import Quantity, Scan
+
+Done = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What is asked of one reconstruction.
+
+    Attributes
+    ----------
+    patches
+        How patches are to be.
+    layout
+        Whole volume or patches, where that is decided already.
+    correction
+        The data-consistency step, if there is to be one.
+    resample
+        Whether to go through the voxel size of the training.
+    allow_geometry
+        Whether to run although voxel size or B0 direction are not those of the training.
+    memory_limit
+        Most memory that may be taken [bytes]; else most of what is free.
+    evaluates, draws
+        Whether the field residual is computed and a figure drawn after it, which takes memory.
+    any_values
+        Whether a map with NaN or Inf is returned and not an error: whoever asks judges it.
+    """
+
+    patches: PatchOptions = field(default_factory=PatchOptions)
+    layout: PatchPlan | None = None
+    correction: Correction | None = None
+    resample: bool = False
+    allow_geometry: bool = False
+    memory_limit: int | None = None
+    evaluates: bool = False
+    draws: bool = False
+    any_values: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an inversion takes: fields, on grids within limits, the mask eroded first."""
+
+    network: str
+    quantity: Quantity
+    field_counts: range
+    geometry: GeometryLimits
+    mask_erosion_voxels: float = 0
+
+
+def needs_of(card: ModelCard) -> Needs:
+    """Return what a network takes, by its card."""
+    return Needs(
+        card.network,
+        "phase_rad" if card.task == "phase->chi" else "local_field_ppm",
+        card.field_counts,
+        card.geometry,
+        card.constants.get("mask_erosion_voxels", 0),
+    )
+
+
+def grid_facts(geometry: Geometry) -> dict[str, Any]:
+    """Return what the report says of a grid."""
+    return {
+        "shape": list(geometry.shape),
+        "voxel_size_mm": list(geometry.voxel_size_mm),
+        "b0_direction": list(geometry.b0_direction),
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scan as an inversion will run it.
+
+    Attributes
+    ----------
+    scan
+        As it takes it.
+    demand, decision
+        What decided how it is run, and how that is.
+    runs
+        Patches in all, for whoever tells how far it is.
+    notes
+        How the result falls short of the whole volume's.
+    facts
+        What the report says of it.
+    before
+        What an inversion in several parts does first.
+    """
+
+    scan: Scan
+    demand: Demand
+    decision: Decision
+    runs: int
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    before: Any = None
+
+
+@dataclass
+class Made:
+    """A map [ppm], 0 outside the mask, and what was found out on the way, for the report."""
+
+    chi_ppm: Volume
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+class Inversion(Protocol):
+    """From a scan to its map."""
+
+    @property
+    def name(self) -> str:
+        """Method, precision, and what runs it, in one line."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it takes."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the report says of it: ``model`` and ``backend``."""
+
+    def require_fields(self, count: int) -> None:
+        """Check that it takes so many fields.
+
+        Raises
+        ------
+        UsageError
+            If not.
+        """
+
+    def limit_bytes(self) -> float:
+        """Return the memory that it may take, where it runs."""
+
+    def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
+        """Return how a scan would be run.
+
+        Parameters
+        ----------
+        scan
+            As the inversion takes it.
+        measured
+            As the map is for it: another one if it was resampled.
+        wants
+            What is asked for.
+        limit_bytes
+            Of memory.
+
+        Raises
+        ------
+        MemoryLimitError
+            If it does not fit, not even in patches.
+        UsageError
+            If the patch options contradict each other or the network.
+        UnservedShapeError
+            If the engine was built for no shape that would do.
+        """
+
+    def make(self, task: Task, stages: Stages, done: Done) -> Made:
+        """Return the map on the scan's grid, finite or not.
+
+        Raises
+        ------
+        DataError
+            If the scan lacks a parameter that the network needs.
+        EngineError
+            If what runs it fails.
+        """

@@ -1,0 +1,245 @@
+"""One way from a scan to its map: open models once, plan, run.
+
+Every command, the server and the Python interface call these; none wires the sequence itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.peak_memory import rss_bytes
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
+from qsm_deploy.runtime.reconstruction.inversion import Done, Inversion, Made, Task, Wants
+from qsm_deploy.runtime.reconstruction.network import CpuNetwork, Network
+from qsm_deploy.runtime.reconstruction.pipeline import require_finite
+from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
+from qsm_deploy.runtime.scan.resampling import resample_map
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.open import AUTO, choose_backend, open_session, require_backend
+from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
+
+AnyNetwork = Network[Any]
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where models are opened.
+
+    Attributes
+    ----------
+    backend
+        The library on the CPU; ``auto`` takes the fastest that is installed.
+    device
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
+    precision
+        What the backend computes in.
+    threads
+        Of the CPU, 0 for all cores.
+    """
+
+    backend: Backend = AUTO
+    device: str = AUTO
+    precision: Precision = "fp32"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will be done with a scan.
+
+    Attributes
+    ----------
+    prepared
+        The acquisition.
+    task
+        How the inversion runs it.
+    wants
+        What was asked for.
+    limit_bytes
+        The memory that it may take.
+    """
+
+    prepared: Prepared
+    task: Task
+    wants: Wants
+    limit_bytes: float
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before the map is made, a line each."""
+        departures = self.prepared.departures
+        return [*self.task.scan.notes, *(f"outside the training: {d}" for d in departures)]
+
+
+class Reconstructor:
+    """An inversion and what surrounds it.
+
+    Parameters
+    ----------
+    inversion
+        Makes the map.
+    why_backend
+        Why it runs where it does.
+    """
+
+    def __init__(self, inversion: Inversion, why_backend: str = "asked for") -> None:
+        self.inversion, self.why_backend = inversion, why_backend
+
+    def plan(self, measured: Scan, wants: Wants) -> Planned:
+        """Return what will be done with a scan; nothing is computed but what is resampled.
+
+        Parameters
+        ----------
+        measured
+            One acquisition, in the quantity that the inversion needs.
+        wants
+            What is asked for.
+
+        Raises
+        ------
+        UsageError
+            If it has more or fewer fields than the network takes, is to be resampled for one that
+            takes any voxel size or made consistent with no field, or the patch options contradict
+            each other.
+        DataError
+            If nothing of the mask is left.
+        GeometryError
+            If the network was not trained for the grid.
+        MemoryLimitError
+            If it does not fit the memory, not even in patches.
+        """
+        self.inversion.require_fields(len(measured.measured))
+        if wants.correction is not None:
+            wants.correction.require(measured)
+        return self.planned(prepare(self.inversion.needs, measured, wants), wants)
+
+    def planned(self, prepared: Prepared, wants: Wants) -> Planned:
+        """Return what will be done with a scan that is prepared."""
+        limit = wants.memory_limit
+        limit_bytes = self.inversion.limit_bytes() if limit is None else limit
+        task = self.inversion.task(prepared.scan, prepared.measured, wants, limit_bytes)
+        return Planned(prepared, task, wants, limit_bytes)
+
+    def run(self, planned: Planned, stages: Stages, done: Done = lambda: None) -> Made:
+        """Return the map on the grid that was measured.
+
+        Parameters
+        ----------
+        planned
+            As :meth:`plan` returned it.
+        stages
+            Takes the time and memory of every stage.
+        done
+            Called after each patch.
+
+        Raises
+        ------
+        DataError
+            If the scan lacks a parameter that the network needs.
+        EngineError
+            If what runs it fails, or the map is not finite.
+        """
+        prepared, wants = planned.prepared, planned.wants
+        measured = prepared.measured
+        made = self.inversion.make(planned.task, stages, done)
+        if not wants.any_values:
+            require_finite(made.chi_ppm)
+        if prepared.scan is not measured:
+            made.chi_ppm = resample_map(made.chi_ppm, measured.mask)
+        if wants.correction is not None and "data_consistency" not in made.findings:
+            made.chi_ppm, step = wants.correction.apply(made.chi_ppm, measured, stages)
+            made.findings["data_consistency"] = step
+        return made
+
+
+def reconstructor_of(session: Session, model: Path) -> Reconstructor:
+    """Return what reconstructs in a session that was opened elsewhere, and stays."""
+    from qsm_deploy.runtime.gpu.session import GpuSession
+
+    if isinstance(session, GpuSession):
+        from qsm_deploy.runtime.gpu.network import GpuNetwork
+
+        return Reconstructor(GpuNetwork(session, model))
+    return Reconstructor(CpuNetwork(session, model))
+
+
+def open_reconstructor(
+    models: Sequence[Path], host: Host, *, stays: bool = True, memory_limit: int | None = None
+) -> Reconstructor:
+    """Open the models of a run.
+
+    Parameters
+    ----------
+    models
+        One file, or the two parts of AFTER-QSM in any order.
+    host
+        Where.
+    stays
+        Whether they serve several scans; else the memory of each is free when it is done.
+    memory_limit
+        Bytes that a GPU's library may take which does not compute in memory of ours.
+
+    Raises
+    ------
+    UsageError
+        If they do not belong together, or the backend lacks the precision.
+    EngineError
+        If one cannot be loaded.
+    MissingDependencyError
+        If a library is not installed.
+    """
+    networks, why = _opened(models, host, memory_limit, stays=stays)
+    ordered = [networks[n] for n in in_order([network.card for network in networks])]
+    if len(ordered) == 1:
+        return Reconstructor(ordered[0], why)
+    if host.precision != "fp32":
+        raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
+    return Reconstructor(TwoNetworks(*ordered), why)
+
+
+def _opened(
+    models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
+) -> tuple[list[AnyNetwork], str]:
+    from qsm_deploy.runtime.gpu.open_gpu import gpu_number
+
+    number = gpu_number(host.device, models)
+    if number is None:
+        return _on_cpu(models, host, stays=stays)
+    for flag, value, default in (
+        ("--backend", host.backend, AUTO),
+        ("--precision", host.precision, "fp32"),
+        ("--threads", host.threads, 0),
+    ):
+        if value != default:
+            raise UsageError(
+                f"{flag} {value} is for the CPU; on a GPU the file says what runs it and in "
+                f"which precision: drop it, or pass --device cpu"
+            )
+    from qsm_deploy.runtime.gpu.network import GpuNetwork
+    from qsm_deploy.runtime.gpu.open_gpu import open_gpu_sessions
+
+    sessions = open_gpu_sessions(models, number, memory_limit)
+    found: list[AnyNetwork] = [
+        GpuNetwork(s, m, stays=stays) for s, m in zip(sessions, models, strict=True)
+    ]
+    return found, f"on GPU {number}"
+
+
+def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list[AnyNetwork], str]:
+    backend, why = choose_backend(host.backend, host.precision)
+    baseline = rss_bytes()
+    require_backend(backend)
+    found: list[AnyNetwork] = [
+        CpuNetwork(
+            open_session(model, backend, precision=host.precision, threads=host.threads),
+            model,
+            threads=host.threads,
+            stays=stays,
+            baseline_bytes=baseline,
+        )
+        for model in models
+    ]
+    return found, why

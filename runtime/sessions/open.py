@@ -1,0 +1,140 @@
+"""The CPU backends, and the choice among those installed: a new one is a file here and a row."""
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
+from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.card.plan_file import refuse_plan
+from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
+
+AUTO = "auto"
+BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
+MODEL_SUFFIXES = (".onnx", PLAN)
+ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
+DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """What the others know of a backend.
+
+    Attributes
+    ----------
+    label
+        The library's name for people.
+    session
+        Its class, in the module of the backend's name here; built of path, precision and threads.
+    precisions
+        That it computes in.
+    """
+
+    label: str
+    session: str
+    precisions: tuple[Precision, ...] = ("fp32",)
+
+
+# the fastest first
+BACKENDS: dict[Backend, BackendRow] = {
+    "openvino": BackendRow("OpenVINO", "OpenVinoSession", ("fp32", "bf16")),
+    "onnxruntime": BackendRow("ONNX Runtime", "OnnxRuntimeSession"),
+}
+CHOICES = (AUTO, *sorted(BACKENDS))
+
+
+def choose_backend(wanted: Backend, precision: Precision) -> tuple[Backend, str]:
+    """Return a backend and why: the one asked for, else the fastest that is installed.
+
+    Raises
+    ------
+    UsageError
+        If the backend does not compute in ``precision``.
+    """
+    able = [name for name, row in BACKENDS.items() if precision in row.precisions]
+    if wanted not in (AUTO, *able):
+        raise UsageError(
+            f"--precision {precision} needs --backend {' or '.join(able)}: "
+            f"{BACKENDS[wanted].label} has no {precision} convolution on a CPU"
+        )
+    if len(able) == 1:
+        return able[0], f"the only CPU backend that computes in {precision}"
+    if wanted != AUTO:
+        return wanted, "asked for"
+    here = [name for name in installed_backends() if name in able]
+    if not here or here[0] == able[0]:
+        return able[0], "the fastest CPU backend installed"
+    return here[0], f"{able[0]}, which is faster, is not installed"
+
+
+def installed_backends() -> tuple[Backend, ...]:
+    """Return the backends whose library is installed, the fastest first."""
+    return tuple(b for b in BACKENDS if importlib.util.find_spec(b) is not None)
+
+
+def require_backend(backend: Backend) -> Callable[..., Session]:
+    """Import the library of a backend, and return what opens a file in it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed.
+    """
+    if importlib.util.find_spec(backend) is None:
+        raise MissingDependencyError(backend, backend, f"--backend {backend}")
+    module = importlib.import_module(f"qsm_deploy.runtime.sessions.{backend}")
+    opened: Any = getattr(module, BACKENDS[backend].session)
+    return opened  # type: ignore[no-any-return]
+
+
+def open_session(
+    path: Path, backend: Backend, *, precision: Precision = "fp32", threads: int = 0
+) -> Session:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path
+        An ONNX file with a card.
+    backend
+        The library that runs it.
+    precision
+        What the backend computes in.
+    threads
+        CPU threads; 0 takes all cores.
+
+    Raises
+    ------
+    DataError
+        If the file is missing.
+    EngineError
+        If the backend cannot load it or does not support the precision.
+    CardError
+        If it has no card, or one that contradicts the graph.
+    MissingDependencyError
+        If the backend is not installed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
+    if path.suffix == PLAN:
+        raise refuse_plan(path)
+    with path.open("rb") as file:
+        if path.suffix != ".onnx" or file.read(1) != ONNX_FIRST_BYTE:
+            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
+    return require_backend(backend)(path, precision=precision, threads=threads)
+
+
+def cannot_load(path: Path, library: str, error: Exception) -> EngineError:
+    """Return what to say of a file that a library refuses."""
+    text = str(error).strip()
+    if DIPOLE_NODE.search(text):
+        return EngineError(
+            f"{path}: {library} has no operator qsm::DipoleConv; export the network with "
+            "--dipole-op matmul, which every backend runs (ONNX Runtime runs function too, "
+            "TensorRT with its plugin runs plugin)"
+        )
+    return EngineError(f"{path}: {library} cannot load it ({text.splitlines()[-1]})")
