@@ -56,7 +56,7 @@ from qsm_deploy.runtime.gpu.device import Device, holding
 from qsm_deploy.runtime.gpu.embedding import Engine
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
+from qsm_deploy.runtime.gpu.open import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.reconstruction.after import in_order
 from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 from qsm_deploy.runtime.sessions.session import (

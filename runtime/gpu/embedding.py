@@ -26,7 +26,7 @@ from qsm_deploy.runtime.gpu.arrays import (
 )
 from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWorkload
-from qsm_deploy.runtime.gpu.open_gpu import open_gpu_sessions
+from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT, Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host, limit_bytes
