@@ -4,7 +4,7 @@
 
 Needs a GPU, PyTorch built for CUDA and nvcc; TensorRT, TensorRT for RTX and ONNX Runtime for CUDA
 where they are. What cannot load is a row that says why. Nothing from outside the repository is
-read. Without the package installed: ``PYTHONPATH=.dev``. Not yet run on a GPU.
+read. Without the package installed: ``PYTHONPATH=.dev``.
 
 Times are of whole reconstructions with the field in host memory, by the wall clock, one contender
 after the other; accuracy is against PyTorch in FP32 on the CPU, in the same row. After the minutes

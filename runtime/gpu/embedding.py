@@ -4,7 +4,8 @@
     chi = engine.reconstruct(field, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
-Arrays on the GPU are taken where they lie, and the map stays there. Not yet run on a GPU.
+Arrays on the GPU are taken where they lie, and the map stays there. Run on an H100 with arrays of
+PyTorch and CuPy, PyTorch being the engine.
 """
 
 from pathlib import Path

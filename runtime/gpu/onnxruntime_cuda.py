@@ -1,6 +1,6 @@
 """Models in ONNX Runtime's CUDA provider, on device pointers.
 
-Written against ONNX Runtime's interface, and not yet run on a GPU.
+Written against ONNX Runtime's interface, and never run on a GPU.
 """
 
 import contextlib

@@ -125,6 +125,6 @@ def _too_little(
     needed = max(work.peak_bytes(plan).values()) - work.session.weights_bytes
     free = memory_text(gpu.device.free_bytes())
     return MemoryLimitError(
-        f"{gpu.device.name} has no {memory_text(needed)} left for this plan ({error}); it has "
+        f"{gpu.device.name} has no {memory_text(needed)} left for this run ({error}); it has "
         f"{free} free: pass --memory-limit {free.replace(' ', '')} or smaller patches"
     )

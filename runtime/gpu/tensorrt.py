@@ -1,6 +1,7 @@
 """Plans in TensorRT and in TensorRT for RTX, on device pointers and memory of the caller.
 
-Written against both libraries' interfaces, and not yet run on a GPU.
+Written against both libraries' interfaces. No plan has run on a GPU yet: the one there
+was, an H100, is none that TensorRT for RTX serves, and TensorRT was not there.
 """
 
 import weakref
