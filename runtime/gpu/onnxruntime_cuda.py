@@ -16,7 +16,7 @@ from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.tensor_shapes import bound_shape, bound_sizes
+from qsm_deploy.runtime.gpu.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
 from qsm_deploy.runtime.sessions.session import cannot_load, read_card
 

@@ -1,4 +1,4 @@
-"""One reconstruction on a GPU: everything is allocated, or nothing; all of it is given back."""
+"""Runs the pipeline once: everything is allocated, or nothing, and all of it is given back."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress

@@ -15,8 +15,8 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.plan_shapes import ServedShapes
 from qsm_deploy.runtime.gpu.plan_target import PlanTarget, rebuild_command
+from qsm_deploy.runtime.gpu.shapes import ServedShapes
 from qsm_deploy.runtime.gpu.tensorrt_library import (
     RUNS,
     Library,
