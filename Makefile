@@ -20,7 +20,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Needs no GPU. Compiled, not yet run on one.
+# Needs no GPU to build; run on an H100 so far.
 cuda: setup $(CUDA_READY)
 	$(BIN)/python -m qsm_deploy.kernels.cuda_build
 

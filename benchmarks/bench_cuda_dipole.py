@@ -4,7 +4,7 @@
 
 Builds the library, for the GPU at hand only. Needs a GPU, and PyTorch built for CUDA, which
 brings the memory and the clock; CuPy is timed where it is installed. Without the package
-installed: ``PYTHONPATH=.dev``. Compiled, not yet run on a GPU.
+installed: ``PYTHONPATH=.dev``. Run on an H100, as a part of gpu_suite.py.
 
 The bare pair of transforms (real to complex and back, cuFFT called directly) is the floor: what
 the operator takes beyond it is what the multiplication costs. PyTorch and CuPy multiply by a

@@ -4,9 +4,8 @@
 
 Each row is a process of its own: its peak is the rise from before the graph is opened, with the
 input in place, to after the runs. Errors are against ``torch.fft`` in float64 with the multiplier
-in float64. What is slow is left out where a run would take longer than a minute or so. A row says
-how many cores other processes kept busy while it was timed; above a tenth or so its times are worth
-little.
+in float64. A row says how many cores other processes kept busy while it was timed; above a tenth or
+so its times are worth little.
 """
 
 import argparse
@@ -37,9 +36,8 @@ GEOMETRIES = {
 SIZES = (64, 96, 128, 160, 192, 256, 257)
 CONTENDERS = (
     *("matmul onnxruntime", "matmul openvino", "function onnxruntime"),
-    *("dft onnxruntime", "dft openvino", "torch.fft", "scipy"),
+    *("torch.fft", "scipy"),
 )
-LARGEST = {"dft onnxruntime": 128, "dft openvino": 192}
 ALL_MULTIPLIERS_AT = 96
 Array = NDArray[np.float32]
 
@@ -68,7 +66,7 @@ def write_graphs(folder: Path) -> None:
 
     for multiplier in get_args(MultiplierName):
         traced = onnx_from_module(Operator(multiplier).eval(), "plugin")
-        for dipole_op in ("matmul", "function", "dft"):
+        for dipole_op in ("matmul", "function"):
             data = lower_dipole(traced, dipole_op).SerializeToString()
             (folder / f"{dipole_op} {multiplier}.onnx").write_bytes(data)
 
@@ -178,7 +176,7 @@ def in_new_process(folder: Path, *what: object) -> dict[str, Any]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return a row for each size, geometry, multiplier and contender that is not too slow."""
+    """Return a row for each size, geometry, multiplier and contender."""
     rows = []
     for size in SIZES:
         repeats = max(3, min(15, 2 * 10**7 // size**3))
@@ -187,9 +185,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             for multiplier in get_args(MultiplierName) if every else ("dipole",):
                 write_reference(folder, multiplier, Geometry((size,) * 3, *GEOMETRIES[name]))
                 for contender in CONTENDERS:
-                    if size <= LARGEST.get(contender, size):
-                        row = in_new_process(folder, contender, multiplier, name, size, repeats)
-                        rows.append({"size": size, "geometry": name, **row})
+                    row = in_new_process(folder, contender, multiplier, name, size, repeats)
+                    rows.append({"size": size, "geometry": name, **row})
     return rows
 
 

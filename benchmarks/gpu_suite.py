@@ -4,7 +4,7 @@
 
 Needs a GPU, PyTorch built for CUDA and nvcc; TensorRT, TensorRT for RTX and ONNX Runtime for CUDA
 where they are. What cannot load is a row that says why. Nothing from outside the repository is
-read. Without the package installed: ``PYTHONPATH=.dev``. Not yet run on a GPU.
+read. Without the package installed: ``PYTHONPATH=.dev``.
 
 Times are of whole reconstructions with the field in host memory, by the wall clock, one contender
 after the other; accuracy is against PyTorch in FP32 on the CPU, in the same row. After the minutes
@@ -56,7 +56,7 @@ from qsm_deploy.runtime.gpu.device import Device, holding
 from qsm_deploy.runtime.gpu.embedding import Engine
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction

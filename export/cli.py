@@ -188,11 +188,11 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--dipole-op",
-        choices=("matmul", "function", "dft", "plugin"),
+        choices=("matmul", "function", "plugin"),
         help="how the unrolled lpcnn and modl-qsm hold their Fourier steps: as matrix products, "
         "which every engine runs (default), as the nodes qsm::DipoleConv with a function that says "
-        "what they compute, which ONNX Runtime runs, as the standard's DFT, which is slow, or as "
-        "the bare nodes, which only TensorRT with the plugin runs and no check here",
+        "what they compute, which ONNX Runtime runs, or as the bare nodes, which only TensorRT "
+        "with the plugin runs and no check here",
     )
     group.add_argument("--part", choices=("recon", "refine"), help="which CNN of after-qsm")
     group.add_argument(

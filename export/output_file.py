@@ -5,14 +5,14 @@ from pathlib import Path
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import GraphPrecision
 from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.gpu.tensorrt_library import Engine, installed_engines
+from qsm_deploy.runtime.gpu.tensorrt_library import Flavour, installed_engines
 
 ONNX = ".onnx"
 
 
 def choose_output(
-    given: Path | None, engine: Engine | None, network: str, precision: GraphPrecision
-) -> tuple[Path, Engine | None, str]:
+    given: Path | None, engine: Flavour | None, network: str, precision: GraphPrecision
+) -> tuple[Path, Flavour | None, str]:
     """Return the file, the engine that it is for, ``None`` for ONNX, and why in words.
 
     Parameters

@@ -203,7 +203,7 @@ def open_reconstructor(
 def _opened(
     models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
 ) -> tuple[list[AnyNetwork], str]:
-    from qsm_deploy.runtime.gpu.open_gpu import gpu_number
+    from qsm_deploy.runtime.gpu.open import gpu_number
 
     number = gpu_number(host.device, models)
     if number is None:
@@ -219,7 +219,7 @@ def _opened(
                 f"which precision: drop it, or pass --device cpu"
             )
     from qsm_deploy.runtime.gpu.network import GpuNetwork
-    from qsm_deploy.runtime.gpu.open_gpu import open_gpu_sessions
+    from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 
     sessions = open_gpu_sessions(models, number, memory_limit)
     found: list[AnyNetwork] = [

@@ -16,7 +16,7 @@ from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageEr
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
 from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
 from qsm_deploy.runtime.card.plan_file import read_plan_card
-from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
+from qsm_deploy.runtime.gpu.open import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.sessions.open import (
     installed_backends,
     open_session,

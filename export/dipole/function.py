@@ -6,7 +6,7 @@ The function of that name calls ``qsm::DipoleResponse`` for g(D), and that one o
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx
 import onnx.parser
@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from qsm_deploy.export.dipole.dft import dipole_conv_dft
 from qsm_deploy.export.dipole.matmul import dipole_conv_matmul
 from qsm_deploy.export.dipole.multiplier import LAM, THRESHOLD, respond
 from qsm_deploy.export.dipole.node import DEFAULTS, DOMAIN, INPUTS, NODE, VERSION
 from qsm_deploy.export.graph.tracing import trace
 from qsm_deploy.kernels.cuda_library import MultiplierName
 
-Transform = Literal["matmul", "dft"]
 RESPONSE = "DipoleResponse"
 FREE = {axis: Dim(f"s{axis}") for axis in range(5)}
 EXAMPLE = (2, 3, 8, 12, 16)
@@ -59,26 +57,16 @@ DISPATCH = f"""<domain: "{DOMAIN}", opset_import: ["": 20, "{DOMAIN}": {VERSION}
 }}"""
 
 
-def dipole_functions(transform: Transform) -> list[onnx.FunctionProto]:
-    """Return the function of the operator and all that it calls.
-
-    Parameters
-    ----------
-    transform
-        Whether the Fourier transform is a product of matrices or the standard's DFT.
-    """
+def dipole_functions() -> list[onnx.FunctionProto]:
+    """Return the function of the operator and all that it calls."""
     dispatch = onnx.parser.parse_function(DISPATCH)
     responses = [_response(multiplier) for multiplier in get_args(MultiplierName)]
-    return [_operator(transform), dispatch, *responses]
+    return [_operator(), dispatch, *responses]
 
 
 class _Operator(nn.Module):
-    def __init__(self, transform: Transform) -> None:
-        super().__init__()
-        self.conv = {"matmul": dipole_conv_matmul, "dft": dipole_conv_dft}[transform]
-
     def forward(self, x: Tensor, voxel_size_mm: Tensor, b0_direction: Tensor) -> Tensor:
-        return self.conv(x, voxel_size_mm, b0_direction, _response_node)
+        return dipole_conv_matmul(x, voxel_size_mm, b0_direction, _response_node)
 
 
 def _response_node(d: Tensor) -> Tensor:
@@ -97,9 +85,9 @@ class _Response(nn.Module):
 
 
 @functools.cache
-def _operator(transform: Transform) -> onnx.FunctionProto:
+def _operator() -> onnx.FunctionProto:
     examples = (torch.ones(EXAMPLE), torch.ones(3), torch.ones(3))
-    model = trace(_Operator(transform).eval(), examples, (FREE, None, None), INPUTS, "y")
+    model = trace(_Operator().eval(), examples, (FREE, None, None), INPUTS, "y")
     for node in model.graph.node:
         if node.domain == DOMAIN:
             node.attribute.extend(map(_passed_on, DEFAULTS))

@@ -5,7 +5,6 @@ file         ``qsm::DipoleConv`` is            ONNX Runtime OpenVINO TensorRT-RT
 ============ ================================= ============ ======== ============ ===============
 ``matmul``   matrix products                   yes          yes      builds       should build
 ``function`` a node, and a function for it     yes          no       no           no
-``dft``      the standard's DFT                yes, slow    yes      no           from 11.2
 ``plugin``   a node                            no           no       no           needs the plugin
 ============ ================================= ============ ======== ============ ===============
 
@@ -22,16 +21,15 @@ import onnx.inliner
 import onnx_ir
 from onnx_ir.passes import Sequential, common
 
-from qsm_deploy.export.dipole.function import RESPONSE, Transform, dipole_functions
+from qsm_deploy.export.dipole.function import RESPONSE, dipole_functions
 from qsm_deploy.export.dipole.node import DOMAIN, NODE
 from qsm_deploy.runtime.sessions.session import Backend
 
-DipoleOp = Literal["matmul", "function", "dft", "plugin"]
+DipoleOp = Literal["matmul", "function", "plugin"]
 DEFAULT: DipoleOp = "matmul"  # the fastest in every engine, and the only one that all run
 RUN_BY: dict[DipoleOp, tuple[Backend, ...]] = {
     "matmul": ("onnxruntime", "openvino"),
     "function": ("onnxruntime",),
-    "dft": ("onnxruntime", "openvino"),
     "plugin": (),
 }
 
@@ -48,10 +46,9 @@ def lower_dipole(model: onnx.ModelProto, dipole_op: DipoleOp) -> onnx.ModelProto
     """
     if dipole_op == "plugin" or not any(_is(node, NODE) for node in model.graph.node):
         return model
-    transform: Transform = "dft" if dipole_op == "dft" else "matmul"
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    whole.functions.extend(dipole_functions(transform))
+    whole.functions.extend(dipole_functions())
     return whole if dipole_op == "function" else inline_dipole(whole)
 
 

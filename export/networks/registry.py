@@ -11,7 +11,7 @@ FIELD_MASK = (*FIELD, "mask")
 PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
 FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
 FORM = ("unrolled", "split")
-DIPOLE_OP = ("matmul", "function", "dft", "plugin")
+DIPOLE_OP = ("matmul", "function", "plugin")
 IN_THE_GRAPH = {"dipole_op": ("form", "unrolled")}
 
 SPECS = (

@@ -23,7 +23,7 @@ from qsm_deploy.export.tensorrt.timing_cache import (
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
-from qsm_deploy.runtime.gpu.tensorrt_library import Engine, ErrorLog, Library, error_log, start
+from qsm_deploy.runtime.gpu.tensorrt_library import ErrorLog, Flavour, Library, error_log, start
 
 if TYPE_CHECKING:
     import tensorrt
@@ -55,7 +55,7 @@ def build_plan(
     profile
         Smallest, typical and largest sizes.
     choices
-        Engine, compatibility and workspace.
+        Flavour, compatibility and workspace.
     say
         Called with what the user must know.
 
@@ -102,7 +102,7 @@ def uses_plugin(model: onnx.ModelProto) -> bool:
     return any((node.domain, node.op_type) == (ONNX_DOMAIN, NAME) for node in model.graph.node)
 
 
-def prepare_plugin(engine: Engine) -> None:
+def prepare_plugin(engine: Flavour) -> None:
     """Make the dipole operator known to the library that is to parse it.
 
     Raises
@@ -125,7 +125,7 @@ def _parse(
     network: "tensorrt.INetworkDefinition",
     model: onnx.ModelProto,
     log: ErrorLog,
-    engine: Engine,
+    engine: Flavour,
 ) -> None:
     parser = library.OnnxParser(network, log.logger)
     if parser.parse(model.SerializeToString()):

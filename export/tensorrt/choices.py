@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.gpu.tensorrt_library import Engine
+from qsm_deploy.runtime.gpu.tensorrt_library import Flavour
 
 Hardware = Literal["same-capability", "ampere-plus"]
 
@@ -40,7 +40,7 @@ class PlanChoices:
         If the flavour has no such choice, or a compute capability is none.
     """
 
-    engine: Engine
+    engine: Flavour
     shapes: str | None = None
     workspace_mb: float | None = None
     layers: Path | None = None

@@ -3,20 +3,26 @@
 What a library cannot do is found by asking it, not by its version.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.kernels.cuda_driver import open_cuda_driver
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.gpu.plan_target import PlanTarget
-from qsm_deploy.runtime.gpu.tensorrt_library import Library, error_log, open_library, start
+from qsm_deploy.runtime.gpu.tensorrt_library import (
+    Library,
+    compute_capabilities,
+    error_log,
+    open_library,
+    start,
+)
 
 if TYPE_CHECKING:
     import tensorrt
 
 BYTES_PER_MB = 10**6
 LEVELS = {"same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
-AMPERE_PLUS = "sm_80+"  # which TensorRT for RTX builds for by default too
+AMPERE_PLUS = "sm_80+"
+TURING = (7, 5)  # which TensorRT for RTX builds for only where it is named
 GPU = 0  # TensorRT builds on the first one that CUDA_VISIBLE_DEVICES names
 
 
@@ -32,14 +38,17 @@ def builder_library(choices: PlanChoices) -> Library:
     """
     library = open_library(choices.engine, f"--engine {choices.engine}")
     if choices.engine == "tensorrt":
-        open_cuda_driver().gpu(GPU)
+        building_gpu(choices)
     return library
 
 
 def building_gpu(choices: PlanChoices) -> str:
     """Return the GPU that is measured while it builds, if one is."""
-    needs_gpu = choices.engine == "tensorrt"
-    return str(open_cuda_driver().gpu(GPU)) if needs_gpu else "no GPU"
+    if choices.engine == "tensorrt-rtx":
+        return "no GPU"
+    from qsm_deploy.runtime.gpu.cuda_device import device_properties  # of CUDA's bindings
+
+    return str(device_properties(GPU))
 
 
 def plan_target(choices: PlanChoices) -> PlanTarget:
@@ -57,7 +66,10 @@ def plan_target(choices: PlanChoices) -> PlanTarget:
     builder_config(library, builder, choices)  # refuses what it cannot do
     if choices.compute_capability:
         gpu = ",".join(f"sm_{c.replace('.', '')}" for c in choices.compute_capability)
-    elif choices.engine == "tensorrt-rtx" or choices.hardware_compatible == "ampere-plus":
+    elif choices.engine == "tensorrt-rtx":
+        served = sorted(compute_capabilities(library).keys() - {TURING})
+        gpu = ",".join("sm_{}{}".format(*capability) for capability in served) + "+"
+    elif choices.hardware_compatible == "ampere-plus":
         gpu = AMPERE_PLUS
     else:
         gpu = building_gpu(choices)
@@ -111,20 +123,19 @@ def _set_hardware(
 def _set_capabilities(
     library: Library, config: "tensorrt.IBuilderConfig", choices: PlanChoices
 ) -> None:
-    kinds: Any = getattr(library, "ComputeCapability", None)
-    if kinds is None or not (
+    known = compute_capabilities(library)
+    if not known or not (
         hasattr(config, "num_compute_capabilities") and hasattr(config, "set_compute_capability")
     ):
         raise UsageError(
             f"--compute-capability: {choices.engine} {library.__version__} builds for the GPU "
             "that is there; use --hardware-compatible, or --engine tensorrt-rtx"
         )
-    known = {name: kind for name, kind in kinds.__members__.items() if name.startswith("SM")}
     config.num_compute_capabilities = len(choices.compute_capability)
     for index, text in enumerate(choices.compute_capability):
-        kind = known.get(f"SM{text.replace('.', '')}")
+        kind = known.get(tuple(map(int, text.split("."))))
         if kind is None or not config.set_compute_capability(kind, index):
-            names = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
+            names = ", ".join("{}.{}".format(*capability) for capability in known)
             raise UsageError(
                 f"--compute-capability {text}: {choices.engine} {library.__version__} builds for "
                 f"{names}"

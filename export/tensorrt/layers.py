@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsm_deploy.kernels.cuda_driver import open_cuda_driver
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.gpu.tensorrt_library import Library, error_log, start
 
 if TYPE_CHECKING:
     import tensorrt
 
+GPU = 0  # as for a build
 Layers = Sequence[Mapping[str, str]]
 
 
@@ -35,7 +35,9 @@ def engine_layers(library: Library, data: bytes) -> Layers:
     EngineError
         If there is no GPU, without which no plan can be loaded, or this one cannot.
     """
-    open_cuda_driver()
+    from qsm_deploy.runtime.gpu.cuda_device import device_properties  # of CUDA's bindings
+
+    device_properties(GPU)
     log = error_log(library)
     runtime = start(library.Runtime, log)
     runtime.engine_host_code_allowed = True  # it was built a moment ago

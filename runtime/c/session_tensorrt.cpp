@@ -1,6 +1,6 @@
 // Plans in TensorRT. Its library is looked for when a plan is opened: of TensorRT only the headers
 // are needed to build this, and they decide the major version. Compiled and run against a made-up
-// engine, not yet run on a GPU.
+// engine, never run on a GPU.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError, MissingDependencyError
-from qsm_deploy.runtime.gpu.device import Array
+from qsm_deploy.runtime.gpu.device import Array, DeviceProperties
 
 try:
     from cuda.bindings import runtime as cudart
@@ -19,6 +19,23 @@ except ImportError as error:
     raise MissingDependencyError("cuda-bindings", "cuda", "a GPU") from error
 
 TIMING, NO_FLAGS = 0, 0
+
+
+def device_properties(number: int) -> DeviceProperties:
+    """Return what a GPU is.
+
+    Raises
+    ------
+    EngineError
+        If there is no driver, no GPU, or none of that number.
+    """
+    (count,) = _checked(cudart.cudaGetDeviceCount(), f"GPU {number}")
+    if not 0 <= number < count:
+        there = f"GPU 0 to {count - 1}" if count else "none"
+        raise EngineError(f"there is no GPU {number}; this machine has {there}")
+    (seen,) = _checked(cudart.cudaGetDeviceProperties(number), f"cannot ask GPU {number}")
+    name = bytes(seen.name).split(b"\0")[0].decode(errors="replace")
+    return DeviceProperties(number, name, (int(seen.major), int(seen.minor)))
 
 
 class CudaDevice:
@@ -29,20 +46,13 @@ class CudaDevice:
     Raises
     ------
     EngineError
-        If there is no driver, no GPU, or none of that number.
+        As :func:`device_properties`.
     """
 
     def __init__(self, number: int = 0) -> None:
-        (count,) = _checked(cudart.cudaGetDeviceCount(), f"--device cuda:{number}")
-        if not 0 <= number < count:
-            there = f"GPU 0 to {count - 1}" if count else "none"
-            raise EngineError(f"--device cuda:{number}: no such GPU; this machine has {there}")
+        self.properties = device_properties(number)
         _checked(cudart.cudaSetDevice(number), f"cannot use GPU {number}")
-        (properties,) = _checked(cudart.cudaGetDeviceProperties(number), "cannot ask the GPU")
-        self.number = number
-        self.name = bytes(properties.name).split(b"\0")[0].decode()
-        self.compute_capability = (int(properties.major), int(properties.minor))
-        self.total_bytes = int(properties.totalGlobalMem)
+        self.number, self.name = number, self.properties.name
 
     def free_bytes(self) -> int:
         """Return the memory that is free now."""
@@ -110,6 +120,12 @@ class CudaDevice:
         """Let what is enqueued from now on wait for an event."""
         _checked(cudart.cudaStreamWaitEvent(stream, event, NO_FLAGS), "cannot wait for an event")
 
+    def order(self, first: int, then: int) -> None:
+        """Let what is enqueued from now on in ``then`` wait for what is in ``first``."""
+        event = self.record(first)
+        self.wait(then, event)
+        self.release_event(event)  # those who wait do not need it any more
+
     def finish(self, event: int) -> None:
         """Wait on the host until an event has happened."""
         _checked(cudart.cudaEventSynchronize(event), "the GPU failed")
@@ -176,7 +192,10 @@ def _checked(result: tuple[Any, ...], failure: str) -> tuple[Any, ...]:
     if status == cudart.cudaError_t.cudaErrorMemoryAllocation:
         raise MemoryLimitError(f"{reason}; use smaller patches or free the GPU's memory")
     if status == cudart.cudaError_t.cudaErrorInsufficientDriver:
-        reason = f"{failure}: no NVIDIA driver, or one too old (CUDA error {int(status)})"
+        reason = (
+            f"{failure}: this machine has no NVIDIA driver, or one too old "
+            f"(CUDA error {int(status)}); install it, or run where there is a GPU"
+        )
     raise EngineError(reason)
 
 

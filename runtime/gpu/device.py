@@ -5,6 +5,7 @@ One implementation speaks to CUDA; the tests have one that keeps work in queues 
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,24 @@ from qsm_deploy.kernels.errors import EngineError
 
 Array = NDArray[Any]
 ALIGNMENT = 256  # bytes, of every buffer
+
+
+@dataclass(frozen=True)
+class DeviceProperties:
+    """What a GPU is: its number, its maker's name for the model, its compute capability."""
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+
+    @property
+    def architecture(self) -> str:
+        """Its compute capability as compilers write it, ``sm_90``."""
+        return "sm_{}{}".format(*self.capability)
+
+    def __str__(self) -> str:
+        """Return architecture and model."""
+        return f"{self.architecture} {self.name}"
 
 
 class Device(Protocol):

@@ -4,7 +4,8 @@
     chi = engine.reconstruct(field, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
-Arrays on the GPU are taken where they lie, and the map stays there. Not yet run on a GPU.
+Arrays on the GPU are taken where they lie, and the map stays there. Run on an H100 with arrays of
+PyTorch and CuPy, PyTorch being the engine.
 """
 
 from pathlib import Path
@@ -26,7 +27,7 @@ from qsm_deploy.runtime.gpu.arrays import (
 )
 from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWorkload
-from qsm_deploy.runtime.gpu.open_gpu import open_gpu_sessions
+from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT, Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host, limit_bytes

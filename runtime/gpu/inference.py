@@ -1,4 +1,4 @@
-"""What the pipeline on a GPU needs of an engine: inference on device pointers, nothing more.
+"""What the pipeline asks of an engine: inference on device pointers, nothing more.
 
 Pointers and streams are integers, as in :mod:`qsm_deploy.kernels.cuda_library`. The pipeline owns
 all memory, the engine's scratch memory included, so that it is known before anything is allocated.

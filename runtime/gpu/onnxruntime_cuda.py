@@ -1,6 +1,6 @@
 """Models in ONNX Runtime's CUDA provider, on device pointers.
 
-Written against ONNX Runtime's interface, and not yet run on a GPU.
+Written against ONNX Runtime's interface, and never run on a GPU.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from qsm_deploy.kernels.cuda_driver import CudaDriver
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.tensor_shapes import bound_shape, bound_sizes
+from qsm_deploy.runtime.gpu.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
 from qsm_deploy.runtime.sessions.open import (
     cannot_load,
@@ -66,8 +66,8 @@ class OnnxRuntimeCudaSession:
     ----------
     path
         An ONNX file with a card.
-    driver, device
-        The GPU that is to run it.
+    gpu
+        What is to run it.
     memory_limit
         Bytes that the arena may take; no limit by default.
 
@@ -83,17 +83,13 @@ class OnnxRuntimeCudaSession:
     version = onnxruntime.__version__
     capturable = False
 
-    def __init__(
-        self, path: Path, driver: CudaDriver, device: int, memory_limit: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, gpu: CudaDevice, memory_limit: int | None = None) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             raise EngineError(
                 f"this onnxruntime {onnxruntime.__version__} has no CUDA provider; {INSTALL}"
             )
-        self._driver, self.device = driver, device
-        driver.gpu(device)
-        driver.make_current(device)
-        self._stream, self._event = driver.create_stream(), driver.create_event()
+        self._gpu, self.device = gpu, gpu.number
+        self._stream = gpu.open_stream()
         try:
             self._session: onnxruntime.InferenceSession | None = self._opened(path, memory_limit)
             self.card = read_card(
@@ -103,7 +99,7 @@ class OnnxRuntimeCudaSession:
                 [o.name for o in self._session.get_outputs()],
             )
         except EngineError:
-            driver.destroy(self._stream, self._event)
+            gpu.close_stream(self._stream)
             raise
         self.weights_bytes = path.stat().st_size
         self._options = onnxruntime.RunOptions()
@@ -174,7 +170,7 @@ class OnnxRuntimeCudaSession:
         for name, address in inputs.items():
             binding.bind_input(name, *where, list(shapes[name]), address)
         binding.bind_output(self.card.output.name, *where, list(output_shape), output)
-        self._driver.order(stream, self._stream, self._event)
+        self._gpu.order(stream, self._stream)
         try:
             self._session.run_with_iobinding(binding, self._options)
         except (*UNREADABLE, *DEVICE_FAILS) as error:
@@ -184,13 +180,14 @@ class OnnxRuntimeCudaSession:
                     f"ONNX Runtime has not enough GPU memory ({reason}); use smaller patches"
                 ) from error
             raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error
-        self._driver.order(self._stream, stream, self._event)
+        self._gpu.order(self._stream, stream)
 
     def close(self) -> None:
         """Wait for its work, and free the session."""
         if self._session is not None:
+            self._gpu.synchronize()
             self._session = None
-            self._driver.destroy(self._stream, self._event)
+            self._gpu.close_stream(self._stream)
 
 
 def _not_started(reason: str) -> EngineError:

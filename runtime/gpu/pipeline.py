@@ -1,7 +1,7 @@
-"""From what was measured to a susceptibility map without leaving the GPU.
+"""The stages from what was measured to a susceptibility map, one after the other on the GPU.
 
 The field and the mask go in once and the map comes out once. Everything between is enqueued: the
-host never waits inside a stage. Not yet run on a GPU.
+host never waits inside a stage. Run on an H100 with PyTorch as the engine.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One reconstruction on a GPU: everything is allocated, or nothing; all of it is given back."""
+"""Runs the pipeline once: everything is allocated, or nothing, and all of it is given back."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -129,6 +129,6 @@ def _too_little(
     needed = max(work.peak_bytes(plan).values()) - work.session.weights_bytes
     free = memory_text(gpu.device.free_bytes())
     return MemoryLimitError(
-        f"{gpu.device.name} has no {memory_text(needed)} left for this plan ({error}); it has "
+        f"{gpu.device.name} has no {memory_text(needed)} left for this run ({error}); it has "
         f"{free} free: pass --memory-limit {free.replace(' ', '')} or smaller patches"
     )

@@ -1,6 +1,7 @@
 """Plans in TensorRT and in TensorRT for RTX, on device pointers and memory of the caller.
 
-Written against both libraries' interfaces, and not yet run on a GPU.
+Written against both libraries' interfaces. No plan has run on a GPU yet: the one there
+was, an H100, is none that TensorRT for RTX serves, and TensorRT was not there.
 """
 
 import weakref
@@ -8,21 +9,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.kernels.cuda_driver import CudaDriver, Gpu
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.plan_shapes import ServedShapes
 from qsm_deploy.runtime.gpu.plan_target import PlanTarget, rebuild_command
-from qsm_deploy.runtime.gpu.tensorrt_library import RUNS, Library, error_log, open_library, start
+from qsm_deploy.runtime.gpu.shapes import ServedShapes
+from qsm_deploy.runtime.gpu.tensorrt_library import (
+    RUNS,
+    Library,
+    compute_capabilities,
+    error_log,
+    open_library,
+    start,
+)
 from qsm_deploy.runtime.sessions.session import read_card
 
 if TYPE_CHECKING:
     import tensorrt
 
 PROFILE = 0  # a plan of qsm-export has one
-ALIGNMENT = 256  # of every address that TensorRT is given
+UNSERVED = "cannot run on this GPU"  # in what the library says of a plan that is whole
 
 
 class TensorRtInference:
@@ -74,8 +83,8 @@ class TensorRtSession:
         Its bytes.
     card, target
         As they stand in the bytes.
-    driver, device
-        The GPU that is to run it.
+    gpu
+        What is to run it.
 
     Raises
     ------
@@ -93,12 +102,10 @@ class TensorRtSession:
         data: bytes,
         card: ModelCard,
         target: PlanTarget,
-        driver: CudaDriver,
-        device: int,
+        gpu: CudaDevice,
     ) -> None:
         self.backend: DeviceBackend = target.engine
-        library = _matching_library(path, card, target, driver.gpu(device))
-        driver.make_current(device)
+        library = _matching_library(path, card, target, gpu.properties)
         if card.options.get("dipole_op") == "plugin":
             load_dipole_plugin()
         self.log = error_log(library)
@@ -109,15 +116,17 @@ class TensorRtSession:
             self._runtime.engine_host_code_allowed = True  # such a plan brings what runs it
         self._engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
+            reason = self.log.reason()
+            damaged = "" if UNSERVED in reason else ", it may be truncated or damaged"
+            changes = _changes_for(target, gpu.properties, library)
             raise EngineError(
-                f"{path}: {target.engine} {library.__version__} cannot load it, it may be "
-                f"truncated or damaged ({self.log.reason()}); rebuild it with: "
-                f"{rebuild_command(card, path.name)}"
+                f"{path}: {target.engine} {library.__version__} cannot load it{damaged} "
+                f"({reason}); rebuild it with: {rebuild_command(card, path.name, changes)}"
             )
         self.card = _checked_card(path, card, library, self._engine)
         self.served = ServedShapes(path, self.card, _profile(self.card, self._engine))
         self.version = library.__version__
-        self.device = device
+        self.device = gpu.number
         self.weights_bytes = len(data)
         self.capturable = not hasattr(library.IExecutionContext, "is_stream_capturable")
         self._asked: tensorrt.IExecutionContext | None = None
@@ -205,12 +214,16 @@ class TensorRtSession:
                 raise EngineError(f"TensorRT refuses {name} of {shape}: {self.log.reason()}")
 
 
-def _matching_library(path: Path, card: ModelCard, target: PlanTarget, gpu: Gpu) -> Library:
+def _matching_library(
+    path: Path, card: ModelCard, target: PlanTarget, gpu: DeviceProperties
+) -> Library:
     """Return the library that runs a plan, if it is the one that the plan was built for."""
     library = open_library(target.engine, f"{path}, a plan for {target.engine},", RUNS)
     if mismatch := target.mismatch(library.__version__, gpu):
-        command = rebuild_command(card, path.name, _changes_for(target, gpu))
-        raise EngineError(f"{path}: {mismatch}; rebuild it here with: {command}")
+        changes = _changes_for(target, gpu, library)
+        never = f", which {target.engine} does not serve" if "engine" in changes else ""
+        command = rebuild_command(card, path.name, changes)
+        raise EngineError(f"{path}: {mismatch}{never}; rebuild it here with: {command}")
     return library
 
 
@@ -248,8 +261,11 @@ def _sizes(dims: "tensorrt.Dims") -> tuple[int, ...]:
     return tuple(int(dims[n]) for n in range(len(dims)))
 
 
-def _changes_for(target: PlanTarget, gpu: Gpu) -> dict[str, str]:
+def _changes_for(target: PlanTarget, gpu: DeviceProperties, library: Library) -> dict[str, str]:
     """Return what to build differently for a GPU that a plan does not serve."""
-    if target.engine != "tensorrt-rtx" or target.mismatch(target.version, gpu) is None:
-        return {}
-    return {"compute_capability": "{}.{}".format(*gpu.capability)}
+    known = compute_capabilities(library)
+    if not known or gpu.capability > max(known):
+        return {}  # the GPU that is there, or all from the highest on, need no naming
+    if gpu.capability not in known:
+        return {"engine": "tensorrt"}
+    return {} if target.serves(gpu) else {"compute_capability": "{}.{}".format(*gpu.capability)}

@@ -15,8 +15,8 @@ from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
 if TYPE_CHECKING:
     import tensorrt
 
-Engine = Literal["tensorrt", "tensorrt-rtx"]
-LIBRARIES: Mapping[Engine, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+LIBRARIES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # what tells the libraries from stubs of the same name; the runtime's part, and the builder's
 RUNS = ("Runtime", "ILogger", "ExecutionContextAllocationStrategy")
 BUILDS = (*RUNS, "Builder", "OnnxParser", "NetworkDefinitionCreationFlag")
@@ -59,13 +59,13 @@ class ErrorLog:
         return said
 
 
-def installed_engines() -> tuple[Engine, ...]:
+def installed_engines() -> tuple[Flavour, ...]:
     """Return the flavours whose library is installed; a folder of stubs alone is none."""
-    found = {e: importlib.util.find_spec(LIBRARIES[e]) for e in get_args(Engine)}
+    found = {e: importlib.util.find_spec(LIBRARIES[e]) for e in get_args(Flavour)}
     return tuple(e for e, spec in found.items() if spec is not None and spec.origin is not None)
 
 
-def open_library(engine: Engine, purpose: str, needed: Sequence[str] = BUILDS) -> Library:
+def open_library(engine: Flavour, purpose: str, needed: Sequence[str] = BUILDS) -> Library:
     """Import the library of a flavour.
 
     Parameters
@@ -91,6 +91,16 @@ def open_library(engine: Engine, purpose: str, needed: Sequence[str] = BUILDS) -
         raise MissingDependencyError(name, engine, purpose)
     found: Library = library
     return found
+
+
+def compute_capabilities(library: Library) -> dict[tuple[int, ...], Any]:
+    """Return the compute capabilities that a library builds for by name; TensorRT has none.
+
+    Those that TensorRT for RTX names are all that it serves, and what is above the highest.
+    """
+    kinds: Any = getattr(library, "ComputeCapability", None)
+    named = {} if kinds is None else kinds.__members__
+    return {(int(n[2:-1]), int(n[-1])): kind for n, kind in named.items() if n.startswith("SM")}
 
 
 Entry = TypeVar("Entry")

@@ -318,8 +318,8 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         type=device_name,
         default="auto",
         metavar="auto|cpu|cuda:N",
-        help="auto: the first GPU for a plan, the CPU for an ONNX file (default); not yet run on "
-        "a GPU",
+        help="auto: the first GPU for a plan, the CPU for an ONNX file (default); no engine but "
+        "PyTorch has run on a GPU yet",
     )
     group.add_argument(
         "--precision",

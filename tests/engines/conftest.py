@@ -14,16 +14,14 @@ import pytest
 from onnx import TensorProto, helper
 
 import qsm_deploy.runtime.card.card as card_module
-from qsm_deploy.export.tensorrt import config as engine_config
-from qsm_deploy.export.tensorrt import layers as engine_layers
 from qsm_deploy.export.tensorrt.builder import build_plan
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
-from qsm_deploy.kernels.cuda_driver import Gpu
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
-from qsm_deploy.runtime.gpu import open_device_session as opening
+from qsm_deploy.runtime.gpu import cuda_device
+from qsm_deploy.runtime.gpu.device import DeviceProperties
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
@@ -40,43 +38,44 @@ def stand_in_module() -> Any:
 
 
 class FakeDriver:
-    """Two GPUs; notes what is made current and ordered."""
+    """Two GPUs, and what stands for the one that is opened; notes what it is told."""
 
     def __init__(self) -> None:
-        self.gpus = [Gpu(0, "NVIDIA Made-up 100", (9, 0), 1 << 36)]
-        self.gpus.append(Gpu(1, "NVIDIA Made-up 4090", (8, 9), 1 << 34))
+        self.gpus = [DeviceProperties(0, "NVIDIA Made-up 100", (9, 0))]
+        self.gpus.append(DeviceProperties(1, "NVIDIA Made-up 4090", (8, 9)))
         self.current: list[int] = []
         self.ordered: list[tuple[int, int]] = []
-        self.destroyed: list[int] = []
+        self.closed: list[int] = []
 
-    def gpu(self, number: int) -> Gpu:
+    def gpu(self, number: int) -> DeviceProperties:
         if number >= len(self.gpus):
             raise EngineError(f"there is no GPU {number}; this machine has none")
         return self.gpus[number]
 
-    def make_current(self, number: int) -> None:
+    def open(self, number: int) -> "FakeDriver":
+        self.number, self.properties = number, self.gpu(number)
         self.current.append(number)
+        return self
 
-    def create_stream(self) -> int:
+    def open_stream(self) -> int:
         return 0x5000
 
-    def create_event(self) -> int:
-        return 0x6000
-
-    def order(self, first: int, then: int, event: int) -> None:
-        assert event == 0x6000
+    def order(self, first: int, then: int) -> None:
         self.ordered.append((first, then))
 
-    def destroy(self, stream: int, *events: int) -> None:
-        self.destroyed += [stream, *events]
+    def synchronize(self) -> None:
+        pass
+
+    def close_stream(self, stream: int) -> None:
+        self.closed.append(stream)
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """Put a made-up driver where one is looked for."""
     driver = FakeDriver()
-    for module in (engine_config, engine_layers, opening):
-        monkeypatch.setattr(module, "open_cuda_driver", lambda: driver)
+    monkeypatch.setattr(cuda_device, "device_properties", driver.gpu)
+    monkeypatch.setattr(cuda_device, "CudaDevice", driver.open)
     return driver
 
 

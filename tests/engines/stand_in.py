@@ -233,6 +233,9 @@ def stand_in(name: str, version: str, levers: Levers) -> ModuleType:
             if found is None or "deserialise" in levers.fails:
                 complain("deserializeCudaEngine: magic tag does not match\nmore")
                 return None
+            if "other GPU" in levers.fails:
+                complain("The engine cannot run on this GPU, which has another capability")
+                return None
             if found[0]["carries code"] and not self.engine_host_code_allowed:
                 complain("engine host code is not allowed")
                 return None
@@ -340,7 +343,7 @@ def stand_in(name: str, version: str, levers: Levers) -> ModuleType:
             return True
 
         Config.set_compute_capability = set_compute_capability
-        trt.ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM86 SM89 SM120")
+        trt.ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80 SM86 SM89 SM120")
 
     class Builder:
         def __init__(self, logger_: ILogger) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from cuda.bindings import runtime as cudart
 from tqdm import tqdm
 
 from qsm_deploy.export.tensorrt.build_progress import build_monitor
@@ -61,7 +62,7 @@ def test_what_the_builder_is_told(install, built, levers) -> None:
             {"version_compatible": True},
             {"gpu": "sm_90 NVIDIA Made-up 100", "versions": "newer"},
         ),
-        ("tensorrt-rtx", {}, {"gpu": "sm_80+"}),
+        ("tensorrt-rtx", {}, {"gpu": "sm_80,sm_86,sm_89,sm_120+"}),
         ("tensorrt-rtx", {"compute_capability": ("8.9", "12.0")}, {"gpu": "sm_89,sm_120"}),
     ],
 )
@@ -84,7 +85,7 @@ def test_the_card_says_what_it_was_built_for(
     [
         ("tensorrt-rtx", {"hardware_compatible": "ampere-plus"}, "use --compute-capability"),
         ("tensorrt", {"compute_capability": ("8.9",)}, "use --hardware-compatible, or --engine"),
-        ("tensorrt-rtx", {"compute_capability": ("9.0",)}, "builds for 7.5, 8.6, 8.9, 12.0"),
+        ("tensorrt-rtx", {"compute_capability": ("9.0",)}, "builds for 7.5, 8.0, 8.6, 8.9, 12.0"),
         ("tensorrt-rtx", {"compute_capability": ("sm_89",)}, "expected one such as 8.9"),
         ("tensorrt-rtx", {"compute_capability": ("8.9", "8.9")}, "8.9,8.9: one twice"),
         ("tensorrt-rtx", {"version_compatible": True}, "needs --engine tensorrt"),
@@ -117,7 +118,8 @@ def test_a_build_that_fails_says_why(install, built, levers) -> None:
 
 def test_without_a_gpu_plain_tensorrt_is_not_asked(install, monkeypatch) -> None:
     install()
-    monkeypatch.setattr("qsm_deploy.kernels.cuda_driver.LIBRARY", "libcuda_missing.so.1")
+    no_driver = (cudart.cudaError_t.cudaErrorInsufficientDriver, None)
+    monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: no_driver)
     with pytest.raises(EngineError, match="no NVIDIA driver") as caught:
         plan_target(PlanChoices("tensorrt"))
     assert caught.value.exit_code == 4
@@ -271,15 +273,16 @@ def test_the_plugin_is_there_before_the_graph_is_parsed(
     assert len(levers.plugins) == 1
 
 
-def test_without_a_library_the_plugin_in_python_is_taken(
+def test_without_a_library_it_says_how_to_build_one(
     install, built, plugin_graph, tmp_path, monkeypatch
 ) -> None:
     install()
     monkeypatch.delenv("QSM_TENSORRT_PLUGIN", raising=False)
     monkeypatch.setattr(tensorrt_plugin, "BUILD_FOLDER", tmp_path)
-    monkeypatch.setenv("QSM_CUDA_LIBRARY", str(tmp_path / "none.so"))
-    with pytest.raises(EngineError, match=r"no CUDA library at .*none.so"):
+    message = r"no TensorRT plugin at .*libqsm_tensorrt.so; build it with: python -m qsm_deploy\."
+    with pytest.raises(EngineError, match=message) as caught:
         built(graph=plugin_graph)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_other_flavour_takes_no_plugin(install, built, plugin_graph, levers) -> None:
@@ -304,7 +307,7 @@ def test_a_function_needs_no_plugin(install, built, levers, plugin_graph) -> Non
 def test_a_plan_with_the_plugin_needs_it_to_run(
     install, levers, build, card, tmp_path, monkeypatch
 ) -> None:
-    from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+    from qsm_deploy.runtime.gpu.open import open_device_session
 
     install()
     with_plugin = replace(card, options=card.options | {"dipole_op": "plugin"})

@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 from qsm_deploy.kernels.errors import CardError, EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.gpu import onnxruntime_cuda as module
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.open import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}
 VOXELS = 2 * 16 * 24 * 32
@@ -152,7 +152,7 @@ def test_it_runs_on_the_caller_s_memory_in_the_order_of_its_stream(
     out, err = capsys.readouterr()
     assert (out, err) == ("", "loaded\n")
     session.close()
-    assert driver.destroyed == [OWN_STREAM, 0x6000]
+    assert driver.closed == [OWN_STREAM]
     with pytest.raises(EngineError, match="was closed"):
         run(session, buffer)
     session.close()
@@ -233,7 +233,7 @@ def test_a_provider_that_does_not_start_is_no_reason_to_use_the_cpu(gpu, write, 
     with pytest.raises(EngineError, match=r"does not start \(CUDA failure 35.*pip") as caught:
         open_device_session(write())
     assert "\n" not in str(caught.value)
-    assert driver.destroyed == [OWN_STREAM, 0x6000] * 2
+    assert driver.closed == [OWN_STREAM] * 2
 
 
 def test_a_model_without_a_card_or_a_broken_one(gpu, write, tmp_path) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from qsm_deploy.export.cli import OPTIONS, parser
-from qsm_deploy.kernels.cuda_driver import Gpu
 from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.runtime.gpu.device import DeviceProperties
 from qsm_deploy.runtime.gpu.plan_target import FLAGS, PlanTarget, rebuild_command, target_from_card
 
-H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 1 << 36)
+H100 = DeviceProperties(0, "NVIDIA H100 80GB HBM3", (9, 0))
 
 
 def target(gpu: str = "sm_90", version: str = "11.4.0.106", newer: bool = False) -> PlanTarget:
@@ -17,7 +17,7 @@ def target(gpu: str = "sm_90", version: str = "11.4.0.106", newer: bool = False)
 
 
 @pytest.mark.parametrize("newer", [False, True])
-@pytest.mark.parametrize("gpu", ["sm_90", "sm_80+", "sm_89,sm_120", "sm_75", f"{H100}"])
+@pytest.mark.parametrize("gpu", ["sm_90", "sm_80+", "sm_89,sm_120+", "sm_75", f"{H100}"])
 def test_the_card_gives_it_back(card, gpu: str, newer: bool) -> None:
     stated = target(gpu, newer=newer)
     assert target_from_card(replace(card, options=stated.options())) == stated
@@ -50,6 +50,9 @@ def test_a_card_that_does_not_say_it(card, options: dict[str, str]) -> None:
         ("sm_90+", True),
         ("sm_100+", False),
         ("sm_89,sm_120", False),
+        ("sm_80,sm_86,sm_89,sm_120+", False),
+        ("sm_80,sm_90+", True),
+        ("sm_75,sm_89+", True),
         ("sm_89,sm_90", True),
         (f"{H100}", True),
         ("sm_90 NVIDIA H200", False),

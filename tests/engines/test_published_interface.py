@@ -19,9 +19,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("runtime.tensorrt_library", "runtime.session_tensorrt", "export.engine_builder"),
-    *("export.engine_config", "export.engine_layers"),
-    *("export.build_progress", "export.timing_cache"),
+    *("runtime.gpu.tensorrt_library", "runtime.gpu.tensorrt", "export.tensorrt.builder"),
+    *("export.tensorrt.config", "export.tensorrt.layers"),
+    *("export.tensorrt.build_progress", "export.tensorrt.timing_cache"),
 )
 # what the bindings have and mypy cannot see: the buffer of a block of memory, and that the alias
 # of a data type is not Python's own

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cuda.bindings import runtime as cudart
 
 from qsm_deploy.kernels.errors import (
     CardError,
@@ -17,7 +18,7 @@ from qsm_deploy.kernels.errors import (
 )
 from qsm_deploy.runtime.card.plan_file import read_plan_card
 from qsm_deploy.runtime.gpu.inference import DeviceSession
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.open import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}
 VOXELS = 2 * 16 * 24 * 32
@@ -26,8 +27,10 @@ LIBRARY = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def engine(request, install) -> str:
+def engine(request, install, driver) -> str:
     install(LIBRARY[request.param])
+    if request.param == "tensorrt-rtx":  # which does not serve the first GPU as it is
+        driver.gpus[0] = replace(driver.gpus[0], capability=(8, 9))
     return request.param
 
 
@@ -298,8 +301,49 @@ def test_a_plan_of_the_other_flavour_asks_for_that_gpu_s_capability(install, bui
     install("tensorrt_rtx")
     path = build("tensorrt-rtx", compute_capability=("8.9", "12.0"))
     assert open_device_session(path, 1).card.options["gpu"] == "sm_89,sm_120"
-    with pytest.raises(EngineError, match=r"GPU 0 is sm_90 .*--compute-capability 9\.0 --force"):
+    driver.gpus[0] = replace(driver.gpus[0], capability=(8, 6))
+    with pytest.raises(EngineError, match=r"GPU 0 is sm_86 .*--compute-capability 8\.6 --force"):
         open_device_session(path, 0)
+    driver.gpus[0] = replace(driver.gpus[0], capability=(12, 1))
+    with pytest.raises(EngineError, match=r"GPU 0 is sm_121 .*32x32x32,64x64x64 --force"):
+        open_device_session(path, 0)
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (7, 0)])
+def test_a_gpu_that_a_flavour_never_serves_is_refused_before_loading(
+    install, build, driver, levers, capability
+) -> None:
+    install("tensorrt_rtx")
+    path = build("tensorrt-rtx")
+    driver.gpus[0] = replace(driver.gpus[0], capability=capability)
+    levers.fails.add("start")
+    with pytest.raises(EngineError) as caught:
+        open_device_session(path)
+    text = one_line(caught.value)
+    here = str(driver.gpus[0])
+    assert f"built for the GPU sm_80,sm_86,sm_89,sm_120+, GPU 0 is {here}, which" in text
+    assert "tensorrt-rtx does not serve; rebuild it here with: qsm-export" in text
+    assert "--engine tensorrt --residual" in text
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+def test_by_default_a_plan_of_the_other_flavour_runs_on_all_that_it_serves(
+    install, build, driver, capability
+) -> None:
+    install("tensorrt_rtx")
+    driver.gpus[0] = replace(driver.gpus[0], capability=capability)
+    assert open_device_session(build("tensorrt-rtx")).device == 0
+
+
+def test_a_plan_that_the_library_refuses_for_its_gpu_is_not_called_damaged(
+    engine, build, levers, driver
+) -> None:
+    driver.gpus[0] = replace(driver.gpus[0], capability=(8, 9))
+    path = build(engine)
+    levers.fails.add("other GPU")
+    with pytest.raises(EngineError, match="cannot run on this GPU") as caught:
+        open_device_session(path)
+    assert "damaged" not in one_line(caught.value)
 
 
 def test_a_gpu_that_is_not_there(engine, build) -> None:
@@ -334,7 +378,8 @@ def test_without_a_driver_nothing_is_loaded(engine, build, monkeypatch) -> None:
     path = build(engine)
     assert read_plan_card(path).network == "ir2qsm"
     monkeypatch.undo()
-    monkeypatch.setattr("qsm_deploy.kernels.cuda_driver.LIBRARY", "libcuda_missing.so.1")
+    no_driver = (cudart.cudaError_t.cudaErrorInsufficientDriver, None)
+    monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: no_driver)
     with pytest.raises(EngineError, match="no NVIDIA driver") as caught:
         open_device_session(path)
     one_line(caught.value)

@@ -14,10 +14,10 @@ from qsm_deploy.export.tensorrt.build_progress import build_monitor
 from qsm_deploy.export.tensorrt.builder import build_plan
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.profile import profile_from
-from qsm_deploy.kernels.cuda_driver import open_cuda_driver
 from qsm_deploy.kernels.errors import EngineError, UsageError
 from qsm_deploy.runtime.card.plan_file import read_plan_card
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.cuda_device import device_properties
+from qsm_deploy.runtime.gpu.open import open_device_session
 
 pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
 
@@ -25,7 +25,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from qsm_deploy.runtime.console.command import run_command
-from qsm_deploy.runtime.gpu.open_device_session import open_device_session
+from qsm_deploy.runtime.gpu.open import open_device_session
 sys.exit(run_command("open", lambda: str(open_device_session(Path(sys.argv[1])))))
 """
 
@@ -37,7 +37,7 @@ def plan(build) -> Path:
 
 def has_driver() -> bool:
     try:
-        open_cuda_driver()
+        device_properties(0)
     except EngineError:
         return False
     return True

@@ -365,10 +365,10 @@ def plan(tmp_path: Path) -> Path:
 
 
 def test_a_plan_without_a_gpu(check, plan, monkeypatch) -> None:
-    def no_driver() -> None:
+    def no_driver(number: int) -> None:
         raise EngineError("this machine has no NVIDIA driver")
 
-    monkeypatch.setattr("qsm_deploy.runtime.gpu.open_device_session.open_cuda_driver", no_driver)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.cuda_device.CudaDevice", no_driver)
     refused(check(plan), 4, "this machine has no NVIDIA driver")
     refused(check(plan, "--device", "cpu"), 2, "engine.plan is a plan, which runs on a GPU only")
     refused(check(plan, "--backend", "openvino"), 2, "--backend openvino is for the CPU")

@@ -92,7 +92,7 @@ SMALL: dict[str, Callable[[], Network]] = {
     "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),
 }
 # what it says of the dipole operator in the forms that it lacks
-REFUSED = {"function": "value_string", "dft": "DFT", "plugin": "tensorrt-rtx takes no plugins"}
+REFUSED = {"function": "value_string", "plugin": "tensorrt-rtx takes no plugins"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[1, x, 1] local_field_ppm) => (float[1, x, 2] y) { y = DFT(local_field_ppm) }"""
 

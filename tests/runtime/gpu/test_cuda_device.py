@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
-from qsm_deploy.runtime.gpu.device import holding
+from qsm_deploy.runtime.gpu.device import DeviceProperties, holding
 
 cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
 OK = cudart.cudaError_t.cudaSuccess
@@ -27,7 +27,7 @@ STATED = {
 
 
 class Properties:
-    name, major, minor, totalGlobalMem = b"Stand-in\0\0", 9, 0, CAPACITY
+    name, major, minor = b"Stand-in\0\0", 9, 0
 
 
 class StandIn:
@@ -57,8 +57,10 @@ class StandIn:
     def known(self, *pairs):
         return all(self.handles.get(handle) == kind for handle, kind in pairs)
 
+    count = 1
+
     def cudaGetDeviceCount(self):
-        return OK, 1
+        return OK, self.count
 
     def cudaSetDevice(self, number):
         return (OK,)
@@ -175,20 +177,34 @@ def test_without_a_driver_there_is_no_gpu():
 
     if cudart.cudaGetDeviceCount()[0] == OK:
         pytest.skip("no GPU is what this is about, and there is one")
-    with pytest.raises(EngineError, match=r"--device cuda:0: no NVIDIA driver"):
+    with pytest.raises(EngineError, match=r"GPU 0: this machine has no NVIDIA driver") as caught:
         CudaDevice(0)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
 
 
 def test_it_says_what_it_is(device):
-    assert (device.name, device.compute_capability) == ("Stand-in", (9, 0))
-    assert device.total_bytes == device.free_bytes() == CAPACITY
+    assert device.properties == DeviceProperties(0, "Stand-in", (9, 0))
+    assert (str(device.properties), device.name) == ("sm_90 Stand-in", "Stand-in")
+    assert DeviceProperties(1, "Stand-in", (12, 0)).architecture == "sm_120"
+    assert device.free_bytes() == CAPACITY
 
 
-def test_a_gpu_of_another_number(runtime):
+@pytest.mark.parametrize(("count", "there"), [(1, "GPU 0 to 0"), (2, "GPU 0 to 1"), (0, "none")])
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_gpu_of_another_number(runtime, count, there, number):
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 
-    with pytest.raises(EngineError, match="cuda:4: no such GPU; this machine has GPU 0 to 0"):
-        CudaDevice(4)
+    runtime.count = count
+    with pytest.raises(EngineError, match=f"no GPU {number}; this machine has {there}"):
+        CudaDevice(number)
+
+
+def test_streams_are_ordered_and_nothing_is_left(device, runtime):
+    with holding(device) as held:
+        first, then = held.stream(), held.stream()
+        device.order(first, then)
+        assert list(runtime.handles.values()) == ["stream", "stream"]
 
 
 def test_data_go_there_and_back(device):

@@ -176,7 +176,7 @@ def test_a_gpu_with_too_little_memory_is_left_as_it_was(fake_device, make_gpu, t
     needed = int(max(work.peak_bytes(plan_of(scan, "whole")).values())) - gpu.session.weights_bytes
     for capacity in (needed - 1, needed // 2, 1):
         fake_device.capacity = capacity
-        with pytest.raises(MemoryLimitError, match=r"a made-up GPU has no .* left for this plan"):
+        with pytest.raises(MemoryLimitError, match=r"a made-up GPU has no .* left for this run"):
             run(gpu, scan, "whole")
         assert not any(fake_device.held().values())
 

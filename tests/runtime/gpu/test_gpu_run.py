@@ -12,7 +12,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime import networks
 from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.open_gpu import gpu_number
+from qsm_deploy.runtime.gpu.open import gpu_number
 from qsm_deploy.runtime.gpu.session import CopyingWorkload, GpuSession
 from qsm_deploy.runtime.job.cli import main
 from qsm_deploy.runtime.reconstruction.patches import plan_whole

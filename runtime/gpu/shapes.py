@@ -1,6 +1,9 @@
-"""The shapes that a plan serves, and what to say of others."""
+"""Which shapes an engine takes, and what to say of others.
 
-from collections.abc import Mapping
+A card says how sizes hang together, with letters for those that are free; a plan serves a range.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +66,48 @@ class ServedShapes:
         return f"rebuild it with: {command}"
 
 
-def sizes(shape: tuple[int, ...]) -> str:
+def bound_sizes(card: ModelCard, shapes: Shapes) -> dict[str, int]:
+    """Return the size of every free axis, by its letter.
+
+    Raises
+    ------
+    EngineError
+        If an input is missing or too many, the sizes contradict each other or the card, or one is
+        no multiple of the divisor.
+    """
+    stated = {tensor.name: tensor.shape for tensor in card.inputs}
+    if shapes.keys() != stated.keys():
+        raise EngineError(
+            f"{card.network} takes {', '.join(stated)}, got shapes of {', '.join(shapes)}"
+        )
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        given, expected = sizes(shape), sizes(stated[name])
+        if len(shape) != len(stated[name]) or min(shape) < 1:
+            raise EngineError(f"{name} is {given}, {card.network} takes {expected}")
+        for axis, size in zip(stated[name], shape, strict=True):
+            if size != (found.setdefault(axis, size) if isinstance(axis, str) else axis):
+                raise EngineError(f"{name} is {given}, {card.network} takes {expected}")
+    if wrong := [f"{k}={found[k]}" for k in "xyz" if found.get(k, 0) % card.divisor]:
+        raise EngineError(
+            f"{card.network} takes sizes that are multiples of {card.divisor}, got {wrong[0]}"
+        )
+    return found
+
+
+def bound_shape(card: ModelCard, shapes: Shapes) -> tuple[int, ...]:
+    """Return the output's shape for inputs of these shapes.
+
+    Raises
+    ------
+    EngineError
+        As :func:`bound_sizes`.
+    """
+    found = bound_sizes(card, shapes)
+    return tuple(found[axis] if isinstance(axis, str) else axis for axis in card.output.shape)
+
+
+def sizes(shape: Iterable[int | str]) -> str:
     """Return a shape as people write it."""
     return "x".join(map(str, shape))
 

@@ -1,0 +1,136 @@
+"""From ``--device`` to engines on a GPU; nothing falls back to the CPU.
+
+A run on the CPU asks here too, so what a GPU needs is imported where it is used.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
+from qsm_deploy.runtime.card.plan_file import SUFFIX, card_in_plan
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.gpu.inference import DeviceSession
+    from qsm_deploy.runtime.gpu.session import GpuSession
+
+CUDA = re.compile(r"cuda:(\d+)")
+
+
+def gpu_number(device: str, models: Sequence[Path]) -> int | None:
+    """Return the GPU that models are to run on, ``None`` for the CPU.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
+    models
+        The files.
+
+    Raises
+    ------
+    UsageError
+        If a plan is to run on the CPU.
+    """
+    plans = [path for path in models if path.suffix == SUFFIX]
+    if found := CUDA.fullmatch(device):
+        return int(found[1])
+    if device == "auto":
+        return 0 if plans else None
+    if plans:
+        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
+    return None
+
+
+def open_gpu_sessions(
+    models: Sequence[Path], number: int, memory_limit: int | None = None
+) -> "list[GpuSession]":
+    """Load models on a GPU.
+
+    Parameters
+    ----------
+    models
+        Plans, or ONNX files.
+    number
+        Of the GPU.
+    memory_limit
+        Bytes that a library may take which does not compute in memory of ours.
+
+    Raises
+    ------
+    EngineError
+        If there is no GPU of that number, a model cannot run there, or the CUDA library is not
+        built.
+    MissingDependencyError
+        If a library is not installed.
+    """
+    engines = [open_device_session(m, number, memory_limit=memory_limit) for m in models]
+    from qsm_deploy.kernels.cuda_library import open_cuda_library
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+    from qsm_deploy.runtime.gpu.pipeline import Gpu
+    from qsm_deploy.runtime.gpu.session import GpuSession
+
+    device, library = CudaDevice(number), open_cuda_library()
+    library.require_gpu()
+    return [GpuSession(Gpu(device, library, engine)) for engine in engines]
+
+
+def open_device_session(
+    path: Path, device: int = 0, *, memory_limit: int | None = None
+) -> "DeviceSession":
+    """Load a model file on a GPU, which becomes this thread's current one.
+
+    Parameters
+    ----------
+    path
+        A plan, which runs in the flavour of TensorRT that its card names, or an ONNX file, which
+        runs in ONNX Runtime.
+    device
+        The number of the GPU.
+    memory_limit
+        Bytes of GPU memory that ONNX Runtime may take; TensorRT computes in the caller's.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or cannot be read.
+    EngineError
+        If there is no driver or GPU, or the file cannot run on it; the message says why and how to
+        make one that can.
+    CardError
+        If it has no card, or one that contradicts it.
+    MissingDependencyError
+        If the library that runs it is not installed.
+    """
+    if path.suffix not in (SUFFIX, ".onnx"):
+        raise EngineError(f"{path}: neither a {SUFFIX} nor an .onnx file; make one with qsm-export")
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
+    return (
+        _open_plan(path, device)
+        if path.suffix == SUFFIX
+        else _open_onnx(path, device, memory_limit)
+    )
+
+
+def _open_plan(path: Path, device: int) -> "DeviceSession":
+    from qsm_deploy.runtime.gpu.plan_target import target_from_card
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    card = card_in_plan(data, path)
+    target = target_from_card(card, path)
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+    from qsm_deploy.runtime.gpu.tensorrt import TensorRtSession
+
+    return TensorRtSession(path, data, card, target, CudaDevice(device))
+
+
+def _open_onnx(path: Path, device: int, memory_limit: int | None) -> "DeviceSession":
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+    from qsm_deploy.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaSession
+
+    return OnnxRuntimeCudaSession(path, CudaDevice(device), memory_limit)
