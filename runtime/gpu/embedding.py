@@ -8,6 +8,8 @@ Arrays on the GPU are taken where they lie, and the map stays there. Run on an H
 PyTorch and CuPy, PyTorch being the engine.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +29,35 @@ from qsm_deploy.runtime.gpu.arrays import (
 )
 from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWorkload
-from qsm_deploy.runtime.gpu.open import open_gpu_sessions
-from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT, Gpu
+from qsm_deploy.runtime.gpu.network import GpuNetwork
+from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
-from qsm_deploy.runtime.gpu.session import is_called_by_host, limit_bytes
-from qsm_deploy.runtime.reconstruction.correction import Correction
-from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions, decide
-from qsm_deploy.runtime.scan.geometry_limits import require_geometry
-from qsm_deploy.runtime.scan.params import Vector
+from qsm_deploy.runtime.gpu.session import is_called_by_host
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.planning import Decision
+from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.scan.arrays import mask_from, vector
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import require_ppm
 
 MASK_KINDS = ("b1", "u1")
-WHOLE_OR_PATCHES = PatchOptions()
 
 
 class Engine:
     """A network on a GPU. All calls must come from the thread that opened it."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        card = gpu.session.card
+    def __init__(self, reconstructor: Reconstructor) -> None:
+        network = reconstructor.inversion
+        if not isinstance(network, GpuNetwork):
+            raise UsageError(f"{network.name} is not on a GPU: open it with device='cuda:0'")
+        card = network.card
         taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
         if taken - {FIELD, TKD_INPUT} or is_called_by_host(card):
             raise UsageError(
                 f"{card.network} takes more than a local field, or steps between its runs; use "
                 "qsm-run, or export it in one graph (--form unrolled)"
             )
-        self.card, self._gpu = card, gpu
+        self.card, self._gpu, self._reconstructor = card, network.session.gpu, reconstructor
         self.last_decision: Decision | None = None
         self.findings: dict[str, Any] = {}
 
@@ -62,11 +66,9 @@ class Engine:
         local_field_ppm: Any,
         mask: Any,
         *,
-        voxel_size_mm: Vector,
-        b0_direction: Vector,
-        correction: Correction | None = None,
-        options: PatchOptions = WHOLE_OR_PATCHES,
-        allow_geometry: bool = False,
+        voxel_size_mm: Sequence[float],
+        b0_direction: Sequence[float],
+        wants: Wants | None = None,
     ) -> DeviceVolume:
         """Return the susceptibility map of one local field, on the GPU.
 
@@ -82,12 +84,9 @@ class Engine:
             Along (x, y, z).
         b0_direction
             In voxel axes, of any non-zero norm.
-        correction
-            The data-consistency step, if there is to be one; ``findings`` says what it did.
-        options
-            How patches are to be; by default the whole volume if it fits.
-        allow_geometry
-            Whether to run although voxel size or B0 direction are not those of the training.
+        wants
+            What is asked for; by default the whole volume if it fits, on a geometry of the
+            training. ``findings`` says what a data-consistency step did.
 
         Returns
         -------
@@ -108,18 +107,21 @@ class Engine:
         EngineError
             If the engine fails, or the map is not finite.
         """
-        device = self._gpu.device
+        gpu = self._gpu
+        device = gpu.device
         inside = _mask(mask, device)
         x, y, z = inside.shape
-        grid = Geometry((x, y, z), voxel_size_mm, b0_direction)
-        if not allow_geometry:
-            require_geometry(self.card.geometry, grid)
+        grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
         field, measured = _field(local_field_ppm, inside, device.number)
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
-        gpu = self._gpu
-        work = DeviceWorkload(scan, gpu.session, gpu.library, correction, False, field)
-        self.last_decision = decide(work, options, limit_bytes(gpu))
-        chi, self.findings = reconstruct_to_device(gpu, work, self.last_decision.plan, Stages())
+        wants = wants or Wants()
+        if wants.resample:
+            raise UsageError("a field on a GPU is not resampled; give it the network's voxel size")
+        task = self._reconstructor.plan(scan, wants).task
+        assert isinstance(task.demand, DeviceWorkload)  # or the network was refused
+        work = replace(task.demand, field=field)
+        self.last_decision = task.decision
+        chi, self.findings = reconstruct_to_device(gpu, work, task.decision.plan, Stages())
         return chi
 
 
@@ -135,8 +137,7 @@ def open_engine(path: Path | str, device: int = 0) -> Engine:
     MissingDependencyError
         If a library is not installed.
     """
-    (session,) = open_gpu_sessions([Path(path)], device)
-    return Engine(session.gpu)
+    return Engine(open_reconstructor([Path(path)], Host(device=f"cuda:{device}")))
 
 
 def _mask(mask: Any, device: Device) -> NDArray[np.bool_]:
@@ -149,12 +150,7 @@ def _mask(mask: Any, device: Device) -> NDArray[np.bool_]:
         mask = device.pinned(there.shape, np.uint8)
         device.copy_out(mask, there.pointer, stream)
         device.synchronize()
-    inside: NDArray[np.bool_] = np.asarray(mask) != 0
-    if inside.ndim != 3:
-        raise DataError(f"the mask has shape {inside.shape}, expected (x, y, z)")
-    if not inside.any():
-        raise DataError("the mask is empty; nothing to reconstruct")
-    return inside
+    return mask_from(mask)
 
 
 def _field(

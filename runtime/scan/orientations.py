@@ -1,5 +1,7 @@
 """Where B0 points in every one of several registered fields."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qsm_deploy.kernels.errors import GeometryError, UsageError
@@ -48,11 +50,23 @@ def more_b0_directions(
                 "to the other"
             )
         found = Geometry(first.shape, b0_direction=stated[n]) if stated else other.geometry
-        for earlier in directions:
-            if found.b0_angle_deg(earlier) < SMALLEST_ANGLE_DEG:
-                raise GeometryError(
-                    f"{other.path}: B0 direction {vector_text(found.b0_direction)}, the same as "
-                    "that of another field; pass --b0-direction X Y Z for each field, in order"
-                )
         directions.append(found.b0_direction)
+        require_different(directions, str(other.path))
     return tuple(directions[1:])
+
+
+def require_different(directions: Sequence[Vector], last: str = "the last field") -> None:
+    """Refuse a last B0 direction that is that of an earlier field.
+
+    Raises
+    ------
+    GeometryError
+        If it is.
+    """
+    *earlier, found = directions
+    for other in earlier:
+        if Geometry((1, 1, 1), b0_direction=found).b0_angle_deg(other) < SMALLEST_ANGLE_DEG:
+            raise GeometryError(
+                f"{last}: B0 direction {vector_text(found)}, the same as that of another field; "
+                "pass --b0-direction X Y Z for each field, in order"
+            )

@@ -1,0 +1,319 @@
+"""The public interface: a model opened once, from arrays to an array, from files to files."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.gpu.arrays import is_on_device
+from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
+from qsm_deploy.runtime.job.request import PathLike, Request, make_request, wants_from
+from qsm_deploy.runtime.reconstruction.pipeline import Volume
+from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.scan.arrays import scan_from_arrays
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.open import AUTO, BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.session import Precision
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`run` made.
+
+    Attributes
+    ----------
+    chi_ppm
+        (x, y, z) float32 susceptibility [ppm], 0 outside the mask; ``None`` of a dry run.
+    report
+        Everything that decided the result and what was found, as ``--report`` writes it.
+    scan
+        The acquisition, as the map is for it.
+    """
+
+    chi_ppm: Volume | None
+    report: dict[str, Any]
+    scan: Scan
+
+    def figure(self) -> "Figure":
+        """Return the picture of three planes that ``--figure`` writes.
+
+        Raises
+        ------
+        MissingDependencyError
+            If matplotlib is not installed.
+        UsageError
+            If nothing was reconstructed.
+        """
+        from qsm_deploy.runtime.job.figure import scan_figure
+        from qsm_deploy.runtime.job.report import title
+
+        if self.chi_ppm is None:
+            raise UsageError("a dry run has no map to draw")
+        return scan_figure(self.scan, self.chi_ppm, title(self.report))
+
+
+class _Warnings(TerminalLog):
+    """Says what the user must see as Python says it, and tells the caller how far it is."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__(quiet=True)
+        self._progress = progress
+
+    def warn(self, text: str) -> None:
+        """Issue a warning."""
+        warnings.warn(text, stacklevel=2)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator[Any]:
+        """Count the patches."""
+        yield SimpleNamespace(update=_counter(self._progress, total))
+
+
+class Model:
+    """What reconstructs, opened once for many scans; one thread at a time.
+
+    See :func:`open_model`.
+    """
+
+    def __init__(self, reconstructor: Reconstructor, models: Sequence[Path]) -> None:
+        self.reconstructor, self._models = reconstructor, tuple(models)
+
+    def __repr__(self) -> str:
+        """Return its name."""
+        return f"Model({self.reconstructor.inversion.name})"
+
+    @property
+    def card(self) -> ModelCard:
+        """What the network is, and what it may be used for."""
+        card: ModelCard = self.reconstructor.inversion.card  # type: ignore[attr-defined]
+        return card
+
+    def reconstruct(
+        self,
+        field_ppm: Any,
+        mask: Any = None,
+        *,
+        voxel_size_mm: Sequence[float],
+        b0_direction: Sequence[float] | Sequence[Sequence[float]],
+        echo_time_s: float | None = None,
+        field_strength_t: float | None = None,
+        progress: Progress | None = None,
+        **wanted: Any,
+    ) -> Any:
+        """Return the susceptibility map of one acquisition.
+
+        Parameters
+        ----------
+        field_ppm
+            (x, y, z) local field [ppm]; (n, x, y, z) for n orientations; a wrapped phase [rad] for
+            a network that takes one. On a GPU, if the model is on one: anything that speaks
+            ``__cuda_array_interface__`` or DLPack, float32.
+        mask
+            (x, y, z), non-zero inside; ``None`` takes where the field is not zero.
+        voxel_size_mm
+            Along (x, y, z).
+        b0_direction
+            In voxel axes, of any non-zero norm; n of them for n orientations.
+        echo_time_s, field_strength_t
+            Of a phase.
+        progress
+            Called with the patches that are done and their number.
+        **wanted
+            As for :func:`wants_from`: patch, overlap, blend, data_consistency, dc_iterations,
+            resample, allow_geometry, memory_limit.
+
+        Returns
+        -------
+        (x, y, z) float32 array
+            Susceptibility [ppm], 0 outside the mask; on the GPU if the field was there.
+
+        Raises
+        ------
+        QsmDeployError
+            As the command line does, one subclass for each cause.
+        """
+        wants = wants_from(**wanted)
+        inversion = self.reconstructor.inversion
+        if is_on_device(field_ppm):
+            from qsm_deploy.runtime.gpu.embedding import Engine
+
+            engine = Engine(self.reconstructor)
+            grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
+            return engine.reconstruct(field_ppm, mask, **grid, wants=wants)
+        scan = scan_from_arrays(
+            field_ppm,
+            mask,
+            voxel_size_mm=voxel_size_mm,
+            b0_direction=b0_direction,
+            quantity=inversion.needs.quantity,
+            echo_time_s=echo_time_s,
+            field_strength_t=field_strength_t,
+        )
+        planned = self.reconstructor.plan(scan, wants)
+        for note in (*planned.notes, *planned.task.notes):
+            warnings.warn(note, stacklevel=2)
+        done = _counter(progress, planned.task.runs)
+        return self.reconstructor.run(planned, Stages(), done).chi_ppm
+
+    def run(
+        self,
+        field: PathLike | Sequence[PathLike],
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Result:
+        """Reconstruct files with the opened model; see :func:`run` for the options."""
+        request = make_request(_paths(field), inputs=self._models, **_one_direction(options))
+        return _run(request, self.reconstructor, Stages(), progress)
+
+
+def open_model(
+    model: PathLike | Sequence[PathLike] | None = None,
+    *,
+    backend: str = AUTO,
+    device: str = AUTO,
+    precision: Precision = "fp32",
+    threads: int = 0,
+) -> Model:
+    """Open a model for many scans.
+
+    Parameters
+    ----------
+    model
+        An ONNX file or a plan of qsm-export, or both parts of AFTER-QSM; ``None`` is the bundled
+        network.
+    backend
+        ``onnxruntime`` or ``openvino`` on the CPU; ``auto`` takes the fastest that is installed.
+    device
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
+    precision
+        ``fp32`` or ``bf16``, of the backend.
+    threads
+        Of the CPU, 0 for all cores.
+
+    Raises
+    ------
+    QsmDeployError
+        If the model cannot be opened there; one subclass for each cause.
+    """
+    models = _models(model)
+    host = Host(backend, device, precision, threads)
+    return Model(open_reconstructor(models, host), models)
+
+
+def reconstruct(
+    field_ppm: Any,
+    mask: Any = None,
+    *,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] | Sequence[Sequence[float]],
+    model: PathLike | Sequence[PathLike] | None = None,
+    backend: str = AUTO,
+    device: str = AUTO,
+    precision: Precision = "fp32",
+    threads: int = 0,
+    **options: Any,
+) -> Any:
+    """Return the susceptibility map of one acquisition; see :func:`open_model`, :class:`Model`."""
+    opened = open_model(model, backend=backend, device=device, precision=precision, threads=threads)
+    return opened.reconstruct(
+        field_ppm, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, **options
+    )
+
+
+def run(
+    field: PathLike | Sequence[PathLike],
+    *,
+    model: PathLike | Sequence[PathLike] | None = None,
+    backend: str = AUTO,
+    device: str = AUTO,
+    precision: Precision = "fp32",
+    threads: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Reconstruct files, as ``qsm-run`` does.
+
+    Parameters
+    ----------
+    field
+        A field map (.nii or .nii.gz), or one for each orientation.
+    model, backend, device, precision, threads
+        As for :func:`open_model`.
+    progress
+        Called with the patches that are done and their number.
+    **options
+        The flags of ``qsm-run``, by their names: mask, output, report, figure, out_units, force,
+        dry_run, truth, labels, params, units, echo_time, field_strength, b0_direction, voxel_size,
+        negate, patch, overlap, blend, data_consistency, dc_iterations, resample, allow_geometry,
+        memory_limit. Without ``output`` no map is written. Notes are issued as warnings, and stand
+        in the report.
+
+    Raises
+    ------
+    QsmDeployError
+        As the command line does, one subclass for each cause.
+    """
+    models = _models(model)
+    request = make_request(_paths(field), inputs=models, **_one_direction(options))
+    stages = Stages()
+    with stages("load"):
+        host = Host(backend, device, precision, threads)
+        limit = request.wants.memory_limit
+        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=limit)
+    return _run(request, reconstructor, stages, progress)
+
+
+def _run(
+    request: Request, reconstructor: Reconstructor, stages: Stages, progress: Progress | None
+) -> Result:
+    with stages("load"):
+        measured = read_scan(request, reconstructor)
+    finished = run_scan(request, reconstructor, measured, _Warnings(progress), stages)
+    return Result(finished.chi_ppm, finished.report, finished.planned.prepared.measured)
+
+
+def _one_direction(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with one B0 direction as the only one of a list."""
+    direction = options.get("b0_direction")
+    if direction is not None and np.ndim(direction) == 1:
+        return options | {"b0_direction": [direction]}
+    return options
+
+
+def _models(model: PathLike | Sequence[PathLike] | None) -> list[Path]:
+    return [BUNDLED_MODEL] if model is None else list(_paths(model))
+
+
+def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
+    if isinstance(given, str | os.PathLike):
+        return [Path(given)]
+    return [Path(path) for path in given]
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], object]:
+    if progress is None:
+        return lambda: None
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    return count

@@ -1,0 +1,132 @@
+"""An acquisition that is in memory already, checked as one from files is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import DataError, GeometryError
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.scan.orientations import require_different
+from qsm_deploy.runtime.scan.params import Vector
+from qsm_deploy.runtime.scan.scan import Quantity, Scan
+from qsm_deploy.runtime.scan.units import require_ppm, require_wrapped_phase
+
+
+def scan_from_arrays(
+    measured: Any,
+    mask: Any,
+    *,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] | Sequence[Sequence[float]],
+    quantity: Quantity = "local_field_ppm",
+    echo_time_s: float | None = None,
+    field_strength_t: float | None = None,
+) -> Scan:
+    """Return a scan of arrays.
+
+    Parameters
+    ----------
+    measured
+        (x, y, z) local field [ppm] or wrapped phase [rad]; (n, x, y, z) for n orientations.
+    mask
+        (x, y, z), non-zero inside; ``None`` takes where the first field is not zero.
+    voxel_size_mm
+        Along (x, y, z).
+    b0_direction
+        In voxel axes, of any non-zero norm; n of them for n orientations.
+    quantity
+        What was measured.
+    echo_time_s, field_strength_t
+        Of a phase.
+
+    Raises
+    ------
+    DataError
+        If an array has another shape or type, the mask is empty, or values inside it are not
+        finite.
+    GeometryError
+        If the geometry is invalid, or two fields have the same B0 direction.
+    UnitsError
+        If the values cannot be in their unit.
+    """
+    fields = np.asarray(measured)
+    if fields.ndim == 3:
+        fields = fields[None]
+    if fields.ndim != 4 or not np.issubdtype(fields.dtype, np.floating):
+        raise DataError(
+            f"the field has shape {np.shape(measured)} and type {fields.dtype}, expected floating "
+            "numbers (x, y, z), or (n, x, y, z) for n orientations"
+        )
+    inside = mask_from(fields[0] if mask is None else mask)
+    x, y, z = inside.shape
+    if fields.shape[1:] != inside.shape:
+        raise DataError(f"the field has shape {fields.shape[1:]}, the mask {inside.shape}")
+    directions = np.atleast_2d(np.asarray(b0_direction, dtype=np.float64))
+    if directions.shape != (len(fields), 3):
+        raise GeometryError(
+            f"{len(fields)} fields need as many B0 directions (x, y, z), got an array of shape "
+            f"{np.shape(b0_direction)}"
+        )
+    size = vector(voxel_size_mm)
+    grids = [Geometry((x, y, z), size, vector(b)) for b in directions]
+    for n in range(1, len(grids)):
+        require_different([grid.b0_direction for grid in grids[: n + 1]], f"field {n + 1}")
+    notes: list[str] = []
+    for field in fields:
+        values = field[inside].astype(np.float32)
+        if bad := int(np.count_nonzero(~np.isfinite(values))):
+            raise DataError(
+                f"{bad} of {values.size} voxels inside the mask are NaN or Inf; take these voxels "
+                "out of the mask, or repair the field"
+            )
+        is_phase = quantity == "phase_rad"
+        notes += require_wrapped_phase(values) if is_phase else require_ppm(values, "ppm")
+    return Scan(
+        np.where(inside, fields, 0).astype(np.float32),
+        inside,
+        grids[0],
+        nib.Nifti1Header(),
+        np.diag([*size, 1.0]),
+        quantity=quantity,
+        more_b0_directions=tuple(grid.b0_direction for grid in grids[1:]),
+        echo_time_s=echo_time_s,
+        field_strength_t=field_strength_t,
+        notes=notes,
+    )
+
+
+def mask_from(array: Any) -> NDArray[np.bool_]:
+    """Return a mask of anything that is non-zero inside.
+
+    Raises
+    ------
+    DataError
+        If it is no volume, holds NaN or Inf, or nothing is inside.
+    """
+    values = np.asarray(array)
+    if values.ndim != 3:
+        raise DataError(f"the mask has shape {values.shape}, expected (x, y, z)")
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise DataError("the mask holds NaN or Inf; use 0 and 1")
+    inside: NDArray[np.bool_] = values != 0
+    if not inside.any():
+        raise DataError("the mask is empty; nothing to reconstruct")
+    return inside
+
+
+def vector(numbers: Sequence[float]) -> Vector:
+    """Return three numbers.
+
+    Raises
+    ------
+    GeometryError
+        If they are not.
+    """
+    try:
+        x, y, z = (float(n) for n in numbers)
+    except (TypeError, ValueError):
+        raise GeometryError(f"expected three numbers (x, y, z), got {numbers!r}") from None
+    return x, y, z
