@@ -59,9 +59,11 @@ from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstructor import reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 
 ROOT = Path(__file__).parents[1]
@@ -277,7 +279,8 @@ def embedding_row(device: Device, library: CudaLibrary, networks: Networks, othe
     plan = plan_whole(HEAD, networks.card("tkd-unet").divisor)
     grid = scan.geometry
     with closing(torch_session(networks, "tkd-unet", "fp32")) as session:
-        engine = Engine(Gpu(device, library, session))
+        gpu = GpuSession(Gpu(device, library, session))
+        engine = Engine(reconstructor_of(gpu, Path("tkd-unet")))
         made = partial(
             engine.reconstruct,
             voxel_size_mm=grid.voxel_size_mm,

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -22,10 +23,19 @@ from qsm_deploy.runtime.gpu import dlpack
 from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.gpu.dlpack import CUDA, TakenTensor, capsule_of
 from qsm_deploy.runtime.gpu.embedding import Engine, open_engine
+from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
+from qsm_deploy.runtime.reconstructor import reconstructor_of
 
 SHAPE = (18, 13, 15)
+
+
+def engine_on(gpu):
+    return Engine(reconstructor_of(GpuSession(gpu), Path("network.plan")))
+
+
 GEOMETRY = {"voxel_size_mm": (1.0, 0.8, 1.5), "b0_direction": (0.1, -0.2, 0.97)}
 
 
@@ -135,7 +145,7 @@ def arrays():
 def test_a_field_on_the_gpu_gives_a_map_there(
     fake_device, make_gpu, card, mask, values, arrays, library
 ):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     outside = np.where(mask, values, np.nan)  # not read there
     field = arrays(library, fake_device, outside.astype(np.float32))
     chi = engine.reconstruct(field, arrays(library, fake_device, mask), **GEOMETRY)
@@ -146,7 +156,7 @@ def test_a_field_on_the_gpu_gives_a_map_there(
 
 @pytest.mark.parametrize("library", [JaxLike, TorchLike])
 def test_dlpack_is_taken_and_given(fake_device, make_gpu, card, mask, values, arrays, library):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     stream = fake_device.open_stream()
     field = arrays(library, fake_device, values, stream)
     chi = engine.reconstruct(field, mask, **GEOMETRY)
@@ -165,9 +175,9 @@ def test_dlpack_is_taken_and_given(fake_device, make_gpu, card, mask, values, ar
 
 
 def test_a_field_on_the_host_gives_a_map_on_the_gpu(fake_device, make_gpu, tkd_card, mask, values):
-    engine = Engine(make_gpu(fake_device, tkd_card, twice))
+    engine = engine_on(make_gpu(fake_device, tkd_card, twice))
     chi = engine.reconstruct(
-        values, mask, **GEOMETRY, correction=Correction(0.1, 2), options=PatchOptions(patch=8)
+        values, mask, **GEOMETRY, wants=Wants(PatchOptions(patch=8), correction=Correction(0.1, 2))
     )
     assert np.isfinite(read(fake_device, chi)).all()
     assert engine.findings["data_consistency"]["iterations"] == 2
@@ -176,7 +186,7 @@ def test_a_field_on_the_host_gives_a_map_on_the_gpu(fake_device, make_gpu, tkd_c
 
 
 def test_a_map_that_nobody_takes_is_freed(fake_device, make_gpu, card, mask, values):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     engine.reconstruct(values, mask, **GEOMETRY).__dlpack__()
     gc.collect()
     assert not fake_device.memory
@@ -203,28 +213,28 @@ class Unlike(CupyLike):
 def test_arrays_that_cannot_be_used(
     fake_device, make_gpu, card, mask, values, arrays, changes, text
 ):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     field = arrays(type("Wrong", (Unlike,), {"changes": changes}), fake_device, values)
     with pytest.raises(DataError, match=text):
         engine.reconstruct(field, mask, **GEOMETRY)
 
 
 def test_an_array_that_its_library_does_not_give(fake_device, make_gpu, card, mask, values, arrays):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     field = arrays(WithGradient, fake_device, values)
     with pytest.raises(DataError, match=r"local_field_ppm cannot be taken .* tensor\.detach"):
         engine.reconstruct(field, mask, **GEOMETRY)
 
 
 def test_a_map_is_never_given_as_a_copy(fake_device, make_gpu, card, mask, values):
-    chi = Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+    chi = engine_on(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
     with pytest.raises(BufferError, match="copy what you took"):
         chi.__dlpack__(copy=True)
     del chi
 
 
 def test_an_array_on_another_gpu(fake_device, make_gpu, card, mask, values, arrays):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     field = arrays(type("Elsewhere", (JaxLike,), {"number": 3}), fake_device, values)
     with pytest.raises(DataError, match="lies on GPU 3, the engine on GPU 0"):
         engine.reconstruct(field, mask, **GEOMETRY)
@@ -242,7 +252,7 @@ def test_an_array_on_another_gpu(fake_device, make_gpu, card, mask, values, arra
 def test_fields_that_cannot_be_right(
     fake_device, make_gpu, card, mask, values, arrays, change, error, text, there
 ):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     field = change(values)
     with pytest.raises(error, match=text):
         engine.reconstruct(
@@ -259,32 +269,32 @@ def test_fields_that_cannot_be_right(
 )
 def test_masks_that_cannot_be(fake_device, make_gpu, card, values, mask, text):
     with pytest.raises(DataError, match=text):
-        Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+        engine_on(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
 
 
 def test_a_mask_of_another_type(fake_device, make_gpu, card, values, arrays):
     mask = arrays(CupyLike, fake_device, np.ones(SHAPE, np.float32))
     with pytest.raises(DataError, match="has type f4, expected bool or uint8"):
-        Engine(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
+        engine_on(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
 
 
 def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values):
     card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, None, None))
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     with pytest.raises(GeometryError):
         engine.reconstruct(values, mask, **GEOMETRY)
-    chi = engine.reconstruct(values, mask, **GEOMETRY, allow_geometry=True)
+    chi = engine.reconstruct(values, mask, **GEOMETRY, wants=Wants(allow_geometry=True))
     del chi
 
 
 def test_a_map_that_is_not_finite(fake_device, make_gpu, card, mask, values):
-    engine = Engine(make_gpu(fake_device, card, lambda tensors: twice(tensors) + np.nan))
+    engine = engine_on(make_gpu(fake_device, card, lambda tensors: twice(tensors) + np.nan))
     with pytest.raises(EngineError, match="NaN or Inf voxels"):
         engine.reconstruct(values, mask, **GEOMETRY)
 
 
 def test_too_little_memory(fake_device, make_gpu, card, mask, values):
-    engine = Engine(make_gpu(fake_device, card, twice))
+    engine = engine_on(make_gpu(fake_device, card, twice))
     fake_device.capacity = 10_000
     with pytest.raises(MemoryLimitError, match="would need"):
         engine.reconstruct(values, mask, **GEOMETRY)
@@ -294,7 +304,7 @@ def test_networks_of_more_than_a_field(fake_device, make_gpu, card):
     phase = (TensorInfo("mask", "1", ("n", 1, "x", "y", "z")),)
     card = replace(card, inputs=(*card.inputs, *phase))
     with pytest.raises(UsageError, match="takes more than a local field"):
-        Engine(make_gpu(fake_device, card, twice))
+        engine_on(make_gpu(fake_device, card, twice))
 
 
 def test_without_a_gpu_there_is_no_engine(card, write_model):

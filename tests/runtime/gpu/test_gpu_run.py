@@ -9,7 +9,6 @@ import pytest
 
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime import networks
 from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import gpu_number
@@ -31,7 +30,7 @@ def on_fake_gpu(monkeypatch, fake_device, make_gpu):
         sessions = [OnnxRuntimeSession(model) for model in models]
         return [GpuSession(make_gpu(fake_device, s.card, s.run)) for s in sessions]
 
-    monkeypatch.setattr(networks, "open_gpu_sessions", open_gpu_sessions)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.open_gpu_sessions", open_gpu_sessions)
     return asked
 
 

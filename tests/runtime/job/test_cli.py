@@ -74,9 +74,9 @@ class TestResult:
         assert (paths["folder"] / "field_chi.json").is_file()
 
     def test_without_a_model_the_bundled_one_runs(self, run, paths):
-        code, out, _ = run("field -m mask -o chi")
-        assert code == 0
-        assert "whole volume" in out
+        code, out, err = run("field -m mask -o chi")
+        assert (code, out) == (0, f"{paths['chi']}\n")
+        assert "whole volume" in err
         sidecar = json.loads((paths["folder"] / "chi.json").read_text())
         assert sidecar["model"]["network"] == "tkd-unet"
 
@@ -99,7 +99,7 @@ class TestResult:
         report = paths["folder"] / "run.json"
         line = f"model field -m mask -o chi --truth truth --labels labels --report {report}"
         code, out, err = run(line)
-        assert (code, err) == (0, "")
+        assert (code, out) == (0, f"{paths['chi']}\n")
         content = json.loads(report.read_text())
         assert content["model"]["network"] == "twice"
         assert content["geometry"]["shape"] == [21, 18, 15]
@@ -113,7 +113,7 @@ class TestResult:
         mask = field != 0
         residual = np.linalg.norm((predicted - field)[mask]) / np.linalg.norm(field)
         assert content["field_residual"] == pytest.approx(residual, rel=1e-5)
-        assert "NRMSE [%]" in out
+        assert "NRMSE [%]" in err
         assert run(line.replace("-o chi", "--force --json -o chi"))[1].startswith('{"made_by"')
 
     def test_the_figure_is_a_picture(self, run, paths):
@@ -123,9 +123,9 @@ class TestResult:
 
     @pytest.mark.parametrize("blend", ["hann", "gaussian", "crop"])
     def test_patches_give_the_same_map(self, run, paths, field, blend):
-        code, out, _ = run(f"model field -m mask -o chi --patch 8 --overlap 4 --blend {blend}")
+        code, _, err = run(f"model field -m mask -o chi --patch 8 --overlap 4 --blend {blend}")
         assert code == 0
-        assert f"patches of 8x8x8, overlap 4, blend {blend}" in out
+        assert f"patches of 8x8x8, overlap 4, blend {blend}" in err
         np.testing.assert_allclose(nib.load(paths["chi"]).get_fdata(), 2 * field, atol=1e-7)
 
     def test_memory_decides_between_whole_and_patches(self, run, paths, card, write_model):
@@ -172,14 +172,15 @@ class TestResult:
         def fail(*args, **kwargs):
             raise MemoryError
 
-        monkeypatch.setattr("qsm_deploy.runtime.job.one_scan.figure_png", fail)
+        monkeypatch.setattr("qsm_deploy.runtime.job.figure.scan_figure", fail)
         figure = paths["folder"] / "chi.png"
         assert run(f"model field -m mask -o chi --figure {figure}")[0] == 6
         assert nib.load(paths["chi"]).shape == (21, 18, 15)
 
-    def test_quiet_still_warns(self, run):
-        code, _, err = run("model field -q -o chi")
+    def test_quiet_still_warns_and_prints_the_output_alone(self, run, paths):
+        code, out, err = run("model field -q -o chi")
         assert (code, err.count("\n")) == (0, 1)
+        assert out == f"{paths['chi']}\n"
 
 
 class TestGeometry:

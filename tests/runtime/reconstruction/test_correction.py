@@ -29,7 +29,7 @@ def run(card, write_model, write_volume, head, tmp_path):
     model = write_model(card, factor=0.5)
 
     def run(*flags: str) -> tuple[int, np.ndarray, dict]:
-        words = [model, field, "-m", mask, "-o", tmp_path / "chi.nii.gz", "--force", "-q", *flags]
+        words = [model, field, "-m", mask, "-o", tmp_path / "chi.nii.gz", "--force", *flags]
         code = main([str(word) for word in words])
         if code:
             return code, np.empty(0), {}
@@ -49,7 +49,7 @@ def test_the_map_explains_more_of_the_field(run, head, flags, capsys) -> None:
     assert step["field_residual_before"] > 0.8
     assert step["field_residual_after"] < 0.4
     assert (chi[~head.mask] == 0).all()
-    assert "lambda 0.03: field residual" in capsys.readouterr().out
+    assert "lambda 0.03: field residual" in capsys.readouterr().err
 
 
 def test_conjugate_gradients_on_the_mask_explain_more_than_the_closed_form(run) -> None:

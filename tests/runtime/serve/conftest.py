@@ -6,14 +6,17 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+from qsm_deploy.runtime.reconstructor import Reconstructor
 from qsm_deploy.runtime.serve.codec import Decoder, Image
-from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.server import MrdServer
+from qsm_deploy.runtime.serve.turns import TakingTurns
 
 import ismrmrd  # isort: skip  # after the codec, which keeps it from changing the warnings
 from ismrmrd.serialization import ConfigFile, ProtocolDeserializer, ProtocolSerializer  # isort: skip
@@ -40,12 +43,25 @@ class TwiceSession:
         return 2 * tensors["local_field_ppm"]
 
 
+def in_turns(session, wants=None) -> TakingTurns:
+    """Return a session behind the server, which it stays reachable for."""
+    turns = TakingTurns(Reconstructor(CpuNetwork(session, Path("twice.onnx"))), wants)
+    turns.session = session
+    return turns
+
+
+@pytest.fixture(name="in_turns")
+def in_turns_fixture() -> Callable[..., TakingTurns]:
+    """Return what puts a session behind the server."""
+    return in_turns
+
+
 @pytest.fixture
-def engine(card) -> Engine:
-    """Return an engine whose map is twice the field."""
+def engine(card) -> TakingTurns:
+    """Return a reconstructor whose map is twice the field, and its session."""
     session = TwiceSession(card)
     session.gate.set()
-    return Engine(session)
+    return in_turns(session)
 
 
 @pytest.fixture
@@ -232,7 +248,7 @@ def serve(engine) -> Iterator[Callable[..., Running]]:
     """Return a function that starts a server."""
     running: list[Running] = []
 
-    def start(limits: Limits = QUICK, engine: Engine = engine) -> Running:
+    def start(limits: Limits = QUICK, engine: TakingTurns = engine) -> Running:
         log: list[str] = []
         server = MrdServer("127.0.0.1", 0, engine, limits, log.append)
         thread = threading.Thread(target=server.serve)

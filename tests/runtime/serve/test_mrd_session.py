@@ -9,12 +9,11 @@ from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer
 
 from qsm_deploy.kernels.errors import ProtocolError, UsageError
 from qsm_deploy.runtime.card.card import GeometryLimits
+from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.serve import qsm_config
-from qsm_deploy.runtime.serve.engine import Engine
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.mrd_session import MrdSession
 from qsm_deploy.runtime.serve.parameters import Parameters, parameters_from
-from qsm_deploy.runtime.serve.qsm_config import EchoSteps
 
 CHI_SERIES = 99
 
@@ -244,13 +243,13 @@ class TestErrors:
         assert (len(texts), images) == (1, [])
         assert session.complete
 
-    def test_a_network_for_another_geometry(self, talk, session_of, card, engine):
+    def test_a_network_for_another_geometry(self, talk, session_of, card, engine, in_turns):
         limits = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
         engine.session.card = replace(card, geometry=limits)
-        texts, images, _ = talk(session_of())
+        texts, images, _ = talk(session_of(), in_turns(engine.session))
         assert any("voxel size (1, 1, 2) mm, the network was trained at" in t for t in texts)
         assert len(images) == 8
-        allowed = Engine(engine.session, allow_geometry=True)
+        allowed = in_turns(engine.session, Wants(allow_geometry=True))
         texts, images, session = talk(session_of(), allowed)
         assert session.error is None
         assert len(images) == 16
@@ -322,29 +321,6 @@ class TestEchoes:
         ]  # fmt: skip
         assert np.abs(chi_ppb(images[120:])).max() < 30
         assert len(images) == 140
-
-    def test_each_step_can_be_replaced(self, talk, session_of, echo_images, local_field):
-        seen = []
-
-        def mask(magnitude):
-            seen.append(magnitude.shape)
-            return magnitude[0] > 500
-
-        def field_mapping(echoes, mask):
-            seen.append(echoes.echo_times_s)
-            return np.where(mask, np.float32(0.03), np.float32(0))
-
-        def background_removal(field, mask, geometry):
-            seen.append(geometry.voxel_size_mm)
-            return 2 * field, mask
-
-        steps = EchoSteps(mask, field_mapping, background_removal)
-        _, images, session = talk(
-            session_of("qsm", None, echo_images), configurations={"qsm": steps}
-        )
-        assert session.error is None
-        assert seen == [(3, 20, 20, 20), (0.005, 0.01, 0.015), (2, 2, 2)]
-        assert np.unique(chi_ppb(images[120:])).tolist() == [0, 120]
 
     def test_the_opposite_sign(self, talk, session_of, echo_images):
         maps = []

@@ -11,8 +11,9 @@ import pytest
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
-from qsm_deploy.runtime.serve.engine import Engine
+from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.server import MrdServer
+from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
 
 CHI_SERIES = 99
 SOAK_SESSIONS, SOAK_GROWTH = 200, 0.05
@@ -275,10 +276,8 @@ def test_memory_does_not_grow(serve, dipole_stream):
 
 
 def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
-    from qsm_deploy.runtime.serve.engine import open_engine
-
-    engine = open_engine(write_model(card), "onnxruntime")
-    assert isinstance(engine, Engine)
+    engine = open_taking_turns(write_model(card), Host("onnxruntime"))
+    assert isinstance(engine, TakingTurns)
     assert engine.name.startswith("twice fp32, onnxruntime ")
 
 
@@ -291,7 +290,6 @@ def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
 )
 def test_networks_that_are_not_for_the_server(card, write_model, change, match):
     from qsm_deploy.runtime.card.card import TensorInfo
-    from qsm_deploy.runtime.serve.engine import open_engine
 
     inputs = change.pop("inputs")
     if inputs == 2:
@@ -299,4 +297,4 @@ def test_networks_that_are_not_for_the_server(card, write_model, change, match):
     else:
         change["inputs"] = (TensorInfo(inputs, "rad", ("n", 1, "x", "y", "z")),)
     with pytest.raises(UsageError, match=match):
-        open_engine(write_model(replace(card, **change)), "onnxruntime")
+        open_taking_turns(write_model(replace(card, **change)), Host("onnxruntime"))
