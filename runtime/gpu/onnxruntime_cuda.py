@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
@@ -14,7 +15,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
@@ -22,6 +22,9 @@ from qsm_deploy.runtime.sessions.open import (
     cannot_load,
 )
 from qsm_deploy.runtime.sessions.session import read_card
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = (
@@ -83,7 +86,7 @@ class OnnxRuntimeCudaSession:
     version = onnxruntime.__version__
     capturable = False
 
-    def __init__(self, path: Path, gpu: CudaDevice, memory_limit: int | None = None) -> None:
+    def __init__(self, path: Path, gpu: "CudaDevice", memory_limit: int | None = None) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             raise EngineError(
                 f"this onnxruntime {onnxruntime.__version__} has no CUDA provider; {INSTALL}"

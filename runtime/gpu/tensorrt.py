@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.plan_target import PlanTarget, rebuild_command
@@ -29,6 +28,8 @@ from qsm_deploy.runtime.sessions.session import read_card
 
 if TYPE_CHECKING:
     import tensorrt
+
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 
 PROFILE = 0  # a plan of qsm-export has one
 UNSERVED = "cannot run on this GPU"  # in what the library says of a plan that is whole
@@ -102,7 +103,7 @@ class TensorRtSession:
         data: bytes,
         card: ModelCard,
         target: PlanTarget,
-        gpu: CudaDevice,
+        gpu: "CudaDevice",
     ) -> None:
         self.backend: DeviceBackend = target.engine
         library = _matching_library(path, card, target, gpu.properties)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
-from qsm_deploy.runtime.gpu import cuda_device
 from qsm_deploy.runtime.gpu.device import DeviceProperties
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
@@ -74,8 +73,8 @@ class FakeDriver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """Put a made-up driver where one is looked for."""
     driver = FakeDriver()
-    monkeypatch.setattr(cuda_device, "device_properties", driver.gpu)
-    monkeypatch.setattr(cuda_device, "CudaDevice", driver.open)
+    stand_in = SimpleNamespace(device_properties=driver.gpu, CudaDevice=driver.open)
+    monkeypatch.setitem(sys.modules, "qsm_deploy.runtime.gpu.cuda_device", stand_in)
     return driver
 
 

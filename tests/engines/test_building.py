@@ -3,12 +3,12 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
-from cuda.bindings import runtime as cudart
 from tqdm import tqdm
 
 from qsm_deploy.export.tensorrt.build_progress import build_monitor
@@ -18,7 +18,7 @@ from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.export.tensorrt.timing_cache import timing_cache_file
 from qsm_deploy.kernels import tensorrt_plugin
-from qsm_deploy.kernels.errors import EngineError, ExportError, UsageError
+from qsm_deploy.kernels.errors import EngineError, ExportError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.plan_file import read_plan_card
 from qsm_deploy.runtime.gpu.plan_target import target_from_card
 from qsm_deploy.runtime.gpu.tensorrt_library import open_library
@@ -118,11 +118,29 @@ def test_a_build_that_fails_says_why(install, built, levers) -> None:
 
 def test_without_a_gpu_plain_tensorrt_is_not_asked(install, monkeypatch) -> None:
     install()
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="no cuda-bindings")
     no_driver = (cudart.cudaError_t.cudaErrorInsufficientDriver, None)
     monkeypatch.setattr(cudart, "cudaGetDeviceCount", lambda: no_driver)
     with pytest.raises(EngineError, match="no NVIDIA driver") as caught:
         plan_target(PlanChoices("tensorrt"))
     assert caught.value.exit_code == 4
+
+
+def test_the_other_flavour_builds_without_cuda_s_bindings(
+    install, card, model, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.delitem(sys.modules, "qsm_deploy.runtime.gpu.cuda_device", raising=False)
+    install("tensorrt_rtx")
+    choices = PlanChoices("tensorrt-rtx", layers=Path("layers.json"))
+    with_target = replace(card, options=card.options | plan_target(choices).options())
+    profile = profile_from("16,32,64", 8, patchable=True)
+    plan = build_plan(model, with_target, profile, choices)
+    assert plan.data
+    assert r"pip install 'qsm-deploy[cuda]'" in json.loads(plan.layers)["why_no_engine"]
+    install("tensorrt")
+    with pytest.raises(MissingDependencyError, match=r"pip install 'qsm-deploy\[cuda\]'"):
+        plan_target(PlanChoices("tensorrt"))
 
 
 def kept_timings() -> Path:

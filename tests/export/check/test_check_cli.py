@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -368,7 +370,8 @@ def test_a_plan_without_a_gpu(check, plan, monkeypatch) -> None:
     def no_driver(number: int) -> None:
         raise EngineError("this machine has no NVIDIA driver")
 
-    monkeypatch.setattr("qsm_deploy.runtime.gpu.cuda_device.CudaDevice", no_driver)
+    cuda_device = SimpleNamespace(CudaDevice=no_driver)
+    monkeypatch.setitem(sys.modules, "qsm_deploy.runtime.gpu.cuda_device", cuda_device)
     refused(check(plan), 4, "this machine has no NVIDIA driver")
     refused(check(plan, "--device", "cpu"), 2, "engine.plan is a plan, which runs on a GPU only")
     refused(check(plan, "--backend", "openvino"), 2, "--backend openvino is for the CPU")
