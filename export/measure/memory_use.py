@@ -19,8 +19,8 @@ from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, r
 from qsm_deploy.runtime.sessions.session import Backend, open_session
 
 Shape = tuple[int, int, int]
-# far enough apart for a slope, the smaller one nearly nothing but the fixed part, multiples of every
-# power of two up to 16, and not slow
+# far enough apart for a slope, the smaller one little but the fixed part, multiples of every power
+# of two up to 16, and not slow
 SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))
 
 
