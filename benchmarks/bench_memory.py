@@ -21,7 +21,7 @@ from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
-SHAPES = ((112, 128, 104), (150, 176, 131), (176, 208, 160))
+SHAPES = ((48, 48, 48), (96, 112, 96), (112, 128, 104), (150, 176, 131), (176, 208, 160))
 MODES = {
     "whole": ["--patch", "off"],
     "patch 64": ["--patch", "64"],

@@ -44,7 +44,7 @@ from qsm_deploy.runtime.card.card import (
     ReceptiveField,
     Verification,
 )
-from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.console.atomic import check_writable, write_together
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.sessions.open import (
     installed_backends,
@@ -195,11 +195,11 @@ def export_network(
         engine_layers = made.layers
     else:
         data, engine_layers = with_card(graphs.written, card), None
-    if layers_path and (report := _layers_report(found, engine_layers)):
-        write_atomically(layers_path, report.encode(), force=force)
     card_path = output.with_suffix(".json")
-    write_atomically(output, data, force=force)
-    write_atomically(card_path, _for_people(card).encode(), force=force)
+    files = {card_path: _for_people(card).encode(), output: data}
+    if layers_path and (report := _layers_report(found, engine_layers)):
+        files[layers_path] = report.encode()
+    write_together(files, force=force)
     return Exported(output, card_path, len(data), card, tuple(differences), rounding, found)
 
 

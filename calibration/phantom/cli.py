@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> str:
 
     from qsm_deploy.calibration.phantom.phantom import head_phantom
     from qsm_deploy.kernels.geometry import Geometry
-    from qsm_deploy.runtime.console.atomic import write_atomically
+    from qsm_deploy.runtime.console.atomic import write_together
 
     geometry = Geometry(arguments.shape, arguments.voxel_size, arguments.b0_direction)
     if not arguments.quiet:
@@ -120,8 +120,7 @@ def _run(arguments: argparse.Namespace) -> str:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot create {folder}: {error.strerror}") from error
-    for name, content in files.items():
-        write_atomically(folder / name, content, force=arguments.force)
+    write_together({folder / name: c for name, c in files.items()}, force=arguments.force)
     return "\n".join(str(folder / name) for name in files)
 
 

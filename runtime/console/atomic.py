@@ -2,6 +2,10 @@
 
 import os
 import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,62 +45,132 @@ def _check_writable(path: Path, *, force: bool) -> None:
 def write_atomically(path: Path, data: bytes, *, force: bool) -> None:
     """Write ``data`` to ``path`` so that a reader sees the whole file or none.
 
-    On Linux the bytes go to a nameless file first, which vanishes with the process however it
-    ends; it gets its name when it is complete and on disk. To replace a file it passes through
-    a hidden name beside it, for the instant between two system calls. File systems without
-    nameless files keep a hidden ``.part`` file of a process that is killed while writing.
+    Raises
+    ------
+    UsageError, DataError
+        As :func:`write_together`.
+    """
+    write_together({path: data}, force=force)
+
+
+def write_together(files: Mapping[Path, bytes], *, force: bool) -> None:
+    """Write several files so that all of them appear, each whole, or none.
+
+    On Linux the bytes go to nameless files first, which vanish with the process however it
+    ends; they get their names, in the order given, when all are complete and on disk. If one
+    cannot, those named before are taken back, and files that they replaced are there again. To
+    replace a file a new one passes through a hidden name beside it, for the instant between two
+    system calls. A process that is killed between two names leaves the files before; what they
+    replaced, and on file systems without nameless files what was being written, may remain under
+    a hidden name.
 
     Raises
     ------
     UsageError
-        If ``path`` exists and ``force`` is false.
+        If one exists and ``force`` is false.
     DataError
-        If the file cannot be written.
+        If one cannot be written; the message names it.
     """
-    check_writable(path, force=force)
+    for path in files:
+        check_writable(path, force=force)
+    with ExitStack() as unnamed, ExitStack() as named:
+        complete: dict[Path, Callable[[Path], None]] = {}
+        for path, data in files.items():
+            with _about(path):
+                complete[path] = unnamed.enter_context(_complete_file(path, data))
+        for path, give_name in complete.items():
+            with _about(path):
+                named.enter_context(_named(path, give_name, force=force))
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
     try:
-        if force and os.path.lexists(path):
-            complete = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            _create(complete, data)
-            os.replace(complete, path)
-        else:
-            _create(path, data)
+        yield
     except FileExistsError:
         raise UsageError(f"{path} appeared meanwhile; pass --force to overwrite it") from None
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _create(path: Path, data: bytes) -> None:
-    """Create ``path``, which must not exist, with its whole content."""
+@contextmanager
+def _complete_file(path: Path, data: bytes) -> Iterator[Callable[[Path], None]]:
+    """Write a file in the folder of ``path`` and give what names it, never over another file."""
     try:
         descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except (AttributeError, OSError):  # no nameless files on this system or file system
-        _create_from_part(path, data)
+        part = _hidden(path, ".part")
+        try:
+            with part.open("xb") as file:
+                _write_through(file, data)
+            yield partial(_name_part, part)
+        finally:
+            part.unlink(missing_ok=True)
         return
     with os.fdopen(descriptor, "wb") as file:
         _write_through(file, data)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            # linkat follows the symbolic link by which /proc names the open file
-            os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
-        finally:
-            os.close(folder)
+        yield partial(_name_nameless, file)
 
 
-def _create_from_part(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+@contextmanager
+def _named(path: Path, give_name: Callable[[Path], None], *, force: bool) -> Iterator[None]:
+    """Give a file its name; if the body fails, what was at that place before is there again."""
+    new, old = _hidden(path), _hidden(path, ".old")
+    if replaces := force and os.path.lexists(path):
+        _copy(path, old)
     try:
-        with part.open("xb") as file:
-            _write_through(file, data)
+        give_name(new if replaces else path)
+        if replaces:
+            os.replace(new, path)
+    except BaseException:
+        for name in (new, old):
+            name.unlink(missing_ok=True)
+        raise
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            if replaces:
+                os.replace(old, path)
+            else:
+                path.unlink()
+        raise
+    with suppress(OSError):
+        old.unlink()
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Give a file, or a symbolic link, a second name, or a twin where there are no hard links."""
+    try:
+        os.link(path, copy, follow_symlinks=False)
+    except (OSError, AttributeError, NotImplementedError):
         try:
-            os.link(part, path)  # which, unlike a rename, never replaces a file
-        except FileExistsError:
+            shutil.copy2(path, copy, follow_symlinks=False)
+        except BaseException:
+            copy.unlink(missing_ok=True)
             raise
-        except (OSError, AttributeError):  # no hard links either
-            os.replace(part, path)
+
+
+def _name_nameless(file: BinaryIO, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # linkat follows the symbolic link by which /proc names the open file
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(folder)
+
+
+def _name_part(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)  # which, unlike a rename, never replaces a file
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):  # no hard links
+        os.replace(part, path)
+
+
+def _hidden(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
 def _write_through(file: BinaryIO, data: bytes) -> None:

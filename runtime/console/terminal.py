@@ -1,5 +1,6 @@
 """What a user sees on stderr while a run goes on."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,15 @@ from tqdm import tqdm
 
 
 class TerminalLog:
-    """Progress and warnings on stderr; stages and bars only on a terminal."""
+    """Progress and notes on stderr, unless it is to be quiet.
+
+    Stages and bars are for a terminal that can erase a line.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._live = sys.stderr.isatty() and not quiet
+        erases = os.environ.get("TERM", "dumb") != "dumb"
+        self._live = erases and sys.stderr.isatty() and not quiet
         self._about = ""
 
     def about(self, name: str) -> None:
@@ -21,15 +26,13 @@ class TerminalLog:
         self._about = f"{name}: " if name else ""
 
     def warn(self, text: str) -> None:
-        """Print a line that the user must see."""
+        """Print a line that the user must see, even where it is to be quiet."""
         self.stage("")
         print(f"note: {self._about}{text}", file=sys.stderr)
 
     def tell(self, text: str) -> None:
-        """Print a line on how far the work is, unless only warnings are wanted."""
-        self.stage("")
-        if not self._quiet:
-            print(f"{self._about}{text}", file=sys.stderr)
+        """Print a line on how far the work is."""
+        self._print(f"{self._about}{text}")
 
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""
@@ -45,3 +48,8 @@ class TerminalLog:
             total=total, unit="patch", leave=False, disable=not self._live or total == 1
         ) as bar:
             yield bar
+
+    def _print(self, line: str) -> None:
+        self.stage("")
+        if not self._quiet:
+            print(line, file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
@@ -87,13 +87,16 @@ def run_scan(
     run |= made.findings
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
-    _write_map(request, run, made.chi_ppm, measured, stages)  # before what may still fail
-    run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
-    _draw(request.outputs, run, made.chi_ppm, measured, stages)
-    run |= report.resources(stages, planned.task.decision)
-    if request.outputs.report is not None:
-        content = report.json_bytes(run)
-        write_atomically(request.outputs.report, content, force=request.outputs.force)
+    outputs = request.outputs
+    files = _map_files(request, run, made.chi_ppm, measured, stages)
+    try:
+        run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
+        files |= _draw(outputs, run, made.chi_ppm, measured, stages)
+        run |= report.resources(stages, planned.task.decision)
+        if outputs.report is not None:
+            files[outputs.report] = report.json_bytes(run)
+    finally:  # the map outlives what fails after it
+        write_together(files, force=outputs.force)
     log.stage("")
     return Finished(run, planned, made.chi_ppm)
 
@@ -116,13 +119,13 @@ def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[s
     return findings
 
 
-def _write_map(
+def _map_files(
     request: Request, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages
-) -> None:
-    """Write the sidecar, then the map: where there is a map, there is its sidecar."""
+) -> dict[Path, bytes]:
+    """Return the sidecar and the map, if they are to be written."""
     outputs = request.outputs
     if outputs.chi is None or outputs.sidecar is None:
-        return
+        return {}
     with stages("write"):
         volume = chi * np.float32(PPB_PER_PPM) if outputs.units == "ppb" else chi
         nifti = nifti_bytes(
@@ -132,19 +135,19 @@ def _write_map(
             like=scan.header,
             compress=outputs.chi.name.endswith(".gz"),
         )
-        sidecar = report.json_bytes({**request.labels, **run})
-        write_atomically(outputs.sidecar, sidecar, force=outputs.force)
-        write_atomically(outputs.chi, nifti, force=outputs.force)
+    return {outputs.sidecar: report.json_bytes({**request.labels, **run}), outputs.chi: nifti}
 
 
-def _draw(outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages) -> None:
+def _draw(
+    outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages
+) -> dict[Path, bytes]:
+    """Return the picture, if there is to be one."""
     if outputs.figure is None:
-        return
+        return {}
     from qsm_deploy.runtime.job.figure import png_of, scan_figure
 
     with stages("figure"):
-        png = png_of(scan_figure(scan, chi, report.title(run)))
-        write_atomically(outputs.figure, png, force=outputs.force)
+        return {outputs.figure: png_of(scan_figure(scan, chi, report.title(run)))}
 
 
 def run_request(request: Request, models: Sequence[Path], host: Host, log: TerminalLog) -> Finished:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.console.sidecar import require_replaceable
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
@@ -61,6 +62,8 @@ class Outputs:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
             written.add(path.resolve())
             check_writable(path, force=self.force)
+        if self.sidecar is not None:
+            require_replaceable(self.sidecar)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.precision_check import SAMPLE_VOXELS
+from qsm_deploy.runtime.scan.bounding_box import bounding_box
 from qsm_deploy.runtime.scan.scan import Scan
 
 FLOAT = 4  # bytes of a float32 voxel
@@ -21,9 +22,11 @@ TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transfo
 # per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
 UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
 CONJUGATE_GRADIENTS = 24  # per voxel: map, residual, direction, its image, and products
-METRICS = 40  # per voxel: doubles in the mask's box
+METRICS = 60  # per voxel of the mask's box: doubles
 PICTURE = 7  # per voxel: the panels of a figure
-LIBRARIES_BYTES = 20e6  # code and tables that libraries load when first used
+# code and tables that libraries load when first used, which stay: what a run takes at 32^3 besides
+# its volumes and the session, between 20 MB (OpenVINO) and 29 MB (ONNX Runtime)
+LIBRARIES_BYTES = 25e6
 MATPLOTLIB_BYTES = 45e6  # the same for figures
 
 MEMINFO = Path("/proc/meminfo")
@@ -72,22 +75,24 @@ class Workload:
         scan, card = self.scan, self.card
         voxels = math.prod(scan.geometry.shape)
         patch = math.prod(plan.patch_shape)
-        held = float(scan.nbytes)
+        held = LIBRARIES_BYTES + scan.nbytes
         use = inference_memory(card.memory, self.backend)
         kept = use.bytes_per_voxel * patch if self.keeps_session else 0
-        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + (held - 5 * voxels) * 1.5 + kept}
+        more = scan.nbytes - 5 * voxels  # than one field and its mask
+        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + 1.5 * more + kept}
         held += self.held_bytes
-        stages["prepare"] = LIBRARIES_BYTES + held + kept
+        stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
         if card.tkd is not None:
             padded = scan.geometry.padded(card.tkd.pad_voxels)
             stages["prepare"] += TRANSFORM * math.prod(padded.shape)
-        volumes = FLOAT * voxels * inputs  # the inputs besides the field, and the sum of patches
+        # the inputs besides the field, the sum of patches, and, if it is the map, that in the mask
+        volumes = FLOAT * voxels * (inputs + (card.patchable != "split"))
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
         if card.patchable == "split":
-            more = FLOAT * (len(scan.measured) - 1)  # the projection of each further field
-            stages["inference"] += (UNROLLED_STEP[card.pipeline] + more) * voxels
+            each = FLOAT * (len(scan.measured) - 1)  # the projection of each further field
+            stages["inference"] += (UNROLLED_STEP[card.pipeline] + each) * voxels
         if self.compares_precision:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
@@ -103,7 +108,8 @@ class Workload:
         if self.evaluates or self.corrects:
             stages["field residual"] = held + TRANSFORM * 8 * voxels
         if scan.truth_ppm is not None:
-            stages["metrics"] = held + METRICS * voxels
+            box = scan.mask[bounding_box(scan.mask)].size
+            stages["metrics"] = held + METRICS * box
         if self.draws:
             stages["figure"] = held + MATPLOTLIB_BYTES + PICTURE * voxels
         return stages

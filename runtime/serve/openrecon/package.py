@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.label import (
     LABEL_NAME,
@@ -136,8 +136,5 @@ def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot create {folder}: {error.strerror}") from error
-    for name in files:
-        check_writable(folder / name, force=force)
-    for name, content in files.items():
-        write_atomically(folder / name, content, force=force)
+    write_together({folder / name: content for name, content in files.items()}, force=force)
     return "\n".join(str(folder / name) for name in files)

@@ -12,7 +12,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.console import atomic
-from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.console.atomic import check_writable, write_atomically, write_together
 
 
 @pytest.fixture(params=["nameless files", "hard links", "renames"])
@@ -22,7 +22,7 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     if request.param == "renames":
 
-        def no_links(*_paths: Path) -> None:
+        def no_links(*_paths: Path, **_how: object) -> None:
             raise PermissionError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", no_links)
@@ -106,6 +106,91 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left on device"):
         write_atomically(tmp_path / "old.nii", b"new", force=True)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"old.nii": b"old"}
+
+
+def content(folder):
+    """Return what every file of a folder holds, hidden ones too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("force", [False, True])
+def test_several_files_appear_together(tmp_path, force):
+    if force:
+        (tmp_path / "map.json").write_bytes(b"old")
+    new = {"map.json": b"facts", "map.nii": b"whole", "run.json": b"report"}
+    write_together({tmp_path / name: data for name, data in new.items()}, force=force)
+    assert content(tmp_path) == new
+
+
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_full_disk_leaves_none_of_several(tmp_path, monkeypatch, force, fails_at):
+    old = {"map.json": b"old facts", "run.json": b"old report"} if force else {}
+    for name, data in old.items():
+        (tmp_path / name).write_bytes(data)
+    write, written = atomic._write_through, []
+
+    def full(file, data):
+        write(file, data)
+        written.append(data)
+        if len(written) > fails_at:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic, "_write_through", full)
+    names = ["map.json", "map.nii", "run.json"]
+    says = rf"cannot write .*{names[fails_at]}: No space left on device"
+    with pytest.raises(DataError, match=says):
+        write_together({tmp_path / name: b"new" for name in names}, force=force)
+    assert content(tmp_path) == old
+    monkeypatch.undo()
+    write_together({tmp_path / name: b"new" for name in names}, force=force)  # nothing in the way
+    assert content(tmp_path) == dict.fromkeys(names, b"new")
+
+
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_name_that_cannot_be_given_takes_back_those_before(tmp_path, monkeypatch, error):
+    old = {"map.json": b"old facts", "map.nii": b"old map", "link": b"old facts"}
+    (tmp_path / "map.json").write_bytes(b"old facts")
+    (tmp_path / "map.nii").write_bytes(b"old map")
+    (tmp_path / "link").symlink_to("map.json")
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(target).name == "map.nii":
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError
+    names = ["map.json", "link", "new.json", "map.nii"]
+    with pytest.raises(expected):
+        write_together({tmp_path / name: b"new" for name in names}, force=True)
+    assert content(tmp_path) == old
+    assert (tmp_path / "link").is_symlink()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.console.atomic import write_together
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    small, large = Path(sys.argv[1], "map.json"), Path(sys.argv[1], "map.nii")
+    write_together({small: b"facts", large: bytes(1 << 20)}, force=False)
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_the_system_cuts_off_leaves_none(tmp_path):
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {tmp_path / 'map.nii'}: File too large\n"
+    assert content(tmp_path) == {}
 
 
 def test_places_that_take_no_file_are_refused_before_any_work(tmp_path):
