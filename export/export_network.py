@@ -9,14 +9,14 @@ from typing import Literal, cast
 
 import onnx
 
+from qsm_deploy.calibration.int8.calibration import Int8Choices, read_calibration
+from qsm_deploy.calibration.int8.choice import Int8Result
+from qsm_deploy.calibration.int8.table import row_dicts
 from qsm_deploy.export.checkpoints.state import StateDict, state_sha256
 from qsm_deploy.export.dipole.lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.calibration import Int8Choices, read_calibration
-from qsm_deploy.export.int8.choice import Int8Result, choose_int8
-from qsm_deploy.export.int8.table import row_dicts
-from qsm_deploy.export.int8.verification import verify_int8
+from qsm_deploy.export.int8.verification import find_int8, verify_int8
 from qsm_deploy.export.measure.measurement_cache import cached_receptive_field
 from qsm_deploy.export.measure.memory_use import measure_memory
 from qsm_deploy.export.measure.receptive_field import measure_receptive_field
@@ -152,7 +152,7 @@ def export_network(
     exact = _trace(module, dipole_op, precision)
     found = None
     if int8 is not None and maps is not None:
-        found = choose_int8(exact.standard, module, card, maps, int8, say)
+        found = find_int8(exact.standard, module, card, maps, int8, say)
         if found.why_not:
             say(found.why_not)
             precision, output = "fp16", fp16_output or output
@@ -227,7 +227,7 @@ def _reduced(exact: _Graphs, precision: GraphPrecision, found: Int8Result | None
     def reduced(model: onnx.ModelProto) -> onnx.ModelProto:
         if precision == "int8":
             assert found is not None  # or there would be nothing to be in INT8
-            return found.quantised(model)
+            return found.quantised(with_precision(model, "fp16"))
         return model if precision == "fp32" else with_precision(model, precision)
 
     written = reduced(exact.written)

@@ -231,7 +231,7 @@ def _rounded(path: Path, card: ModelCard) -> Session:
     from onnx import inliner
 
     from qsm_deploy.export.graph.rounded_run import RoundedRun
-    from qsm_deploy.export.measure.rounding import RoundedSession
+    from qsm_deploy.export.measure.rounding import rounded_session
 
     graph = inliner.inline_local_functions(onnx.load(path))
     if any(node.domain not in ("", "ai.onnx") for node in graph.graph.node):
@@ -239,7 +239,7 @@ def _rounded(path: Path, card: ModelCard) -> Session:
             f"{path}: its operators of other domains run in TensorRT with the plugin only; check "
             "the same network exported with --dipole-op matmul"
         )
-    return RoundedSession(RoundedRun(graph), card)
+    return rounded_session(RoundedRun(graph), card)
 
 
 def _unoptimised(path: Path, threads: int) -> Session:

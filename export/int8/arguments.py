@@ -9,8 +9,8 @@ from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
 
 if TYPE_CHECKING:
-    from qsm_deploy.export.int8.calibration import Int8Choices
-    from qsm_deploy.export.int8.choice import Int8Result
+    from qsm_deploy.calibration.int8.calibration import Int8Choices
+    from qsm_deploy.calibration.int8.choice import Int8Result
 
 COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
 ABOUT_INT8 = (
@@ -99,9 +99,9 @@ def check_int8(arguments: argparse.Namespace) -> None:
 
 def int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
     """Return what the user chose about INT8, the defaults for the rest."""
-    from qsm_deploy.calibration.progress import bar_on_terminal, no_progress
-    from qsm_deploy.export.int8.calibration import Int8Choices
-    from qsm_deploy.export.int8.search import Budget
+    from qsm_deploy.calibration.int8.calibration import Int8Choices
+    from qsm_deploy.calibration.int8.search import Budget
+    from qsm_deploy.runtime.console.terminal import bar_on_terminal, no_progress
 
     names = {"calibration_units": "units", "collector": "collector"}
     names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
@@ -128,7 +128,7 @@ def fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
 
 def int8_result(found: "Int8Result") -> dict[str, object]:
     """Return what was found, for JSON."""
-    from qsm_deploy.export.int8.table import row_dicts
+    from qsm_deploy.calibration.int8.table import row_dicts
 
     errors = {"error": found.error, "all_int8": found.all_int8, "fp16": found.fp16}
     return {
@@ -142,7 +142,7 @@ def int8_result(found: "Int8Result") -> dict[str, object]:
 
 def int8_text(found: "Int8Result") -> str:
     """Return what was found as people read it: the table of layers, then the errors."""
-    from qsm_deploy.export.int8.table import table_lines
+    from qsm_deploy.calibration.int8.table import table_lines
 
     lines = [
         *table_lines(found.rows),

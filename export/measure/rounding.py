@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
-from qsm_deploy.calibration.int8.box import box_at
+from qsm_deploy.calibration.graph.graph_run import GraphSession
 from qsm_deploy.export.graph.rounded_run import RoundedRun
 from qsm_deploy.export.measure.verification import (
     PPB,
@@ -23,8 +21,8 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.scan.bounding_box import box_at
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # a box of an adult head with its calcification in the middle; small heads have smaller ones
 HEAD, CORNER, SHAPE = (160, 160, 192), (68, 42, 84), (64, 64, 64)
@@ -71,27 +69,9 @@ class Rounding:
         )
 
 
-class GraphRunner(Protocol):
-    """Runs a graph of one output."""
-
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return its output."""
-
-
-class RoundedSession:
-    """A graph, with true rounding or without, behind the protocol of an inference backend."""
-
-    precision: Precision = "fp32"
-    backend: Backend = "onnxruntime"
-    version: str = torch.__version__
-
-    def __init__(self, run: GraphRunner, card: ModelCard) -> None:
-        self.card = card
-        self._run = run
-
-    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Run the graph once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
-        return self._run.run({info.name: tensors[info.name] for info in self.card.inputs})
+def rounded_session(run: RoundedRun, card: ModelCard) -> GraphSession:
+    """Return a graph with true rounding as an inference backend."""
+    return GraphSession(run, card, "rounded", torch.__version__)
 
 
 def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -> Rounding:
@@ -110,7 +90,7 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
     plan = plan_whole(SHAPE, module.divisor)
     rounded = RoundedRun(model)
     exact = network_output(ModuleSession(module, card), scan, plan)[scan.mask]
-    got = network_output(RoundedSession(rounded, card), scan, plan)[scan.mask]
+    got = network_output(rounded_session(rounded, card), scan, plan)[scan.mask]
     error = np.abs(got.astype(np.float64) - exact) * PPB
     limit = LIMITS[card.precision]
     activations = {name: value / limit for name, value in rounded.largest.items()}

@@ -39,12 +39,12 @@ class ModuleSession:
     """A PyTorch module behind the protocol of an inference backend: eager, FP32."""
 
     precision: Precision = "fp32"
+    backend = "pytorch"
     version: str = torch.__version__
 
     def __init__(self, module: Network, card: ModelCard) -> None:
         self.module = module
         self.card = card
-        self.backend: Backend = "onnxruntime"
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the module once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""

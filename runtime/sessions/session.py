@@ -19,7 +19,6 @@ from qsm_deploy.kernels.errors import (
 )
 from qsm_deploy.runtime.card.card import ModelCard, parse_card
 from qsm_deploy.runtime.card.plan_file import SUFFIX, refuse_plan
-from qsm_deploy.runtime.gpu.inference import DeviceBackend
 
 Backend = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16"]
@@ -36,8 +35,8 @@ class Session(Protocol):
     precision: Precision
 
     @property
-    def backend(self) -> Backend | DeviceBackend:
-        """The library that runs it."""
+    def backend(self) -> str:
+        """What runs it."""
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once.
