@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import onnx
 
+from qsm_deploy.calibration.budgets import budgets_for
 from qsm_deploy.calibration.int8.calibration import Int8Choices, read_calibration
 from qsm_deploy.calibration.int8.choice import Int8Result
 from qsm_deploy.calibration.int8.table import row_dicts
@@ -21,7 +22,6 @@ from qsm_deploy.export.measure.measurement_cache import cached_receptive_field
 from qsm_deploy.export.measure.memory_use import measure_memory
 from qsm_deploy.export.measure.receptive_field import measure_receptive_field
 from qsm_deploy.export.measure.rounding import (
-    ROUNDING_GATES_PPB,
     Rounding,
     measure_rounding,
     require_accuracy,
@@ -48,7 +48,6 @@ from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.sessions.session import Backend, installed_backends
 
-GATES_PPB = {"yes": 0.01, "no": 0.01, "split": 0.1}
 # ONNX Runtime has no convolution in bf16 on a CPU
 RUN_IN: dict[GraphPrecision, tuple[Backend, ...]] = {
     "fp32": ("onnxruntime", "openvino"),
@@ -113,9 +112,9 @@ def export_network(
     fp16_output
         The file to write instead if a network is better left in FP16; by default the same.
     gate_ppb
-        Largest in-mask difference from PyTorch that passes [ppb]; by default 0.01, and 0.1 where
-        the rounding goes through the loop of an unrolled network. In FP16 3 and in BF16 30, of
-        which 99.9 % of the voxels may differ by a tenth.
+        Largest in-mask difference from PyTorch that passes [ppb]; by default that of
+        :data:`qsm_deploy.calibration.budgets.DEFAULTS`. In FP16 and BF16 99.9 % of the voxels may
+        differ by a tenth.
     force
         Whether to overwrite.
     say
@@ -267,7 +266,7 @@ def _verify(
 ) -> tuple[Verification, list[Difference], Rounding | None]:
     """Return what the card says, and what that was taken from."""
     rounding = None
-    gate = gate_ppb or ROUNDING_GATES_PPB.get(card.precision, GATES_PPB[card.patchable])
+    gate = gate_ppb or budgets_for(card, ())["max_ppb"]
     if card.precision != "fp32":
         say(f"measuring what rounding to {card.precision} costs")
         rounding = measure_rounding(graphs.standard, module, card)

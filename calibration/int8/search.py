@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.calibration.graph.graph_run import GraphRun
 from qsm_deploy.calibration.int8.activations import coarsened
 from qsm_deploy.calibration.int8.evaluation import Int8Evaluation
@@ -37,9 +38,9 @@ class Budget:
         The change of XSIM.
     """
 
-    median_ppb: float = 2.0
-    xsim: float = 0.005
-    max_ppb: float = 200.0
+    median_ppb: float = DEFAULTS["int8"]["median_ppb"]
+    xsim: float = DEFAULTS["int8"]["xsim_drop"]
+    max_ppb: float = DEFAULTS["int8"]["max_ppb"]
 
     def holds(self, error: MapError) -> bool:
         """Tell whether an error is within it; one that is not a number is not."""

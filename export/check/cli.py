@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsm_deploy.export.measure.budgets import DEFAULTS, METRICS, parse_budget
+from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import needs_extra, run_command
 from qsm_deploy.runtime.run.cli import (

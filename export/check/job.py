@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from qsm_deploy.calibration.budgets import Failure, budgets_for, failures, unmeasured
 from qsm_deploy.export.check.cases import Case, CasePlanner
 from qsm_deploy.export.check.compared_map import Compared
 from qsm_deploy.export.check.evaluations import (
@@ -25,7 +26,6 @@ from qsm_deploy.export.check.evaluations import (
     reference_evaluation,
 )
 from qsm_deploy.export.check.shapes import shapes_for
-from qsm_deploy.export.measure.budgets import Failure, budgets_for, failures, unmeasured
 from qsm_deploy.export.measure.comparison import Volume, compare, reference_from
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard

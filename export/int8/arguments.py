@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from qsm_deploy.calibration.int8.calibration import Int8Choices
     from qsm_deploy.calibration.int8.choice import Int8Result
 
+BUDGET = DEFAULTS["int8"]
 COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
 ABOUT_INT8 = (
     *("calibration_units", "collector", "patches", "seed"),
@@ -49,21 +51,21 @@ def add_int8(group: "argparse._ArgumentGroup") -> None:
         "--budget-ppb",
         type=positive,
         metavar="PPB",
-        help="median in-mask error that INT8 may cost (default 2); the most harmful layers fall "
-        "back to FP16 until it holds",
+        help=f"median in-mask error that INT8 may cost (default {BUDGET['median_ppb']:g}); the "
+        "most harmful layers fall back to FP16 until it holds",
     )
     group.add_argument(
         "--budget-xsim",
         type=positive,
         metavar="X",
-        help="change of XSIM that it may cost (default 0.005)",
+        help=f"change of XSIM that it may cost (default {BUDGET['xsim_drop']:g})",
     )
     group.add_argument(
         "--budget-max-ppb",
         type=positive,
         metavar="PPB",
         help="largest in-mask error that it may cost, which is where it clips a lesion (default "
-        "200)",
+        f"{BUDGET['max_ppb']:g})",
     )
 
 

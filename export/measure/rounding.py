@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import torch
 
+from qsm_deploy.calibration.budgets import rounding_budget
 from qsm_deploy.calibration.graph.graph_run import GraphSession
 from qsm_deploy.export.graph.rounded_run import RoundedRun
 from qsm_deploy.export.measure.verification import (
@@ -31,11 +32,8 @@ LIMITS: Mapping[GraphPrecision, float] = {
     "bf16": torch.finfo(torch.bfloat16).max,
     "int8": torch.finfo(torch.float16).max,  # what is not in INT8
 }
-# BF16 has three bits less; ten times the error is still below what a map is read to
-ROUNDING_GATES_PPB: Mapping[GraphPrecision, float] = {"fp16": 3.0, "bf16": 30.0}
 PERCENTILE = 99.9
 SHOWN = 3
-P999_SHARE = 0.1  # of the gate, that 99.9 % of the voxels must stay within
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def require_accuracy(rounding: Rounding, gate_ppb: float) -> None:
             f"{name} overflows {rounding.precision}: it returns {share:.3g} times the largest "
             "number; nothing was written: export the network in fp32"
         )
-    typical = P999_SHARE * gate_ppb
+    typical = rounding_budget(gate_ppb)["p999_ppb"]
     if not (rounding.p999_ppb <= typical and rounding.max_ppb <= gate_ppb):
         raise AccuracyError(
             f"rounding to {rounding.precision} costs {_errors(rounding)} in the mask, the gate is "
