@@ -11,7 +11,6 @@ from qsm_deploy.calibration.budgets import rounding_budget
 from qsm_deploy.calibration.graph.graph_run import GraphSession
 from qsm_deploy.export.graph.rounded_run import RoundedRun
 from qsm_deploy.export.measure.verification import (
-    PPB,
     Difference,
     ModuleSession,
     apply_gate,
@@ -20,6 +19,7 @@ from qsm_deploy.export.measure.verification import (
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
+from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
 from qsm_deploy.runtime.scan.bounding_box import box_at
@@ -32,7 +32,6 @@ LIMITS: Mapping[GraphPrecision, float] = {
     "bf16": torch.finfo(torch.bfloat16).max,
     "int8": torch.finfo(torch.float16).max,  # what is not in INT8
 }
-PERCENTILE = 99.9
 SHOWN = 3
 
 
@@ -87,13 +86,12 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
     scan = calcified_scan(card)
     plan = plan_whole(SHAPE, module.divisor)
     rounded = RoundedRun(model)
-    exact = network_output(ModuleSession(module, card), scan, plan)[scan.mask]
-    got = network_output(rounded_session(rounded, card), scan, plan)[scan.mask]
-    error = np.abs(got.astype(np.float64) - exact) * PPB
+    exact = network_output(ModuleSession(module, card), scan, plan)
+    got = network_output(rounded_session(rounded, card), scan, plan)
+    error = distribution_ppb(difference_ppb(got, exact, scan.mask))
     limit = LIMITS[card.precision]
     activations = {name: value / limit for name, value in rounded.largest.items()}
-    p999 = float(np.percentile(error, PERCENTILE))
-    return Rounding(card.precision, SHAPE, p999, float(error.max()), activations)
+    return Rounding(card.precision, SHAPE, error["p999_ppb"], error["max_ppb"], activations)
 
 
 def calcified_scan(card: ModelCard) -> Scan:

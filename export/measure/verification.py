@@ -15,6 +15,7 @@ from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard, Verification
+from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_inputs, network_output
 from qsm_deploy.runtime.scan.scan import Scan
@@ -23,7 +24,6 @@ from qsm_deploy.runtime.sessions.session import Backend, Precision, open_session
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))
 SEED = 7
-PPB = 1000.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def measure_differences(
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
         plan = plan_whole(shape, module.divisor)
-        expected = network_output(reference, scan, plan)[scan.mask]
+        expected = network_output(reference, scan, plan)
         for backend, session in sessions.items():
-            error = network_output(session, scan, plan)[scan.mask].astype(np.float64) - expected
-            differences.append(Difference(backend, shape, float(np.abs(error).max()) * PPB))
+            error = difference_ppb(network_output(session, scan, plan), expected, scan.mask)
+            differences.append(Difference(backend, shape, float(np.abs(error).max())))
     return differences
 
 
