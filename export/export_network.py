@@ -181,7 +181,7 @@ def export_network(
         memory: dict[str, MemoryUse] = {}
         for backend in graphs.running if plan is None else ():
             say(f"measuring the memory of {backend}")
-            memory[backend] = measure_memory(draft, card, backend)
+            memory[backend] = measure_memory(draft, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
     if plan:
         say(f"building with {built['engine']} for {built['shapes']} and the GPU {built['gpu']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from qsm_deploy.export.bench.rounds import Contender
-from qsm_deploy.export.check.evaluations import load_card, reference_evaluation
+from qsm_deploy.export.check.evaluations import load_valid_card, reference_evaluation
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
@@ -35,7 +35,7 @@ def find_contenders(arguments: argparse.Namespace) -> list[Contender]:
     DataError, EngineError, CardError
         If a file is missing, no model, or has no card.
     """
-    card = load_card(arguments.engine)
+    card = load_valid_card(arguments.engine)
     reference = find_reference(card, arguments.weights, arguments.normalisation)
     if reference is None and TORCH in arguments.against:
         reference_evaluation(card, [], arguments.normalisation)  # says why not
@@ -124,7 +124,7 @@ def _others(
             yield _on_cpu(arguments, engine, card, other)
         else:
             path = Path(other)
-            second = load_card(path)
+            second = load_valid_card(path)
             _require_same_inputs(card, second, path)
             yield _engine(arguments, path, second, "fp32")
 

@@ -23,7 +23,7 @@ from qsm_deploy.export.graph.flop_count import Work, count_work
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
 from qsm_deploy.runtime.card.card import MemoryUse
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from qsm_deploy.export.networks.registry import REGISTRY, SPECS
-from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError, WeightsError
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 from qsm_deploy.runtime.gpu.open_gpu import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.sessions.session import (
     Backend,
@@ -28,7 +27,6 @@ from qsm_deploy.runtime.sessions.session import (
 
 Choice = Literal["auto", "onnxruntime", "openvino", "pytorch"]
 BUNDLED = "pytorch"  # as a reference: the bundled weights
-ONNX = ".onnx"
 # options of a network that change where its operators are and not what it computes
 FORMS = frozenset({"dipole_op", "form"})
 
@@ -71,8 +69,8 @@ class Evaluation:
         return HOW[self.name].format_map(library_versions())
 
 
-def load_card(path: Path) -> ModelCard:
-    """Return the card of an ONNX file or a plan, without loading it into a backend.
+def load_valid_card(path: Path) -> ModelCard:
+    """Return the card of an ONNX file, whose graph is checked, or a plan; neither is run.
 
     Raises
     ------
@@ -83,28 +81,16 @@ def load_card(path: Path) -> ModelCard:
     CardError
         If it has no card.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such model file")
-    if path.suffix == PLAN:
-        return read_plan_card(path)
-    if path.suffix != ONNX:
-        raise EngineError(f"{path}: neither an .onnx model nor a .plan; make one with qsm-export")
-    import onnx
-    from onnx.checker import ValidationError, check_model
+    card = load_card(path)
+    if path.suffix == ONNX:
+        from onnx.checker import ValidationError, check_model
 
-    try:
-        check_model(path)  # of damaged bytes too, which onnx.load may take for an empty model
-    except ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{path}: not a valid .onnx model ({reason})") from None
-    model = onnx.load(path, load_external_data=False)
-    text = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), None)
-    if text is None:
-        raise CardError(f"{path} has no model card; export it with qsm-export")
-    try:
-        return parse_card(text)
-    except CardError as error:
-        raise CardError(f"{path}: {error}") from None
+        try:
+            check_model(path)
+        except ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(f"{path}: not a valid .onnx model ({reason})") from None
+    return card
 
 
 def engine_evaluations(
@@ -200,7 +186,7 @@ def reference_evaluation(
     if any(path.suffix in (ONNX, PLAN) for path in paths):
         if len(given) > 1:
             raise UsageError(f"--reference {given[0]} is a whole reference; pass one")
-        other = load_card(paths[0])
+        other = load_valid_card(paths[0])
         _require_same_network(card, other, paths[0])
         return engine_evaluations(paths[0], other, threads=threads)[0], paths
     if paths and len(paths) < len(given):

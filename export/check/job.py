@@ -22,7 +22,7 @@ from qsm_deploy.export.check.evaluations import (
     Evaluation,
     engine_evaluations,
     library_versions,
-    load_card,
+    load_valid_card,
     reference_evaluation,
 )
 from qsm_deploy.export.check.shapes import shapes_for
@@ -71,7 +71,7 @@ def run_check(arguments: argparse.Namespace) -> Checked:
         check_writable(arguments.html, force=arguments.force)
     fields = tuple(Path(name) for name in arguments.fields if name != PHANTOM)
     draws = PHANTOM in arguments.fields or not fields
-    card = load_card(arguments.engine)
+    card = load_valid_card(arguments.engine)
     budgets = budgets_for(card, arguments.budget)
     # a plan is refused without its GPU only when it is opened, after all else was checked
     where = (arguments.threads, arguments.device)

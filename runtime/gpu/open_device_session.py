@@ -4,7 +4,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.cuda_driver import open_cuda_driver
 from qsm_deploy.kernels.errors import DataError, EngineError
-from qsm_deploy.runtime.card.plan_file import SUFFIX, card_in_plan
+from qsm_deploy.runtime.card.read import ONNX, PLAN, card_in_plan
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.plan_target import target_from_card
 
@@ -36,11 +36,11 @@ def open_device_session(
     MissingDependencyError
         If the library that runs it is not installed.
     """
-    if path.suffix not in (SUFFIX, ".onnx"):
-        raise EngineError(f"{path}: neither a {SUFFIX} nor an .onnx file; make one with qsm-export")
+    if path.suffix not in (PLAN, ONNX):
+        raise EngineError(f"{path}: neither a {PLAN} nor an .onnx file; make one with qsm-export")
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
-    if path.suffix == SUFFIX:
+    if path.suffix == PLAN:
         try:
             data = path.read_bytes()
         except OSError as error:

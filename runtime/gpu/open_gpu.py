@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.cuda_library import open_cuda_library
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.plan_file import SUFFIX
+from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.gpu.session import GpuSession
 
@@ -28,7 +28,7 @@ def gpu_number(device: str, models: Sequence[Path]) -> int | None:
     UsageError
         If a plan is to run on the CPU.
     """
-    plans = [path for path in models if path.suffix == SUFFIX]
+    plans = [path for path in models if path.suffix == PLAN]
     if found := CUDA.fullmatch(device):
         return int(found[1])
     if device == "auto":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card import plan_file
+from qsm_deploy.runtime.card.read import ONNX, PLAN
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
@@ -16,7 +16,7 @@ from qsm_deploy.runtime.scan.params import Params, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
-MODEL_SUFFIXES = (".onnx", plan_file.SUFFIX)
+MODEL_SUFFIXES = (ONNX, PLAN)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from qsm_deploy.kernels.errors import (
     MissingDependencyError,
     UsageError,
 )
-from qsm_deploy.runtime.card.card import ModelCard, parse_card
-from qsm_deploy.runtime.card.plan_file import SUFFIX, refuse_plan
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.read import PLAN, card_from, refuse_plan, require_onnx
 
 Backend = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16"]
-ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
 BY_SPEED: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
@@ -122,11 +121,9 @@ def open_session(
     """
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
-    if path.suffix == SUFFIX:
+    if path.suffix == PLAN:
         raise refuse_plan(path)
-    with path.open("rb") as file:
-        if path.suffix != ".onnx" or file.read(1) != ONNX_FIRST_BYTE:
-            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
+    require_onnx(path)
     require_backend(backend)
     if backend == "openvino":
         from qsm_deploy.runtime.sessions.openvino import OpenVinoSession
@@ -157,12 +154,7 @@ def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str
     CardError
         If there is none, or it names other inputs or outputs than the graph has.
     """
-    if not text:
-        raise CardError(f"{path} has no model card; export it with qsm-export")
-    try:
-        card = parse_card(text)
-    except CardError as error:
-        raise CardError(f"{path}: {error}") from None
+    card = card_from(text, path)
     stated = [tensor.name for tensor in card.inputs]
     if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
         raise CardError(
