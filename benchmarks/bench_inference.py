@@ -26,12 +26,12 @@ from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.bench.rounds import INFERENCE, Contender, compare, spread
-from qsm_deploy.export.check.evaluations import load_card
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.measure.verification import ModuleSession
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.sessions.open import (

@@ -16,9 +16,11 @@ are written network by network; one that is in the file is left out.
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,27 +29,32 @@ import numpy as np
 import onnx
 from bench_accuracy import cases
 
-from qsm_deploy.calibration.int8.box import middle_of
+from qsm_deploy.calibration.int8.calibration import Calibrated, Int8Choices, calibrate
+from qsm_deploy.calibration.int8.choice import decide
 from qsm_deploy.calibration.int8.collectors import Collector
+from qsm_deploy.calibration.int8.evaluation import Int8Evaluation, middle_of
+from qsm_deploy.calibration.int8.map_error import MapError
 from qsm_deploy.calibration.int8.qdq import fused_layers
+from qsm_deploy.calibration.int8.table import row_dicts
 from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibration
-from qsm_deploy.calibration.map_error import MapError
-from qsm_deploy.calibration.progress import bar_on_terminal
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.checkpoints.normalisation import load_normalisation
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.calibration import Calibrated, Int8Choices, calibrate
-from qsm_deploy.export.int8.choice import decide, evaluation_scans
-from qsm_deploy.export.int8.evaluation import Int8Evaluation
-from qsm_deploy.export.int8.table import row_dicts
+from qsm_deploy.export.int8.verification import (
+    evaluation_of,
+    evaluation_scans,
+    exact_session,
+    float_graphs,
+)
 from qsm_deploy.export.measure.rounding import calcified_scan, measure_rounding
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.terminal import bar_on_terminal
 from qsm_deploy.runtime.scan.scan import Scan
 
 Row = dict[str, Any]
@@ -131,11 +138,10 @@ def int8_rows(
     network: Loaded, calibrated: Calibrated, judges: dict[str, Int8Evaluation]
 ) -> Iterator[Row]:
     """Yield INT8 wherever it may be, for each collector."""
-    half = with_precision(network.model, "fp16")
     layers = fused_layers(calibrated.candidates)
     for collector in get_args(Collector):
         quantiser, share = calibrated.quantiser(collector), calibrated.share(layers)
-        model = quantiser.quantised(half, layers)
+        model = quantiser.quantised(calibrated.graphs.half, layers)
         is_rounded = network.card.patchable != "split"
         for volume, judge in judges.items():
             if is_rounded:
@@ -156,7 +162,7 @@ def demoted_rows(
     """Yield INT8 within the budget, the table of its layers with the first row."""
     choices = Int8Choices("phantoms", collector=collector, progress=bar_on_terminal)
     found = decide(calibrated, choosing, choices)
-    model = found.quantised(network.model)
+    model = found.quantised(calibrated.graphs.half)
     extra: Row = {
         "budget": str(choices.budget),
         "error_on_the_volumes_it_was_chosen_by": rounded(found.error),
@@ -216,18 +222,21 @@ def rows_of(name: str, data: Path, collectors: list[Collector], patches: int) ->
     """Yield all rows of a network."""
     network = load(name, data / "checkpoints")
     scans = dict(volumes(network, data / "cosmos2016"))
-    judges = {v: Int8Evaluation(network.module, network.card, [s]) for v, s in scans.items()}
+    judges = {v: evaluation_of(network.module, network.card, [s]) for v, s in scans.items()}
     yield from plain_rows(network, judges)
     if network.card.patchable != "split":
         yield from rounding_rows(network)
     choices = Int8Choices("phantoms", patches=patches, progress=bar_on_terminal)
     card = network.card
-    calibrated = calibrate(network.model, card, calibration_data(card), choices)
+    with tempfile.TemporaryDirectory() as folder:
+        open_exact = partial(exact_session, network.model, card, Path(folder) / "fp32.onnx")
+        graphs = float_graphs(network.model)
+        calibrated = calibrate(graphs, card, calibration_data(card), choices, open_exact)
     yield from int8_rows(network, calibrated, judges)
     by = evaluation_scans(card, calibrated.data)
     if card.patchable == "split":
         by = [middle_of(scan, LOOP_BOX, card.divisor) for scan in by]
-    choosing = Int8Evaluation(network.module, card, by)
+    choosing = evaluation_of(network.module, card, by)
     for collector in collectors:
         yield from demoted_rows(network, calibrated, judges, choosing, collector)
 

@@ -187,7 +187,7 @@ class Networks:
             path.write_bytes(with_card(model, card))
             if name not in self.memory:
                 open_device_session(path).close()  # or measuring would be for nothing
-                self.memory[name] = measure_memory(path, card, "onnxruntime")
+                self.memory[name] = measure_memory(path, "onnxruntime")
             card = replace(card, memory={"onnxruntime": self.memory[name]})
             path.write_bytes(with_card(model, card))
         else:

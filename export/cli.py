@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.export.int8.arguments import (
     add_int8,
     check_int8,
@@ -86,9 +87,11 @@ def parser() -> argparse.ArgumentParser:
         "--gate-ppb",
         type=positive,
         metavar="PPB",
-        help="largest difference from PyTorch that passes (default 0.01; 0.1 for a split network, "
-        "whose loop the rounding goes through; 3 for --fp16 and 30 for --bf16, of which 99.9 %% "
-        "of the voxels may differ by a tenth)",
+        help="largest difference from PyTorch that passes (default {fp32:g}; {split:g} for a split "
+        "network, whose loop the rounding goes through; {fp16:g} for --fp16 and {bf16:g} for "
+        "--bf16, of which 99.9 %% of the voxels may differ by a tenth)".format(
+            **{name: budget["max_ppb"] for name, budget in DEFAULTS.items()}
+        ),
     )
     p.add_argument("--force", action="store_true", help="overwrite existing outputs")
     p.add_argument("--json", action="store_true", help="the result as one JSON object")

@@ -6,10 +6,7 @@ from typing import Any
 
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.networks.registry import recognise
-from qsm_deploy.runtime.sessions.open import (
-    installed_backends,
-    open_session,
-)
+from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 
 KEYS_SHOWN = 5
 CHANNELS_LAST = (":0", "weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)
@@ -23,12 +20,11 @@ def describe(path: Path) -> dict[str, Any]:
     ------
     WeightsError
         If it is a checkpoint that cannot be read.
-    EngineError, CardError
-        If it is a model that cannot be opened, or has no card.
+    DataError, EngineError, CardError
+        If it is a model that is missing or damaged, or has no card.
     """
-    if path.suffix == ".onnx":
-        session = open_session(path, installed_backends()[-1])
-        return {"file": path.name, "card": json.loads(session.card.to_json())}
+    if path.suffix in (ONNX, PLAN):
+        return {"file": path.name, "card": json.loads(load_card(path).to_json())}
     state = load_state(path)
     widths = [
         tensor.shape[_channels_axis(key)] for key, tensor in state.items() if tensor.ndim == 5

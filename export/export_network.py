@@ -9,19 +9,19 @@ from typing import Literal, cast
 
 import onnx
 
+from qsm_deploy.calibration.budgets import budgets_for
+from qsm_deploy.calibration.int8.calibration import Int8Choices, read_calibration
+from qsm_deploy.calibration.int8.choice import Int8Result
+from qsm_deploy.calibration.int8.table import row_dicts
 from qsm_deploy.export.checkpoints.state import StateDict, state_sha256
 from qsm_deploy.export.dipole.lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.calibration import Int8Choices, read_calibration
-from qsm_deploy.export.int8.choice import Int8Result, choose_int8
-from qsm_deploy.export.int8.table import row_dicts
-from qsm_deploy.export.int8.verification import verify_int8
+from qsm_deploy.export.int8.verification import find_int8, verify_int8
 from qsm_deploy.export.measure.measurement_cache import cached_receptive_field
 from qsm_deploy.export.measure.memory_use import measure_memory
 from qsm_deploy.export.measure.receptive_field import measure_receptive_field
 from qsm_deploy.export.measure.rounding import (
-    ROUNDING_GATES_PPB,
     Rounding,
     measure_rounding,
     require_accuracy,
@@ -51,7 +51,6 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Backend
 
-GATES_PPB = {"yes": 0.01, "no": 0.01, "split": 0.1}
 # ONNX Runtime has no convolution in bf16 on a CPU
 RUN_IN: dict[GraphPrecision, tuple[Backend, ...]] = {
     "fp32": ("onnxruntime", "openvino"),
@@ -116,9 +115,9 @@ def export_network(
     fp16_output
         The file to write instead if a network is better left in FP16; by default the same.
     gate_ppb
-        Largest in-mask difference from PyTorch that passes [ppb]; by default 0.01, and 0.1 where
-        the rounding goes through the loop of an unrolled network. In FP16 3 and in BF16 30, of
-        which 99.9 % of the voxels may differ by a tenth.
+        Largest in-mask difference from PyTorch that passes [ppb]; by default that of
+        :data:`qsm_deploy.calibration.budgets.DEFAULTS`. In FP16 and BF16 99.9 % of the voxels may
+        differ by a tenth.
     force
         Whether to overwrite.
     say
@@ -155,7 +154,7 @@ def export_network(
     exact = _trace(module, dipole_op, precision)
     found = None
     if int8 is not None and maps is not None:
-        found = choose_int8(exact.standard, module, card, maps, int8, say)
+        found = find_int8(exact.standard, module, card, maps, int8, say)
         if found.why_not:
             say(found.why_not)
             precision, output = "fp16", fp16_output or output
@@ -185,7 +184,7 @@ def export_network(
         memory: dict[str, MemoryUse] = {}
         for backend in graphs.running if plan is None else ():
             say(f"measuring the memory of {backend}")
-            memory[backend] = measure_memory(draft, card, backend)
+            memory[backend] = measure_memory(draft, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
     if plan:
         say(f"building with {built['engine']} for {built['shapes']} and the GPU {built['gpu']}")
@@ -230,7 +229,7 @@ def _reduced(exact: _Graphs, precision: GraphPrecision, found: Int8Result | None
     def reduced(model: onnx.ModelProto) -> onnx.ModelProto:
         if precision == "int8":
             assert found is not None  # or there would be nothing to be in INT8
-            return found.quantised(model)
+            return found.quantised(with_precision(model, "fp16"))
         return model if precision == "fp32" else with_precision(model, precision)
 
     written = reduced(exact.written)
@@ -270,7 +269,7 @@ def _verify(
 ) -> tuple[Verification, list[Difference], Rounding | None]:
     """Return what the card says, and what that was taken from."""
     rounding = None
-    gate = gate_ppb or ROUNDING_GATES_PPB.get(card.precision, GATES_PPB[card.patchable])
+    gate = gate_ppb or budgets_for(card, ())["max_ppb"]
     if card.precision != "fp32":
         say(f"measuring what rounding to {card.precision} costs")
         rounding = measure_rounding(graphs.standard, module, card)

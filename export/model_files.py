@@ -1,5 +1,6 @@
 """Exported models given in place of weights: what they are, and what to pass instead."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,10 +9,8 @@ import torch
 from torch import Tensor
 
 from qsm_deploy.calibration.int8.qdq import is_quantised
-from qsm_deploy.kernels.errors import CardError, WeightsError
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
-
-SUFFIX = ".onnx"
+from qsm_deploy.kernels.errors import CardError, EngineError, WeightsError
+from qsm_deploy.runtime.card.read import ONNX, load_card
 
 
 def refuse_models(paths: list[Path], network: str) -> None:
@@ -24,7 +23,7 @@ def refuse_models(paths: list[Path], network: str) -> None:
         or another network's.
     """
     for path in paths:
-        if path.suffix.lower() != SUFFIX or not path.is_file():
+        if path.suffix.lower() != ONNX or not path.is_file():
             continue
         try:
             model = onnx.load(path, load_external_data=False)
@@ -32,10 +31,10 @@ def refuse_models(paths: list[Path], network: str) -> None:
             raise WeightsError(
                 f"{path}: no weights, and damaged; pass the authors' file"
             ) from error
-        card = _card(path, model)
         instead = "pass the weights that it was made from"
-        if card is not None and card.network != network:
-            raise WeightsError(f"{path}: its card says {card.network}, not {network}; {instead}")
+        with contextlib.suppress(CardError, EngineError):
+            if (said := load_card(path).network) != network:
+                raise WeightsError(f"{path}: its card says {said}, not {network}; {instead}")
         if is_quantised(model):
             raise WeightsError(f"{path}: quantised to INT8 already; {instead}")
         raise WeightsError(f"{path}: an exported model, no weights; {instead}")
@@ -55,11 +54,3 @@ def refuse_quantised(state: Mapping[str, Tensor]) -> None:
                 f"{name} is quantised already ({str(value.dtype).removeprefix('torch.')}); pass "
                 "the weights in floating point"
             )
-
-
-def _card(path: Path, model: onnx.ModelProto) -> ModelCard | None:
-    text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
-    try:
-        return None if text is None else parse_card(text)
-    except CardError as error:
-        raise WeightsError(f"{path}: {error}") from None

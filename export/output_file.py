@@ -4,10 +4,8 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import GraphPrecision
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.card.read import ONNX, PLAN
 from qsm_deploy.runtime.gpu.tensorrt_library import Flavour, installed_engines
-
-ONNX = ".onnx"
 
 
 def choose_output(

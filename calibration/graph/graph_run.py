@@ -5,12 +5,16 @@ network in FP16 and INT8 is not judged here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
+
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.sessions.session import Precision
 
 AT_ONCE = 64
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -54,3 +58,24 @@ class GraphRun:
         for first in range(0, len(self._within), AT_ONCE):
             names = self._within[first : first + AT_ONCE]
             yield from self._session.run(names, dict(inputs))
+
+
+class GraphRunner(Protocol):
+    """Runs a graph of one output."""
+
+    def run(self, inputs: Tensors) -> NDArray[np.float32]:
+        """Return its output."""
+
+
+class GraphSession:
+    """A graph, whatever runs it, behind the protocol of an inference backend."""
+
+    precision: Precision = "fp32"
+
+    def __init__(self, run: GraphRunner, card: ModelCard, backend: str, version: str) -> None:
+        self.card, self.backend, self.version = card, backend, version
+        self._run = run
+
+    def run(self, tensors: Tensors) -> NDArray[np.float32]:
+        """Run the graph once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
+        return self._run.run({info.name: tensors[info.name] for info in self.card.inputs})

@@ -1,8 +1,11 @@
-"""New nodes for a graph, and what then holds no longer."""
+"""Kinds of nodes, new ones for a graph, and what then holds no longer."""
 
 from collections.abc import Sequence
 
 import onnx
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Gelu", "Add", "Sub", "Mul"})
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:

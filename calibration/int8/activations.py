@@ -1,7 +1,7 @@
 """What the tensors of a network hold in the middle of heads, and what its convolutions cost."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from qsm_deploy.calibration.graph.graph_run import GraphRun
-from qsm_deploy.calibration.int8.histogram import Histogram
+from qsm_deploy.calibration.graph.nodes import CONVOLUTIONS
+from qsm_deploy.calibration.int8.collectors import Histogram
 from qsm_deploy.calibration.int8.patches import CalibrationPatch, Tensors
-from qsm_deploy.calibration.progress import Progress, no_progress
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.console.terminal import Progress, no_progress
 
 SHARE_OF_VOXELS = 4  # every fourth voxel is counted, all of them for the largest value
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def collect_histograms(
@@ -94,13 +94,4 @@ def multiply_accumulates(model: onnx.ModelProto, tensors: Tensors) -> dict[str, 
     voxels = {name: int(np.prod(shape[2:])) for name, shape in zip(shapes, found, strict=True)}
     return {
         node.output[0]: voxels[counted[node.output[0]]] * sizes[node.input[1]] for node in nodes
-    }
-
-
-def weights_of(model: onnx.ModelProto, names: Collection[str]) -> Mapping[str, NDArray[np.float32]]:
-    """Return initializers by name."""
-    return {
-        tensor.name: onnx.numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.name in set(names)
     }

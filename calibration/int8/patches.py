@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.calibration.int8.box import box_around, box_at
-from qsm_deploy.calibration.progress import Progress, no_progress
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.terminal import Progress, no_progress
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
+from qsm_deploy.runtime.scan.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Precision, Session
 
@@ -103,7 +103,7 @@ class _Recorder:
         self,
         session: Session,
         mask: NDArray[np.bool_],
-        corners: Sequence[tuple[int, int, int]],
+        corners: Sequence[Corner],
         size: int,
     ) -> None:
         self.card, self.backend, self.version = session.card, session.backend, session.version
@@ -123,19 +123,20 @@ class _Recorder:
 
 def _corners(
     mask: NDArray[np.bool_], count: int, size: int, divisor: int, rng: np.random.Generator
-) -> list[tuple[int, int, int]]:
+) -> list[Corner]:
     inside = np.flatnonzero(mask)
     chosen = rng.choice(inside, count)
     found = []
     for x, y, z in zip(*np.unravel_index(chosen, mask.shape), strict=True):
-        found.append(box_around(mask, (int(x), int(y), int(z)), size, divisor))
+        cube, grid = (size, size, size), mask.shape
+        found.append(corner_around((int(x), int(y), int(z)), cube, grid, divisor=divisor))
     return found
 
 
 def _cut(
     inputs: Mapping[str, NDArray[np.float32]],
     mask: NDArray[np.bool_],
-    corner: tuple[int, int, int],
+    corner: Corner,
     size: int,
     divisor: int,
 ) -> CalibrationPatch:
@@ -151,9 +152,7 @@ def _cut(
     return CalibrationPatch(tensors, _without_rim(box(mask).astype(bool)))
 
 
-def _own_inputs(
-    card: ModelCard, scan: Scan, corner: tuple[int, int, int], size: int
-) -> CalibrationPatch:
+def _own_inputs(card: ModelCard, scan: Scan, corner: Corner, size: int) -> CalibrationPatch:
     x, y, z = (min(size, n) for n in scan.mask.shape)
     part = scan.cut(box_at(corner, (x, y, z)))
     return _cut(network_inputs(card, part), part.mask, (0, 0, 0), size, card.divisor)

@@ -48,6 +48,35 @@ class Int8Layer:
     partner: str
 
 
+@dataclass(frozen=True)
+class Quantiser:
+    """Writes INT8 into the graphs of one network.
+
+    Attributes
+    ----------
+    amax
+        Ranges by tensor.
+    weights
+        In FP32, by initializer.
+    """
+
+    amax: Mapping[str, float]
+    weights: Mapping[str, Weights]
+
+    @classmethod
+    def from_model(
+        cls, model: onnx.ModelProto, layers: Sequence[Int8Layer], amax: Mapping[str, float]
+    ) -> "Quantiser":
+        """Take the weights of the layers from the graph in FP32."""
+        names = {layer.partner for layer in layers}
+        tensors = (tensor for tensor in model.graph.initializer if tensor.name in names)
+        return cls(amax, {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors})
+
+    def quantised(self, model: onnx.ModelProto, layers: Sequence[Int8Layer]) -> onnx.ModelProto:
+        """Return a graph, in FP32 or FP16, with these layers in INT8."""
+        return insert_qdq(model, layers, self.amax, self.weights)
+
+
 def insert_qdq(
     model: onnx.ModelProto,
     layers: Sequence[Int8Layer],

@@ -10,10 +10,10 @@ import numpy as np
 from qsm_deploy.calibration.int8.volume_files import VolumeFiles, find_volumes
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.calibration.progress import Progress, no_progress
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.terminal import Progress, no_progress
 from qsm_deploy.runtime.metrics.agreement import varies
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import Params, load_params

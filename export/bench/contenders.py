@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qsm_deploy.export.bench.rounds import Contender
-from qsm_deploy.export.check.evaluations import load_card, reference_evaluation
+from qsm_deploy.export.check.evaluations import load_valid_card, reference_evaluation
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.open import gpu_number, open_gpu_sessions
@@ -53,7 +53,7 @@ def find_contenders(lineup: Lineup) -> list[Contender]:
     DataError, EngineError, CardError
         If a file is missing, no model, or has no card.
     """
-    card = load_card(lineup.engine)
+    card = load_valid_card(lineup.engine)
     reference = find_reference(card, lineup.weights, lineup.normalisation)
     if reference is None and TORCH in lineup.against:
         reference_evaluation(card, [], lineup.normalisation)  # says why not
@@ -130,7 +130,7 @@ def _others(lineup: Lineup, card: ModelCard, reference: Opener | None) -> Iterat
             yield _on_cpu(replace(plain, backend=other), engine, card)
         else:
             path = Path(other)
-            second = load_card(path)
+            second = load_valid_card(path)
             _require_same_inputs(card, second, path)
             yield _engine(plain, path, second)
 

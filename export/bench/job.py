@@ -17,7 +17,7 @@ from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.export.tensorrt.profile import Shape
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
+from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.reconstruction.inversion import Wants

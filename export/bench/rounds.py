@@ -19,7 +19,7 @@ from qsm_deploy.export.graph.flop_count import Work
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM
+from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
@@ -222,11 +222,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def difference(chi: Volume, reference: Volume, mask: NDArray[np.bool_]) -> dict[str, float]:
     """Return how far two maps are apart in the mask [ppb]."""
-    error = PPB_PER_PPM * np.abs(chi[mask].astype(np.float64) - reference[mask])
-    return {
-        "p999_ppb": _significant(np.percentile(error, 99.9)),
-        "max_ppb": _significant(error.max()),
-    }
+    found = distribution_ppb(difference_ppb(chi, reference, mask))
+    return {name: _significant(found[name]) for name in ("p999_ppb", "max_ppb")}
 
 
 def _arithmetic(

@@ -16,7 +16,7 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
 from qsm_deploy.runtime.reconstruction.preparation import Prepared
-from qsm_deploy.runtime.scan.bounding_box import Box
+from qsm_deploy.runtime.scan.bounding_box import Box, box_at, corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 
 PatchChoice = int | Literal["auto", "off"]
@@ -178,10 +178,5 @@ class CasePlanner:
 
 def _box_around_strongest(scan: Scan, shape: Shape) -> Box:
     strength = np.where(scan.mask, np.abs(scan.measured[0]), -1)
-    centre = np.unravel_index(int(strength.argmax()), strength.shape)
-    x, y, z = (
-        slice(start, start + size)
-        for c, size, n in zip(centre, shape, scan.mask.shape, strict=True)
-        for start in [min(max(0, int(c) - size // 2), n - size)]
-    )
-    return x, y, z
+    x, y, z = (int(n) for n in np.unravel_index(int(strength.argmax()), strength.shape))
+    return box_at(corner_around((x, y, z), shape, scan.geometry.shape), shape)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qsm_deploy.export.measure.budgets import DEFAULTS, METRICS, parse_budget
+from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import needs_extra, run_command
 from qsm_deploy.runtime.job.cli import (

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_deploy.export.networks.registry import REGISTRY, SPECS
-from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UsageError, WeightsError
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 from qsm_deploy.runtime.gpu.open import gpu_number, open_gpu_sessions
 from qsm_deploy.runtime.sessions.open import (
     installed_backends,
@@ -26,7 +25,6 @@ from qsm_deploy.runtime.sessions.session import Backend, Session
 
 Choice = str  # auto, a backend of the CPU, or pytorch
 BUNDLED = "pytorch"  # as a reference: the bundled weights
-ONNX = ".onnx"
 # options of a network that change where its operators are and not what it computes
 FORMS = frozenset({"dipole_op", "form"})
 
@@ -69,8 +67,8 @@ class Evaluation:
         return HOW[self.name].format_map(library_versions())
 
 
-def load_card(path: Path) -> ModelCard:
-    """Return the card of an ONNX file or a plan, without loading it into a backend.
+def load_valid_card(path: Path) -> ModelCard:
+    """Return the card of an ONNX file, whose graph is checked, or a plan; neither is run.
 
     Raises
     ------
@@ -81,28 +79,16 @@ def load_card(path: Path) -> ModelCard:
     CardError
         If it has no card.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such model file")
-    if path.suffix == PLAN:
-        return read_plan_card(path)
-    if path.suffix != ONNX:
-        raise EngineError(f"{path}: neither an .onnx model nor a .plan; make one with qsm-export")
-    import onnx
-    from onnx.checker import ValidationError, check_model
+    card = load_card(path)
+    if path.suffix == ONNX:
+        from onnx.checker import ValidationError, check_model
 
-    try:
-        check_model(path)  # of damaged bytes too, which onnx.load may take for an empty model
-    except ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{path}: not a valid .onnx model ({reason})") from None
-    model = onnx.load(path, load_external_data=False)
-    text = next((p.value for p in model.metadata_props if p.key == METADATA_KEY), None)
-    if text is None:
-        raise CardError(f"{path} has no model card; export it with qsm-export")
-    try:
-        return parse_card(text)
-    except CardError as error:
-        raise CardError(f"{path}: {error}") from None
+        try:
+            check_model(path)
+        except ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(f"{path}: not a valid .onnx model ({reason})") from None
+    return card
 
 
 def engine_evaluations(
@@ -198,7 +184,7 @@ def reference_evaluation(
     if any(path.suffix in (ONNX, PLAN) for path in paths):
         if len(given) > 1:
             raise UsageError(f"--reference {given[0]} is a whole reference; pass one")
-        other = load_card(paths[0])
+        other = load_valid_card(paths[0])
         _require_same_network(card, other, paths[0])
         return engine_evaluations(paths[0], other, threads=threads)[0], paths
     if paths and len(paths) < len(given):
@@ -229,7 +215,7 @@ def _rounded(path: Path, card: ModelCard) -> Session:
     from onnx import inliner
 
     from qsm_deploy.export.graph.rounded_run import RoundedRun
-    from qsm_deploy.export.measure.rounding import RoundedSession
+    from qsm_deploy.export.measure.rounding import rounded_session
 
     graph = inliner.inline_local_functions(onnx.load(path))
     if any(node.domain not in ("", "ai.onnx") for node in graph.graph.node):
@@ -237,7 +223,7 @@ def _rounded(path: Path, card: ModelCard) -> Session:
             f"{path}: its operators of other domains run in TensorRT with the plugin only; check "
             "the same network exported with --dipole-op matmul"
         )
-    return RoundedSession(RoundedRun(graph), card)
+    return rounded_session(RoundedRun(graph), card)
 
 
 def _unoptimised(path: Path, threads: int) -> Session:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qsm_deploy.export.check.compared_map import Compared
 from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, rows_png
-from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM
+from qsm_deploy.runtime.metrics.difference import difference_ppb
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Samples = NDArray[np.float64]
 DPI, SIZE_INCH = 110, (11.0, 3.4)
 SHOWN_PERCENT = 99.9  # of the voxels are within the window of the difference
 BINS = 101
@@ -72,15 +71,11 @@ def round_up(value: float) -> float:
     return next(step for step in STEPS if step * power >= value * (1 - 1e-9)) * power
 
 
-def _difference_ppb(one: Compared) -> Samples:
-    mask = one.case.measured.mask
-    engine, reference = (v[mask].astype(np.float64) for v in (one.engine_ppm, one.reference_ppm))
-    difference: Samples = (engine - reference) * PPB_PER_PPM
-    return difference
-
-
 def _draw_histogram(axes: "Axes", comparisons: Sequence[Compared]) -> None:
-    differences = [_difference_ppb(one) for one in comparisons]
+    differences = [
+        difference_ppb(one.engine_ppm, one.reference_ppm, one.case.measured.mask)
+        for one in comparisons
+    ]
     limit = round_up(max(float(np.abs(d).max()) for d in differences))
     for one, difference, colour in zip(comparisons, differences, COLOURS, strict=False):
         counts, edges = np.histogram(difference, BINS, (-limit, limit))

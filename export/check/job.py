@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from qsm_deploy.calibration.budgets import Failure, budgets_for, failures, unmeasured
 from qsm_deploy.export.check.cases import Case, CasePlanner, PatchChoice
 from qsm_deploy.export.check.compared_map import Compared
 from qsm_deploy.export.check.evaluations import (
     Evaluation,
     engine_evaluations,
     library_versions,
-    load_card,
+    load_valid_card,
     reference_evaluation,
 )
 from qsm_deploy.export.check.shapes import shapes_for
-from qsm_deploy.export.measure.budgets import Failure, budgets_for, failures, unmeasured
 from qsm_deploy.export.measure.comparison import Volume, compare, reference_from
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
@@ -122,7 +122,7 @@ def run_check(
     if html is not None:
         require_matplotlib()
         check_writable(html, force=force)
-    card, fields = load_card(engine), subject.files.fields
+    card, fields = load_valid_card(engine), subject.files.fields
     budgets = budgets_for(card, budget)
     # a plan is refused without its GPU only when it is opened, after all else was checked
     ways = engine_evaluations(engine, card, backend, threads, device)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from qsm_deploy.calibration.budgets import METRICS, NONFINITE, Failure, judged, quantity
 from qsm_deploy.export.check.compared_map import Compared
 from qsm_deploy.export.check.figures import charts_png, planes_png
 from qsm_deploy.export.check.page import Cell, cells, note, page, picture, section, table
 from qsm_deploy.export.check.text import number
-from qsm_deploy.export.measure.budgets import METRICS, NONFINITE, Failure, judged, quantity
 
 SIDES = ("engine", "reference")
 DISTRIBUTION = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qsm_deploy.export.measure.budgets import NONFINITE, Failure
+from qsm_deploy.calibration.budgets import NONFINITE, Failure
 
 COLUMNS = {
     "mean_ppb": "mean",

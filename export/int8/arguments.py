@@ -5,13 +5,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
 
 if TYPE_CHECKING:
-    from qsm_deploy.export.int8.calibration import Int8Choices
-    from qsm_deploy.export.int8.choice import Int8Result
+    from qsm_deploy.calibration.int8.calibration import Int8Choices
+    from qsm_deploy.calibration.int8.choice import Int8Result
 
+BUDGET = DEFAULTS["int8"]
 COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
 ABOUT_INT8 = (
     *("calibration_units", "collector", "patches", "seed"),
@@ -49,21 +51,21 @@ def add_int8(group: "argparse._ArgumentGroup") -> None:
         "--budget-ppb",
         type=positive,
         metavar="PPB",
-        help="median in-mask error that INT8 may cost (default 2); the most harmful layers fall "
-        "back to FP16 until it holds",
+        help=f"median in-mask error that INT8 may cost (default {BUDGET['median_ppb']:g}); the "
+        "most harmful layers fall back to FP16 until it holds",
     )
     group.add_argument(
         "--budget-xsim",
         type=positive,
         metavar="X",
-        help="change of XSIM that it may cost (default 0.005)",
+        help=f"change of XSIM that it may cost (default {BUDGET['xsim_drop']:g})",
     )
     group.add_argument(
         "--budget-max-ppb",
         type=positive,
         metavar="PPB",
         help="largest in-mask error that it may cost, which is where it clips a lesion (default "
-        "200)",
+        f"{BUDGET['max_ppb']:g})",
     )
 
 
@@ -99,9 +101,9 @@ def check_int8(arguments: argparse.Namespace) -> None:
 
 def int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
     """Return what the user chose about INT8, the defaults for the rest."""
-    from qsm_deploy.calibration.progress import bar_on_terminal, no_progress
-    from qsm_deploy.export.int8.calibration import Int8Choices
-    from qsm_deploy.export.int8.search import Budget
+    from qsm_deploy.calibration.int8.calibration import Int8Choices
+    from qsm_deploy.calibration.int8.search import Budget
+    from qsm_deploy.runtime.console.terminal import bar_on_terminal, no_progress
 
     names = {"calibration_units": "units", "collector": "collector"}
     names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
@@ -128,7 +130,7 @@ def fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
 
 def int8_result(found: "Int8Result") -> dict[str, object]:
     """Return what was found, for JSON."""
-    from qsm_deploy.export.int8.table import row_dicts
+    from qsm_deploy.calibration.int8.table import row_dicts
 
     errors = {"error": found.error, "all_int8": found.all_int8, "fp16": found.fp16}
     return {
@@ -142,7 +144,7 @@ def int8_result(found: "Int8Result") -> dict[str, object]:
 
 def int8_text(found: "Int8Result") -> str:
     """Return what was found as people read it: the table of layers, then the errors."""
-    from qsm_deploy.export.int8.table import table_lines
+    from qsm_deploy.calibration.int8.table import table_lines
 
     lines = [
         *table_lines(found.rows),

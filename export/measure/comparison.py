@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.metrics.agreement import varies
+from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.metrics.metrics import (
-    PPB_PER_PPM,
     all_metrics,
     field_residual,
     hfen,
@@ -20,6 +20,7 @@ from qsm_deploy.runtime.metrics.metrics import (
 )
 from qsm_deploy.runtime.metrics.regional_metrics import DEEP_GREY, dgm_slope
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 Volume = NDArray[np.float32]
 Row = dict[str, Any]
@@ -104,8 +105,8 @@ def compare(chi_ppm: Volume, reference: Reference) -> Row:
     row: Row = {"nonfinite_voxels": bad}
     if bad:
         return row
-    difference = _difference_ppb(chi_ppm, reference)
-    row |= _distribution(difference)
+    difference = difference_ppb(chi_ppm, reference.chi_ppm, mask)
+    row |= distribution_ppb(difference)
     worst = int(np.abs(difference).argmax())
     row["worst_voxel"] = [int(n[worst]) for n in np.nonzero(mask)]
     row["nrmse_percent"] = nrmse(chi_ppm, reference.chi_ppm, mask)
@@ -140,24 +141,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float) and value and math.isfinite(value):
         return float(f"{value:.{DIGITS}g}")
     return value
-
-
-def _difference_ppb(chi_ppm: Volume, reference: Reference) -> NDArray[np.float64]:
-    mask = reference.scan.mask
-    difference: NDArray[np.float64] = chi_ppm[mask].astype(np.float64) - reference.chi_ppm[mask]
-    return difference * PPB_PER_PPM
-
-
-def _distribution(difference: NDArray[np.float64]) -> Row:
-    size = np.abs(difference)
-    median, p999 = np.percentile(size, (50, 99.9))
-    return {
-        "mean_ppb": float(size.mean()),
-        "median_ppb": float(median),
-        "p999_ppb": float(p999),
-        "max_ppb": float(size.max()),
-        "bias_ppb": float(difference.mean()),
-    }
 
 
 def _bias_by_field(difference: NDArray[np.float64], field: NDArray[np.float32]) -> list[Row]:

@@ -1,7 +1,7 @@
 """Measuring what one inference takes, for the card: a fixed part and a part for every voxel.
 
 Each measurement is a fresh process (``python -m qsm_deploy.export.measure.memory_use MODEL BACKEND
-X Y Z < CARD``), because what a process has freed before would hide what the next session takes.
+X Y Z``), because what a process has freed before would hide what the next session takes.
 """
 
 import importlib
@@ -14,7 +14,8 @@ from typing import get_args
 import numpy as np
 
 from qsm_deploy.kernels.errors import ExportError
-from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
+from qsm_deploy.runtime.card.card import MemoryUse
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
 from qsm_deploy.runtime.sessions.open import (
     open_session,
@@ -27,17 +28,13 @@ Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))
 
 
-def measure_memory(
-    path: Path, card: ModelCard, backend: Backend, shapes: tuple[Shape, Shape] = SHAPES
-) -> MemoryUse:
+def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = SHAPES) -> MemoryUse:
     """Return the line through the peaks at two shapes.
 
     Parameters
     ----------
     path
         An ONNX file.
-    card
-        Its card.
     backend
         One that is installed.
     shapes
@@ -50,13 +47,13 @@ def measure_memory(
     """
     (small, large), (low, high) = (
         [math.prod(shape) for shape in shapes],
-        [_peak_in_new_process(path, card, backend, shape) for shape in shapes],
+        [_peak_in_new_process(path, backend, shape) for shape in shapes],
     )
     slope = max(0.0, (high - low) / (large - small))
     return MemoryUse(max(0, round(low - slope * small)), math.ceil(slope))
 
 
-def peak_bytes(path: Path, card: ModelCard, backend: Backend, shape: Shape) -> int:
+def peak_bytes(path: Path, backend: Backend, shape: Shape) -> int:
     """Return the rise of this process's peak by a session and two runs [bytes].
 
     Counts from just before the session opens, with the backend imported and the inputs in
@@ -67,7 +64,7 @@ def peak_bytes(path: Path, card: ModelCard, backend: Backend, shape: Shape) -> i
     sizes: dict[int | str, int] = dict(zip("nxyz", (1, *shape), strict=True))
     inputs = {
         tensor.name: rng.random([sizes.get(n, 0) or int(n) for n in tensor.shape], dtype=np.float32)
-        for tensor in card.inputs
+        for tensor in load_card(path).inputs
     }
     reset_peak()
     before = rss_bytes()
@@ -79,11 +76,10 @@ def peak_bytes(path: Path, card: ModelCard, backend: Backend, shape: Shape) -> i
     return rise
 
 
-def _peak_in_new_process(path: Path, card: ModelCard, backend: Backend, shape: Shape) -> int:
+def _peak_in_new_process(path: Path, backend: Backend, shape: Shape) -> int:
     command = [sys.executable, "-m", "qsm_deploy.export.measure.memory_use", str(path), backend]
     done = subprocess.run(
         command + [str(n) for n in shape],
-        input=card.to_json(),
         capture_output=True,
         text=True,
         check=False,
@@ -98,5 +94,4 @@ def _peak_in_new_process(path: Path, card: ModelCard, backend: Backend, shape: S
 if __name__ == "__main__":
     backend = next(b for b in get_args(Backend) if b == sys.argv[2])
     x, y, z = (int(n) for n in sys.argv[3:6])
-    card = parse_card(sys.stdin.read())
-    sys.stdout.write(f"{peak_bytes(Path(sys.argv[1]), card, backend, (x, y, z))}\n")
+    sys.stdout.write(f"{peak_bytes(Path(sys.argv[1]), backend, (x, y, z))}\n")

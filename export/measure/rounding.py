@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
-from qsm_deploy.calibration.int8.box import box_at
+from qsm_deploy.calibration.budgets import rounding_budget
+from qsm_deploy.calibration.graph.graph_run import GraphSession
 from qsm_deploy.export.graph.rounded_run import RoundedRun
 from qsm_deploy.export.measure.verification import (
-    PPB,
     Difference,
     ModuleSession,
     apply_gate,
@@ -21,10 +19,11 @@ from qsm_deploy.export.measure.verification import (
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
+from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.scan.bounding_box import box_at
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # a box of an adult head with its calcification in the middle; small heads have smaller ones
 HEAD, CORNER, SHAPE = (160, 160, 192), (68, 42, 84), (64, 64, 64)
@@ -33,11 +32,7 @@ LIMITS: Mapping[GraphPrecision, float] = {
     "bf16": torch.finfo(torch.bfloat16).max,
     "int8": torch.finfo(torch.float16).max,  # what is not in INT8
 }
-# BF16 has three bits less; ten times the error is still below what a map is read to
-ROUNDING_GATES_PPB: Mapping[GraphPrecision, float] = {"fp16": 3.0, "bf16": 30.0}
-PERCENTILE = 99.9
 SHOWN = 3
-P999_SHARE = 0.1  # of the gate, that 99.9 % of the voxels must stay within
 
 
 @dataclass(frozen=True)
@@ -71,27 +66,9 @@ class Rounding:
         )
 
 
-class GraphRunner(Protocol):
-    """Runs a graph of one output."""
-
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return its output."""
-
-
-class RoundedSession:
-    """A graph, with true rounding or without, behind the protocol of an inference backend."""
-
-    precision: Precision = "fp32"
-    backend: Backend = "onnxruntime"
-    version: str = torch.__version__
-
-    def __init__(self, run: GraphRunner, card: ModelCard) -> None:
-        self.card = card
-        self._run = run
-
-    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Run the graph once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
-        return self._run.run({info.name: tensors[info.name] for info in self.card.inputs})
+def rounded_session(run: RoundedRun, card: ModelCard) -> GraphSession:
+    """Return a graph with true rounding as an inference backend."""
+    return GraphSession(run, card, "rounded", torch.__version__)
 
 
 def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -> Rounding:
@@ -109,13 +86,12 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
     scan = calcified_scan(card)
     plan = plan_whole(SHAPE, module.divisor)
     rounded = RoundedRun(model)
-    exact = network_output(ModuleSession(module, card), scan, plan)[scan.mask]
-    got = network_output(RoundedSession(rounded, card), scan, plan)[scan.mask]
-    error = np.abs(got.astype(np.float64) - exact) * PPB
+    exact = network_output(ModuleSession(module, card), scan, plan)
+    got = network_output(rounded_session(rounded, card), scan, plan)
+    error = distribution_ppb(difference_ppb(got, exact, scan.mask))
     limit = LIMITS[card.precision]
     activations = {name: value / limit for name, value in rounded.largest.items()}
-    p999 = float(np.percentile(error, PERCENTILE))
-    return Rounding(card.precision, SHAPE, p999, float(error.max()), activations)
+    return Rounding(card.precision, SHAPE, error["p999_ppb"], error["max_ppb"], activations)
 
 
 def calcified_scan(card: ModelCard) -> Scan:
@@ -144,7 +120,7 @@ def require_accuracy(rounding: Rounding, gate_ppb: float) -> None:
             f"{name} overflows {rounding.precision}: it returns {share:.3g} times the largest "
             "number; nothing was written: export the network in fp32"
         )
-    typical = P999_SHARE * gate_ppb
+    typical = rounding_budget(gate_ppb)["p999_ppb"]
     if not (rounding.p999_ppb <= typical and rounding.max_ppb <= gate_ppb):
         raise AccuracyError(
             f"rounding to {rounding.precision} costs {_errors(rounding)} in the mask, the gate is "

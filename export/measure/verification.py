@@ -15,6 +15,7 @@ from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard, Verification
+from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_inputs, network_output
 from qsm_deploy.runtime.scan.scan import Scan
@@ -26,7 +27,6 @@ from qsm_deploy.runtime.sessions.session import Backend, Precision
 # a cube, an odd size that is padded to the divisor, and three different axes
 SHAPES = ((48, 48, 48), (51, 45, 37), (64, 32, 40))
 SEED = 7
-PPB = 1000.0
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class ModuleSession:
     """A PyTorch module behind the protocol of an inference backend: eager, FP32."""
 
     precision: Precision = "fp32"
+    backend = "pytorch"
     version: str = torch.__version__
 
     def __init__(self, module: Network, card: ModelCard) -> None:
         self.module = module
         self.card = card
-        self.backend: Backend = "onnxruntime"
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the module once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
@@ -84,10 +84,10 @@ def measure_differences(
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
         plan = plan_whole(shape, module.divisor)
-        expected = network_output(reference, scan, plan)[scan.mask]
+        expected = network_output(reference, scan, plan)
         for backend, session in sessions.items():
-            error = network_output(session, scan, plan)[scan.mask].astype(np.float64) - expected
-            differences.append(Difference(backend, shape, float(np.abs(error).max()) * PPB))
+            error = difference_ppb(network_output(session, scan, plan), expected, scan.mask)
+            differences.append(Difference(backend, shape, float(np.abs(error).max())))
     return differences
 
 

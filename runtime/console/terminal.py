@@ -1,12 +1,32 @@
-"""What a user sees on stderr while a run goes on."""
+"""How long work tells how far it is, and what a user sees of it on stderr."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Goes through items and shows it."""
+
+    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
+        """Yield the items; ``what`` says in a few words what is done with them."""
+
+
+def no_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Yield the items and show nothing."""
+    return items
+
+
+def bar_on_terminal(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Show a bar on stderr, if that is a terminal."""
+    bar: Iterable[Item] = tqdm(items, desc=what, leave=False, disable=None)
+    return bar
 
 
 class TerminalLog:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
-from qsm_deploy.runtime.card.plan_file import SUFFIX, card_in_plan
+from qsm_deploy.runtime.card.read import PLAN, card_in_plan
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.inference import DeviceSession
@@ -33,7 +33,7 @@ def gpu_number(device: str, models: Sequence[Path]) -> int | None:
     UsageError
         If a plan is to run on the CPU.
     """
-    plans = [path for path in models if path.suffix == SUFFIX]
+    plans = [path for path in models if path.suffix == PLAN]
     if found := CUDA.fullmatch(device):
         return int(found[1])
     if device == "auto":
@@ -103,14 +103,12 @@ def open_device_session(
     MissingDependencyError
         If the library that runs it is not installed.
     """
-    if path.suffix not in (SUFFIX, ".onnx"):
-        raise EngineError(f"{path}: neither a {SUFFIX} nor an .onnx file; make one with qsm-export")
+    if path.suffix not in (PLAN, ".onnx"):
+        raise EngineError(f"{path}: neither a {PLAN} nor an .onnx file; make one with qsm-export")
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
     return (
-        _open_plan(path, device)
-        if path.suffix == SUFFIX
-        else _open_onnx(path, device, memory_limit)
+        _open_plan(path, device) if path.suffix == PLAN else _open_onnx(path, device, memory_limit)
     )
 
 

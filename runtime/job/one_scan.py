@@ -12,12 +12,13 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.request import Outputs, Request
-from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM, all_metrics, field_residual
+from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.reconstruction.inversion import Made
 from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.scan import Scan, load_scan
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 
+from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 from qsm_deploy.runtime.sessions.session import Session
 
 SAMPLE_VOXELS = 64
@@ -35,9 +37,10 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
     )
     sample = scan.cut(fullest.inside)
     plan = plan_whole(sample.mask.shape, divisor)
-    exact = network_output(reference, sample, plan)[sample.mask]
-    error = network_output(session, sample, plan)[sample.mask] - exact
+    exact = network_output(reference, sample, plan)
+    error_ppb = difference_ppb(network_output(session, sample, plan), exact, sample.mask)
+    norm_ppb = PPB_PER_PPM * float(np.linalg.norm(exact[sample.mask]))
     return {
-        "max_abs_error_ppb": 1000 * float(np.abs(error).max()),
-        "relative_error": float(np.linalg.norm(error) / np.linalg.norm(exact)),
+        "max_abs_error_ppb": float(np.abs(error_ppb).max()),
+        "relative_error": float(np.linalg.norm(error_ppb)) / norm_ppb,
     }

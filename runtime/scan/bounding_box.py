@@ -1,4 +1,4 @@
-"""The smallest box of a grid that holds a mask."""
+"""Boxes of a grid: the smallest that holds a mask, and those around a voxel."""
 
 import numpy as np
 import scipy.ndimage
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError
 
 Box = tuple[slice, slice, slice]
+Corner = tuple[int, int, int]
 
 
 def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> Box:
@@ -35,5 +36,32 @@ def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> Box:
     x, y, z = (
         slice(max(0, side.start - margin), min(n, side.stop + margin))
         for side, n in zip(found[0], mask.shape, strict=True)
+    )
+    return x, y, z
+
+
+def box_at(corner: Corner, shape: Corner) -> Box:
+    """Return the box with that first voxel and size."""
+    x, y, z = (slice(first, first + n) for first, n in zip(corner, shape, strict=True))
+    return x, y, z
+
+
+def corner_around(centre: Corner, shape: Corner, grid: Corner, *, divisor: int = 1) -> Corner:
+    """Return the corner of a box around a voxel, moved so that it lies on the grid.
+
+    Parameters
+    ----------
+    centre
+        A voxel.
+    shape
+        Of the box; along a shorter axis of the grid the corner is 0.
+    grid
+        Its shape.
+    divisor
+        What corners are multiples of, so that pooling grids line up.
+    """
+    x, y, z = (
+        max(0, min(at - size // 2, n - size)) // divisor * divisor
+        for at, size, n in zip(centre, shape, grid, strict=True)
     )
     return x, y, z

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError, UnitsError
 
 FieldUnit = Literal["ppm", "hz", "rad"]
+PPB_PER_PPM = 1000.0
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
 USUAL_P99_PPM = (0.002, 0.3)
 SMALLEST_WRAPPED_RAD = 0.05

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 from qsm_deploy.runtime.serve.codec import image_frames
 from qsm_deploy.runtime.serve.stacks import Stack
 
 Volume = NDArray[np.float32]
 Codes = NDArray[np.uint16]
 
-PPB_PER_PPM = 1000.0
 ZERO, LOWEST, HIGHEST = 2048, 1, 4095  # twelve bits; 0 is left for what has no value
 WINDOW_CENTRE_PPB, WINDOW_WIDTH_PPB = 0, 400  # whole numbers: hosts cut fractions off
 FIRST_SERIES = 99  # the convention of hosts for what was derived

@@ -6,14 +6,12 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.scan.units import FieldUnit, ppm_per_unit
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM, FieldUnit, ppm_per_unit
 from qsm_deploy.runtime.serve.acquisition import echo_time_s, field_strength_t
 from qsm_deploy.runtime.serve.configuration import Request, Source, require_mask, scan_of
 from qsm_deploy.runtime.serve.grouping import field_volume
 from qsm_deploy.runtime.serve.image_roles import echo_key, number_attribute
 from qsm_deploy.runtime.serve.stacks import Stack
-
-PPM_PER_PPB = 1e-3
 
 
 def source_from_field(request: Request, stages: Stages) -> Generator[str, None, Source]:
@@ -53,7 +51,7 @@ def _ppm_of_one(stack: Stack, request: Request) -> tuple[float, FieldUnit]:
             "or rad"
         )
     if units == "ppm" or units == "ppb":
-        return (1.0 if units == "ppm" else PPM_PER_PPB), "ppm"
+        return (1.0 if units == "ppm" else 1 / PPB_PER_PPM), "ppm"
     strength = field_strength_t(request.header)
     time = echo_time_s(request.header, echo_key(stack.images[0])) if units == "rad" else None
     return ppm_per_unit(units, echo_time_s=time, field_strength_t=strength), units

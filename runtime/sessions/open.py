@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
-from qsm_deploy.runtime.card.plan_file import SUFFIX as PLAN
-from qsm_deploy.runtime.card.plan_file import refuse_plan
+from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
 
 AUTO = "auto"
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
-MODEL_SUFFIXES = (".onnx", PLAN)
-ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
+MODEL_SUFFIXES = (ONNX, PLAN)
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
 
 
@@ -122,9 +120,7 @@ def open_session(
         raise DataError(f"{path}: no such model file")
     if path.suffix == PLAN:
         raise refuse_plan(path)
-    with path.open("rb") as file:
-        if path.suffix != ".onnx" or file.read(1) != ONNX_FIRST_BYTE:
-            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
+    require_onnx(path)
     return require_backend(backend)(path, precision=precision, threads=threads)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.card.card import ModelCard, parse_card
+from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.read import card_from
 
 Backend = str  # of the table in qsm_deploy.runtime.sessions.open, or what runs a network elsewhere
 Precision = Literal["fp32", "bf16"]
@@ -48,12 +49,7 @@ def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str
     CardError
         If there is none, or it names other inputs or outputs than the graph has.
     """
-    if not text:
-        raise CardError(f"{path} has no model card; export it with qsm-export")
-    try:
-        card = parse_card(text)
-    except CardError as error:
-        raise CardError(f"{path}: {error}") from None
+    card = card_from(text, path)
     stated = [tensor.name for tensor in card.inputs]
     if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
         raise CardError(

@@ -19,7 +19,7 @@ from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.export.tensorrt.timing_cache import timing_cache_file
 from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.errors import EngineError, ExportError, MissingDependencyError, UsageError
-from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.gpu.plan_target import target_from_card
 from qsm_deploy.runtime.gpu.tensorrt_library import open_library
 
@@ -70,7 +70,7 @@ def test_the_card_says_what_it_was_built_for(
     install, build, levers, engine, chosen, options
 ) -> None:
     trt = install(engine.replace("-", "_"))
-    card = read_plan_card(build(engine, **chosen))
+    card = load_card(build(engine, **chosen))
     expected = {"engine": f"{engine} {trt.__version__}", "residual": "input"} | options
     assert card.options == expected | {"shapes": "16x16x16,32x32x32,64x64x64"}
     assert target_from_card(card) == plan_target(PlanChoices(engine, **chosen))

@@ -15,7 +15,7 @@ from qsm_deploy.kernels.errors import (
     QsmDeployError,
     UnservedShapeError,
 )
-from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.open import open_device_session
 
@@ -375,7 +375,7 @@ def test_a_file_that_is_missing_or_something_else(tmp_path) -> None:
 
 def test_without_a_driver_nothing_is_loaded(engine, build, monkeypatch) -> None:
     path = build(engine)
-    assert read_plan_card(path).network == "ir2qsm"
+    assert load_card(path).network == "ir2qsm"
     monkeypatch.undo()
     cudart = pytest.importorskip("cuda.bindings.runtime", reason="no cuda-bindings")
     no_driver = (cudart.cudaError_t.cudaErrorInsufficientDriver, None)

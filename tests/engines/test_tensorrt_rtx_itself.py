@@ -15,7 +15,7 @@ from qsm_deploy.export.tensorrt.builder import build_plan
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import EngineError, UsageError
-from qsm_deploy.runtime.card.plan_file import read_plan_card
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.gpu.open import open_device_session
 
 pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
@@ -35,7 +35,7 @@ def plan(build) -> Path:
 
 
 def test_the_plan_holds_its_card(plan, tmp_path) -> None:
-    card = read_plan_card(plan)
+    card = load_card(plan)
     assert card.options["gpu"] == "sm_89,sm_120"
     assert card.options["engine"].startswith("tensorrt-rtx 1.")
     assert not (tmp_path / "cache").exists()  # it says itself that its timing cache does nothing

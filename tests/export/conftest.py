@@ -182,9 +182,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.Mo
         return lower_dipole(traced[key], dipole_op)
 
     monkeypatch.setattr(export_network, "onnx_from_module", trace_once)
-    monkeypatch.setattr(
-        export_network, "measure_memory", lambda path, card, backend: MemoryUse(1, 2)
-    )
+    monkeypatch.setattr(export_network, "measure_memory", lambda path, backend: MemoryUse(1, 2))
     monkeypatch.setattr(
         export_network,
         "cached_receptive_field",

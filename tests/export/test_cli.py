@@ -34,7 +34,7 @@ def exported(tiny_ir2qsm, tmp_path_factory) -> Path:
         patch.setattr("qsm_deploy.export.measure.receptive_field.BOX", (32, 32, 64))
         patch.setattr(
             "qsm_deploy.export.export_network.measure_memory",
-            lambda path, card, backend: export_network.MemoryUse(10, 20),
+            lambda path, backend: export_network.MemoryUse(10, 20),
         )
         assert run(folder, "-o", str(folder / "a.onnx"), "--residual", "iteration") == 0
     return folder

@@ -74,6 +74,14 @@ def test_a_model_with_a_card(capsys) -> None:
     assert json.loads(lines["geometry"]) == card["geometry"]
 
 
+def test_a_plan_is_described_by_its_card_alone(tmp_path: Path, capsys) -> None:
+    card = json.loads(MODEL.with_suffix(".json").read_text())
+    text = json.dumps(card, sort_keys=True, separators=(",", ":"))
+    (tmp_path / "a.plan").write_bytes(b"ftrt\x00" + text.encode() + b"\xff" * 99)
+    _, found = described(tmp_path / "a.plan", capsys)
+    assert found == {"file": "a.plan", "card": card}
+
+
 @pytest.fixture
 def nonsense(tmp_path: Path) -> Path:
     """Return a folder of files that are neither checkpoint nor model."""

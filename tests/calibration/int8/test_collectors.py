@@ -5,8 +5,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from qsm_deploy.calibration.int8.collectors import LEVELS, Collector, collect_range
-from qsm_deploy.calibration.int8.histogram import BINS, Histogram
+from qsm_deploy.calibration.int8.collectors import (
+    BINS,
+    LEVELS,
+    Collector,
+    Histogram,
+    collect_range,
+)
 from qsm_deploy.kernels.errors import DataError
 
 COLLECTORS = get_args(Collector)

@@ -14,11 +14,12 @@ from qsm_deploy.calibration.int8.activations import (
     collect_histograms,
     multiply_accumulates,
 )
-from qsm_deploy.calibration.int8.box import box_around, middle_of
+from qsm_deploy.calibration.int8.evaluation import middle_of
 from qsm_deploy.calibration.int8.patches import RIM, CalibrationPatch, sample_patches
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
+from qsm_deploy.runtime.scan.bounding_box import corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -125,9 +126,8 @@ def test_a_network_for_the_whole_gets_boxes_of_their_own(any_card: ModelCard) ->
 
 
 def test_corners_are_on_the_grid_and_on_the_divisor() -> None:
-    mask = np.ones((40, 36, 20), dtype=bool)
     for centre in ((0, 0, 0), (39, 35, 19), (20, 18, 10)):
-        corner = box_around(mask, centre, 24, 4)
+        corner = corner_around(centre, (24, 24, 24), (40, 36, 20), divisor=4)
         assert all(c % 4 == 0 and c >= 0 for c in corner)
         assert corner[0] + 24 <= 40
         assert corner[2] == 0

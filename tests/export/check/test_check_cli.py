@@ -14,11 +14,11 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from qsm_deploy.calibration.budgets import DEFAULTS, failures
 from qsm_deploy.calibration.phantom.cli import main as draw
 from qsm_deploy.export.check import evaluations as check_sessions
 from qsm_deploy.export.check.cli import main
 from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.measure.budgets import DEFAULTS, failures
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.checkpoints.state import load_state
@@ -236,7 +237,7 @@ def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(name: str)
     card = provisional_card(spec, module, choices, "none", "0" * 64)
     model = with_precision(onnx_from_module(module), "fp16")
     rounding = measure_rounding(model, module, replace(card, precision="fp16"))
-    require_accuracy(rounding, rounding_error.ROUNDING_GATES_PPB["fp16"])
+    require_accuracy(rounding, DEFAULTS["fp16"]["max_ppb"])
     assert 0.01 < rounding.p999_ppb <= 0.3
     assert 0.01 < rounding.max_ppb <= 3
     assert 1e-4 < rounding.fullest[1] < 0.1

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,24 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from qsm_deploy.calibration.graph.graph_run import GraphRun
+from qsm_deploy.calibration.int8 import choice as int8_choice
 from qsm_deploy.calibration.int8 import volumes
-from qsm_deploy.calibration.int8.qdq import Int8Layer, is_quantised
+from qsm_deploy.calibration.int8.calibration import Int8Choices, calibrate
+from qsm_deploy.calibration.int8.layers import FloatGraphs, int8_layers, kept_from_int8
+from qsm_deploy.calibration.int8.map_error import MapError
+from qsm_deploy.calibration.int8.qdq import Int8Layer, Quantiser, is_quantised
+from qsm_deploy.calibration.int8.search import Budget, Found, Sensitivity, fewest
+from qsm_deploy.calibration.int8.table import layer_rows
 from qsm_deploy.calibration.int8.volumes import CalibrationData
-from qsm_deploy.calibration.map_error import MapError
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
-from qsm_deploy.export.graph.precision_policy import int8_layers, kept_from_int8
+from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.graph.rounded_run import RoundedRun
-from qsm_deploy.export.int8 import choice as int8_choice
-from qsm_deploy.export.int8.calibration import Int8Choices, calibrate
-from qsm_deploy.export.int8.search import Budget, Found, Quantiser, Sensitivity, fewest
-from qsm_deploy.export.int8.table import layer_rows
+from qsm_deploy.export.int8.verification import exact_session
 from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
@@ -73,18 +76,22 @@ def quantiser_of(model: onnx.ModelProto, layers: list[Int8Layer]) -> Quantiser:
     return Quantiser.from_model(model, layers, amax)
 
 
+def layers_of(model: onnx.ModelProto) -> list[Int8Layer]:
+    return int8_layers(model.graph, reducible_nodes(model.graph))
+
+
 def names(layers: list[Int8Layer]) -> list[str]:
     return [layer.partner.removesuffix(".weight") for layer in layers if layer.kind != "Add"]
 
 
 def test_first_last_and_gates_start_in_higher_precision(graphs) -> None:
     graph = graphs["ir2qsm"].graph
-    may = names(int8_layers(graph))
+    may = names(layers_of(graphs["ir2qsm"]))
     assert len(may) == 15
     for part in ("pre_transform.0", "middle", "post_transform.1", "post_transform_conv_block2"):
         assert not any(part in name for name in may), part
     assert any("pre_transform.2" in name for name in may)
-    why = kept_from_int8(graph)
+    why = kept_from_int8(graph, reducible_nodes(graph))
     weights = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "Conv"}
     for output, (precision, reason) in why.items():
         if "middle" in weights[output]:
@@ -97,7 +104,7 @@ def test_first_last_and_gates_start_in_higher_precision(graphs) -> None:
 
 
 def test_of_a_residual_block_the_shortcut_may_be_in_int8(graphs) -> None:
-    layers = int8_layers(graphs["prior"].graph)
+    layers = layers_of(graphs["prior"])
     adds = [layer for layer in layers if layer.kind == "Add"]
     convolutions = [layer for layer in layers if layer.kind == "Conv"]
     assert len(adds) == 2
@@ -110,7 +117,7 @@ def test_of_a_residual_block_the_shortcut_may_be_in_int8(graphs) -> None:
 @pytest.mark.parametrize("name", ["ir2qsm", "prior", "tkd-unet"])
 def test_backends_run_q_dq_as_true_rounding_says(name: str, graphs, tmp_path: Path) -> None:
     model = graphs[name]
-    layers = int8_layers(model.graph)
+    layers = layers_of(model)
     quantised = quantiser_of(model, layers).quantised(model, layers)
     onnx.checker.check_model(quantised, full_check=True)
     feeds = feeds_of(model)
@@ -132,7 +139,7 @@ def test_backends_run_q_dq_as_true_rounding_says(name: str, graphs, tmp_path: Pa
 
 def test_half_of_it_is_in_fp16(graphs) -> None:
     model = graphs["tkd-unet"]
-    layers = int8_layers(model.graph)
+    layers = layers_of(model)
     half = with_precision(model, "fp16")
     quantised = quantiser_of(model, layers[1:]).quantised(half, layers[1:])
     onnx.checker.check_model(quantised, full_check=True)
@@ -148,7 +155,7 @@ def test_half_of_it_is_in_fp16(graphs) -> None:
     assert 0 < 3 * errors[0] < errors[1] < 0.1 * np.abs(exact).mean()
 
 
-def test_a_layer_that_takes_nothing_but_zeros_stays_in_fp16(graphs) -> None:
+def test_a_layer_that_takes_nothing_but_zeros_stays_in_fp16(graphs, tmp_path: Path) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(graphs["ir2qsm"])
     dead = "iteration0_layer0_encoder_conv2.1.conv.0.bias"  # before a ReLU
@@ -157,14 +164,17 @@ def test_a_layer_that_takes_nothing_but_zeros_stays_in_fp16(graphs) -> None:
     card = provisional_card(REGISTRY["ir2qsm"], IR2QSM((2, 4)), Choices(), "none", "0" * 64)
     head = scan_from_phantom(card, head_phantom(Geometry(FOLDER_SHAPE), seed=1))
     choices = Int8Choices("phantoms", patches=2)
-    found = calibrate(model, card, CalibrationData((head,), "", ()), choices)
-    silent = {a.output for a in int8_layers(model.graph)} - {a.output for a in found.candidates}
+    data = CalibrationData((head,), "", ())
+    open_exact = partial(exact_session, model, card, tmp_path / "a.onnx")
+    floats = FloatGraphs(model, model, reducible_nodes(model.graph))  # -1e6 is beyond FP16
+    found = calibrate(floats, card, data, choices, open_exact)
+    silent = {a.output for a in layers_of(model)} - {a.output for a in found.candidates}
     assert silent
     fine = MapError(0, 0, 0, 0, 0)
     alone = {a.output: Sensitivity(40, fine) for a in found.candidates}
     search = Found(found.candidates, alone, fine, fine, fine)
     amax = found.quantiser("max").amax
-    rows = layer_rows(model, found.candidates, search, amax, found.macs)
+    rows = layer_rows(found, search, amax)
     assert sum(row.macs_share for row in rows) == pytest.approx(1)
     why = "takes nothing but zeros on the calibration data"
     assert {row.precision for row in rows if row.why == why} == {"fp16"}
@@ -325,7 +335,7 @@ def any_model(graphs: dict[str, onnx.ModelProto], folder: Path) -> Callable[...,
 
     def write(name: str, *, quantised: bool = False) -> Path:
         model = graphs[name]
-        layers = int8_layers(model.graph)
+        layers = layers_of(model)
         made = quantiser_of(model, layers).quantised(model, layers) if quantised else model
         copy = onnx.ModelProto()
         copy.CopyFrom(made)

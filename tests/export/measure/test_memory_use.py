@@ -33,32 +33,30 @@ def model(tiny_ir2qsm, card, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_a_run_takes_at_least_its_activations(model: Path, card, backend: Backend) -> None:
-    use = measure_memory(model, card, backend, ((16, 16, 16), (96, 96, 64)))
+def test_a_run_takes_at_least_its_activations(model: Path, backend: Backend) -> None:
+    use = measure_memory(model, backend, ((16, 16, 16), (96, 96, 64)))
     # at least the output and one pair of two-channel features, at most all that was ever made
     assert 4 * 5 <= use.bytes_per_voxel < 4 * 100
     assert 0 <= use.fixed_bytes < 200e6
 
 
-def test_the_line_goes_through_both_measurements(card, monkeypatch) -> None:
+def test_the_line_goes_through_both_measurements(monkeypatch) -> None:
     taken = {(8, 8, 8): 1000 + 7 * 512, (8, 8, 16): 1000 + 7 * 1024}
     monkeypatch.setattr(memory_use, "_peak_in_new_process", lambda *given: taken[given[-1]])
-    use = measure_memory(Path("m.onnx"), card, "openvino", ((8, 8, 8), (8, 8, 16)))
+    use = measure_memory(Path("m.onnx"), "openvino", ((8, 8, 8), (8, 8, 16)))
     assert use == MemoryUse(1000, 7)
 
 
-def test_a_failed_measurement_says_why(tmp_path: Path, card) -> None:
+def test_a_failed_measurement_says_why(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"openvino at \(8, 8, 8\) failed.*no such model file"):
-        measure_memory(tmp_path / "none.onnx", card, "openvino", ((8, 8, 8), (8, 8, 16)))
+        measure_memory(tmp_path / "none.onnx", "openvino", ((8, 8, 8), (8, 8, 16)))
 
 
-def test_the_measuring_process_stays_lean(model: Path, card) -> None:
+def test_the_measuring_process_stays_lean(model: Path) -> None:
     code = (
         "import sys; from pathlib import Path;"
         "from qsm_deploy.export.measure.memory_use import peak_bytes;"
-        "from qsm_deploy.runtime.card.card import parse_card;"
-        f"card = parse_card({card.to_json()!r});"
-        f"peak_bytes(Path({os.fspath(model)!r}), card, 'onnxruntime', (8, 8, 8));"
+        f"peak_bytes(Path({os.fspath(model)!r}), 'onnxruntime', (8, 8, 8));"
         "print([m for m in ('torch', 'onnx', 'openvino') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,11 +12,12 @@ import onnx.parser
 import pytest
 from torch import nn
 
+from qsm_deploy.calibration.int8.layers import int8_layers
+from qsm_deploy.calibration.int8.qdq import Quantiser
 from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
-from qsm_deploy.export.graph.precision_policy import int8_layers
+from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.search import Quantiser
 from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock, fold_batch_norm
@@ -118,7 +119,7 @@ def plan_of(model: onnx.ModelProto, network: Network) -> bytes:
 
 def in_int8(model: onnx.ModelProto, half: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with all in INT8 that may be; building does not ask for true ranges."""
-    layers = int8_layers(model.graph)
+    layers = int8_layers(model.graph, reducible_nodes(model.graph))
     assert layers
     amax = {layer.activation: 1.0 for layer in layers}
     quantised = Quantiser.from_model(model, layers, amax).quantised(half, layers)

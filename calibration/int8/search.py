@@ -1,7 +1,7 @@
 """Which layers go to INT8: each is tried alone, then the most harmful fall back to FP16.
 
 The accuracy budget decides. What starts in higher precision, see
-:mod:`qsm_deploy.export.graph.precision_policy`, stays there.
+:mod:`qsm_deploy.calibration.int8.layers`, stays there.
 """
 
 import math
@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.calibration.graph.graph_run import GraphRun
-from qsm_deploy.calibration.int8.activations import coarsened, weights_of
+from qsm_deploy.calibration.int8.activations import coarsened
+from qsm_deploy.calibration.int8.evaluation import Int8Evaluation
+from qsm_deploy.calibration.int8.layers import FloatGraphs
+from qsm_deploy.calibration.int8.map_error import MapError
 from qsm_deploy.calibration.int8.patches import CalibrationPatch
-from qsm_deploy.calibration.int8.qdq import Int8Layer, fused_layers, insert_qdq
-from qsm_deploy.calibration.int8.sensitivity import sqnr_db
-from qsm_deploy.calibration.map_error import MapError
-from qsm_deploy.calibration.progress import Progress, no_progress
-from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.evaluation import Int8Evaluation
+from qsm_deploy.calibration.int8.qdq import Int8Layer, Quantiser, fused_layers
+from qsm_deploy.runtime.console.terminal import Progress, no_progress
 
 STEPS = 16  # in which the rest is demoted where FP16 rounding asks for more
 
@@ -38,9 +38,9 @@ class Budget:
         The change of XSIM.
     """
 
-    median_ppb: float = 2.0
-    xsim: float = 0.005
-    max_ppb: float = 200.0
+    median_ppb: float = DEFAULTS["int8"]["median_ppb"]
+    xsim: float = DEFAULTS["int8"]["xsim_drop"]
+    max_ppb: float = DEFAULTS["int8"]["max_ppb"]
 
     def holds(self, error: MapError) -> bool:
         """Tell whether an error is within it; one that is not a number is not."""
@@ -68,33 +68,6 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Quantiser:
-    """Writes INT8 into the graphs of one network.
-
-    Attributes
-    ----------
-    amax
-        Ranges by tensor.
-    weights
-        In FP32, by initializer.
-    """
-
-    amax: Mapping[str, float]
-    weights: Mapping[str, NDArray[np.float32]]
-
-    @classmethod
-    def from_model(
-        cls, model: onnx.ModelProto, layers: Sequence[Int8Layer], amax: Mapping[str, float]
-    ) -> "Quantiser":
-        """Take the weights of the layers from the graph in FP32."""
-        return cls(amax, weights_of(model, {layer.partner for layer in layers}))
-
-    def quantised(self, model: onnx.ModelProto, layers: Sequence[Int8Layer]) -> onnx.ModelProto:
-        """Return a graph, in FP32 or FP16, with these layers in INT8."""
-        return insert_qdq(model, layers, self.amax, self.weights)
-
-
-@dataclass(frozen=True)
 class Found:
     """What the search ended with.
 
@@ -116,7 +89,7 @@ class Found:
 
 
 def search_layers(
-    model: onnx.ModelProto,
+    graphs: FloatGraphs,
     candidates: Sequence[Int8Layer],
     quantiser: Quantiser,
     evaluation: Int8Evaluation,
@@ -131,8 +104,8 @@ def search_layers(
 
     Parameters
     ----------
-    model
-        In FP32, of standard operators.
+    graphs
+        Of the network.
     candidates
         What may be in INT8.
     quantiser
@@ -146,7 +119,7 @@ def search_layers(
     progress
         Shows how far it is.
     """
-    half = with_precision(model, "fp16")
+    model, half = graphs.exact, graphs.half
     alone = _sensitivities(model, candidates, quantiser, evaluation, patch, progress)
     by_harm = sorted(candidates, key=lambda layer: -budget.spent(alone[layer.output].error))
 
@@ -212,3 +185,11 @@ def _in_mask(
 ) -> list[NDArray[np.float32]]:
     found = GraphRun(model, names).look(patch.tensors)
     return [value[0][:, coarsened(patch.mask, value.shape[2:])] for value in found]
+
+
+def sqnr_db(exact: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Return signal power over that of the quantisation error [dB], infinite without an error."""
+    signal = float(np.sum(np.square(exact, dtype=np.float64)))
+    noise = float(np.sum(np.square(got.astype(np.float64) - exact)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(10 * np.log10(np.divide(signal, noise)))

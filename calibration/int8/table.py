@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import onnx
-
+from qsm_deploy.calibration.int8.calibration import Calibrated
+from qsm_deploy.calibration.int8.layers import int8_layers, kept_from_int8
 from qsm_deploy.calibration.int8.qdq import LARGEST, Int8Layer, shared_ranges
-from qsm_deploy.export.graph.precision_policy import int8_layers, kept_from_int8
-from qsm_deploy.export.int8.search import Found
+from qsm_deploy.calibration.int8.search import Found
 
 
 @dataclass(frozen=True)
@@ -45,39 +44,33 @@ class LayerRow:
 
 
 def layer_rows(
-    model: onnx.ModelProto,
-    candidates: Sequence[Int8Layer],
-    found: Found,
-    amax: Mapping[str, float],
-    macs: Mapping[str, int],
+    calibrated: Calibrated, found: Found, amax: Mapping[str, float]
 ) -> tuple[LayerRow, ...]:
     """Return a row for each convolution and candidate, in the order of the graph.
 
     Parameters
     ----------
-    model
-        In FP32.
-    candidates
-        What could be in INT8.
+    calibrated
+        The network.
     found
         What the search ended with.
     amax
         Ranges by tensor.
-    macs
-        Multiply-accumulates by convolution.
     """
-    kept = kept_from_int8(model.graph)
-    layers = {layer.output: layer for layer in candidates}
+    graph, macs = calibrated.graphs.exact.graph, calibrated.macs
+    reduced = calibrated.graphs.reduced
+    kept = kept_from_int8(graph, reduced)
+    layers = {layer.output: layer for layer in calibrated.candidates}
     kept |= {
         layer.output: ("fp16", "takes nothing but zeros on the calibration data")
-        for layer in int8_layers(model.graph)
+        for layer in int8_layers(graph, reduced)
         if layer.output not in layers
     }
     in_int8 = {layer.output for layer in found.layers}
-    ranges = dict(amax) | shared_ranges(model.graph, found.layers, amax)
+    ranges = dict(amax) | shared_ranges(graph, found.layers, amax)
     total = sum(macs.values())
     rows = []
-    for node in model.graph.node:
+    for node in graph.node:
         output = node.output[0]
         share = macs.get(output, 0) / total
         if output in kept:

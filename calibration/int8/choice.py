@@ -5,20 +5,16 @@ from dataclasses import dataclass
 
 import onnx
 
-from qsm_deploy.calibration.int8.box import middle_of
-from qsm_deploy.calibration.int8.qdq import Int8Layer, is_quantised
+from qsm_deploy.calibration.int8.calibration import Calibrated, Int8Choices, calibrate
+from qsm_deploy.calibration.int8.evaluation import Int8Evaluation
+from qsm_deploy.calibration.int8.layers import FloatGraphs
+from qsm_deploy.calibration.int8.map_error import MapError
+from qsm_deploy.calibration.int8.qdq import Int8Layer, Quantiser
+from qsm_deploy.calibration.int8.search import search_layers
+from qsm_deploy.calibration.int8.table import LayerRow, layer_rows
 from qsm_deploy.calibration.int8.volumes import CalibrationData
-from qsm_deploy.calibration.map_error import MapError
-from qsm_deploy.export.graph.reduced_precision import with_precision
-from qsm_deploy.export.int8.calibration import Calibrated, Int8Choices, calibrate
-from qsm_deploy.export.int8.evaluation import Int8Evaluation
-from qsm_deploy.export.int8.search import Quantiser, search_layers
-from qsm_deploy.export.int8.table import LayerRow, layer_rows
-from qsm_deploy.export.measure.rounding import calcified_scan
-from qsm_deploy.export.networks.network import Network
-from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import Session
 
 USEFUL_SHARE = 0.25  # of the multiply-accumulates; INT8 in fewer does not pay for its error
 
@@ -69,9 +65,9 @@ class Int8Result:
             f"may be in INT8: {self.all_int8}; keeping fp16"
         )
 
-    def quantised(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return a graph in FP32 in INT8, FP16 and FP32."""
-        made = self.quantiser.quantised(with_precision(model, "fp16"), self.layers)
+    def quantised(self, half: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a graph in FP16 where that is tolerated with the layers in INT8."""
+        made = self.quantiser.quantised(half, self.layers)
         onnx.checker.check_model(made, full_check=True)
         return made
 
@@ -86,42 +82,25 @@ class Int8Result:
 
 
 def choose_int8(
-    model: onnx.ModelProto,
-    module: Network,
+    graphs: FloatGraphs,
+    evaluation: Int8Evaluation,
     card: ModelCard,
     data: CalibrationData,
     choices: Int8Choices,
+    open_exact: Callable[[], Session],
     say: Callable[[str], None] = lambda line: None,
 ) -> Int8Result:
     """Calibrate, measure and demote.
 
     Parameters
     ----------
-    model
-        The network's graph in FP32, of standard operators.
-    module
-        The network, in evaluation mode.
-    card
-        Its card, for FP32.
-    data
-        What to calibrate on.
-    choices
-        Of the user.
-    say
-        Called with the name of each stage.
-
-    Raises
-    ------
-    ExportError
-        If the graph is quantised already, or nothing in it may be in INT8.
-    DataError
-        If the calibration data cannot serve.
+    evaluation
+        Judges graphs of the network.
+    graphs, card, data, choices, open_exact, say
+        As for :func:`qsm_deploy.calibration.int8.calibration.calibrate`, whose errors it raises.
     """
-    if is_quantised(model):
-        raise ExportError("this network is quantised already; export its weights in floating point")
-    calibrated = calibrate(model, card, data, choices, say)
+    calibrated = calibrate(graphs, card, data, choices, open_exact, say)
     say("measuring what each layer costs in INT8")
-    evaluation = Int8Evaluation(module, card, evaluation_scans(card, calibrated.data))
     return decide(calibrated, evaluation, choices)
 
 
@@ -129,7 +108,7 @@ def decide(calibrated: Calibrated, evaluation: Int8Evaluation, choices: Int8Choi
     """Measure each layer and demote; see :func:`choose_int8`."""
     quantiser = calibrated.quantiser(choices.collector)
     found = search_layers(
-        *(calibrated.model, calibrated.candidates, quantiser, evaluation, calibrated.patch),
+        *(calibrated.graphs, calibrated.candidates, quantiser, evaluation, calibrated.patch),
         *(choices.budget, choices.progress),
     )
     return Int8Result(
@@ -140,13 +119,7 @@ def decide(calibrated: Calibrated, evaluation: Int8Evaluation, choices: Int8Choi
         found.error,
         found.all_int8,
         found.fp16,
-        layer_rows(calibrated.model, calibrated.candidates, found, quantiser.amax, calibrated.macs),
+        layer_rows(calibrated, found, quantiser.amax),
         calibrated.data.sha256,
         evaluation,
     )
-
-
-def evaluation_scans(card: ModelCard, data: CalibrationData) -> list[Scan]:
-    """Return the box around a phantom's calcification, and the middle of the last acquisition."""
-    calcified = calcified_scan(card)
-    return [calcified, middle_of(data.scans[-1], max(calcified.mask.shape), card.divisor)]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qsm_deploy.export.measure.budgets import (
+from qsm_deploy.calibration.budgets import (
     DEFAULTS,
     METRICS,
     budgets_for,

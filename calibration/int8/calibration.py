@@ -1,30 +1,22 @@
 """What is seen of a network on calibration maps, and what the user chose about it."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from qsm_deploy.calibration.int8.activations import collect_histograms, multiply_accumulates
-from qsm_deploy.calibration.int8.collectors import Collector, collect_range
-from qsm_deploy.calibration.int8.histogram import Histogram
+from qsm_deploy.calibration.int8.collectors import Collector, Histogram, collect_range
+from qsm_deploy.calibration.int8.layers import FloatGraphs, int8_layers
 from qsm_deploy.calibration.int8.patches import CalibrationPatch, sample_patches
-from qsm_deploy.calibration.int8.qdq import Int8Layer
+from qsm_deploy.calibration.int8.qdq import Int8Layer, Quantiser
+from qsm_deploy.calibration.int8.search import Budget
 from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibration
-from qsm_deploy.calibration.progress import Progress, no_progress
-from qsm_deploy.export.graph.onnx_export import with_card
-from qsm_deploy.export.graph.precision_policy import int8_layers
-from qsm_deploy.export.int8.search import Budget, Quantiser
 from qsm_deploy.kernels.errors import DataError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.terminal import Progress, no_progress
 from qsm_deploy.runtime.scan.units import FieldUnit
-from qsm_deploy.runtime.sessions.open import (
-    installed_backends,
-    open_session,
-)
 from qsm_deploy.runtime.sessions.session import Session
 
 DEFAULT_COLLECTOR: Collector = "mse"  # clips a calcification a third as much as percentiles
@@ -67,8 +59,8 @@ class Calibrated:
 
     Attributes
     ----------
-    model
-        In FP32, of standard operators.
+    graphs
+        Of the network.
     candidates
         What may be in INT8, and whose activation is not zero throughout.
     data
@@ -81,7 +73,7 @@ class Calibrated:
         Multiply-accumulates of each convolution in a patch.
     """
 
-    model: onnx.ModelProto
+    graphs: FloatGraphs
     candidates: tuple[Int8Layer, ...]
     data: CalibrationData
     histograms: Mapping[str, Histogram]
@@ -96,7 +88,7 @@ class Calibrated:
         """Return what writes INT8 with a collector's ranges into a graph."""
         tensors = {layer.activation for layer in self.candidates}
         amax = {name: collect_range(self.histograms[name], collector) for name in tensors}
-        return Quantiser.from_model(self.model, self.candidates, amax)
+        return Quantiser.from_model(self.graphs.exact, self.candidates, amax)
 
 
 def read_calibration(
@@ -117,40 +109,51 @@ def read_calibration(
 
 
 def calibrate(
-    model: onnx.ModelProto,
+    graphs: FloatGraphs,
     card: ModelCard,
     data: CalibrationData,
     choices: Int8Choices,
+    open_exact: Callable[[], Session],
     say: Callable[[str], None] = lambda line: None,
 ) -> Calibrated:
-    """Collect histograms of what may be in INT8; see :func:`choose_int8`."""
-    candidates = int8_layers(model.graph)
+    """Collect histograms of what may be in INT8.
+
+    Parameters
+    ----------
+    graphs, card
+        The network.
+    data
+        What to calibrate on.
+    choices
+        Of the user.
+    open_exact
+        Opens the network in FP32; called only if it has to run as a whole.
+    say
+        Called with the name of each stage.
+
+    Raises
+    ------
+    ExportError
+        If nothing in the network may be in INT8.
+    DataError
+        If the calibration data cannot serve.
+    """
+    candidates = int8_layers(graphs.exact.graph, graphs.reduced)
     if not candidates:
         raise ExportError("nothing in this network may be in INT8; export it in fp16")
-    with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
-        patches = sample_patches(
-            card,
-            data.scans,
-            lambda: _session(model, card, Path(folder)),
-            count=choices.patches,
-            seed=choices.seed,
-            progress=choices.progress,
-        )
+    patches = sample_patches(
+        *(card, data.scans, open_exact),
+        count=choices.patches,
+        seed=choices.seed,
+        progress=choices.progress,
+    )
     say(f"measuring activations in {len(patches)} patches")
     tensors = {layer.activation for layer in candidates}
-    histograms = collect_histograms(model, tensors, patches, choices.progress)
+    histograms = collect_histograms(graphs.exact, tensors, patches, choices.progress)
     # an activation that is dead here may live elsewhere, and has no range
     candidates = [layer for layer in candidates if histograms[layer.activation].largest > 0]
     if not candidates:
         raise DataError("this network returns nothing but zeros on the calibration data")
     fullest = max(patches, key=lambda patch: int(np.count_nonzero(patch.mask)))
-    macs = multiply_accumulates(model, fullest.tensors)
-    return Calibrated(model, tuple(candidates), data, histograms, fullest, macs)
-
-
-def _session(model: onnx.ModelProto, card: ModelCard, folder: Path) -> Session:
-    path = folder / "fp32.onnx"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    path.write_bytes(with_card(copy, card))
-    return open_session(path, installed_backends()[0])
+    macs = multiply_accumulates(graphs.exact, fullest.tensors)
+    return Calibrated(graphs, tuple(candidates), data, histograms, fullest, macs)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.runtime.metrics.metrics import PPB_PER_PPM, xsim
+from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
+from qsm_deploy.runtime.metrics.metrics import xsim
 from qsm_deploy.runtime.scan.scan import Scan
-
-PERCENTILE = 99.9
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,13 @@ def map_error(got: NDArray[np.float32], exact: NDArray[np.float32], scan: Scan) 
     mask, truth = scan.mask, scan.truth_ppm
     if not np.isfinite(got[mask]).all():
         return MapError(*[float("nan")] * len(fields(MapError)))
-    error = np.abs(got[mask].astype(np.float64) - exact[mask]) * PPB_PER_PPM
+    found = distribution_ppb(difference_ppb(got, exact, mask))
     if truth is None:
         change = 1 - xsim(got, exact, mask)
     else:
         change = abs(xsim(got, truth, mask) - xsim(exact, truth, mask))
-    return MapError(
-        float(error.mean()),
-        float(np.median(error)),
-        float(np.percentile(error, PERCENTILE)),
-        float(error.max()),
-        change,
-    )
+    del found["bias_ppb"]
+    return MapError(**found, xsim_change=change)
 
 
 def worst(errors: Sequence[MapError]) -> MapError:

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qsm_deploy.calibration.int8.sensitivity import sqnr_db
-from qsm_deploy.calibration.map_error import MapError, map_error, worst
+from qsm_deploy.calibration.int8.map_error import MapError, map_error, worst
+from qsm_deploy.calibration.int8.search import sqnr_db
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.metrics.metrics import xsim
 from qsm_deploy.runtime.scan.scan import Scan

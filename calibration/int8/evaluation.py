@@ -1,0 +1,77 @@
+"""Judging graphs with INT8 in them: what they reconstruct, against the network in FP32."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from qsm_deploy.calibration.graph.graph_run import GraphRun, GraphSession
+from qsm_deploy.calibration.int8.map_error import MapError, map_error, worst
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_output
+from qsm_deploy.runtime.scan.bounding_box import box_at, corner_around
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.session import Session
+
+
+class Int8Evaluation:
+    """Acquisitions, and the maps that a network makes of them in FP32.
+
+    Parameters
+    ----------
+    reference
+        The network in FP32.
+    open_rounded
+        Opens a graph of it so that FP16 is rounded as a GPU rounds it.
+    scans
+        Small ones: every evaluation reconstructs them.
+    """
+
+    def __init__(
+        self,
+        reference: Session,
+        open_rounded: Callable[[onnx.ModelProto], Session],
+        scans: Sequence[Scan],
+    ) -> None:
+        self._card = reference.card
+        self._open_rounded = open_rounded
+        self._scans = tuple(scans)
+        self._exact = [_reconstruct(reference, scan) for scan in self._scans]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """The sizes of the acquisitions."""
+        return tuple(scan.geometry.shape for scan in self._scans)
+
+    def rounded_error(self, model: onnx.ModelProto) -> MapError:
+        """Return the worst error of a graph, FP16 rounded as a GPU rounds it."""
+        return self.session_error(self._open_rounded(model))
+
+    def quick_error(self, model: onnx.ModelProto, *, last: bool = False) -> MapError:
+        """Return the worst error of a graph in FP32 with Q/DQ, on all acquisitions or the last."""
+        about = (self._card, "onnxruntime", onnxruntime.__version__)
+        return self.session_error(GraphSession(GraphRun(model), *about), last=last)
+
+    def session_error(self, session: Session, *, last: bool = False) -> MapError:
+        """Return the worst error of a session of this network."""
+        chosen = slice(-1, None) if last else slice(None)
+        errors = [
+            map_error(_reconstruct(session, scan), exact, scan)
+            for scan, exact in zip(self._scans[chosen], self._exact[chosen], strict=True)
+        ]
+        return worst(errors)
+
+
+def middle_of(scan: Scan, size: int, divisor: int) -> Scan:
+    """Return the cube around the middle of an acquisition's mask, shorter where the grid is."""
+    x, y, z = (int(np.median(axis)) for axis in np.nonzero(scan.mask))
+    grid = scan.geometry.shape
+    corner = corner_around((x, y, z), (size, size, size), grid, divisor=divisor)
+    a, b, c = (min(size, n) for n in grid)
+    return scan.cut(box_at(corner, (a, b, c)))
+
+
+def _reconstruct(session: Session, scan: Scan) -> Volume:
+    plan = plan_whole(scan.mask.shape, session.card.divisor)
+    return network_output(session, scan, plan)

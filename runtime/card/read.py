@@ -1,0 +1,161 @@
+"""The card in a model file, ONNX or a plan, without the library that made it or runs it."""
+
+import ctypes.util
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from qsm_deploy.kernels.errors import CardError, DataError, EngineError
+from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, parse_card
+
+ONNX, PLAN = ".onnx", ".plan"
+FIRST_FIELD = b'{"constants":'  # of the canonical form
+ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
+METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
+VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # how protobuf holds a field
+LONGEST_VARINT = 10  # bytes
+
+
+def load_card(path: Path) -> ModelCard:
+    """Return the card of an ONNX file or a plan.
+
+    Of an ONNX file the graph is skipped, not read: what it holds is for who runs it to check.
+
+    Raises
+    ------
+    DataError
+        If the file is missing.
+    EngineError
+        If it is neither, or damaged.
+    CardError
+        If there is no card, as where a plan is cut off before it, or it is malformed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
+    if path.suffix == PLAN:
+        return card_in_plan(path.read_bytes(), path)
+    if path.suffix != ONNX:
+        raise EngineError(f"{path}: neither an .onnx model nor a .plan; make one with qsm-export")
+    require_onnx(path)
+    return card_from(_metadata(path).get(METADATA_KEY), path)
+
+
+def require_onnx(path: Path) -> None:
+    """Refuse, by name and first byte, what cannot be an ONNX file.
+
+    Raises
+    ------
+    EngineError
+        If it is another file.
+    """
+    with path.open("rb") as file:
+        if path.suffix != ONNX or file.read(1) != ONNX_FIRST_BYTE:
+            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
+
+
+def card_from(text: str | None, path: Path) -> ModelCard:
+    """Return the card that a file holds as text; ``path`` is for messages.
+
+    Raises
+    ------
+    CardError
+        If there is none, or it is malformed.
+    """
+    if not text:
+        raise CardError(f"{path} has no model card; export it with qsm-export")
+    try:
+        return parse_card(text)
+    except CardError as error:
+        raise CardError(f"{path}: {error}") from None
+
+
+def card_in_plan(data: bytes, path: Path) -> ModelCard:
+    """Return the card in the bytes of a plan; ``path`` is for messages.
+
+    Raises
+    ------
+    CardError
+        As :func:`load_card`.
+    """
+    start = data.find(FIRST_FIELD)
+    text = data[start : start + MAX_BYTES].decode("latin-1") if start >= 0 else ""
+    try:
+        _, length = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        raise CardError(
+            f"{path} has no whole model card: it is truncated, or not a plan of qsm-export; "
+            "export it again"
+        ) from None
+    return card_from(text[:length], path)
+
+
+def refuse_plan(path: Path) -> EngineError:
+    """Return what to say of a plan: what it is, and what is missing to run it.
+
+    Raises
+    ------
+    CardError
+        If it has no card.
+    """
+    card = load_card(path)
+    engine = card.options.get("engine", "TensorRT")
+    missing = "this version runs no plans"
+    if ctypes.util.find_library("cuda") is None:
+        missing = "this machine has no NVIDIA driver, which plans need"
+    return EngineError(
+        f"{path}: a plan of {card.network} in {card.precision} for {engine}; {missing}; export "
+        f"an ONNX file with qsm-export --model {card.network} -o {path.stem}.onnx"
+    )
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file."""
+    found = {}
+    try:
+        with path.open("rb") as file:
+            for _, entry in _fields(file, METADATA_PROPS):
+                pair = dict(_fields(io.BytesIO(entry), ENTRY_KEY, ENTRY_VALUE))
+                found[pair.get(ENTRY_KEY, b"").decode()] = pair.get(ENTRY_VALUE, b"").decode()
+    except ValueError:
+        raise EngineError(
+            f"{path}: not a valid .onnx model, truncated or damaged: cannot load it; export it "
+            "again"
+        ) from None
+    return found
+
+
+def _fields(message: BinaryIO, *wanted: int) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of a protobuf message's wanted fields; skip the others unread.
+
+    Raises
+    ------
+    ValueError
+        If this is no whole message.
+    """
+    end = message.seek(0, os.SEEK_END)
+    message.seek(0)
+    while message.tell() < end:
+        number, kind = divmod(_varint(message), 8)
+        if kind == VARINT:
+            _varint(message)
+            continue
+        size = _varint(message) if kind == LENGTH else FIXED_BYTES.get(kind, end)
+        if size > end - message.tell():
+            raise ValueError("a field ends beyond the message")
+        if number in wanted and kind == LENGTH:
+            yield number, message.read(size)
+        else:
+            message.seek(size, os.SEEK_CUR)
+
+
+def _varint(message: BinaryIO) -> int:
+    value = 0
+    for n in range(LONGEST_VARINT):
+        (byte,) = message.read(1)  # raises ValueError at the end
+        value |= (byte & 0x7F) << 7 * n
+        if byte < 0x80:
+            return value
+    raise ValueError("a number without an end")

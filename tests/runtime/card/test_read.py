@@ -1,0 +1,146 @@
+"""Cards out of files that nothing runs: ONNX files and plans, whole, damaged and cut off."""
+
+import contextlib
+import ctypes.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import data, integers
+
+import qsm_deploy.runtime.card.card as card_module
+from qsm_deploy.kernels.errors import CardError, EngineError
+from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
+from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.sessions.open import (
+    open_session,
+)
+
+BUNDLED = parse_card(
+    (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()
+)
+CARD = replace(BUNDLED, precision="fp16", options={"engine": "tensorrt-rtx 1.7"})
+BEFORE, AFTER = b"ftrt\x00{\xff" * 50, b"}\x00\xfe" * 500
+
+
+MODEL = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Return a field of a protobuf message, shorter than 128 bytes or not."""
+    size = len(content)
+    head = [number << 3 | 2, *([size] if size < 128 else [size & 127 | 128, size >> 7])]
+    return bytes(head) + content
+
+
+def entry(key: str, value: str) -> bytes:
+    return field(14, field(1, key.encode()) + field(2, value.encode()))
+
+
+def test_the_card_of_an_onnx_file_is_read_without_its_graph(tmp_path: Path) -> None:
+    assert load_card(MODEL) == BUNDLED
+    whole = MODEL.read_bytes()
+    fixed = bytes([9 << 3 | 5, *b"four", 10 << 3 | 1, *b"eight..."])
+    others = entry("author", "someone") + entry("empty", "") + field(14, b"")
+    (tmp_path / "a.onnx").write_bytes(
+        b"\x08\x0a" + fixed + others + entry(METADATA_KEY, CARD.to_json())
+    )
+    assert load_card(tmp_path / "a.onnx") == CARD
+    (tmp_path / "a.onnx").write_bytes(whole + entry(METADATA_KEY, CARD.to_json()))
+    assert load_card(tmp_path / "a.onnx") == CARD  # of two entries the last, as in a map
+
+
+def test_reading_it_loads_no_library() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
+    code = (
+        "import sys; from pathlib import Path; from qsm_deploy.runtime.card.read import load_card;"
+        f"load_card(Path({str(MODEL)!r})); print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kept", [2, 5, 30, 5000, -1, -1000])
+def test_an_onnx_file_that_is_cut_off_is_refused(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(MODEL.read_bytes()[:kept])
+    with pytest.raises((EngineError, CardError), match=r"cut\.onnx") as caught:
+        load_card(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"\x08",
+        b"\x08" + b"\xff" * 10 + b"\x01",
+        b"\x08\x0a\x3a\xff\x7f",
+        b"\x08\x0a\x3b",
+        entry("\x08", "")[:-1],
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(damaged: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"\x08\x0a" + damaged)
+    with pytest.raises(
+        EngineError, match=r"a\.onnx: not a valid \.onnx model, truncated or damaged"
+    ):
+        load_card(path)
+
+
+@given(drawn=data())
+def test_damaged_bytes_never_raise_anything_else(tmp_path_factory, drawn) -> None:
+    whole = bytearray(
+        b"\x08\x0a" + entry("author", "x" * 200) + entry(METADATA_KEY, CARD.to_json())
+    )
+    for _ in range(3):
+        whole[drawn.draw(integers(1, len(whole) - 1))] = drawn.draw(integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}.onnx"
+    path.write_bytes(whole)
+    with contextlib.suppress(EngineError, CardError):
+        load_card(path)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "x.plan"
+    path.write_bytes(BEFORE + CARD.to_json().encode() + AFTER)
+    return path
+
+
+def test_the_card_is_read_out_of_the_bytes(plan: Path) -> None:
+    assert load_card(plan) == CARD
+
+
+@pytest.mark.parametrize(
+    ("driver", "missing"), [(None, "no NVIDIA driver"), ("libcuda.so.1", "runs no plans")]
+)
+def test_a_plan_is_refused_with_what_is_missing(plan, driver, missing, monkeypatch) -> None:
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: driver)
+    with pytest.raises(
+        EngineError, match=rf"tkd-unet in fp16 for tensorrt-rtx 1.7; .*{missing}"
+    ) as e:
+        open_session(plan, "onnxruntime")
+    assert e.value.exit_code == 4
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, len(BEFORE), len(BEFORE) + 300])
+def test_a_plan_cut_off_before_its_card_ends_is_refused(plan: Path, kept: int) -> None:
+    plan.write_bytes(plan.read_bytes()[:kept])
+    with pytest.raises(CardError, match=r"no whole model card.*truncated") as caught:
+        open_session(plan, "onnxruntime")
+    assert caught.value.exit_code == 4
+
+
+def test_a_card_of_another_schema_is_refused_with_the_file(plan: Path) -> None:
+    fields = json.loads(CARD.to_json()) | {"schema": 9}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    plan.write_bytes(BEFORE + text.encode() + AFTER)
+    with pytest.raises(CardError, match=r"x\.plan: the model's card has schema 9"):
+        open_session(plan, "openvino")
