@@ -27,6 +27,7 @@ from scipy.ndimage import center_of_mass
 
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
@@ -38,7 +39,6 @@ from qsm_deploy.runtime.scan.resampling import resample_map
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session, open_session
 
-Volume = NDArray[np.float32]
 Row = dict[str, Any]
 THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth
 CHI_WINDOW_PPM = (-0.1, 0.2)

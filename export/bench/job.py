@@ -18,10 +18,10 @@ from qsm_deploy.export.bench.rounds import (
 )
 from qsm_deploy.export.bench.text import bench_text
 from qsm_deploy.export.check.cases import TORCH_BYTES
-from qsm_deploy.export.check.shapes import shape_text
 from qsm_deploy.export.graph.flop_count import Work, count_work
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
+from qsm_deploy.kernels.geometry import Volume, shape_text
 from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.provenance import made_by
@@ -30,7 +30,7 @@ from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes
+from qsm_deploy.runtime.reconstruction.pipeline import input_shapes
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions, decide, memory_text
 from qsm_deploy.runtime.run.job import rounds
 from qsm_deploy.runtime.run.report import plan_facts

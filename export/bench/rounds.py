@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from qsm_deploy.export.bench.device_peak import DevicePeak
 from qsm_deploy.export.graph.flop_count import Work
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.session import GpuSession, map_on_gpu
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 

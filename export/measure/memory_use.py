@@ -14,12 +14,12 @@ from typing import get_args
 import numpy as np
 
 from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.kernels.geometry import Shape
 from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
 from qsm_deploy.runtime.sessions.session import Backend, open_session
 
-Shape = tuple[int, int, int]
 # far enough apart for a slope, multiples of every power of two up to 16, and not slow
 SHAPES: tuple[Shape, Shape] = ((64, 64, 64), (112, 96, 96))
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.device import Holdings, send
@@ -22,7 +23,7 @@ from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes
+from qsm_deploy.runtime.reconstruction.pipeline import input_shapes
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Precision, Session
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import ModelCard
 
 
@@ -22,8 +23,8 @@ def bound_sizes(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> dict[
         )
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
-        given = "x".join(map(str, shape))
-        expected = "x".join(map(str, stated[name]))
+        given = shape_text(shape)
+        expected = shape_text(stated[name])
         if len(shape) != len(stated[name]) or min(shape) < 1:
             raise EngineError(f"{name} is {given}, {card.network} takes {expected}")
         for axis, size in zip(stated[name], shape, strict=True):

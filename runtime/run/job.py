@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.stages import Stages
@@ -18,7 +19,7 @@ from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.networks import Networks, open_networks
 from qsm_deploy.runtime.reconstruction.after import FirstPart, plan_first_part, rough_scan
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, decide
 from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 from qsm_deploy.runtime.run import report

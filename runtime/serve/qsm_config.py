@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background_removal import BackgroundRemoval, remove_background
 from qsm_deploy.runtime.local_field.field_mapping import (
@@ -25,14 +26,7 @@ from qsm_deploy.runtime.local_field.phase_scale import (
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
-from qsm_deploy.runtime.serve.configuration import (
-    Mask,
-    Request,
-    Source,
-    Volume,
-    require_mask,
-    scan_of,
-)
+from qsm_deploy.runtime.serve.configuration import Request, Source, require_mask, scan_of
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
 from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
 
