@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.kernels.dipole import tikhonov, tkd
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import nrmse, xsim
@@ -48,7 +48,6 @@ GRIDS = {
     ),
     "0.8 x 0.8 x 2 mm": Geometry((200, 240, 80), (0.8, 0.8, 2.0)),
 }
-Volume = NDArray[np.float32]
 Row = dict[str, Any]
 
 

@@ -27,6 +27,7 @@ from scipy.ndimage import center_of_mass
 
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.one_scan import prepared
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
@@ -41,7 +42,6 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Session
 
-Volume = NDArray[np.float32]
 Row = dict[str, Any]
 THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth
 CHI_WINDOW_PPM = (-0.1, 0.2)

@@ -26,12 +26,12 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
 from qsm_deploy.kernels.dipole import tikhonov
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import field_residual, nrmse, xsim
 from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import (
     open_session,

@@ -30,7 +30,7 @@ from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.measure.verification import ModuleSession
 from qsm_deploy.export.networks.ir2qsm import IR2QSM, network_from_state
 from qsm_deploy.export.networks.network import Choices
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
@@ -42,7 +42,6 @@ from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
 BUNDLED = Path(__file__).parents[1] / "export" / "weights" / "ir2qsm-demo.safetensors"
 SHAPES = ((96, 96, 96), (160, 192, 160))
 LARGEST_FLOAT64 = 10**6  # voxels
-Volume = NDArray[np.float32]
 
 
 def weights(folder: Path) -> dict[str, Path]:

@@ -22,12 +22,10 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.local_field.unwrapping import unwrap
-
-Volume = NDArray[np.float32]
 
 GRIDS = (
     Geometry((160, 192, 160), (1.0, 1.0, 1.0), (0.2, 0.1, 1.0)),

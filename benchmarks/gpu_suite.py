@@ -48,7 +48,7 @@ from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
@@ -62,7 +62,7 @@ from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.reconstructor import reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -386,7 +386,7 @@ def measure(suite: Suite, folder: Path) -> None:
     suite.row("operator", "accuracy", lambda: {"rows": bench_cuda_dipole.check(library, "cuda")})
     for shape in bench_cuda_dipole.TIMED:
         row = partial(bench_cuda_dipole.measure, library, shape, 50)
-        suite.row("operator", "x".join(map(str, shape)), row)
+        suite.row("operator", shape_text(shape), row)
     suite.row("graphs", "the operator", partial(graph_row, device, library))
     for other in ("torch", "cupy"):
         row = partial(embedding_row, device, library, networks, other)
@@ -397,7 +397,7 @@ def measure(suite: Suite, folder: Path) -> None:
             suite.row("sessions", f"{name}, {label}", row)
     for shape in SIZES:
         scan = phantom_scan(networks.card("ir2qsm"), shape)
-        size = "x".join(map(str, shape))
+        size = shape_text(shape)
         for mode in MODES:
             row = partial(torch_row, networks, scan, mode)
             suite.row("times", f"ir2qsm {size}, PyTorch {mode} as users call it", row)

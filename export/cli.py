@@ -24,6 +24,8 @@ from qsm_deploy.runtime.console.command import needs_extra, run_command
 
 if TYPE_CHECKING:
     from qsm_deploy.export.tensorrt.choices import PlanChoices
+    from qsm_deploy.runtime.card.card import GraphPrecision
+    from qsm_deploy.runtime.gpu.tensorrt_library import Flavour
 
 NAME = "qsm-export"
 OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
@@ -216,7 +218,7 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
 
 
 def _list(arguments: argparse.Namespace) -> str:
-    from qsm_deploy.export.listing import list_rows, list_text
+    from qsm_deploy.export.describe import list_rows, list_text
 
     rows = list_rows()
     return json.dumps(rows) if arguments.json else list_text(rows)
@@ -255,6 +257,7 @@ def _export(arguments: argparse.Namespace) -> str:
         from qsm_deploy.export.export_network import export_network
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
+        from qsm_deploy.kernels.geometry import shape_text
 
         refuse_models(weights, spec.name)
         state = load_state(*weights)
@@ -299,8 +302,8 @@ def _export(arguments: argparse.Namespace) -> str:
             say(line)
     table = int8_text(exported.int8) if exported.int8 else ""
     for d in exported.differences:
-        say(f"{d.backend} {_size(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
-    shapes = ", ".join(map(_size, card.verified.shapes))
+        say(f"{d.backend} {shape_text(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
+    shapes = ", ".join(map(shape_text, card.verified.shapes))
     unrun = "; the file itself was not run" if not card.memory else ""
     return table + (
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
@@ -313,7 +316,6 @@ def _target(
 ) -> "tuple[Path, PlanChoices | None]":
     """Return the file to write and, if it is a plan, what was chosen about it."""
     with needs_extra("export", NAME):
-        from qsm_deploy.export.output_file import choose_output
         from qsm_deploy.export.tensorrt.choices import PlanChoices
         from qsm_deploy.runtime.gpu.tensorrt_library import open_library
 
@@ -336,6 +338,45 @@ def _target(
     return output, None
 
 
+def choose_output(
+    given: Path | None, engine: "Flavour | None", network: str, precision: "GraphPrecision"
+) -> "tuple[Path, Flavour | None, str]":
+    """Return the file, the engine that it is for, ``None`` for ONNX, and why in words.
+
+    Parameters
+    ----------
+    given, engine
+        What was asked for, if anything was.
+    network, precision
+        What a file is named after.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is another, or an engine was asked for that an ONNX file does not need.
+    """
+    from qsm_deploy.runtime.card.read import ONNX, PLAN
+    from qsm_deploy.runtime.gpu.tensorrt_library import installed_engines
+
+    installed = installed_engines()
+    if given is not None:
+        if given.suffix not in (ONNX, PLAN):
+            raise UsageError(f"-o {given}: give it the suffix {ONNX}, or {PLAN} for TensorRT")
+        if given.suffix == ONNX and engine is not None:
+            raise UsageError(f"-o {given}: --engine {engine} builds a plan; give it {PLAN}")
+        if given.suffix == ONNX:
+            return given, None, "asked for"
+        return given, engine or (installed or ("tensorrt",))[0], "asked for"
+    stem = f"{network}-{precision}"
+    if engine is not None:
+        return Path(stem + PLAN), engine, "asked for"
+    if precision == "fp32":
+        return Path(stem + ONNX), None, "a file for every backend"
+    if installed:
+        return Path(stem + PLAN), installed[0], f"{installed[0]} is installed"
+    return Path(stem + ONNX), None, "no flavour of TensorRT is installed"
+
+
 def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:
     """Return a B0 direction with norm one.
 
@@ -348,10 +389,6 @@ def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:
 
     x, y, z = direction
     return Geometry((1, 1, 1), b0_direction=(x, y, z)).b0_direction
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What ``qsm-export --describe`` says of a file: a checkpoint's keys, or a model's card."""
+"""What ``qsm-export`` says of files, keys or a card, and what it lists of known networks."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-from qsm_deploy.export.networks.registry import recognise
+from qsm_deploy.export.networks.network_spec import flag
+from qsm_deploy.export.networks.registry import REGISTRY, recognise
+from qsm_deploy.runtime.card.card import UNITS
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 
 KEYS_SHOWN = 5
@@ -25,6 +26,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.suffix in (ONNX, PLAN):
         return {"file": path.name, "card": json.loads(load_card(path).to_json())}
+    from qsm_deploy.export.checkpoints.state import load_state, state_sha256
+
     state = load_state(path)
     widths = [
         tensor.shape[_channels_axis(key)] for key, tensor in state.items() if tensor.ndim == 5
@@ -63,3 +66,48 @@ def _channels_axis(key: str) -> int:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def list_rows() -> list[dict[str, Any]]:
+    """Return the known networks, a row of facts for each."""
+    return [
+        {
+            "network": spec.name,
+            "parameters": spec.parameters,
+            "divisor": spec.divisor,
+            "gmac_64": spec.gmac_64,
+            "inputs": {name: UNITS[name] for name in spec.inputs},
+            "output": {spec.output: UNITS[spec.output]},
+            "options": {name: list(values) for name, values in spec.options.items()},
+            "bundled_weights": spec.bundled[1].source if spec.bundled else None,
+            "published_weights": spec.published.source,
+            "licence": spec.published.licence,
+            "doi": spec.doi,
+        }
+        for spec in REGISTRY.values()
+    ]
+
+
+def list_text(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as people read them."""
+    return "\n".join(line for row in rows for line in _lines(row))
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    options = (f"{flag(name)} {'|'.join(values)}" for name, values in row["options"].items())
+    return [
+        row["network"],
+        f"  size               {row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3",
+        f"  grid               multiples of {row['divisor']}",
+        f"  inputs             {_with_units(row['inputs'])}",
+        f"  output             {_with_units(row['output'])}",
+        f"  options            {', '.join(options) or 'none'}",
+        f"  bundled weights    {row['bundled_weights'] or 'none'}",
+        f"  published weights  {row['published_weights']}",
+        f"  licence            {row['licence']}",
+        f"  doi                {row['doi'] or 'none'}",
+    ]
+
+
+def _with_units(tensors: dict[str, str]) -> str:
+    return ", ".join(f"{name} [{unit}]" for name, unit in tensors.items())

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.dipole import dipole_convolve, dipole_filter, require_lam, tikhonov
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.geometry import Geometry
-
-Volume = NDArray[np.float32]
+from qsm_deploy.kernels.geometry import Geometry, Volume
 
 ROUNDING = 1e-6  # a residual this much smaller than the first is solved in float32
 

@@ -14,9 +14,8 @@ import scipy.fft
 from numpy.typing import DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import GeometryError, UsageError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 
-Volume = NDArray[np.float32]
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 SLAB_VOXELS = 1 << 17  # of the multiplier at a time: 512 KiB, which stay in the cache

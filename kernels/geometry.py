@@ -1,11 +1,16 @@
 """The grid of a volume in the scanner: shape, voxel size and the direction of B0."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import GeometryError
+
+Shape = tuple[int, int, int]
+Volume = NDArray[np.float32]  # (x, y, z)
+Mask = NDArray[np.bool_]  # (x, y, z), True inside
 
 VOXEL_SIZE_MM = (0.01, 100.0)
 LARGEST_SHEAR_DEG = 1.0
@@ -120,7 +125,7 @@ class Geometry:
 
     def __str__(self) -> str:
         return (
-            f"{'x'.join(map(str, self.shape))}, voxel {vector_text(self.voxel_size_mm)} mm, "
+            f"{shape_text(self.shape)}, voxel {vector_text(self.voxel_size_mm)} mm, "
             f"B0 {vector_text(self.b0_direction)}"
         )
 
@@ -130,6 +135,11 @@ def _three_floats(name: str, values: ArrayLike) -> tuple[float, float, float]:
     if array.shape != (3,):
         raise GeometryError(f"{name} must have three components, got {values!r}")
     return float(array[0]), float(array[1]), float(array[2])
+
+
+def shape_text(shape: Iterable[int | str]) -> str:
+    """Return ``160x192x144``, as messages and flags show shapes."""
+    return "x".join(map(str, shape))
 
 
 def vector_text(values: tuple[float, ...]) -> str:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import (
+    Volume,
+)
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
 from qsm_deploy.runtime.job.request import PathLike, Request, make_request, wants_from
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan

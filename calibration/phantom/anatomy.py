@@ -16,10 +16,10 @@ from scipy.spatial.transform import Rotation
 from qsm_deploy.calibration.phantom.head_frame import (
     ADULT_FOV_MM,
     HeadFrame,
-    Volume,
     ellipsoid_radius,
     smooth_noise,
 )
+from qsm_deploy.kernels.geometry import Volume
 
 
 class Label(IntEnum):

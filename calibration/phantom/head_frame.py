@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 
-Volume = NDArray[np.float32]
 Axes = Sequence[NDArray[np.float32]]
 Slices = tuple[slice, slice, slice]
 

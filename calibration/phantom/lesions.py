@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.anatomy import Anatomy, Label
-from qsm_deploy.calibration.phantom.head_frame import HeadFrame, Volume, ball_coverage
+from qsm_deploy.calibration.phantom.head_frame import HeadFrame, ball_coverage
+from qsm_deploy.kernels.geometry import Volume
 
 SMALLEST_DEPTH_MM = 8.0
 MICROBLEEDS = (4, 10)  # fewest and most

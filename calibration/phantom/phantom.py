@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.calibration.phantom.anatomy import Label, draw_anatomy
-from qsm_deploy.calibration.phantom.head_frame import HeadFrame, Volume, smooth_noise
+from qsm_deploy.calibration.phantom.head_frame import HeadFrame, smooth_noise
 from qsm_deploy.calibration.phantom.lesions import draw_lesions
 from qsm_deploy.calibration.phantom.veins import draw_veins
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import GeometryError, UsageError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 
 # Marques et al., Magn Reson Med 86:526-542 (2021); microbleed and haemorrhage are added.
 CHI_PPM = {

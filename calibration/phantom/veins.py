@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
 from qsm_deploy.calibration.phantom.anatomy import CEREBRUM_CENTRE_MM, CEREBRUM_SEMI_AXES_MM
-from qsm_deploy.calibration.phantom.head_frame import HeadFrame, Volume, ball_coverage
+from qsm_deploy.calibration.phantom.head_frame import HeadFrame, ball_coverage
+from qsm_deploy.kernels.geometry import Volume
 
 Points = NDArray[np.float64]
 

@@ -11,12 +11,15 @@ from qsm_deploy.export.bench.contenders import TORCH, find_reference
 from qsm_deploy.export.bench.device_peak import measure_peak
 from qsm_deploy.export.bench.machine import Others, machine
 from qsm_deploy.export.bench.rounds import Contender, Measured, compare, reconstruct_in, row_facts
-from qsm_deploy.export.check.shapes import shape_text
 from qsm_deploy.export.graph.flop_count import Work, count_work
 from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
-from qsm_deploy.export.tensorrt.profile import Shape
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
+from qsm_deploy.kernels.geometry import (
+    Shape,
+    Volume,
+    shape_text,
+)
 from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -24,7 +27,7 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.network import rounds
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes
+from qsm_deploy.runtime.reconstruction.pipeline import input_shapes
 from qsm_deploy.runtime.reconstruction.planning import (
     Decision,
     PatchOptions,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.export.bench.device_peak import DevicePeak
 from qsm_deploy.export.graph.flop_count import Work
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
@@ -23,7 +24,6 @@ from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_p
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor, reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qsm_deploy.export.check.shapes import shape_text
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.reconstruction.planning import memory_text
 
 GIGA = 1e9

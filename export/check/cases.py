@@ -7,11 +7,16 @@ import numpy as np
 
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.check.shapes import Shapes, shape_text
+from qsm_deploy.export.check.shapes import Shapes
+from qsm_deploy.export.measure.comparison import Row
 from qsm_deploy.export.measure.torch_memory import in_torch
-from qsm_deploy.export.tensorrt.profile import Shape
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import (
+    Geometry,
+    Shape,
+    Volume,
+    shape_text,
+)
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
@@ -66,6 +71,16 @@ class Case:
     def where(self) -> str:
         """Subject, shape and run, in words."""
         return f"{self.subject}, {shape_text(self.measured.geometry.shape)}, {self.run}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was run, the numbers, and both maps [ppm] on the grid that they are compared on."""
+
+    case: Case
+    row: Row
+    engine_ppm: Volume
+    reference_ppm: Volume
 
 
 @dataclass(frozen=True)

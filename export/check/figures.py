@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qsm_deploy.export.check.compared_map import Compared
+from qsm_deploy.export.check.cases import Compared
 from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, rows_png
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM

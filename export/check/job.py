@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.calibration.budgets import Failure, budgets_for, failures, unmeasured
-from qsm_deploy.export.check.cases import Case, CasePlanner, PatchChoice
-from qsm_deploy.export.check.compared_map import Compared
+from qsm_deploy.export.check.cases import Case, CasePlanner, Compared, PatchChoice
 from qsm_deploy.export.check.evaluations import (
     Evaluation,
     engine_evaluations,
@@ -25,8 +24,9 @@ from qsm_deploy.export.check.evaluations import (
     reference_evaluation,
 )
 from qsm_deploy.export.check.shapes import shapes_for
-from qsm_deploy.export.measure.comparison import Volume, compare, reference_from
+from qsm_deploy.export.measure.comparison import compare, reference_from
 from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by

@@ -6,10 +6,11 @@ from html import escape
 from typing import Any
 
 from qsm_deploy.calibration.budgets import METRICS, NONFINITE, Failure, judged, quantity
-from qsm_deploy.export.check.compared_map import Compared
+from qsm_deploy.export.check.cases import Compared
 from qsm_deploy.export.check.figures import charts_png, planes_png
 from qsm_deploy.export.check.page import Cell, cells, note, page, picture, section, table
 from qsm_deploy.export.check.text import number
+from qsm_deploy.kernels.geometry import shape_text
 
 SIDES = ("engine", "reference")
 DISTRIBUTION = {
@@ -108,7 +109,9 @@ def _comparisons(document: Mapping[str, Any]) -> str:
         numbers.append(_pair(row.get("field_residual", {})))
         slope = row.get("dgm_slope")
         numbers.append("-" if slope is None else f"{slope:.4f}")
-        rows.append(cells(row["subject"], _shape(row), row["run"], row["by"], *numbers))
+        rows.append(
+            cells(row["subject"], shape_text(row["shape"]), row["run"], row["by"], *numbers)
+        )
     ppb = [f"{text} [ppb]" for text in DISTRIBUTION.values()]
     head = ("volume", "shape", "run", "by", *ppb, *RELATIVE.values())
     head += ("field residual, engine / reference", "deep grey slope")
@@ -121,7 +124,9 @@ def _truth(document: Mapping[str, Any]) -> str:
     for row in document["comparisons"]:
         if known := row.get("against_truth"):
             pairs = [_pair({side: known[side].get(name) for side in SIDES}) for name in TRUTH]
-            rows.append(cells(row["subject"], _shape(row), row["run"], row["by"], *pairs))
+            rows.append(
+                cells(row["subject"], shape_text(row["shape"]), row["run"], row["by"], *pairs)
+            )
     if not rows:
         return ""
     head = ("volume", "shape", "run", "by", *TRUTH.values())
@@ -172,7 +177,7 @@ def _volumes(document: Mapping[str, Any]) -> str:
     for given in document["inputs"]:
         for name, grid in given.get("heads", {given["name"]: given}).items():
             vectors = (_vector(grid["voxel_size_mm"]), _vector(grid["b0_direction"]))
-            rows.append(cells(name, _shape(grid), *vectors, str(grid["mask_voxels"])))
+            rows.append(cells(name, shape_text(grid["shape"]), *vectors, str(grid["mask_voxels"])))
         notes += "".join(note(f"{given['name']}: {line}") for line in given.get("notes", []))
     head = ("volume", "shape", "voxel size [mm]", "B0 direction", "voxels in the mask")
     return table(head, rows) + notes
@@ -210,10 +215,6 @@ def _pair(sides: Mapping[str, float | None]) -> str:
     """Return engine / reference, a dash where there is neither."""
     both = [number(sides.get(side)) for side in SIDES]
     return "-" if set(both) == {"-"} else " / ".join(both)
-
-
-def _shape(row: Mapping[str, Any]) -> str:
-    return "x".join(map(str, row["shape"]))
 
 
 def _vector(values: Sequence[float]) -> str:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsm_deploy.export.tensorrt.profile import Profile, Shape, profile_from
+from qsm_deploy.export.tensorrt.profile import Profile, profile_from
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.kernels.geometry import Shape, shape_text
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 
@@ -62,11 +63,6 @@ def shapes_for(card: ModelCard, text: str | None) -> Shapes:
                 f"--shapes within these, {ANOTHER_PLAN}"
             )
     return Shapes(checked, served)
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as it is typed."""
-    return "x".join(map(str, shape))
 
 
 def _within(profile: Profile, shape: Sequence[int]) -> bool:

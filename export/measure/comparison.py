@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.metrics.agreement import varies
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.metrics.metrics import (
@@ -22,7 +23,6 @@ from qsm_deploy.runtime.metrics.regional_metrics import DEEP_GREY, dgm_slope
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
-Volume = NDArray[np.float32]
 Row = dict[str, Any]
 
 FIELD_BINS, FEWEST_IN_BIN = 24, 20

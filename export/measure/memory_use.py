@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 
 from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.kernels.geometry import Shape
 from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
@@ -22,7 +23,6 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Backend
 
-Shape = tuple[int, int, int]
 # far enough apart for a slope, the smaller one little but the fixed part, multiples of every power
 # of two up to 16, and not slow
 SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))

@@ -18,6 +18,7 @@ from qsm_deploy.export.measure.verification import (
 )
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import AccuracyError
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
@@ -141,11 +142,10 @@ def verification_from(
     """
     if rounding is None:
         return apply_gate(differences, gate_ppb)
-    shape = "x".join(map(str, rounding.shape))
     reference = (
         f"pytorch in fp32, against every operator's output rounded to {rounding.precision} in "
-        f"pytorch on {shape}: {_errors(rounding)}, activations up to {rounding.fullest[1]:.2g} of "
-        "the largest number"
+        f"pytorch on {shape_text(rounding.shape)}: {_errors(rounding)}, activations up to "
+        f"{rounding.fullest[1]:.2g} of the largest number"
     )
     if not differences:
         return Verification(reference, rounding.max_ppb, (rounding.shape,))

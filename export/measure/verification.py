@@ -13,11 +13,11 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import AccuracyError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
 from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_inputs, network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import (
     open_session,
@@ -101,10 +101,10 @@ def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
     """
     worst = max(differences, key=lambda d: np.inf if np.isnan(d.max_ppb) else d.max_ppb)
     if not worst.max_ppb <= gate_ppb:
-        shape = "x".join(map(str, worst.shape))
         raise AccuracyError(
             f"the exported model differs from PyTorch by {worst.max_ppb:.3g} ppb "
-            f"({worst.backend}, {shape}), the gate is {gate_ppb:g} ppb; nothing was written"
+            f"({worst.backend}, {shape_text(worst.shape)}), the gate is {gate_ppb:g} ppb; nothing "
+            "was written"
         )
     shapes = tuple(dict.fromkeys(d.shape for d in differences))
     backends = " and ".join(dict.fromkeys(d.backend for d in differences))

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import Shape, shape_text
 
-Shape = tuple[int, int, int]
 # of a small patch, of a head at 1 mm, and of the largest matrix that is common
 DEFAULT_SIZES = (16, 160, 256)
 MOST_PATCHES_AT_ONCE = 4
@@ -21,7 +21,7 @@ class Profile:
 
     def __str__(self) -> str:
         """Return the shapes as they are typed."""
-        return ",".join("x".join(map(str, shape)) for shape in self.shapes)
+        return ",".join(map(shape_text, self.shapes))
 
 
 def profile_from(text: str | None, divisor: int, *, patchable: bool) -> Profile:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
@@ -27,8 +27,6 @@ from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Scan, geometry_from
 from qsm_deploy.runtime.scan.units import require_ppm
 
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 Pair = tuple[BidsImage, BidsImage]
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator, MultiplierName
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import ALIGNMENT
 from qsm_deploy.runtime.gpu.inference import DeviceSession, Shapes
 from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, input_shapes, network_input
+from qsm_deploy.runtime.reconstruction.pipeline import input_shapes, network_input
 from qsm_deploy.runtime.scan.scan import Scan
 
 FIELD = "local_field_ppm"

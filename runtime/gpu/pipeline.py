@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import Array, Device, Holdings, send
@@ -22,7 +23,7 @@ from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload,
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
 from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume, network_input
+from qsm_deploy.runtime.reconstruction.pipeline import network_input
 from qsm_deploy.runtime.scan.units import require_field
 
 TKD_INPUT = "tkd_chi_ppm"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceVolume
 from qsm_deploy.runtime.gpu.device import holding
@@ -14,7 +15,6 @@ from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import (
-    Volume,
     not_finite,
     require_field_count,
     require_finite,

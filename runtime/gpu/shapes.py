@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import EngineError, UnservedShapeError
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.inference import Shapes
 from qsm_deploy.runtime.gpu.plan_target import rebuild_command
@@ -41,12 +42,13 @@ class ServedShapes:
             smallest, largest = self.limits[name]
             if len(shape) != len(smallest):
                 raise EngineError(
-                    f"{self.path}: {name} has {len(smallest)} axes, got {sizes(shape)}"
+                    f"{self.path}: {name} has {len(smallest)} axes, got {shape_text(shape)}"
                 )
             if not _within(smallest, shape, largest):
                 raise UnservedShapeError(
-                    f"{self.path}: {name} of {sizes(shape)} is not served, only {sizes(smallest)} "
-                    f"to {sizes(largest)}; {self._way_out(shape, smallest, largest)}"
+                    f"{self.path}: {name} of {shape_text(shape)} is not served, only "
+                    f"{shape_text(smallest)} to {shape_text(largest)}; "
+                    f"{self._way_out(shape, smallest, largest)}"
                 )
 
     def _way_out(
@@ -60,8 +62,8 @@ class ServedShapes:
         low = tuple(map(min, smallest[2:], shape[2:]))
         high = tuple(map(max, largest[2:], shape[2:]))
         built = self.card.options.get("shapes", "").split(",")
-        typical = built[1] if len(built) == 3 else sizes(low)
-        wanted = ",".join((sizes(low), typical, sizes(high)))
+        typical = built[1] if len(built) == 3 else shape_text(low)
+        wanted = ",".join((shape_text(low), typical, shape_text(high)))
         command = rebuild_command(self.card, self.path.name, {"shapes": wanted})
         return f"rebuild it with: {command}"
 

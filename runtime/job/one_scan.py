@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from qsm_deploy.kernels.geometry import (
+    Volume,
+)
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -14,7 +17,6 @@ from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.request import Outputs, Request
 from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.reconstruction.inversion import Made
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.scan import Scan, load_scan

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.reconstruction.planning import memory_text
 from qsm_deploy.runtime.scan.units import ppm_per_unit
-
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 BYTES_PER_VOXEL = 16  # of an echo: phase, signal, phase without its initial part, one on the way
 OFFSET_SMOOTHING_MM = 8.0  # standard deviation; what varies faster is no property of the coils

@@ -5,7 +5,6 @@ cleaner maps.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import (
     binary_fill_holes,
     binary_opening,
@@ -15,9 +14,7 @@ from scipy.ndimage import (
 )
 
 from qsm_deploy.kernels.errors import DataError
-
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from qsm_deploy.kernels.geometry import Mask, Volume
 
 BINS = 256
 SMOOTHING_VOXELS = 1.0

@@ -21,10 +21,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from qsm_deploy.kernels.errors import MemoryLimitError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.reconstruction.planning import memory_text
 
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 Edges = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 TURN = np.float32(2 * math.pi)

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_laplace, uniform_filter
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError, GeometryError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.metrics.agreement import (
     Samples,
     detrended_nrmse_percent,
@@ -28,9 +28,6 @@ from qsm_deploy.runtime.metrics.agreement import (
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.metrics.regional_metrics import regional_metrics
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
-
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 XSIM_WINDOW = 5
 XSIM_C1, XSIM_C2 = 1e-4, 1e-6  # (K1 L)^2 and (K2 L)^2 with K1 = .01, K2 = .001, L = 1 ppm

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
 from qsm_deploy.kernels.errors import GeometryError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.metrics.agreement import (
     Samples,
     detrended_nrmse_percent,
@@ -24,8 +25,6 @@ from qsm_deploy.runtime.metrics.agreement import (
 )
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 Labels = NDArray[np.integer]
 
 DEEP_GREY = (1, 2, 3, 4, 5, 6)

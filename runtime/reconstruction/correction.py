@@ -5,9 +5,9 @@ from typing import Any
 
 from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import field_residual
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.scan.scan import Scan
 
 PAD_VOXELS = 8

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import (
+    Geometry,
+    Volume,
+)
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 

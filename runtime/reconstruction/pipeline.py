@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
@@ -14,7 +14,6 @@ from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
-Volume = NDArray[np.float32]
 PHASE_SIGN = "phase_sign"  # of the phase that a network takes, where a higher field counts as +
 
 

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.dipole import dipole_convolve
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import ModelCard, Pipeline
 from qsm_deploy.runtime.scan.scan import Scan
 
-Volume = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Numbers = Mapping[str, float]
 Prior = Callable[[Volume], Volume]

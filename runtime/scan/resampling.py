@@ -12,11 +12,8 @@ from scipy.ndimage import map_coordinates
 from scipy.signal import resample
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.kernels.geometry import Geometry, Shape, Volume, vector_text
 from qsm_deploy.runtime.scan.scan import Scan
-
-Volume = NDArray[np.float32]
-Shape = tuple[int, int, int]
 
 
 def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan:

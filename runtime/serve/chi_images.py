@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 from qsm_deploy.runtime.serve.codec import image_frames
 from qsm_deploy.runtime.serve.stacks import Stack
 
-Volume = NDArray[np.float32]
 Codes = NDArray[np.uint16]
 
 ZERO, LOWEST, HIGHEST = 2048, 1, 4095  # twelve bits; 0 is left for what has no value

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import FieldUnit, require_ppm
@@ -16,9 +16,6 @@ from qsm_deploy.runtime.serve.acquisition import HeaderValues
 from qsm_deploy.runtime.serve.codec import Image
 from qsm_deploy.runtime.serve.parameters import Parameters
 from qsm_deploy.runtime.serve.stacks import Stack
-
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

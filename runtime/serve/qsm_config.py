@@ -6,6 +6,7 @@ from collections.abc import Generator
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes
@@ -17,7 +18,7 @@ from qsm_deploy.runtime.local_field.phase_scale import (
 )
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
-from qsm_deploy.runtime.serve.configuration import Request, Source, Volume, scan_of
+from qsm_deploy.runtime.serve.configuration import Request, Source, scan_of
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
 from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
 

@@ -10,10 +10,12 @@ import nibabel as nib
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import (
+    Geometry,
+    Volume,
+)
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstruction.pipeline import Volume
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 

@@ -19,6 +19,7 @@ from qsm_deploy.export.check.cli import main
 from qsm_deploy.export.check.figures import round_up
 from qsm_deploy.export.check.page import cells, note, table
 from qsm_deploy.export.check.text import number
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.sessions.open import (
     BUNDLED_MODEL,
@@ -112,7 +113,7 @@ def test_its_numbers_are_those_of_the_json(reports) -> None:
         page = Page(text)
         shown = {tuple(row[:4]): row[4:] for row in page.rows if len(row) > 10}
         for row in document["comparisons"]:
-            shape = "x".join(map(str, row["shape"]))
+            shape = shape_text(row["shape"])
             numbers = shown[row["subject"], shape, row["run"], row["by"]]
             names = ("mean_ppb", "median_ppb", "p999_ppb", "max_ppb", "bias_ppb")
             names += ("nrmse_percent", "xsim_loss", "hfen_percent")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qsm_deploy.export import listing
+from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock
@@ -96,7 +96,7 @@ def test_declared_numbers_are_those_of_the_published_size(name: str) -> None:
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
     network = without_storage(GRAPHS[name][0])
-    (row,) = [row for row in listing.list_rows() if row["network"] == name]
+    (row,) = [row for row in list_rows() if row["network"] == name]
     assert row["inputs"] == {info.name: info.unit for info in network.inputs}
     assert row["output"] == {network.output.name: network.output.unit}
     assert tuple(row["inputs"]) == REGISTRY[name].inputs
