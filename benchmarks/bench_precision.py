@@ -40,7 +40,6 @@ from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibratio
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.checkpoints.normalisation import load_normalisation
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.int8.verification import (
@@ -53,6 +52,7 @@ from qsm_deploy.export.measure.rounding import calcified_scan, measure_rounding
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import bar_on_terminal
 from qsm_deploy.runtime.scan.scan import Scan

@@ -35,7 +35,6 @@ from torch_on_device import MODES, TorchDeviceSession
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.bench.rounds import difference, spread
 from qsm_deploy.export.checkpoints.state import load_state
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.measure.memory_use import measure_memory
@@ -47,6 +46,7 @@ from qsm_deploy.export.tensorrt.builder import build_plan
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField

@@ -4,35 +4,15 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qsm_deploy.calibration.budgets import DEFAULTS
-from qsm_deploy.export.int8.arguments import (
-    add_int8,
-    check_int8,
-    fp16_output,
-    int8_choices,
-    int8_result,
-    int8_text,
-    positive,
-)
-from qsm_deploy.export.networks.network_spec import flag
+from qsm_deploy.export.int8.arguments import add_int8, int8_result, int8_text, positive
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import needs_extra, run_command
 
-if TYPE_CHECKING:
-    from qsm_deploy.export.tensorrt.choices import PlanChoices
-    from qsm_deploy.runtime.card.card import GraphPrecision
-    from qsm_deploy.runtime.gpu.tensorrt_library import Flavour
-
 NAME = "qsm-export"
-OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")
-ABOUT_PLANS = (
-    *("shapes", "workspace_mb", "layers"),
-    *("hardware_compatible", "version_compatible", "compute_capability"),
-)
 OUTPUT_HELP = (
     "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
     "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
@@ -233,7 +213,6 @@ def _describe(arguments: argparse.Namespace) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> str:
-    from qsm_deploy.export.networks.registry import network_spec
 
     def say(line: str) -> None:
         if not arguments.quiet:
@@ -241,46 +220,14 @@ def _export(arguments: argparse.Namespace) -> str:
 
     if arguments.model is None:
         raise UsageError("name a network with --model; --list shows those known")
-    spec = network_spec(arguments.model)
-    check_int8(arguments)
-    options = spec.chosen_options({name: getattr(arguments, name) for name in OPTIONS})
-    output, plan = _target(arguments, spec.name, say)
-    weights, licence = arguments.weights, spec.published.licence
-    if weights is None:
-        weights = [spec.bundled_file()]
-        if spec.bundled:
-            licence = spec.bundled[1].licence
-            say(f"no --weights: taking the bundled ones, {spec.bundled[1].source}")
-    with needs_extra("export", NAME):
-        from qsm_deploy.export.checkpoints.normalisation import load_normalisation
-        from qsm_deploy.export.checkpoints.state import load_state
-        from qsm_deploy.export.export_network import export_network
-        from qsm_deploy.export.model_files import refuse_models, refuse_quantised
-        from qsm_deploy.export.networks.network import Choices
-        from qsm_deploy.kernels.geometry import shape_text
+    from qsm_deploy.export.by_name import PASSED, export_network
+    from qsm_deploy.kernels.geometry import shape_text
 
-        refuse_models(weights, spec.name)
-        state = load_state(*weights)
-        refuse_quantised(state)
-        direction = arguments.b0_direction
-        choices = Choices(
-            options,
-            load_normalisation(arguments.normalisation),
-            None if direction is None else unit_vector(direction),
-        )
     exported = export_network(
-        spec,
-        state,
-        output,
-        licence=licence,
-        choices=choices,
-        precision=arguments.precision,
-        plan=plan,
-        int8=int8_choices(arguments) if arguments.precision == "int8" else None,
-        fp16_output=fp16_output(arguments, output),
-        gate_ppb=arguments.gate_ppb,
-        force=arguments.force,
+        arguments.model,
+        **{name: getattr(arguments, name) for name in PASSED},
         say=say,
+        bar=sys.stderr.isatty() and not arguments.quiet,
     )
     card = exported.card
     if arguments.json:
@@ -309,86 +256,6 @@ def _export(arguments: argparse.Namespace) -> str:
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}{unrun}"
     )
-
-
-def _target(
-    arguments: argparse.Namespace, network: str, say: Callable[[str], None]
-) -> "tuple[Path, PlanChoices | None]":
-    """Return the file to write and, if it is a plan, what was chosen about it."""
-    with needs_extra("export", NAME):
-        from qsm_deploy.export.tensorrt.choices import PlanChoices
-        from qsm_deploy.runtime.gpu.tensorrt_library import open_library
-
-    output, engine, why = choose_output(
-        arguments.output, arguments.engine, network, arguments.precision
-    )
-    about_plans = {name: getattr(arguments, name) for name in ABOUT_PLANS}
-    if engine is not None:
-        progress = sys.stderr.isatty() and not arguments.quiet
-        plan = PlanChoices(engine, **about_plans, progress=progress)
-        open_library(engine, f"--engine {engine}")
-        say(f"writing {output} for {engine}: {why}")
-        return output, plan
-    if arguments.precision == "int8":  # whose layers are worth a report without a plan too
-        del about_plans["layers"]
-    if given := [name for name, value in about_plans.items() if value]:
-        raise UsageError(f"{flag(given[0])} is about plans, {output} is none; pass -o NAME.plan")
-    if arguments.output is None and arguments.precision != "fp32":
-        say(f"writing {output}: {why}")
-    return output, None
-
-
-def choose_output(
-    given: Path | None, engine: "Flavour | None", network: str, precision: "GraphPrecision"
-) -> "tuple[Path, Flavour | None, str]":
-    """Return the file, the engine that it is for, ``None`` for ONNX, and why in words.
-
-    Parameters
-    ----------
-    given, engine
-        What was asked for, if anything was.
-    network, precision
-        What a file is named after.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is another, or an engine was asked for that an ONNX file does not need.
-    """
-    from qsm_deploy.runtime.card.read import ONNX, PLAN
-    from qsm_deploy.runtime.gpu.tensorrt_library import installed_engines
-
-    installed = installed_engines()
-    if given is not None:
-        if given.suffix not in (ONNX, PLAN):
-            raise UsageError(f"-o {given}: give it the suffix {ONNX}, or {PLAN} for TensorRT")
-        if given.suffix == ONNX and engine is not None:
-            raise UsageError(f"-o {given}: --engine {engine} builds a plan; give it {PLAN}")
-        if given.suffix == ONNX:
-            return given, None, "asked for"
-        return given, engine or (installed or ("tensorrt",))[0], "asked for"
-    stem = f"{network}-{precision}"
-    if engine is not None:
-        return Path(stem + PLAN), engine, "asked for"
-    if precision == "fp32":
-        return Path(stem + ONNX), None, "a file for every backend"
-    if installed:
-        return Path(stem + PLAN), installed[0], f"{installed[0]} is installed"
-    return Path(stem + ONNX), None, "no flavour of TensorRT is installed"
-
-
-def unit_vector(direction: Sequence[float]) -> tuple[float, float, float]:
-    """Return a B0 direction with norm one.
-
-    Raises
-    ------
-    GeometryError
-        If it has no direction.
-    """
-    from qsm_deploy.kernels.geometry import Geometry
-
-    x, y, z = direction
-    return Geometry((1, 1, 1), b0_direction=(x, y, z)).b0_direction
 
 
 if __name__ == "__main__":

@@ -247,10 +247,10 @@ def _module(card: ModelCard, weights: Sequence[Path], normalisation: Sequence[Pa
     """Return the PyTorch network with a card of its own: nothing of the engine's is trusted."""
     from qsm_deploy.export.checkpoints.normalisation import load_normalisation
     from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-    from qsm_deploy.export.export_network import provisional_card
     from qsm_deploy.export.measure.verification import ModuleSession
     from qsm_deploy.export.networks.build_network import build_network
     from qsm_deploy.export.networks.network import Choices
+    from qsm_deploy.export.write_network import provisional_card
 
     spec = REGISTRY[card.network]
     options = {name: value for name, value in card.options.items() if name in spec.options}

@@ -2,23 +2,15 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.calibration.budgets import DEFAULTS
-from qsm_deploy.export.networks.network_spec import flag
-from qsm_deploy.kernels.errors import UsageError
 
 if TYPE_CHECKING:
-    from qsm_deploy.calibration.int8.calibration import Int8Choices
     from qsm_deploy.calibration.int8.choice import Int8Result
 
 BUDGET = DEFAULTS["int8"]
 COLLECTORS = ("max", "percentile-99.9", "percentile-99.99", "entropy", "mse")
-ABOUT_INT8 = (
-    *("calibration_units", "collector", "patches", "seed"),
-    *("budget_ppb", "budget_xsim", "budget_max_ppb"),
-)
 
 
 def add_int8(group: "argparse._ArgumentGroup") -> None:
@@ -82,50 +74,6 @@ def _count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
-
-
-def check_int8(arguments: argparse.Namespace) -> None:
-    """Refuse INT8 without calibration data, and what is about INT8 without it."""
-    if arguments.precision != "int8":
-        about = ("calibration", *ABOUT_INT8)
-        if given := [name for name in about if getattr(arguments, name) is not None]:
-            raise UsageError(f"{flag(given[0])} is about INT8; pass --int8 too")
-        return
-    if arguments.calibration is None:
-        raise UsageError(
-            "--int8 needs --calibration: a folder or a list of field maps with masks, or phantoms"
-        )
-    if arguments.gate_ppb is not None:
-        raise UsageError("--gate-ppb is for the other precisions; --int8 has --budget-ppb")
-
-
-def int8_choices(arguments: argparse.Namespace) -> "Int8Choices":
-    """Return what the user chose about INT8, the defaults for the rest."""
-    from qsm_deploy.calibration.int8.calibration import Int8Choices
-    from qsm_deploy.calibration.int8.search import Budget
-    from qsm_deploy.runtime.console.terminal import bar_on_terminal, no_progress
-
-    names = {"calibration_units": "units", "collector": "collector"}
-    names |= {"patches": "patches", "seed": "seed", "layers": "layers"}
-    given = {ours: getattr(arguments, flags) for flags, ours in names.items()}
-    budget = {
-        "median_ppb": arguments.budget_ppb,
-        "xsim": arguments.budget_xsim,
-        "max_ppb": arguments.budget_max_ppb,
-    }
-    return Int8Choices(
-        arguments.calibration,
-        **{name: value for name, value in given.items() if value is not None},
-        budget=Budget(**{name: value for name, value in budget.items() if value is not None}),
-        progress=no_progress if arguments.quiet else bar_on_terminal,
-    )
-
-
-def fp16_output(arguments: argparse.Namespace, output: Path) -> Path:
-    """Return what a file is called that stays in FP16, if the user gave it no name."""
-    if arguments.precision != "int8" or arguments.output is not None:
-        return output
-    return output.with_name(f"{output.stem.removesuffix('-int8')}-fp16{output.suffix}")
 
 
 def int8_result(found: "Int8Result") -> dict[str, object]:

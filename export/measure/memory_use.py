@@ -9,7 +9,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
 from qsm_deploy.runtime.sessions.open import (
+    BACKENDS,
     open_session,
 )
 from qsm_deploy.runtime.sessions.session import Backend
@@ -92,6 +92,6 @@ def _peak_in_new_process(path: Path, backend: Backend, shape: Shape) -> int:
 
 
 if __name__ == "__main__":
-    backend = next(b for b in get_args(Backend) if b == sys.argv[2])
+    backend = next(b for b in BACKENDS if b == sys.argv[2])
     x, y, z = (int(n) for n in sys.argv[3:6])
     sys.stdout.write(f"{peak_bytes(Path(sys.argv[1]), backend, (x, y, z))}\n")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qsm_deploy.export import export_network
+from qsm_deploy.export import write_network
 from qsm_deploy.export.dipole.lowering import DipoleOp, lower_dipole
 from qsm_deploy.export.dipole.op import dipole_conv
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
@@ -181,10 +181,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.Mo
             traced[key] = onnx_from_module(module, "plugin")
         return lower_dipole(traced[key], dipole_op)
 
-    monkeypatch.setattr(export_network, "onnx_from_module", trace_once)
-    monkeypatch.setattr(export_network, "measure_memory", lambda path, backend: MemoryUse(1, 2))
+    monkeypatch.setattr(write_network, "onnx_from_module", trace_once)
+    monkeypatch.setattr(write_network, "measure_memory", lambda path, backend: MemoryUse(1, 2))
     monkeypatch.setattr(
-        export_network,
+        write_network,
         "cached_receptive_field",
         lambda card, measure: ReceptiveField(3, 2, 0.999),
     )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.measure.verification import apply_gate, measure_differences, phantom_scan
 from qsm_deploy.export.networks.build_network import build_network
@@ -18,6 +17,7 @@ from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.network_spec import WEIGHTS_FOLDER
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs
 from qsm_deploy.runtime.sessions.open import (

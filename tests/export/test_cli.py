@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from qsm_deploy.export import export_network
+from qsm_deploy.export import write_network
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.measure.verification import Difference
 from qsm_deploy.export.networks import network_spec, registry
@@ -33,8 +33,8 @@ def exported(tiny_ir2qsm, tmp_path_factory) -> Path:
         patch.setattr("qsm_deploy.export.measure.receptive_field.HEAD", (32, 32, 64))
         patch.setattr("qsm_deploy.export.measure.receptive_field.BOX", (32, 32, 64))
         patch.setattr(
-            "qsm_deploy.export.export_network.measure_memory",
-            lambda path, backend: export_network.MemoryUse(10, 20),
+            "qsm_deploy.export.write_network.measure_memory",
+            lambda path, backend: write_network.MemoryUse(10, 20),
         )
         assert run(folder, "-o", str(folder / "a.onnx"), "--residual", "iteration") == 0
     return folder
@@ -108,7 +108,7 @@ def test_above_the_gate_nothing_is_left(exported: Path, tmp_path, monkeypatch, c
     assert run(exported, "-o", str(tmp_path / "b.onnx"), "--gate-ppb", "1e-9") == 5
     assert "ppb" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(
-        export_network,
+        write_network,
         "measure_differences",
         lambda *arguments: [Difference("openvino", (8, 8, 8), float("nan"))],
     )

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from qsm_deploy.export import export_network
+from qsm_deploy.export import write_network
 from qsm_deploy.export.bench import device_peak
 from qsm_deploy.export.bench.device_peak import measure_peak
 from qsm_deploy.export.graph.flop_count import Work, count_work
@@ -73,7 +73,7 @@ def test_several_runs_are_as_many_times_the_work():
 
 def test_pytorch_counts_the_same(tmp_path, tiny_ir2qsm, quick):
     path = tmp_path / "m.onnx"
-    onnx.save(export_network.onnx_from_module(tiny_ir2qsm, "matmul"), path)
+    onnx.save(write_network.onnx_from_module(tiny_ir2qsm, "matmul"), path)
     shape = (1, 1, 24, 16, 8)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         tiny_ir2qsm(torch.zeros(shape))

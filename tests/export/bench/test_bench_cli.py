@@ -12,10 +12,10 @@ from qsm_deploy.export.bench.cli import main
 from qsm_deploy.export.bench.rounds import difference, spread
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.dipole.lowering import lower_dipole
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField
 from qsm_deploy.runtime.sessions.open import (
     BUNDLED_MODEL,

@@ -19,7 +19,6 @@ from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
@@ -39,6 +38,7 @@ from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import AccuracyError, ExportError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card

@@ -27,7 +27,6 @@ from qsm_deploy.calibration.int8.volumes import CalibrationData
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
@@ -39,6 +38,7 @@ from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
 from qsm_deploy.runtime.sessions.open import (

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.measure import measurement_cache
 from qsm_deploy.export.measure.measurement_cache import cached_receptive_field
 from qsm_deploy.export.networks.network import AXIAL_1MM, Choices
 from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import ModelCard, ReceptiveField, parse_card
 
 MEASURED = ReceptiveField(9, 4, 0.999999)

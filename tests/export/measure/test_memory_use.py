@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.measure import memory_use
 from qsm_deploy.export.measure.memory_use import measure_memory
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.sessions.session import Backend

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.measure import receptive_field
 from qsm_deploy.export.measure.receptive_field import (
     effective_halo,
@@ -16,6 +15,7 @@ from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard
 

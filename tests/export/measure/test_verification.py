@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.measure.verification import (
     SHAPES,
@@ -18,6 +17,7 @@ from qsm_deploy.export.measure.verification import (
 )
 from qsm_deploy.export.networks.network import LOCAL_FIELD, PHASE, Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import TensorInfo
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.measure.receptive_field import theoretical_receptive_field
 from qsm_deploy.export.networks import lpcnn, modl_qsm
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ReceptiveField

@@ -14,7 +14,6 @@ from torch import nn
 
 from qsm_deploy.calibration.int8.layers import int8_layers
 from qsm_deploy.calibration.int8.qdq import Quantiser
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
@@ -42,6 +41,7 @@ from qsm_deploy.export.tensorrt.builder import build_plan
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.export.tensorrt.config import plan_target
 from qsm_deploy.export.tensorrt.profile import profile_from
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

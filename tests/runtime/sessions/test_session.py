@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from qsm_deploy.export.export_network import provisional_card
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import (
     CardError,
     DataError,

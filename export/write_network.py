@@ -73,7 +73,7 @@ class Exported:
     int8: Int8Result | None = None
 
 
-def export_network(
+def write_network(
     spec: NetworkSpec,
     state: StateDict,
     output: Path,
