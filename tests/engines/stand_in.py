@@ -343,7 +343,8 @@ def stand_in(name: str, version: str, levers: Levers) -> ModuleType:
             return True
 
         Config.set_compute_capability = set_compute_capability
-        trt.ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80 SM86 SM89 SM120")
+        named = "NONE CURRENT SM75 SM80 SM86 SM89 SM120 SM121"
+        trt.ComputeCapability = Enum("ComputeCapability", named)
 
     class Builder:
         def __init__(self, logger_: ILogger) -> None:

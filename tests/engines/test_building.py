@@ -62,7 +62,7 @@ def test_what_the_builder_is_told(install, built, levers) -> None:
             {"version_compatible": True},
             {"gpu": "sm_90 NVIDIA Made-up 100", "versions": "newer"},
         ),
-        ("tensorrt-rtx", {}, {"gpu": "sm_80,sm_86,sm_89,sm_120+"}),
+        ("tensorrt-rtx", {}, {"gpu": "sm_80,sm_86,sm_89,sm_120,sm_121+"}),
         ("tensorrt-rtx", {"compute_capability": ("8.9", "12.0")}, {"gpu": "sm_89,sm_120"}),
     ],
 )
@@ -85,7 +85,11 @@ def test_the_card_says_what_it_was_built_for(
     [
         ("tensorrt-rtx", {"hardware_compatible": "ampere-plus"}, "use --compute-capability"),
         ("tensorrt", {"compute_capability": ("8.9",)}, "use --hardware-compatible, or --engine"),
-        ("tensorrt-rtx", {"compute_capability": ("9.0",)}, "builds for 7.5, 8.0, 8.6, 8.9, 12.0"),
+        (
+            "tensorrt-rtx",
+            {"compute_capability": ("9.0",)},
+            "builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
+        ),
         ("tensorrt-rtx", {"compute_capability": ("sm_89",)}, "expected one such as 8.9"),
         ("tensorrt-rtx", {"compute_capability": ("8.9", "8.9")}, "8.9,8.9: one twice"),
         ("tensorrt-rtx", {"version_compatible": True}, "needs --engine tensorrt"),

@@ -50,7 +50,7 @@ def test_a_card_that_does_not_say_it(card, options: dict[str, str]) -> None:
         ("sm_90+", True),
         ("sm_100+", False),
         ("sm_89,sm_120", False),
-        ("sm_80,sm_86,sm_89,sm_120+", False),
+        ("sm_80,sm_86,sm_89,sm_120,sm_121+", False),
         ("sm_80,sm_90+", True),
         ("sm_75,sm_89+", True),
         ("sm_89,sm_90", True),

@@ -303,8 +303,8 @@ def test_a_plan_of_the_other_flavour_asks_for_that_gpu_s_capability(install, bui
     driver.gpus[0] = replace(driver.gpus[0], capability=(8, 6))
     with pytest.raises(EngineError, match=r"GPU 0 is sm_86 .*--compute-capability 8\.6 --force"):
         open_device_session(path, 0)
-    driver.gpus[0] = replace(driver.gpus[0], capability=(12, 1))
-    with pytest.raises(EngineError, match=r"GPU 0 is sm_121 .*32x32x32,64x64x64 --force"):
+    driver.gpus[0] = replace(driver.gpus[0], capability=(13, 0))
+    with pytest.raises(EngineError, match=r"GPU 0 is sm_130 .*32x32x32,64x64x64 --force"):
         open_device_session(path, 0)
 
 
@@ -320,12 +320,12 @@ def test_a_gpu_that_a_flavour_never_serves_is_refused_before_loading(
         open_device_session(path)
     text = one_line(caught.value)
     here = str(driver.gpus[0])
-    assert f"built for the GPU sm_80,sm_86,sm_89,sm_120+, GPU 0 is {here}, which" in text
+    assert f"built for the GPU sm_80,sm_86,sm_89,sm_120,sm_121+, GPU 0 is {here}, which" in text
     assert "tensorrt-rtx does not serve; rebuild it here with: qsm-export" in text
     assert "--engine tensorrt --residual" in text
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1), (13, 0)])
 def test_by_default_a_plan_of_the_other_flavour_runs_on_all_that_it_serves(
     install, build, driver, capability
 ) -> None:

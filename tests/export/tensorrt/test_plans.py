@@ -51,7 +51,7 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
     assert card.memory == {}
     assert card.options["shapes"] == "16x16x16,32x16x32,64x64x64"
     assert card.options["engine"].startswith("tensorrt-rtx 1.")
-    assert card.options["gpu"] == "sm_80+"
+    assert card.options["gpu"] == "sm_80,sm_86,sm_89,sm_120,sm_121+"
     layers = json.loads(Path("layers.json").read_text())
     kinds = {layer["precision"] for layer in layers["network"] if layer["kind"] == "convolution"}
     assert kinds == {"half", "float"}
