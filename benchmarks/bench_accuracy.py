@@ -7,22 +7,19 @@ Heads no network was trained on: at 1 mm axial, at 1 mm with B0 tilted by 35 deg
 mask.nii.gz), whose field is simulated. Every volume without noise and with 0.0025 ppm.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
+from common import Row, parser, say, write
 from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry, Volume
-from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import nrmse, xsim
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
@@ -48,7 +45,6 @@ GRIDS = {
     ),
     "0.8 x 0.8 x 2 mm": Geometry((200, 240, 80), (0.8, 0.8, 2.0)),
 }
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -151,32 +147,26 @@ def summary(rows: list[Row], name: str) -> list[Row]:
 
 def main() -> None:
     """Evaluate, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path, nargs="+", help="exported networks")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[501, 502, 503, 504])
-    parser.add_argument("--cosmos", type=Path)
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("models", type=Path, nargs="+", help="exported networks")
+    p.add_argument("--seeds", type=int, nargs="+", default=[501, 502, 503, 504])
+    p.add_argument("--cosmos", type=Path)
+    args = p.parse_args()
     backend, _ = choose_backend("auto", "fp32")
     opened = [open_session(model, backend) for model in args.models]
     sessions = {session.card.network: session for session in opened}
     rows = []
     for case in cases(args.seeds, args.cosmos):
         for noise in (0.0, NOISE_PPM):
-            rows.append(evaluate(case, noise, sessions))
-            print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "made_by": made_by(),
-        "backend": f"{backend} {opened[0].version}",
-        "weights_sha256": {name: s.card.weights_sha256 for name, s in sessions.items()},
-        "pad_voxels": PAD_VOXELS,
-        "summary": [line for name in sessions for line in summary(rows, name)],
-        "rows": rows,
-    }
-    for line in result["summary"]:
-        print(json.dumps(line))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+            rows.append(say(evaluate(case, noise, sessions)))
+    write(
+        args.output,
+        rows,
+        backend=f"{backend} {opened[0].version}",
+        weights_sha256={name: s.card.weights_sha256 for name, s in sessions.items()},
+        pad_voxels=PAD_VOXELS,
+        summary=[say(line) for name in sessions for line in summary(rows, name)],
+    )
 
 
 if __name__ == "__main__":

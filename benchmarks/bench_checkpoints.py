@@ -12,7 +12,6 @@ and Tikhonov 0.005; a network that wants another voxel size gets the field resam
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ import nibabel as nib
 import numpy as np
 from bench_accuracy import LAMBDAS, NOISE_PPM, PAD_VOXELS, THRESHOLDS, Case, cases, oracle
 from bench_in_vivo import load_patient, scores
+from common import Row, parser, say, write
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
@@ -42,7 +41,6 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Session
 
-Row = dict[str, Any]
 THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth
 CHI_WINDOW_PPM = (-0.1, 0.2)
 
@@ -140,7 +138,7 @@ def cosmos(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]
                     **how,
                 }
             )
-            print(json.dumps(rows[-1]), flush=True)
+            say(rows[-1])
             if noise:
                 maps[name] = chi
     for session in sessions:
@@ -168,7 +166,7 @@ def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any
     for name, row in scores(maps, scan).items():
         on_tkd = slope(maps[name], maps["TKD"], scan.mask)
         rows.append({"map": name, "slope_on_tkd": on_tkd, **row, **found[name][1]})
-        print(json.dumps(rows[-1]), flush=True)
+        say(rows[-1])
     return rows, maps, scan
 
 
@@ -198,17 +196,14 @@ def draw(path: Path, maps: dict[str, Volume], mask: NDArray[np.bool_], voxel: An
 
 def main() -> None:
     """Evaluate, print, write and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", choices=("cosmos", "in-vivo"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--figure", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("data", choices=("cosmos", "in-vivo"))
+    p.add_argument("folder", type=Path)
+    p.add_argument("models", type=Path, nargs="+")
+    p.add_argument("--figure", type=Path)
+    args = p.parse_args()
     rows, maps, case = (cosmos if args.data == "cosmos" else in_vivo)(args)
-    if args.output:
-        result = {"machine": machine(), "rows": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.output, rows)
     if args.figure:
         draw(args.figure, maps, case.mask, case.geometry.voxel_size_mm)
 

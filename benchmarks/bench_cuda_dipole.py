@@ -11,9 +11,7 @@ the operator takes beyond it is what the multiplication costs. PyTorch and CuPy 
 stored kernel, as is usual. Contenders take turns; times are the GPU's, from events.
 """
 
-import argparse
 import ctypes
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -23,9 +21,9 @@ from typing import Any, get_args
 import numpy as np
 import scipy.fft
 import torch
+from common import parser, say, write
 from numpy.typing import NDArray
 
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.cuda_build import build_cuda_library
 from qsm_deploy.kernels.cuda_library import (
     CudaLibrary,
@@ -128,8 +126,8 @@ def check(library: CudaLibrary, device: str) -> list[dict[str, Any]]:
             buffers = Buffers(library, operator, device)
             library.dipole_apply(operator, *buffers.pointers)
             errors = buffers.errors(operator)
-            rows.append({"operator": name, "grid": str(geometry), "batch": batch, **errors})
-            print(json.dumps(rows[-1]), flush=True)
+            row = {"operator": name, "grid": str(geometry), "batch": batch, **errors}
+            rows.append(say(row))
     return rows
 
 
@@ -214,8 +212,7 @@ def measure(library: CudaLibrary, shape: tuple[int, int, int], repeats: int) -> 
             for name, seen in times.items()
         },
     }
-    print(json.dumps(row), flush=True)
-    return row
+    return say(row)
 
 
 def hardware(library: CudaLibrary) -> dict[str, Any]:
@@ -249,20 +246,13 @@ def open_on_gpu(folder: Path) -> CudaLibrary:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__, repeats=100).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         library = open_on_gpu(Path(folder))
-        result = {
-            "machine": machine() | hardware(library),
-            "repeats": args.repeats,
-            "accuracy": check(library, "cuda"),
-            "rows": [measure(library, shape, args.repeats) for shape in TIMED],
-        }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        accuracy = check(library, "cuda")
+        rows = [measure(library, shape, args.repeats) for shape in TIMED]
+        gpu = hardware(library)
+    write(args.output, rows, gpu=gpu, repeats=args.repeats, accuracy=accuracy)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,17 @@ least NRMSE of patches and step, among those that halve the drift and do not rai
 whole volume. Then COSMOS and the in-vivo field are looked at, once.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from bench_accuracy import NOISE_PPM, Case, cases
 from bench_checkpoints import draw, network_map
 from bench_in_vivo import load_patient
+from common import Row, parser, say, write
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_consistency
 from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry, Volume
@@ -38,7 +35,6 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Session
 
-Row = dict[str, Any]
 LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 PATCHES = ((64, 16), (96, 16))  # edge and overlap, Hann windows
 STEPS = {"closed form": None, "10 iterations": 10}
@@ -170,29 +166,22 @@ def in_vivo(
 
 def main() -> None:
     """Measure, choose, look, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ir2qsm", type=Path)
-    parser.add_argument("tkd_unet", type=Path)
-    parser.add_argument("--cosmos", type=Path, required=True)
-    parser.add_argument("--in-vivo", type=Path, required=True)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--figure", type=Path, required=True)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("ir2qsm", type=Path)
+    p.add_argument("tkd_unet", type=Path)
+    p.add_argument("--cosmos", type=Path, required=True)
+    p.add_argument("--in-vivo", type=Path, required=True)
+    p.add_argument("--figure", type=Path, required=True)
+    args = p.parse_args()
     session, bundled = (open_session(path, "openvino") for path in (args.ir2qsm, args.tkd_unet))
     rows: list[Row] = []
-    say: Callable[[Row], None] = lambda row: print(json.dumps(row), flush=True)  # noqa: E731
     for case in phantoms():
-        for row in rows_of(case, session):
-            rows.append(row)
-            say(row)
+        rows += map(say, rows_of(case, session))
     chosen = choose(rows)
     say({"chosen": chosen})
     for case in cases([], args.cosmos):
-        for row in rows_of(case, session):
-            rows.append(row)
-            say(row)
-    exact = exactness(bundled)
-    say(exact)
+        rows += map(say, rows_of(case, session))
+    exact = say(exactness(bundled))
     best = chosen or min(
         (r for r in rows if r["lambda"]), key=lambda r: r["nrmse_percent"]["whole"]
     )
@@ -200,19 +189,17 @@ def main() -> None:
     seen, maps = [], {}
     for network in (session, bundled):
         row, more, scan = in_vivo(args.in_vivo, network, step)
-        seen.append(row)
+        seen.append(say(row))
         maps |= more
-        say(row)
-    result = {
-        "machine": machine(),
-        "noise_ppm": NOISE_PPM,
-        "weights_sha256": session.card.weights_sha256[:8],
-        "chosen_on_phantoms": chosen,
-        "exact_patches": exact,
-        "in_vivo": seen,
-        "rows": rows,
-    }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(
+        args.output,
+        rows,
+        noise_ppm=NOISE_PPM,
+        weights_sha256=session.card.weights_sha256[:8],
+        chosen_on_phantoms=chosen,
+        exact_patches=exact,
+        in_vivo=seen,
+    )
     draw(args.figure, maps, scan.mask, scan.geometry.voxel_size_mm)
 
 

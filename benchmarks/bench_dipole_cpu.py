@@ -7,19 +7,16 @@ memory; ours makes it from the geometry at every call, which is why one engine s
 Interleaved, so that a busy machine slows both.
 """
 
-import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import scipy.fft
+from common import parser, say, write
 
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.peak_memory import (
@@ -42,9 +39,7 @@ ROUNDS = 25
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     rows = []
     for geometry in GRIDS:
         x = np.random.default_rng(0).standard_normal(geometry.shape, dtype=np.float32)
@@ -72,9 +67,8 @@ def main() -> None:
                 "relative_error": relative_error(ours(), x, geometry),
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    if args.output:
-        args.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        say(rows[-1])
+    write(args.output, rows)
 
 
 def with_stored_kernel(x: np.ndarray, d: np.ndarray) -> np.ndarray:

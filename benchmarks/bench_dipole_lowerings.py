@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from common import parser, say, write
 from numpy.typing import NDArray
 
-from qsm_deploy.export.bench.machine import Others, machine
+from qsm_deploy.export.bench.machine import Others
 from qsm_deploy.kernels.cuda_library import MultiplierName
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Geometry
@@ -171,8 +172,7 @@ def in_new_process(folder: Path, *what: object) -> dict[str, Any]:
     command = [sys.executable, __file__, "--row", str(folder), *map(str, what)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(row), flush=True)
-    return row
+    return say(row)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -192,20 +192,18 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--row", nargs=6, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--row", nargs=6, help=argparse.SUPPRESS)
+    args = p.parse_args()
     if args.row:
         folder, contender, multiplier, name, size, repeats = args.row
         geometry = Geometry((int(size),) * 3, *GEOMETRIES[name])
-        print(json.dumps(measure(contender, multiplier, geometry, int(repeats), Path(folder))))
+        say(measure(contender, multiplier, geometry, int(repeats), Path(folder)))
         return
     with tempfile.TemporaryDirectory() as name:
         write_graphs(Path(name))
         rows = rows_of(Path(name))
-    if args.output:
-        args.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    write(args.output, rows)
 
 
 if __name__ == "__main__":

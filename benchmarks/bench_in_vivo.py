@@ -6,17 +6,15 @@ FOLDER holds tissue_phase_rad.nii.gz, mask.nii.gz, params.json and chi_msqsm_ppm
 of another published network, which serves to find the lesions and is no truth.
 """
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parser, say, write
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from qsm_deploy.kernels.dipole import tkd
-from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
@@ -65,11 +63,10 @@ def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[s
 
 def main() -> None:
     """Evaluate, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("folder", type=Path)
+    p.add_argument("models", type=Path, nargs="+")
+    args = p.parse_args()
     scan = load_patient(args.folder)
     assert scan.truth_ppm is not None
     field, geometry = scan.measured[0], scan.geometry
@@ -84,13 +81,10 @@ def main() -> None:
         outside[session.card.network] = deviations(session.card.geometry, geometry)
         maps[session.card.network] = reconstruct(session, scan, plan, Stages())
     rows = [
-        {"map": name, "outside_training": outside.get(name, []), **row}
+        say({"map": name, "outside_training": outside.get(name, []), **row})
         for name, row in scores(maps, scan).items()
     ]
-    for row in rows:
-        print(json.dumps(row))
-    if args.output:
-        args.output.write_text(json.dumps({"made_by": made_by(), "rows": rows}, indent=1) + "\n")
+    write(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ them), at 96^3 and 160x192x160, all on the same cores in one run, taking turns. 
 ``qsm-run`` of the same volume with its peak memory.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parser, say, write
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.bench.rounds import INFERENCE, Contender, compare, spread
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.measure.verification import ModuleSession
@@ -146,10 +145,7 @@ def whole_run(model: Path, field: Path, mask: Path, backend: str, folder: Path) 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="after one to warm up")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__, repeats=3).parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -167,13 +163,9 @@ def main() -> None:
                     whole_run(model, folder / "field.nii.gz", folder / "mask.nii.gz", b, folder)
                     for b in ("onnxruntime", "openvino")
                 ]
-                rows.append(
-                    {"width": width, "shape": shape, "inference": inference, "qsm_run": runs}
-                )
-                print(json.dumps(rows[-1]), flush=True)
-    if args.output:
-        result = {"machine": machine(), "repeats": args.repeats, "rows": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+                row = {"width": width, "shape": shape, "inference": inference, "qsm_run": runs}
+                rows.append(say(row))
+    write(args.output, rows, repeats=args.repeats)
 
 
 if __name__ == "__main__":

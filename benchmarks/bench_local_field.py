@@ -7,20 +7,17 @@ Echoes have noise of 3 % of the signal and an initial phase that varies over the
 is judged on a single echo alone, where nothing else helps.
 """
 
-import argparse
-import json
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parser, say, write
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from qsm_deploy.calibration.phantom.phantom import Phantom, head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.local_field.background_removal import remove_background
@@ -145,17 +142,10 @@ def row(grid: Geometry) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     load = round(os.getloadavg()[0], 2)
-    rows = []
-    for grid in GRIDS:
-        rows.append(row(grid))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    if args.output:
-        result = {"machine": machine(), "load_before": load, "noise": NOISE, "rows": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    rows = [say(row(grid)) for grid in GRIDS]
+    write(args.output, rows, load_before=load, noise=NOISE)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ At shapes that no prediction was fitted to, both backends, whole and patched. A 
 only reconstructs and writes; the ``full`` one also reports, compares with a truth and draws.
 """
 
-import argparse
 import json
 import subprocess
 import tempfile
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import parser, say, write
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
@@ -68,10 +67,9 @@ def comparison(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("models", type=Path, nargs="+")
+    args = p.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,13 +80,10 @@ def main() -> None:
                     for mode, flags in MODES.items():
                         report = run(model, folder, backend, flags)
                         row = {"model": model.stem, "shape": shape, "backend": backend}
-                        rows.append({**row, "mode": mode, **comparison(report)})
-                        print(json.dumps(rows[-1]), flush=True)
+                        rows.append(say({**row, "mode": mode, **comparison(report)}))
     off = max(abs(row[f"{kind}_ratio"] - 1) for row in rows for kind in ("plain", "full"))
     print(f"largest deviation {100 * off:.0f} %")
-    if args.output:
-        result = {"machine": machine(), "largest_deviation": round(off, 3), "rows": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.output, rows, largest_deviation=round(off, 3))
 
 
 if __name__ == "__main__":

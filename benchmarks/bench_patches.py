@@ -3,16 +3,14 @@
 python benchmarks/bench_patches.py MODEL.onnx ... -o benchmarks/results/patches.json
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from common import parser, say, write
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import nrmse
@@ -28,10 +26,9 @@ PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop")
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("models", type=Path, nargs="+")
+    args = p.parse_args()
     head = head_phantom(Geometry((160, 192, 160)), seed=601)
     scan = Scan(head.local_field_ppm[None], head.mask, head.geometry, nib.Nifti1Header(), np.eye(4))
     rows = []
@@ -61,10 +58,8 @@ def main() -> None:
                             "whole_nrmse_to_truth_percent": round(truth_error, 2),
                         }
                     )
-                    print(json.dumps(rows[-1]), flush=True)
-    if args.output:
-        result = {"machine": machine(), "shape": head.mask.shape, "rows": rows}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+                    say(rows[-1])
+    write(args.output, rows, shape=head.mask.shape)
 
 
 if __name__ == "__main__":

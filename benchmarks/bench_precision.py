@@ -14,7 +14,6 @@ the phantoms, and of INT8 per collector the part in FP16 is not rounded (``round
 are written network by network; one that is in the file is left out.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -22,12 +21,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
 import onnx
 from bench_accuracy import cases
+from common import Row, parser, say, write
 
 from qsm_deploy.calibration.int8.calibration import Calibrated, Int8Choices, calibrate
 from qsm_deploy.calibration.int8.choice import decide
@@ -37,7 +37,6 @@ from qsm_deploy.calibration.int8.map_error import MapError
 from qsm_deploy.calibration.int8.qdq import fused_layers
 from qsm_deploy.calibration.int8.table import row_dicts
 from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibration
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.checkpoints.normalisation import load_normalisation
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
@@ -57,7 +56,6 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import bar_on_terminal
 from qsm_deploy.runtime.scan.scan import Scan
 
-Row = dict[str, Any]
 BOX, LOOP_BOX, LOOP_DATA = 64, 48, 96
 NETWORKS: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = {
     "tkd-unet": ((), {}, ()),
@@ -243,15 +241,12 @@ def rows_of(name: str, data: Path, collectors: list[Collector], patches: int) ->
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
-    parser.add_argument(
-        "--demote", nargs="+", choices=get_args(Collector), default=["percentile-99.99"]
-    )
-    parser.add_argument("--patches", type=int, default=16)
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("data", type=Path)
+    p.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
+    p.add_argument("--demote", nargs="+", choices=get_args(Collector), default=["percentile-99.99"])
+    p.add_argument("--patches", type=int, default=16)
+    args = p.parse_args()
     rows: list[Row] = []
     if args.output and args.output.is_file():
         rows = json.loads(args.output.read_text())["rows"]
@@ -261,11 +256,9 @@ def main() -> None:
         began = time.perf_counter()
         for found in rows_of(name, args.data, args.demote, args.patches):
             rows.append(found)
-            print(json.dumps({k: v for k, v in found.items() if k != "layers"}), flush=True)
+            say({k: v for k, v in found.items() if k != "layers"})
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-        if args.output:
-            result = {"machine": machine(), "rows": rows}
-            args.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(args.output, rows)
 
 
 if __name__ == "__main__":

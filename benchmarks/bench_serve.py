@@ -8,7 +8,6 @@ server's own, from its lines. Configuration ``qsm`` takes phase and magnitude of
 a mask.
 """
 
-import argparse
 import io
 import json
 import math
@@ -25,10 +24,10 @@ from typing import Any
 
 import ismrmrd
 import numpy as np
+from common import parser, say, write
 from ismrmrd.serialization import ConfigFile, ProtocolSerializer
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.kernels.geometry import Geometry
 
 SHAPE = (160, 192, 160)
@@ -141,9 +140,7 @@ def peak_mb(pid: int) -> int:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     head = head_phantom(Geometry(SHAPE), seed=1)
     sessions = {"dipole": dipole_session(head), "qsm": qsm_session(head)}
     del head
@@ -156,19 +153,17 @@ def main() -> None:
         rows = {}
         for config, session in sessions.items():
             rows[config] = {**measure(port, session), "server_peak_mb": peak_mb(server.pid)}
-            print(config, json.dumps(rows[config]), flush=True)
+            say({config: rows[config]})
         server.terminate()
-    result = {
-        "machine": machine(),
-        "load_before": round(load, 2),
-        "shape": SHAPE,
-        "engine": ready.split(": ", 2)[2],
-        "repeats": REPEATS,
-        "qsm_echoes": len(ECHO_TIMES_S),
-        **rows,
-    }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(
+        args.output,
+        rows,
+        load_before=round(load, 2),
+        shape=SHAPE,
+        engine=ready.split(": ", 2)[2],
+        repeats=REPEATS,
+        qsm_echoes=len(ECHO_TIMES_S),
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ after the other; accuracy is against PyTorch in FP32 on the CPU, in the same row
 that are given no row begins; the one that runs then goes on to its end.
 """
 
-import argparse
 import importlib
-import json
 import re
 import subprocess
 import sys
@@ -30,9 +28,9 @@ import bench_cuda_dipole
 import numpy as np
 import onnx
 import torch
+from common import Row, parser, say, write
 from torch_on_device import MODES, TorchDeviceSession
 
-from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.export.bench.rounds import difference, spread
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
@@ -75,7 +73,6 @@ FULL_WIDTHS = (16, 32, 64, 128)
 REPEATS = 7
 KERNEL_TEST_SECONDS = 240
 SEEN = re.compile(r"(\d+) (passed|failed|skipped|error)")
-Row = dict[str, Any]
 OpenEngine = Callable[[], DeviceSession]
 
 
@@ -84,7 +81,8 @@ class Suite:
 
     def __init__(self, output: Path | None, minutes: float) -> None:
         self.output, self.ends = output, time.monotonic() + 60 * minutes
-        self.result: Row = {"machine": machine(), "rows": []}
+        self.facts: Row = {}
+        self.rows: list[Row] = []
 
     def row(self, section: str, name: str, measure: Callable[[], Row]) -> None:
         """Measure one thing, unless the time is over."""
@@ -99,14 +97,12 @@ class Suite:
                 reason = (str(error).strip() or "no reason").splitlines()[0]
                 facts |= {"ok": False, "why": f"{type(error).__name__}: {reason}"[:400]}
         facts["took_seconds"] = round(time.monotonic() - began, 2)
-        print(json.dumps(facts), flush=True)
-        self.result["rows"].append(facts)
+        self.rows.append(say(facts))
         self.write()
 
     def write(self) -> None:
         """Write what there is so far."""
-        if self.output:
-            self.output.write_text(json.dumps(self.result, indent=1) + "\n")
+        write(self.output, self.rows, **self.facts)
 
 
 class WatchedDevice(CudaDevice):
@@ -379,7 +375,7 @@ def torch_session(networks: Networks, name: str, mode: str) -> DeviceSession:
 def measure(suite: Suite, folder: Path) -> None:
     """Measure everything."""
     library = bench_cuda_dipole.open_on_gpu(folder)
-    suite.result["machine"] |= bench_cuda_dipole.hardware(library)
+    suite.facts["gpu"] = bench_cuda_dipole.hardware(library)
     device = WatchedDevice(0)
     networks = Networks(folder)
     suite.row("kernels", "tests on the GPU", kernel_tests)
@@ -413,10 +409,9 @@ def measure(suite: Suite, folder: Path) -> None:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--minutes", type=float, default=MINUTES)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--minutes", type=float, default=MINUTES)
+    args = p.parse_args()
     suite = Suite(args.output, args.minutes)
     with tempfile.TemporaryDirectory() as folder:
         measure(suite, Path(folder))
