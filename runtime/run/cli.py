@@ -262,7 +262,10 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
 
 
 def memory_size(text: str) -> int:
-    """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples)."""
+    """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples).
+
+    A bare number below a megabyte is taken for a slip.
+    """
     number, factor = text.strip().lower().removesuffix("b").removesuffix("i"), 1
     if number[-1:] in SUFFIXES:
         number, factor = number[:-1], SUFFIXES[number[-1]]
@@ -272,6 +275,8 @@ def memory_size(text: str) -> int:
         size = 0
     if not 0 < size < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6G, 1500M or bytes")
+    if factor == 1 and size < SUFFIXES["m"]:
+        raise argparse.ArgumentTypeError(f"{number} bytes? pass {number}G")
     return int(size)
 
 
