@@ -1,11 +1,16 @@
 """What ``qsm-export --describe`` says of a file: a checkpoint's keys, or a model's card."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qsm_deploy.export.checkpoints.file_kind import stand_in
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 from qsm_deploy.export.networks.registry import recognise
+from qsm_deploy.kernels.errors import CardError, WeightsError
+from qsm_deploy.runtime.card import plan_file
+from qsm_deploy.runtime.card.card import ModelCard, parse_card
 from qsm_deploy.runtime.sessions.session import installed_backends, open_session
 
 KEYS_SHOWN = 5
@@ -14,18 +19,20 @@ SWAPPED = "deconv_weights"  # but these are (x, y, z, out, in)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint or an exported model is.
+    """Return what a checkpoint, an exported model, a plan or a card is.
 
     Raises
     ------
     WeightsError
-        If it is a checkpoint that cannot be read.
+        If it is a checkpoint that cannot be read, or a file of another kind; the message says
+        which.
     EngineError, CardError
         If it is a model that cannot be opened, or has no card.
     """
-    if path.suffix == ".onnx":
-        session = open_session(path, installed_backends()[-1])
-        return {"file": path.name, "card": json.loads(session.card.to_json())}
+    if path.is_file() and (left := stand_in(path)):
+        raise WeightsError(f"{path}: {left}")
+    if (card := _card(path)) is not None:
+        return {"file": path.name, "card": json.loads(card.to_json())}
     state = load_state(path)
     widths = [
         tensor.shape[_channels_axis(key)] for key, tensor in state.items() if tensor.ndim == 5
@@ -54,6 +61,18 @@ def describe_text(found: dict[str, Any]) -> str:
         f"{found['keys']} keys, {found['values']:,} values, channels {found['first_width']} at "
         f"first, {found['widest']} at most, sha256 {found['sha256'][:12]}\n{keys}\n  ..."
     )
+
+
+def _card(path: Path) -> ModelCard | None:
+    """Return the card of a model or a plan, or one in a file of its own; ``None`` of weights."""
+    if path.suffix == ".onnx":
+        return open_session(path, installed_backends()[-1]).card
+    if path.suffix == plan_file.SUFFIX and path.is_file():
+        return plan_file.read_plan_card(path)
+    if path.suffix == ".json" and path.is_file():
+        with suppress(CardError, UnicodeDecodeError):
+            return parse_card(path.read_text())
+    return None
 
 
 def _channels_axis(key: str) -> int:
