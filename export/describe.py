@@ -1,12 +1,15 @@
 """What ``qsm-export`` says of files, keys or a card, and what it lists of known networks."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qsm_deploy.export.checkpoints.file_kind import stand_in
 from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.export.networks.registry import REGISTRY, recognise
-from qsm_deploy.runtime.card.card import UNITS
+from qsm_deploy.kernels.errors import CardError, WeightsError
+from qsm_deploy.runtime.card.card import UNITS, ModelCard, parse_card
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 
 KEYS_SHOWN = 5
@@ -15,17 +18,20 @@ SWAPPED = "deconv_weights"  # but these are (x, y, z, out, in)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint or an exported model is.
+    """Return what a checkpoint, an exported model, a plan or a card is.
 
     Raises
     ------
     WeightsError
-        If it is a checkpoint that cannot be read.
-    DataError, EngineError, CardError
-        If it is a model that is missing or damaged, or has no card.
+        If it is a checkpoint that cannot be read, or a file of another kind; the message says
+        which.
+    EngineError, CardError
+        If it is a model that cannot be opened, or has no card.
     """
-    if path.suffix in (ONNX, PLAN):
-        return {"file": path.name, "card": json.loads(load_card(path).to_json())}
+    if path.is_file() and (left := stand_in(path)):
+        raise WeightsError(f"{path}: {left}")
+    if (card := _card(path)) is not None:
+        return {"file": path.name, "card": json.loads(card.to_json())}
     from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 
     state = load_state(path)
@@ -56,6 +62,16 @@ def describe_text(found: dict[str, Any]) -> str:
         f"{found['keys']} keys, {found['values']:,} values, channels {found['first_width']} at "
         f"first, {found['widest']} at most, sha256 {found['sha256'][:12]}\n{keys}\n  ..."
     )
+
+
+def _card(path: Path) -> ModelCard | None:
+    """Return the card of a model or a plan, or one in a file of its own; ``None`` of weights."""
+    if path.suffix in (ONNX, PLAN):
+        return load_card(path)
+    if path.suffix == ".json" and path.is_file():
+        with suppress(CardError, UnicodeDecodeError):
+            return parse_card(path.read_text())
+    return None
 
 
 def _channels_axis(key: str) -> int:

@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     width = max(map(len, METRICS))
     p = argparse.ArgumentParser(
         prog=NAME,
-        usage=f"{NAME} ENGINE [--reference REF] [FIELD ...] [options]",
+        usage=f"{NAME} ENGINE [FIELD ...] [--reference REF] [options]",
         description="Compare an engine with the PyTorch network that it was made of, or with "
         "another\nengine of it, and fail if they differ by more than a budget.",
         epilog=EPILOG.format(
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     # fmt: off
     add("engine", type=Path, metavar="ENGINE", help="an .onnx file or a .plan of qsm-export")
-    add("fields", nargs="*", metavar="FIELD",
+    add("fields", nargs="*", default=[], metavar="FIELD",
         help="phantom: drawn heads with labels, truth and a calcification (the default), or a "
         "field (.nii or .nii.gz; for some networks one for each orientation, or a phase), or both")
     add("--reference", action="append", default=[], metavar="REF",

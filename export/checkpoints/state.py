@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qsm_deploy.export.checkpoints.file_kind import is_pickle, no_pickle, other_kind
 from qsm_deploy.kernels.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
@@ -53,6 +54,8 @@ def load_state(*paths: Path) -> StateDict:
 def _load_file(path: Path) -> StateDict:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
+    if kind := other_kind(path):
+        raise WeightsError(f"{path}: {kind}")
     content = _reader(path.suffix.lower())(path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
@@ -89,12 +92,11 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore", UserWarning)  # odd protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: a pickle with more than tensors in it, refused without running it; "
-            "save model.state_dict()"
-        ) from error
+        more = "a pickle with more than tensors in it, refused without running it; "
+        what = more + "save model.state_dict()" if is_pickle(path) else no_pickle(path)
+        raise WeightsError(f"{path}: {what}") from error
     except DAMAGED as error:
-        raise WeightsError(f"{path}: truncated, or not a PyTorch file") from error
+        raise WeightsError(f"{path}: {no_pickle(path)}") from error
     if not isinstance(content, Mapping):
         raise WeightsError(
             f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.network import Choices, Network, require_network
 from qsm_deploy.export.networks.network_spec import NetworkSpec
 from qsm_deploy.export.networks.registry import recognise
 from qsm_deploy.kernels.errors import WeightsError
@@ -29,7 +29,7 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
         If a key is missing, left over, of another shape, or not finite, or the keys are those of
         another network; the message names the key and that network.
     UsageError
-        If a choice that the network needs was not made.
+        If a choice that the network needs was not made, or its class lacks what the export asks.
     """
     likely = recognise(state)
     if likely and spec not in likely:
@@ -42,5 +42,4 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
             f"pass --model {likely[0].name}"
         )
     module = importlib.import_module(f"qsm_deploy.export.networks.{spec.module}")
-    network: Network = module.network_from_state(state, choices)
-    return network
+    return require_network(module.network_from_state(state, choices), spec.name)

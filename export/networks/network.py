@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, TensorInfo, TkdSettings
 
 VOLUME = ("n", 1, "x", "y", "z")
@@ -75,3 +76,33 @@ class Network(nn.Module):
     @abstractmethod
     def divisor(self) -> int:
         """Every spatial size must be a multiple of this."""
+
+
+def require_network(module: object, name: str) -> Network:
+    """Return what a network's file built, if the export can ask of it what it must know.
+
+    Parameters
+    ----------
+    module
+        What ``network_from_state`` returned.
+    name
+        The network's.
+
+    Raises
+    ------
+    UsageError
+        If it lacks something; the message names what.
+    """
+    kind = type(module).__name__
+    if not isinstance(module, Network):
+        raise UsageError(
+            f"{kind}, which was built for {name}, is no Network; derive it from "
+            "qsm_deploy.export.networks.network.Network"
+        )
+    divisor: object = module.divisor  # torch's modules do not enforce what is abstract
+    if not isinstance(divisor, int) or divisor < 1:
+        raise UsageError(
+            f"{kind}, the network of {name}, says no divisor; define it as the positive whole "
+            "number that every spatial size must be a multiple of"
+        )
+    return module

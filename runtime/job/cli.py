@@ -27,7 +27,6 @@ WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (*FILES, "echo_time", "voxel_size", "b0_direction", "figure", "report")
 OF_COHORT = ("units", "field_strength", "negate", "out_units", "force", "resume", "dry_run")
-SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 EPILOG = """\
 examples:
   qsm-run field.nii.gz
@@ -345,16 +344,12 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
 
 def memory_size(text: str) -> int:
     """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples)."""
-    number, factor = text.strip().lower().removesuffix("b").removesuffix("i"), 1
-    if number[-1:] in SUFFIXES:
-        number, factor = number[:-1], SUFFIXES[number[-1]]
+    from qsm_deploy.runtime.job.request import memory_bytes
+
     try:
-        size = float(number) * factor
-    except ValueError:
-        size = 0
-    if not 0 < size < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6G, 1500M or bytes")
-    return int(size)
+        return memory_bytes(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def patch_size(text: str) -> int | str:

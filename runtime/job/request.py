@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
 from qsm_deploy.runtime.console.sidecar import require_replaceable
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -19,6 +20,7 @@ from qsm_deploy.runtime.scan.units import FieldUnit
 from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, MODEL_SUFFIXES
 
 OutUnits = Literal["ppm", "ppb"]
+SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 PathLike = str | os.PathLike[str]
 
 
@@ -159,6 +161,7 @@ def make_request(
     chi, report_path, figure_path = (
         None if p is None else Path(p) for p in (output, report, figure)
     )
+    require_files([*inputs, *files.fields, *paths])
     outputs = Outputs(chi, report_path, figure_path, out_units, force)
     _require_names(outputs)
     outputs.check([*inputs, *files.fields, *paths])
@@ -268,7 +271,7 @@ def wants_from(
     dc_iterations: int | None = None,
     resample: bool = False,
     allow_geometry: bool = False,
-    memory_limit: int | None = None,
+    memory_limit: int | str | None = None,
 ) -> Wants:
     """Return what is asked of a reconstruction.
 
@@ -283,12 +286,12 @@ def wants_from(
     allow_geometry
         Whether to run outside the training's geometry.
     memory_limit
-        [bytes]
+        Bytes, or such as ``6G``.
 
     Raises
     ------
     UsageError
-        If there are iterations without a weight.
+        If there are iterations without a weight, or the limit is no size.
     """
     correction = None
     if data_consistency == "auto":
@@ -302,8 +305,30 @@ def wants_from(
         correction=correction,
         resample=resample,
         allow_geometry=allow_geometry,
-        memory_limit=memory_limit,
+        memory_limit=memory_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit,
     )
+
+
+def memory_bytes(text: str) -> int:
+    """Return the bytes that ``6G``, ``1500M`` or ``2000000`` mean (binary multiples).
+
+    Raises
+    ------
+    UsageError
+        If it is no size, or a bare number below a megabyte, which is taken for a slip.
+    """
+    number, factor = text.strip().lower().removesuffix("b").removesuffix("i"), 1
+    if number[-1:] in SUFFIXES:
+        number, factor = number[:-1], SUFFIXES[number[-1]]
+    try:
+        size = float(number) * factor
+    except ValueError:
+        size = 0
+    if not 0 < size < 2**63:
+        raise UsageError(f"{text!r} is not a size; write 6G, 1500M or bytes")
+    if factor == 1 and size < SUFFIXES["m"]:
+        raise UsageError(f"{number} bytes? pass {number}G")
+    return int(size)
 
 
 def beside(field: Path) -> Path:
@@ -325,6 +350,8 @@ def _vector(numbers: Sequence[float]) -> Vector:
 
 def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     given = list(files)
+    for path in given:
+        refuse_weights(path)
     models = [path for path in given if path.suffix in MODEL_SUFFIXES]
     return models, [path for path in given if path.suffix not in MODEL_SUFFIXES]
 

@@ -1,8 +1,11 @@
 """``qsm-export --describe``: what it says of checkpoints, of models, and of neither."""
 
+import gzip
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,6 +14,8 @@ from safetensors.torch import save_file
 import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.export.checkpoints.state import state_sha256
 from qsm_deploy.export.cli import main
+from qsm_deploy.runtime.card.card import parse_card
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 MODEL = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
 
@@ -74,12 +79,55 @@ def test_a_model_with_a_card(capsys) -> None:
     assert json.loads(lines["geometry"]) == card["geometry"]
 
 
-def test_a_plan_is_described_by_its_card_alone(tmp_path: Path, capsys) -> None:
-    card = json.loads(MODEL.with_suffix(".json").read_text())
-    text = json.dumps(card, sort_keys=True, separators=(",", ":"))
-    (tmp_path / "a.plan").write_bytes(b"ftrt\x00" + text.encode() + b"\xff" * 99)
-    _, found = described(tmp_path / "a.plan", capsys)
-    assert found == {"file": "a.plan", "card": card}
+def test_a_plan_and_a_card_of_its_own(tmp_path, capsys) -> None:
+    card = parse_card(MODEL.with_suffix(".json").read_text())
+    (tmp_path / "net.plan").write_bytes(b"ftrt" + bytes(90) + card.to_json().encode() + bytes(90))
+    (tmp_path / "net.json").write_text(card.to_json())
+    for name in ("net.plan", "net.json"):
+        text, found = described(tmp_path / name, capsys)
+        assert found == {"file": name, "card": json.loads(card.to_json())}
+        assert "tkd-unet" in text
+
+
+VOLUME = nifti_bytes(np.zeros((4, 4, 4), dtype=np.float32), np.eye(4), compress=False)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+MATLAB = b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x01IM"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("f.nii.gz", gzip.compress(VOLUME), "a NIfTI volume, no weights; qsm-run takes it"),
+        ("f.nii", VOLUME, "a NIfTI volume"),
+        ("f.nii", bytes([28, 2, 0, 0]) + b"n+2\0" + bytes(532), "a NIfTI volume"),
+        ("w.pth.gz", gzip.compress(b"w" * 999), "compressed by gzip; unpack it with gunzip"),
+        ("w.pth.gz", b"\x1f\x8b\xff\xff", "compressed by gzip"),
+        ("stats.mat", MATLAB, "a MATLAB file, .* go to --normalisation"),
+        ("w.pth", MATLAB.replace(b"5.0", b"7.3"), "a MATLAB file"),
+        ("slice.dcm", bytes(128) + b"DICM", "a DICOM image, no weights; convert it to NIfTI"),
+        ("w.pth", POINTER, "a Git LFS pointer .* git lfs pull"),
+        ("net.onnx", POINTER, "a Git LFS pointer"),
+        ("net.plan", POINTER, "a Git LFS pointer"),
+        ("w.h5", b"\n<!DOCTYPE html><html>", "a web page in place of the file; download it again"),
+        ("a.json", b'{"made_by": "someone"}', "JSON, no weights"),
+        ("w.pth", b"PK\x03\x04" + bytes(90), "a ZIP archive, not a PyTorch file; unpack it"),
+        ("w.pth", b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file, .* name it .h5"),
+        ("notes.txt", b"epoch 3\nloss 0.1\n", "text, not a PyTorch file"),
+        ("w.pth", b"\xff\xfe\xfd" * 30, "truncated, or not a PyTorch file"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name, data, words, tmp_path, capsys) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert main(["--describe", str(tmp_path / name)]) == 7
+    error = capsys.readouterr().err
+    assert re.match(rf"qsm-export: error: \S*{re.escape(name)}: {words}", error), error
+    assert "pickle" not in error
+
+
+def test_a_plan_is_no_weights(tmp_path, capsys) -> None:
+    (tmp_path / "w.plan").write_bytes(b"ftrt")
+    assert main(["--model", "ir2qsm", "--weights", str(tmp_path / "w.plan")]) == 7
+    assert "a plan for TensorRT, no weights" in capsys.readouterr().err
 
 
 @pytest.fixture

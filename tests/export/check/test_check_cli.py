@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from qsm_deploy.calibration.budgets import DEFAULTS, failures
 from qsm_deploy.calibration.phantom.cli import main as draw
 from qsm_deploy.export.check import evaluations as check_sessions
-from qsm_deploy.export.check.cli import main
+from qsm_deploy.export.check.cli import main, parser
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
@@ -441,6 +441,13 @@ def test_files_that_are_no_engine(check, tmp_path, engine) -> None:
     strange = tmp_path / "engine.pth"
     torch.save({}, strange)
     refused(check(strange), 4, "neither an .onnx model nor a .plan")
+
+
+def test_a_field_need_not_be_named(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "required: ENGINE\n" in capsys.readouterr().err
+    assert parser().parse_intermixed_args(["engine.onnx"]).fields == []
 
 
 def test_the_help_names_metrics_and_defaults(capsys) -> None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from qsm_deploy.export.networks import ir2qsm, tkd_unet
+from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
-from qsm_deploy.kernels.errors import WeightsError
+from qsm_deploy.kernels.errors import UsageError, WeightsError
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -68,3 +70,29 @@ def test_full_width_has_the_published_number_of_used_parameters() -> None:
 def test_strange_keys_are_refused_by_name(module) -> None:
     with pytest.raises(WeightsError, match=r"not the weights of .*found layer1\.weight"):
         module.network_from_state({"layer1.weight": torch.zeros(1)}, Choices({"residual": "input"}))
+
+
+class NoDivisor(Network):
+    """What someone writes first: weights, a forward, and nothing of the grid."""
+
+    def forward(self, local_field_ppm: torch.Tensor) -> torch.Tensor:
+        return local_field_ppm
+
+
+class HalfDivisor(NoDivisor):
+    divisor = 0.5  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (NoDivisor(), "NoDivisor, the network of tkd-unet, says no divisor; define it"),
+        (HalfDivisor(), "HalfDivisor, the network of tkd-unet, says no divisor"),
+        (torch.nn.Identity(), "Identity, which was built for tkd-unet, is no Network; derive it"),
+    ],
+    ids=["none", "half", "no network"],
+)
+def test_a_network_that_lacks_what_the_export_asks_is_refused(monkeypatch, module, says) -> None:
+    monkeypatch.setattr(tkd_unet, "network_from_state", lambda state, choices: module)
+    with pytest.raises(UsageError, match=says):
+        build_network(REGISTRY["tkd-unet"], TkdUnet().state_dict(), Choices())

@@ -223,6 +223,7 @@ class TestBadInput:
             ("model field --patch -8", 2, "neither auto, off nor a number"),
             ("model field --overlap 8 --patch off", 2, "need patches"),
             ("model field --memory-limit much", 2, "'much' is not a size"),
+            ("model field --memory-limit 6", 2, "6 bytes? pass 6G"),
             ("model field --labels labels", 2, "--labels needs --truth"),
             ("model field -o chi --report chi", 2, "two outputs would go to"),
             ("model field --units hz", 3, "pass --field-strength in tesla"),
@@ -370,7 +371,8 @@ def test_every_flag_is_explained():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("6G", 6 * 2**30), ("1.5 GiB", 3 * 2**29), ("300mb", 300 * 2**20), ("7", 7)]
+    ("text", "size"),
+    [("6G", 6 * 2**30), ("1.5 GiB", 3 * 2**29), ("300mb", 300 * 2**20), ("2000000", 2000000)],
 )
 def test_memory_sizes(text, size):
     assert memory_size(text) == size

@@ -1,0 +1,37 @@
+"""Inputs that are missing, and weights in the place of a model."""
+
+from pathlib import Path
+
+import pytest
+
+from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
+
+
+def test_what_is_there_is_no_matter(tmp_path):
+    (tmp_path / "field.nii").touch()
+    require_files([tmp_path / "field.nii", None])
+    require_files([])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("mask.nii.gz", "no such file"), ("", "a folder"), ("x" * 300, "no such")]
+)
+def test_what_is_missing_is_named(tmp_path, name, says):
+    with pytest.raises(DataError, match=f"{name}: {says}"):
+        require_files([None, tmp_path / name])
+
+
+@pytest.mark.parametrize("name", ["x.pth", "model.PT", "w.safetensors", "w.h5"])
+def test_weights_are_no_model(name):
+    with pytest.raises(UsageError) as refused:
+        refuse_weights(Path(name))
+    assert str(refused.value) == (
+        f"{name} are weights; make a model of them with: qsm-export --model NAME "
+        f"--weights {name} -o NAME.onnx"
+    )
+
+
+@pytest.mark.parametrize("name", ["field.nii.gz", "field.nii", "model.onnx", "model.plan", "v.mat"])
+def test_other_files_are_no_weights(name):
+    refuse_weights(Path(name))
