@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import export_network
-from qsm_deploy.export.dipole.lowering import DipoleOp, lower_dipole
 from qsm_deploy.export.dipole.op import dipole_conv
-from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
@@ -157,10 +155,9 @@ def keras_weights(formula_state: Callable[[Mapping[str, Tensor]], State]) -> Sta
     return found
 
 
-@pytest.fixture(scope="session")
-def traced() -> dict[tuple[str, str], onnx.ModelProto]:
-    """Return the graphs that were traced already, by kind of network and residual."""
-    return {}
+@pytest.fixture(scope="session", autouse=True)
+def kept(kept_traces: None) -> None:
+    """Trace no network twice."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,16 +169,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.ModelProto]) -> None:
-    """Trace each tiny network once; leave out the slow measurements, which have own tests."""
-
-    def trace_once(module: Network, dipole_op: DipoleOp) -> onnx.ModelProto:
-        key = (type(module).__name__, str(getattr(module, "residual", "")))
-        if key not in traced:
-            traced[key] = onnx_from_module(module, "plugin")
-        return lower_dipole(traced[key], dipole_op)
-
-    monkeypatch.setattr(export_network, "onnx_from_module", trace_once)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the slow measurements, which have own tests."""
     monkeypatch.setattr(
         export_network, "measure_memory", lambda path, card, backend: MemoryUse(1, 2)
     )
