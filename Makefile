@@ -1,4 +1,5 @@
 # Two commands for people: `make demo` and `make test`. Both set up .venv by themselves.
+# `make test-all` is what must pass before a change lands: what is marked slow, too.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -6,13 +7,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CUDA_READY := $(VENV)/.ready-cuda
 
-.PHONY: demo test check cuda c-runtime setup clean
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --strict-skips -n $(JOBS)
+
+.PHONY: demo test test-all check cuda c-runtime setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py demo
 
-test: setup $(CUDA_READY)
-	$(BIN)/python -m pytest --strict-skips
+test: setup
+	$(PYTEST) -m "not slow"
+
+test-all: setup $(CUDA_READY)
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .
@@ -26,7 +33,6 @@ cuda: setup $(CUDA_READY)
 
 # libqsm_runtime.so for C hosts; see docs/c-abi.md.
 c-runtime: setup
-	$(BIN)/python -m pip install --quiet --group native
 	$(BIN)/python -m qsm_deploy.runtime.c.build
 
 setup: $(READY)

@@ -3,8 +3,9 @@
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_abi import declare
 from qsm_deploy.kernels.cuda_build import SOURCES
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one worker per core
 CSRC = SOURCES / "csrc"
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 TWIN_SOURCES = [
@@ -25,6 +27,9 @@ TWIN_FLAGS = [
 NO_TEST_DATA = "test data not present: ../shared"
 # what a skip's reason may start with
 ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind", "no headless browser")
+
+# folders whose tests share what takes long to make: one worker runs them
+TOGETHER = ("tests/runtime/c",)
 
 _hidden = pytest.StashKey[list[str]]()
 
@@ -82,6 +87,20 @@ def tensorrt_include() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def kept_traces(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Trace no network twice, nor one that an earlier run has traced."""
+    from tests.kept_traces import keep_traces
+
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("traces") if cache else tmp_path_factory.mktemp("traces")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qsm_deploy.export.graph.onnx_export.trace", keep_traces(folder))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips",
@@ -95,6 +114,19 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("strict_skips"):
         config.stash[_hidden] = []
         config.pluginmanager.register(_SkipGuard(config.stash[_hidden]), "strict-skips")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, and each folder of ``TOGETHER``."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    return Scheduling(config, log)
 
 
 class _SkipGuard:

@@ -60,6 +60,18 @@ def test_allowed_skips_and_expected_failures_pass(tmp_path):
     assert "test data not present: ../shared" in run.stdout
 
 
+def test_it_sees_what_workers_skip(tmp_path):
+    write_suite(tmp_path, ALLOWED)
+    run = run_suite(tmp_path, "--strict-skips", "-n", "2")
+    assert run.returncode == 0, run.stdout
+    write_suite(tmp_path, SKIPS)
+    run = run_suite(tmp_path, "--strict-skips", "-n", "2")
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout
+    report = run.stdout.split("skipped without permission")[1]
+    assert report.count("not today") == len(SKIPS)
+    assert all(f"test_{n}.py" in report for n, _ in enumerate(SKIPS, start=1))
+
+
 def test_without_the_option_a_skip_is_only_reported(tmp_path):
     write_suite(tmp_path, SKIPS)
     assert run_suite(tmp_path).returncode == 0

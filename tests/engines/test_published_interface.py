@@ -97,6 +97,7 @@ def stubs(
     return folder
 
 
+@pytest.mark.slow
 def test_every_use_is_in_the_published_interface(stubs: Path, tmp_path: Path) -> None:
     (tmp_path / "misuse.py").write_text(MISUSE)
     modules = [word for name in CHECKED for word in ("-m", f"qsm_deploy.{name}")]
@@ -136,6 +137,7 @@ def published(stubs: Path) -> dict[str, dict[str, list[list[str]]]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_stand_in_has_nothing_of_its_own(flavour: str, stubs: Path, install, levers) -> None:
     real, seen = published(stubs), 0
     if "set_device_memory" not in real["IExecutionContext"]:

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import write_network
-from qsm_deploy.export.dipole.lowering import DipoleOp, lower_dipole
+from qsm_deploy.export.dipole.lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.dipole.op import dipole_conv
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
+from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField, TensorInfo
+from tests.export.small import SMALL, shallow
 
 State = dict[str, Tensor]
 Array = NDArray[np.float32]
@@ -124,6 +125,32 @@ def dipole_network() -> Callable[..., Network]:
 
 
 @pytest.fixture(scope="session")
+def small(formula_state: Callable[[Mapping[str, Tensor]], State]) -> Callable[[str], Network]:
+    """Return what makes a network of the table of small ones, by its name."""
+
+    def make(name: str) -> Network:
+        with shallow():
+            network = SMALL[name]()
+        network.load_state_dict(formula_state(network.state_dict()))
+        if "unrolled" in name or "loopnet" in name:
+            fold_batch_norm(network)
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def traced(small: Callable[[str], Network], kept: None) -> Callable[..., onnx.ModelProto]:
+    """Return what traces a network of that table; every caller gets a graph of its own."""
+
+    def trace(name: str, dipole_op: DipoleOp = DEFAULT) -> onnx.ModelProto:
+        with shallow():
+            return onnx_from_module(small(name), dipole_op)
+
+    return trace
+
+
+@pytest.fixture(scope="session")
 def tiny_ir2qsm(formula_state: Callable[[Mapping[str, Tensor]], State]) -> nn.Module:
     network = IR2QSM((2, 4, 8), iterations=2)
     network.load_state_dict(formula_state(network.state_dict()))
@@ -131,10 +158,8 @@ def tiny_ir2qsm(formula_state: Callable[[Mapping[str, Tensor]], State]) -> nn.Mo
 
 
 @pytest.fixture(scope="session")
-def tiny_tkd_unet(formula_state: Callable[[Mapping[str, Tensor]], State]) -> nn.Module:
-    network = TkdUnet((2, 4))
-    network.load_state_dict(formula_state(network.state_dict()))
-    return network.eval()
+def tiny_tkd_unet(small: Callable[[str], Network]) -> nn.Module:
+    return small("tkd-unet")
 
 
 @pytest.fixture(scope="session")
@@ -157,10 +182,9 @@ def keras_weights(formula_state: Callable[[Mapping[str, Tensor]], State]) -> Sta
     return found
 
 
-@pytest.fixture(scope="session")
-def traced() -> dict[tuple[str, str], onnx.ModelProto]:
-    """Return the graphs that were traced already, by kind of network and residual."""
-    return {}
+@pytest.fixture(scope="session", autouse=True)
+def kept(kept_traces: None) -> None:
+    """Trace no network twice."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,16 +196,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[tuple[str, str], onnx.ModelProto]) -> None:
-    """Trace each tiny network once; leave out the slow measurements, which have own tests."""
-
-    def trace_once(module: Network, dipole_op: DipoleOp) -> onnx.ModelProto:
-        key = (type(module).__name__, str(getattr(module, "residual", "")))
-        if key not in traced:
-            traced[key] = onnx_from_module(module, "plugin")
-        return lower_dipole(traced[key], dipole_op)
-
-    monkeypatch.setattr(write_network, "onnx_from_module", trace_once)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the slow measurements, which have own tests."""
     monkeypatch.setattr(write_network, "measure_memory", lambda path, backend: MemoryUse(1, 2))
     monkeypatch.setattr(
         write_network,

@@ -69,6 +69,27 @@ def cuda_handle(cuda_path: Path) -> ctypes.CDLL:
     return load(cuda_path)
 
 
+@pytest.fixture(scope="session")
+def gpu_architecture() -> str:
+    """Return what CMake calls the architecture of the first GPU; skip where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        pytest.skip(f"no GPU: {error}")
+    gpu, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if status := driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(gpu), 0):
+        pytest.skip(f"no GPU: CUDA driver error {status}")
+    for value, attribute in ((major, 75), (minor, 76)):
+        DeviceMemory.check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu))
+    return f"{major.value}{minor.value}-real"
+
+
+@pytest.fixture(scope="session")
+def gpu_handle(gpu_architecture: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Return the library, built for this machine's GPU alone."""
+    return load(build_cuda_library(tmp_path_factory.mktemp("gpu"), gpu_architecture))
+
+
 class HostMemory:
     """Memory that the host twin computes in, aligned as cudaMalloc's."""
 
@@ -142,7 +163,7 @@ def device(request: pytest.FixtureRequest) -> Device:
     """Return the host twin, and where there is a GPU the library on it."""
     if request.param == "host twin":
         return Device(request.getfixturevalue("twin"), HostMemory())
-    handle = request.getfixturevalue("cuda_handle")
+    handle = request.getfixturevalue("gpu_handle")
     if handle.qsm_cuda_probe(None):
         pytest.skip(f"no GPU: {handle.qsm_cuda_last_error().decode()}")
     return Device(handle, DeviceMemory())

@@ -12,7 +12,7 @@ X, Y, WORKSPACE = 1 << 20, 2 << 20, 3 << 20  # never followed: only looked at
 NO_DEVICE = (Status.NO_DRIVER, Status.NO_GPU)
 
 
-@pytest.fixture(params=["twin", "cuda_handle"])
+@pytest.fixture(params=["twin", pytest.param("cuda_handle", marks=pytest.mark.slow)])
 def handle(request):
     return request.getfixturevalue(request.param)
 
@@ -175,6 +175,7 @@ def test_buffers_of_patches_that_cannot_be(handle):
         expect(handle, seen(), status, text)
 
 
+@pytest.mark.slow
 def test_every_call_says_when_there_is_no_gpu(cuda_handle):
     if not cuda_handle.qsm_cuda_probe(None):
         pytest.skip("no GPU is missing here")

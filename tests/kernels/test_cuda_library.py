@@ -46,12 +46,14 @@ def device_code(library: Path) -> set[tuple[int, int]]:
     return pieces
 
 
+@pytest.mark.slow
 def test_it_is_built_for_every_gpu_and_for_those_to_come(cuda_path):
     code = device_code(cuda_path)
     assert {arch for kind, arch in code if kind == MACHINE_CODE} == ARCHITECTURES
     assert {arch for kind, arch in code if kind == PTX} == {80}
 
 
+@pytest.mark.slow
 def test_it_needs_no_cuda_runtime_and_shows_its_own_functions_only(cuda_path):
     read = [shutil.which("nm") or "nm", "-D", "--defined-only", str(cuda_path)]
     lines = subprocess.run(read, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -59,6 +61,7 @@ def test_it_needs_no_cuda_runtime_and_shows_its_own_functions_only(cuda_path):
     assert functions == set(cuda_abi.SIGNATURES)
 
 
+@pytest.mark.slow
 def test_it_builds_from_wheels_alone(tmp_path, monkeypatch):
     wheels = cuda_build.wheel_toolkit()
     if not wheels or not (wheels / "bin" / "nvcc").exists():
@@ -109,6 +112,7 @@ def test_the_header_is_c_and_ctypes_agrees_with_it(tmp_path):
     assert shown.splitlines() == expected
 
 
+@pytest.mark.slow
 def test_without_a_driver_every_call_says_so(cuda_path, cuda_handle):
     if not cuda_handle.qsm_cuda_probe(None):
         pytest.skip("no GPU is missing here")
@@ -124,6 +128,7 @@ def test_without_a_driver_every_call_says_so(cuda_path, cuda_handle):
     library.release_plans()
 
 
+@pytest.mark.slow
 def test_the_library_is_named_by_argument_or_environment(cuda_path, tmp_path, monkeypatch):
     monkeypatch.setenv(LIBRARY_VARIABLE, str(cuda_path))
     assert open_cuda_library().versions()["cuda_runtime"] != "none"

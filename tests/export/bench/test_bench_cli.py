@@ -11,7 +11,6 @@ from qsm_deploy.export.bench import job as bench_job
 from qsm_deploy.export.bench.cli import main
 from qsm_deploy.export.bench.rounds import difference, spread
 from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-from qsm_deploy.export.dipole.lowering import lower_dipole
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
@@ -46,11 +45,8 @@ def bench(capsys):
 
 
 @pytest.fixture
-def tiny_model(tmp_path, traced, tiny_ir2qsm, tiny_weights):
+def tiny_model(tmp_path, tiny_ir2qsm, tiny_weights):
     """Return a model of a network whose weights are not bundled; 8 divides its sizes."""
-    key = (type(tiny_ir2qsm).__name__, str(tiny_ir2qsm.residual))
-    if key not in traced:
-        traced[key] = onnx_from_module(tiny_ir2qsm, "plugin")
     choices = Choices({"residual": "input"})
     digest = state_sha256(load_state(tiny_weights))
     card = provisional_card(REGISTRY["ir2qsm"], tiny_ir2qsm, choices, "test", digest)
@@ -61,7 +57,7 @@ def tiny_model(tmp_path, traced, tiny_ir2qsm, tiny_weights):
         memory={"onnxruntime": MemoryUse(0, 900), "openvino": MemoryUse(0, 900)},
     )
     path = tmp_path / "tiny.onnx"
-    path.write_bytes(with_card(lower_dipole(traced[key], "matmul"), card))
+    path.write_bytes(with_card(onnx_from_module(tiny_ir2qsm), card))
     return path
 
 

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -10,12 +11,21 @@ import pytest
 import torch
 from torch import nn
 
+from qsm_deploy.export.graph import onnx_export, tracing
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import ExportError
 
 IR2QSM_INPUTS = ("local_field_ppm",)
 TKD_UNET_INPUTS = ("local_field_ppm", "tkd_chi_ppm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def really_traced(kept: None) -> Iterator[None]:
+    """Trace in truth: that is what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "trace", tracing.trace)
+        yield
 
 
 @pytest.fixture(scope="module")

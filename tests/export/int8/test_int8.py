@@ -27,17 +27,15 @@ from qsm_deploy.calibration.int8.volumes import CalibrationData
 from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
+from qsm_deploy.export.graph.onnx_export import with_card
 from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.graph.rounded_run import RoundedRun
 from qsm_deploy.export.int8.verification import exact_session
 from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.network import ANY_GEOMETRY, Choices, Network
+from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.unrolled import Prior
-from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
@@ -49,16 +47,10 @@ FOLDER_SHAPE = (24, 28, 20)
 
 
 @pytest.fixture(scope="module")
-def graphs(formula_state, tiny_tkd_unet) -> dict[str, onnx.ModelProto]:
+def graphs(traced: Callable[[str], onnx.ModelProto]) -> dict[str, onnx.ModelProto]:
     """Return small graphs in FP32, by network."""
-    networks: dict[str, Network] = {
-        "ir2qsm": IR2QSM((2, 4), iterations=2),
-        "prior": Prior(wide_resnet(1, width=4, blocks=2), 1, "lpcnn", ANY_GEOMETRY, {}, {}),
-    }
-    for network in networks.values():
-        network.load_state_dict(formula_state(network.state_dict()))
-    networks["tkd-unet"] = tiny_tkd_unet
-    return {name: onnx_from_module(network.eval()) for name, network in networks.items()}
+    cases = {"ir2qsm": "ir2qsm input", "prior": "lpcnn split", "tkd-unet": "tkd-unet"}
+    return {name: traced(case) for name, case in cases.items()}
 
 
 def feeds_of(model: onnx.ModelProto, size: int = 16) -> dict[str, np.ndarray]:

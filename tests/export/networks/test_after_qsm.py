@@ -95,6 +95,7 @@ def test_its_graph_takes_any_batch_and_size(part, shape, backend, run, networks,
     assert np.abs(run(graphs[part], other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", list(VECTORS))
 def test_a_swapped_concatenation_fails(part: str, run, networks, volumes, monkeypatch) -> None:
     cat = torch.cat
@@ -107,6 +108,7 @@ def test_a_global_residual_fails(part: str, outputs, volumes) -> None:
     assert difference(outputs[part]["pytorch"] + volumes[part].numpy(), part) > WRONG_PPM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["feature_extraction2", "feature_fusion_global"])
 def test_an_activation_outside_the_dense_layers_fails(run, layer, checkpoint, volumes) -> None:
     network = built("refine", checkpoint)

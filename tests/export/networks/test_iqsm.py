@@ -143,12 +143,14 @@ def test_the_graph_of_the_first_version_equals_its_module(run, formula_state) ->
         assert np.abs(seen - run(small, *other)).max() <= TOLERANCE_PPM
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_fails(run, network, scan) -> None:
     phase, mask, *numbers = scan
     chi = run(network("v2"), phase, torch.ones_like(mask), *numbers)
     assert difference(chi, "v2") > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_the_opposite_sign_of_the_phase_fails(run, network, scan) -> None:
     phase, *others = scan
     chi = run(network("v2"), -phase, *others)
@@ -156,6 +158,7 @@ def test_the_opposite_sign_of_the_phase_fails(run, network, scan) -> None:
     assert difference(-chi, "v2") > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_a_missing_residual_fails(run, network, scan) -> None:
     with torch.inference_mode():
         residual = network("v2").LoT_Layer(*scan)[:, :1].numpy() / 4
@@ -163,6 +166,7 @@ def test_a_missing_residual_fails(run, network, scan) -> None:
     assert difference(chi, "v2") > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_a_swapped_concatenation_fails(run, network, scan, monkeypatch) -> None:
     cat = torch.cat
 
@@ -173,6 +177,7 @@ def test_a_swapped_concatenation_fails(run, network, scan, monkeypatch) -> None:
     assert difference(run(network("v2"), *scan), "v2") > WRONG_PPM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b0_direction", [(0.0, 0.0, 1.0), (TILTED[1], 0.0, TILTED[2])])
 def test_another_direction_fails(run, b0_direction, formula_state, scan) -> None:
     other = built("plus", formula_state(empty_state("plus")), b0_direction)

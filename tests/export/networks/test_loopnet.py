@@ -191,6 +191,7 @@ def test_equals_its_twin(first_loop, residual, layout, fill, field) -> None:
     assert (chi_of(network, field.double()) - expected).abs().max() <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["reverse_first", "skip_first"])
 def test_a_swapped_concatenation_fails(wrong: str, network, built, field) -> None:
     with torch.inference_mode():

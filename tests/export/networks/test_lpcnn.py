@@ -133,6 +133,7 @@ def wrong_difference(run, state, scan) -> Callable[[LPCNN], float]:
     return of
 
 
+@pytest.mark.slow
 def test_a_joint_step_fails(wrong_difference) -> None:
     class Joint(LPCNN):
         def gradient_step(self, chi_ppm, projected, voxel_size_mm, directions):
@@ -154,6 +155,7 @@ def test_fields_in_another_order_fail(wrong_difference) -> None:
     assert wrong_difference(Swapped(orientations=2)) > WRONG
 
 
+@pytest.mark.slow
 def test_the_operator_twice_for_its_square_fails(wrong_difference, monkeypatch) -> None:
     right = lpcnn.dipole_conv
 

@@ -51,10 +51,12 @@ def largest_difference(network: IR2QSM, formula_state) -> float:
     return float(np.abs(chi.reshape(-1)[::STRIDE] - subset("input")[0]).max())
 
 
+@pytest.mark.slow
 def test_the_other_residual_fails(formula_state) -> None:
     assert largest_difference(IR2QSM(residual="iteration"), formula_state) > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_a_swapped_concatenation_fails(formula_state, monkeypatch) -> None:
     cat = torch.cat
 
@@ -66,6 +68,7 @@ def test_a_swapped_concatenation_fails(formula_state, monkeypatch) -> None:
     assert largest_difference(network, formula_state) > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_a_missing_final_add_fails(formula_state) -> None:
     class WithoutFinalAdd(IR2QSM):
         def all_outputs(self, local_field_ppm: Tensor) -> tuple[Tensor, list[Tensor]]:

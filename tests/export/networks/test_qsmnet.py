@@ -106,6 +106,7 @@ def test_equals_the_committed_voxels_with_kernels_of_five(run, field, formula_st
     assert torch_difference(chi, "output_k5") <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [replace(TORCH, skip_first=True), replace(TORCH, slope=0.1)], ids=["order", "slope"]
 )

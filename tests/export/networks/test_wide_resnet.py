@@ -90,10 +90,12 @@ def test_the_graph_takes_any_batch_and_size(backend: str, shape, run, state, gra
     assert np.abs(run(graph, x, backend=backend) - expected).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_epsilon_of_keras_fails(run, state, volume) -> None:
     assert difference(run(prior_of(state, epsilon=1e-3), volume)) > WRONG / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["no shortcut", "shortcut after the activation"])
 def test_another_shortcut_fails(wrong: str, run, state, volume, monkeypatch) -> None:
     def forward(block: file.ResidualBlock, x: Tensor) -> Tensor:

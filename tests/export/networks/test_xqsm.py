@@ -66,6 +66,7 @@ def test_its_graph_takes_any_batch_and_size(backend: str, run, network, graph) -
     assert np.abs(run(graph, other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
+@pytest.mark.slow
 def test_a_swapped_concatenation_fails(run, network, field, monkeypatch) -> None:
     monkeypatch.setattr(
         "qsm_deploy.export.networks.xqsm.concatenate", lambda up, skip: octave.concatenate(skip, up)
@@ -73,6 +74,7 @@ def test_a_swapped_concatenation_fails(run, network, field, monkeypatch) -> None
     assert difference(run(network, field)) > WRONG_PPM
 
 
+@pytest.mark.slow
 def test_a_maximum_instead_of_the_average_fails(run, network, field, monkeypatch) -> None:
     monkeypatch.setattr(octave, "avg_pool3d", torch.nn.functional.max_pool3d)
     assert difference(run(network, field)) > WRONG_PPM

@@ -66,6 +66,7 @@ def test_its_graph_takes_any_batch_and_size(backend: str, run, network, graph) -
     assert np.abs(run(graph, other, backend=backend) - chi).max() <= TOLERANCE_PPM
 
 
+@pytest.mark.slow
 def test_a_swapped_concatenation_fails(run, network, field, monkeypatch) -> None:
     cat = torch.cat
     monkeypatch.setattr(torch, "cat", lambda tensors, dim: cat(tensors[::-1], dim))

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
+from qsm_deploy.kernels.cuda_build import SOURCES as KERNELS
 from qsm_deploy.runtime.c.build import LIBRARY_NAME, SOURCES, build_c_library
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 
 HERE = Path(__file__).parent
+FAKE = HERE / "fake_engine.cpp"  # takes the place of these
+REPLACED = {f"{n}.cpp.o" for n in ("dipole_openvino", "session_openvino", "session_no_tensorrt")}
 X_FASTEST, Z_FASTEST = 0, 1
 PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p)
 CANCEL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
@@ -157,8 +160,9 @@ def cmake() -> None:
 
 @pytest.fixture(scope="session")
 def library(cmake: None, compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Return the library with OpenVINO."""
-    return Library(build_c_library(tmp_path_factory.mktemp("c")))
+    """Return the library with OpenVINO, not optimised: that halves what its build takes."""
+    folder = tmp_path_factory.mktemp("c")
+    return Library(build_c_library(folder, options=debug("-O0", "-Werror")))
 
 
 @pytest.fixture
@@ -175,22 +179,17 @@ def open_engine(library: Library) -> Iterator[Callable[..., Engine]]:
         engine.close()
 
 
-@pytest.fixture(scope="session")
-def build_fake(
-    cmake: None,
-    compiler: str,
-    run: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., Path]:
-    """Return what builds the library with the fake engine, and the driver that calls it."""
+def debug(*flags: str) -> list[str]:
+    """Return the options of CMake for a build with these flags and no others."""
+    return ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={' '.join(flags)}"]
 
-    def build(sanitize: str = "", *more: str) -> Path:
-        folder = tmp_path_factory.mktemp("fake")
-        flags = ["-O0" if sanitize else "-O1", "-g1", "-Werror"]
-        options = [*more, f"-DQSM_FAKE_ENGINE={HERE / 'fake_engine.cpp'}"]
-        options += ["-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS_DEBUG={' '.join(flags)}"]
-        library = build_c_library(folder, options=[*options, f"-DQSM_SANITIZE={sanitize}"])
-        flags += [f"-fsanitize={sanitize}"] if sanitize else []
+
+@pytest.fixture(scope="session")
+def build_driver(compiler: str, run: Callable[..., str]) -> Callable[..., Path]:
+    """Return what builds the driver that calls a library with the fake engine, beside it."""
+
+    def build(library: Path, *flags: str) -> Path:
+        folder = library.parent
         driver = folder / "driver"
         run(
             *(compiler, "-std=c++17", "-Wall", "-Wextra", *flags),
@@ -199,6 +198,23 @@ def build_fake(
         )
         run(compiler, "-x", "c", "-shared", "-fPIC", HERE / "fake_driver.c", "-o", folder / DRIVER)
         return driver
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build_fake(
+    cmake: None,
+    build_driver: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Return what builds the library anew, with the fake engine, and its driver."""
+
+    def build(sanitize: str = "", *more: str) -> Path:
+        flags = ["-O0", "-g1", "-Werror"]
+        options = [f"-DQSM_FAKE_ENGINE={FAKE}", f"-DQSM_SANITIZE={sanitize}", *debug(*flags)]
+        library = build_c_library(tmp_path_factory.mktemp("fake"), options=[*options, *more])
+        return build_driver(library, *flags, *([f"-fsanitize={sanitize}"] if sanitize else []))
 
     return build
 
@@ -218,9 +234,31 @@ def drive(run: Callable[..., str], twin_handle: ctypes.CDLL) -> Callable[..., st
 
 
 @pytest.fixture(scope="session")
-def plain_driver(build_fake: Callable[..., Path]) -> Path:
-    """Return the driver without sanitizers; the library lies beside it."""
-    return build_fake()
+def plain_driver(
+    library: Library,
+    compiler: str,
+    run: Callable[..., str],
+    build_driver: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return the driver without sanitizers; the library lies beside it.
+
+    It is of the same objects as that with OpenVINO, the fake engine in place of its own.
+    """
+    objects = library.path.parent.glob("CMakeFiles/qsm_runtime.dir/*.o")
+    shared = (path for path in objects if path.name not in REPLACED)
+    made = tmp_path_factory.mktemp("fake") / LIBRARY_NAME
+    run(
+        *(compiler, "-std=c++17", "-O0", "-g1", "-Werror", "-shared", "-fPIC"),
+        *(
+            f"-I{SOURCES}",
+            f"-I{KERNELS / 'csrc'}",
+            FAKE,
+            *shared,
+        ),
+        *("-o", made, f"-Wl,-soname,{made.name},--no-undefined", "-pthread", "-ldl"),
+    )
+    return build_driver(made)
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,7 @@ def test_a_network_that_takes_a_mask_and_an_eroded_mask(
     np.testing.assert_array_equal(chi, expected)
 
 
+@pytest.mark.slow
 def test_a_patient(bundled: Twins, shared: Path) -> None:
     folder = shared / "data" / "invivo_haemorrhage"
     files = ScanFiles((folder / "tissue_phase_rad.nii.gz",), folder / "mask.nii.gz")

@@ -81,6 +81,7 @@ def arguments(fake_models: Path, refused_models: dict[str, Path]) -> list[str]:
     return [str(fake_models), *map(str, refused_models.values())]
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(
     build_fake: Callable[..., Path],
     drive: Callable[..., str],
@@ -102,6 +103,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(
         assert words in lines[what]
 
 
+@pytest.mark.slow
 def test_valgrind_finds_nothing(
     plain_driver: Path, drive: Callable[..., str], arguments: list[str]
 ) -> None:

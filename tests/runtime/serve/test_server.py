@@ -16,8 +16,8 @@ from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
 
 CHI_SERIES = 99
-SOAK_SESSIONS, SOAK_GROWTH = 200, 0.05
-CORRUPTIONS = 200
+SOAK_GROWTH = 0.05
+few_and_many = pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
@@ -103,10 +103,11 @@ class TestFaults:
         assert not [line for line in running.log if "Error(" in line]  # nothing but known reasons
         is_well(running)
 
-    def test_random_corruptions(self, serve, dipole_stream, is_well):
+    @few_and_many
+    def test_random_corruptions(self, serve, dipole_stream, is_well, count):
         running, rng = serve(), np.random.default_rng(1)
         failed = 0
-        for _ in range(CORRUPTIONS):
+        for _ in range(count):
             data = bytearray(dipole_stream)
             for position in rng.integers(0, len(data), rng.integers(1, 12)):
                 data[position] = rng.integers(0, 256)
@@ -114,7 +115,7 @@ class TestFaults:
             assert answer.closed
             failed += bool(answer.errors)
             assert answer.errors or len(answer.series(CHI_SERIES)) == 8
-        assert 10 < failed < CORRUPTIONS
+        assert count / 20 < failed < count
         is_well(running)
 
     def test_a_bug_is_told_too(self, serve, engine, dipole_stream, is_well, capsys):
@@ -255,6 +256,7 @@ def test_an_address_in_use(serve, engine, quick):
         MrdServer(host, port, engine, quick)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(serve, dipole_stream):
     """Valid, truncated and corrupt sessions in turn, after as many as fill every cache."""
     running, rng = serve(), np.random.default_rng(3)
@@ -271,8 +273,8 @@ def test_memory_does_not_grow(serve, dipole_stream):
         return_freed_memory()
         return rss_bytes()
 
-    before = sessions(SOAK_SESSIONS // 4)
-    assert sessions(SOAK_SESSIONS) < (1 + SOAK_GROWTH) * before
+    before = sessions(50)
+    assert sessions(200) < (1 + SOAK_GROWTH) * before
 
 
 def test_the_engine_is_opened_once_and_warmed_up(card, write_model):

@@ -1,0 +1,84 @@
+"""Every published network, small enough to trace in seconds: one table for all tests."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from torch import nn
+
+from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
+from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.blocks import ConvBlock
+from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
+from qsm_deploy.export.networks.ghpa import AXES, PLANES
+from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus
+from qsm_deploy.export.networks.ir2qsm import IR2QSM
+from qsm_deploy.export.networks.loopnet import LoopNet
+from qsm_deploy.export.networks.lot import LotLayer
+from qsm_deploy.export.networks.lpcnn import LPCNN
+from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
+from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
+from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.unrolled import Prior
+from qsm_deploy.export.networks.wide_resnet import wide_resnet
+from qsm_deploy.export.networks.xqsm import XQSM
+from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+
+
+def iqsm(features: int) -> IQSM:
+    unet = EncoderDecoder(features, base=2, depth=1)
+    return IQSM(unet, LotLayer(features), unet.divisor)
+
+
+def iqsm_plus() -> FoldedIQSMPlus:
+    unet = EncoderDecoder(3, base=2, depth=1)
+    return FoldedIQSMPlus(ConvBlock(3, 3), unet, LotLayer(3), (0.0, 0.0, 1.0))
+
+
+def qsmnet(flavour: Flavour, kernel: int) -> QSMnet:
+    return QSMnet((2,) * 5, kernel, flavour, dict.fromkeys(NUMBERS, 0.5))
+
+
+def prior(gen: nn.Sequential, channels: int, pipeline: str) -> Prior:
+    return Prior(gen, channels, pipeline, ANY_GEOMETRY, {}, {})
+
+
+def modl_gen() -> nn.Sequential:
+    return wide_resnet(2, width=2, blocks=1, epsilon=EPSILON, last_bias=True)
+
+
+# by the name in the registry, and what there is a choice of
+SMALL: dict[str, Callable[[], Network]] = {
+    "ir2qsm input": lambda: IR2QSM((2, 4), iterations=2),
+    "ir2qsm iteration": lambda: IR2QSM((2, 4), iterations=2, residual="iteration"),
+    "tkd-unet": lambda: TkdUnet((2, 4)),
+    "loopnet planes": lambda: LoopNet(4, PLANES, loops=2),
+    "loopnet axes": lambda: LoopNet(4, AXES, loops=2, first_loop="copy", residual="iteration"),
+    "xqsm": lambda: XQSM(base=2, depth=1),
+    "xqsm-unet": lambda: XqsmUnet(base=2, depth=1),
+    "qsmnet": lambda: qsmnet(Flavour(1e-3, 0.1, skip_first=True), 5),
+    "qsmnet-plus": lambda: qsmnet(Flavour(1e-3, 0.0, skip_first=True), 5),
+    "qsmnet-torch": lambda: qsmnet(TORCH, 3),
+    "lpcnn split": lambda: prior(wide_resnet(1, width=4, blocks=2), 1, "lpcnn"),
+    "lpcnn unrolled": lambda: LPCNN(wide_resnet(1, width=2, blocks=1), orientations=2),
+    "modl-qsm split": lambda: prior(modl_gen(), 2, "modl"),
+    "modl-qsm unrolled": lambda: ModlQsm(modl_gen()),
+    "spinet-qsm": lambda: prior(wide_resnet(2, width=2, blocks=1), 2, "spinet"),
+    "iqsm v1": lambda: iqsm(1),
+    "iqsm v2": lambda: iqsm(3),
+    "iqsm-plus": iqsm_plus,
+    "after-qsm recon": lambda: AfterRecon(base=2, depth=1),
+    "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),
+}
+
+
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """Leave out levels and iterations that only repeat operators."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loopnet, "LEVELS", 1)
+        patch.setattr(lpcnn, "ITERATIONS", 2)
+        patch.setattr(modl_qsm, "ITERATIONS", 2)
+        yield
