@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from qsm_deploy.export.cli import OPTIONS, parser
+from qsm_deploy.export.by_name import OPTIONS
+from qsm_deploy.export.cli import parser
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.gpu.device import DeviceProperties
 from qsm_deploy.runtime.gpu.plan_target import FLAGS, PlanTarget, rebuild_command, target_from_card

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsm_deploy.export.cli import choose_output, main
+from qsm_deploy.export import by_name
+from qsm_deploy.export.by_name import choose_output
+from qsm_deploy.export.cli import main
 from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import parse_card
-from qsm_deploy.runtime.gpu import tensorrt_library
 from qsm_deploy.runtime.gpu.tensorrt_library import installed_engines, open_library
 
 
@@ -77,7 +78,7 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
 def test_the_suffix_decides_or_what_is_installed(
     given, engine, precision, installed, expected, monkeypatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_library, "installed_engines", lambda: installed)
+    monkeypatch.setattr(by_name, "installed_engines", lambda: installed)
     path = None if given is None else Path(given)
     output, chosen, why = choose_output(path, engine, "net", precision)
     assert (str(output), chosen) == expected
