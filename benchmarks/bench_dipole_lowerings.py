@@ -47,8 +47,8 @@ def write_graphs(folder: Path) -> None:
     """Write the operator with each multiplier in each lowering."""
     from torch import Tensor
 
-    from qsm_deploy.export.dipole.lowering import lower_dipole
     from qsm_deploy.export.dipole.op import dipole_conv
+    from qsm_deploy.export.graph.dipole_lowering import lower_dipole
     from qsm_deploy.export.graph.onnx_export import onnx_from_module
     from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
     from qsm_deploy.runtime.card.card import TensorInfo

@@ -49,9 +49,9 @@ from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.embedding import Engine
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.device import Device, holding
-from qsm_deploy.runtime.gpu.embedding import Engine
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import open_device_session

@@ -14,7 +14,7 @@ from qsm_deploy.calibration.int8.calibration import Int8Choices, read_calibratio
 from qsm_deploy.calibration.int8.choice import Int8Result
 from qsm_deploy.calibration.int8.table import row_dicts
 from qsm_deploy.export.checkpoints.state import StateDict, state_sha256
-from qsm_deploy.export.dipole.lowering import DEFAULT, RUN_BY, DipoleOp
+from qsm_deploy.export.graph.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.int8.verification import find_int8, verify_int8

@@ -152,7 +152,7 @@ class Model:
         wants = wants_from(**wanted)
         inversion = self.reconstructor.inversion
         if is_on_device(field_ppm):
-            from qsm_deploy.runtime.gpu.embedding import Engine
+            from qsm_deploy.runtime.embedding import Engine
 
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}

@@ -11,14 +11,18 @@ from typing import Any
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
 from qsm_deploy.runtime.reconstruction.inversion import Done, Inversion, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import CpuNetwork, Network
 from qsm_deploy.runtime.reconstruction.pipeline import require_finite
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
-from qsm_deploy.runtime.scan.resampling import resample_map
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import AUTO, choose_backend, open_session, require_backend
+from qsm_deploy.runtime.sessions.open import (
+    AUTO,
+    choose_backend,
+    gpu_number,
+    open_session,
+    require_backend,
+)
 from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
 
 AnyNetwork = Network[Any]
@@ -148,6 +152,8 @@ class Reconstructor:
         if not wants.any_values:
             require_finite(made.chi_ppm)
         if prepared.scan is not measured:
+            from qsm_deploy.runtime.scan.resampling import resample_map
+
             made.chi_ppm = resample_map(made.chi_ppm, measured.mask)
         if wants.correction is not None and "data_consistency" not in made.findings:
             made.chi_ppm, step = wants.correction.apply(made.chi_ppm, measured, stages)
@@ -192,9 +198,11 @@ def open_reconstructor(
         If a library is not installed.
     """
     networks, why = _opened(models, host, memory_limit, stays=stays)
+    if len(networks) == 1 and networks[0].card.pipeline != "after":
+        return Reconstructor(networks[0], why)
+    from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
+
     ordered = [networks[n] for n in in_order([network.card for network in networks])]
-    if len(ordered) == 1:
-        return Reconstructor(ordered[0], why)
     if host.precision != "fp32":
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
     return Reconstructor(TwoNetworks(*ordered), why)
@@ -203,8 +211,6 @@ def open_reconstructor(
 def _opened(
     models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
 ) -> tuple[list[AnyNetwork], str]:
-    from qsm_deploy.runtime.gpu.open import gpu_number
-
     number = gpu_number(host.device, models)
     if number is None:
         return _on_cpu(models, host, stays=stays)

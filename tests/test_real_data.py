@@ -10,7 +10,7 @@ from scipy.ndimage import label
 from qsm_deploy.calibration.phantom.phantom import local_field
 from qsm_deploy.export.cli import main as export
 from qsm_deploy.kernels.dipole import tkd
-from qsm_deploy.runtime.job.cli import main as reconstruct
+from qsm_deploy.runtime.cli import main as reconstruct
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume, nifti_bytes
 from qsm_deploy.runtime.scan.params import load_params

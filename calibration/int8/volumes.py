@@ -14,7 +14,7 @@ from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, Usag
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
-from qsm_deploy.runtime.metrics.agreement import varies
+from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import Params, load_params
 from qsm_deploy.runtime.scan.scan import Quantity, Reading, Scan, ScanFiles, load_scan

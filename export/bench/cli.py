@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import needs_extra, run_command
-from qsm_deploy.runtime.job.cli import device_name, patch_size, positive_count, thread_count
+from qsm_deploy.runtime.job.arguments import device_name, patch_size, positive_count, thread_count
 
 NAME = "qsm-bench"
 EPILOG = """\

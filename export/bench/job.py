@@ -21,6 +21,9 @@ from qsm_deploy.kernels.geometry import (
     shape_text,
 )
 from qsm_deploy.runtime.card.read import PLAN
+from qsm_deploy.runtime.console.peak_memory import (
+    memory_text,
+)
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -28,12 +31,7 @@ from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.network import rounds
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import input_shapes
-from qsm_deploy.runtime.reconstruction.planning import (
-    Decision,
-    PatchOptions,
-    PatchSize,
-    memory_text,
-)
+from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions, PatchSize
 from qsm_deploy.runtime.reconstructor import reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan
 

@@ -10,7 +10,7 @@ from typing import Any
 from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import needs_extra, run_command
-from qsm_deploy.runtime.job.cli import (
+from qsm_deploy.runtime.job.arguments import (
     FIELD,
     add_physics,
     device_name,

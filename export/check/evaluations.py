@@ -15,8 +15,9 @@ from qsm_deploy.export.networks.registry import REGISTRY, SPECS
 from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
-from qsm_deploy.runtime.gpu.open import gpu_number, open_gpu_sessions
+from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.sessions.open import (
+    gpu_number,
     installed_backends,
     open_session,
     require_backend,

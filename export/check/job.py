@@ -33,12 +33,12 @@ from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job.figure import require_matplotlib
-from qsm_deploy.runtime.metrics.agreement import varies
 from qsm_deploy.runtime.reconstruction.inversion import Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
 from qsm_deploy.runtime.reconstructor import reconstructor_of
+from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
 
 PHANTOM = "phantom"

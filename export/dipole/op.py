@@ -1,8 +1,8 @@
 """``qsm::dipole_conv``, the dipole operator as an operator of PyTorch.
 
 Eager, it transforms with ``torch.fft``; ``torch.export`` keeps it as one node, which the ONNX
-export lowers as :mod:`qsm_deploy.export.dipole.lowering` says. Its gradient is itself: E(k) is
-real and even, so the operator is self-adjoint.
+export lowers as ``export/graph/dipole_lowering.py`` says. Its gradient is itself: E(k) is real and
+even, so the operator is self-adjoint.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from qsm_deploy.export.dipole.lowering import DEFAULT, DipoleOp, lower_dipole
+from qsm_deploy.export.graph.dipole_lowering import DEFAULT, DipoleOp, lower_dipole
 from qsm_deploy.export.graph.tracing import trace
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import ExportError

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from qsm_deploy.export.dipole.node import TRANSLATION
+from qsm_deploy.export.graph.dipole_node import TRANSLATION
 from qsm_deploy.kernels.errors import ExportError
 
 

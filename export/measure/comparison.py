@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.metrics.agreement import varies
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.metrics.metrics import (
     all_metrics,
@@ -20,6 +19,7 @@ from qsm_deploy.runtime.metrics.metrics import (
     xsim,
 )
 from qsm_deploy.runtime.metrics.regional_metrics import DEEP_GREY, dgm_slope
+from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 

@@ -42,3 +42,8 @@ def _from_status(field: str) -> int | None:
         return None
     kib = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(kib[0]) * 1024 if kib else None
+
+
+def memory_text(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -16,7 +16,8 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import ALIGNMENT
 from qsm_deploy.runtime.gpu.inference import DeviceSession, Shapes
-from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import input_shapes, network_input
 from qsm_deploy.runtime.scan.scan import Scan

@@ -3,44 +3,16 @@
 A run on the CPU asks here too, so what a GPU needs is imported where it is used.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
+from qsm_deploy.kernels.errors import DataError, EngineError
 from qsm_deploy.runtime.card.read import PLAN, card_in_plan
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.inference import DeviceSession
     from qsm_deploy.runtime.gpu.session import GpuSession
-
-CUDA = re.compile(r"cuda:(\d+)")
-
-
-def gpu_number(device: str, models: Sequence[Path]) -> int | None:
-    """Return the GPU that models are to run on, ``None`` for the CPU.
-
-    Parameters
-    ----------
-    device
-        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
-    models
-        The files.
-
-    Raises
-    ------
-    UsageError
-        If a plan is to run on the CPU.
-    """
-    plans = [path for path in models if path.suffix == PLAN]
-    if found := CUDA.fullmatch(device):
-        return int(found[1])
-    if device == "auto":
-        return 0 if plans else None
-    if plans:
-        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
-    return None
 
 
 def open_gpu_sessions(

@@ -21,7 +21,7 @@ from qsm_deploy.runtime.gpu.dipole import DeviceVectors, Pad, PaddedDipole, corr
 from qsm_deploy.runtime.gpu.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload, Layout, twice
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
-from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS
+from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import network_input
 from qsm_deploy.runtime.scan.units import require_field

@@ -8,6 +8,9 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.runtime.console.peak_memory import (
+    memory_text,
+)
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceVolume
 from qsm_deploy.runtime.gpu.device import holding
@@ -19,7 +22,6 @@ from qsm_deploy.runtime.reconstruction.pipeline import (
     require_field_count,
     require_finite,
 )
-from qsm_deploy.runtime.reconstruction.planning import memory_text
 
 
 def reconstruct_on_device(

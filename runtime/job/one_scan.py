@@ -15,7 +15,6 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.request import Outputs, Request
-from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.reconstruction.inversion import Made
 from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
@@ -112,11 +111,15 @@ def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[s
     if known is not None:
         findings["field_residual"] = known
     elif evaluates and scan.quantity == "local_field_ppm":
+        from qsm_deploy.runtime.metrics.metrics import field_residual
+
         with stages("field residual"):
             findings["field_residual"] = field_residual(
                 made.chi_ppm, scan.measured[0], scan.mask, scan.geometry
             )
     if scan.truth_ppm is not None:
+        from qsm_deploy.runtime.metrics.metrics import all_metrics
+
         with stages("metrics"):
             findings["metrics"] = all_metrics(made.chi_ppm, scan.truth_ppm, scan.mask, scan.labels)
     return findings

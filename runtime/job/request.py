@@ -9,8 +9,6 @@ from typing import Any, Literal
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
-from qsm_deploy.runtime.console.sidecar import require_replaceable
-from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
@@ -64,7 +62,9 @@ class Outputs:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
             written.add(path.resolve())
             check_writable(path, force=self.force)
-        if self.sidecar is not None:
+        if self.sidecar is not None and self.sidecar.exists():
+            from qsm_deploy.runtime.console.sidecar import require_replaceable
+
             require_replaceable(self.sidecar)
 
 
@@ -294,6 +294,8 @@ def wants_from(
         If there are iterations without a weight, or the limit is no size.
     """
     correction = None
+    if data_consistency is not None:
+        from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
     if data_consistency == "auto":
         correction = AUTO if dc_iterations is None else replace(AUTO, iterations=dc_iterations)
     elif data_consistency is not None:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.runtime.metrics.agreement import Samples
+from qsm_deploy.runtime.scan.agreement import Samples
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 

@@ -18,15 +18,15 @@ from scipy.ndimage import gaussian_laplace, uniform_filter
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.runtime.metrics.agreement import (
+from qsm_deploy.runtime.metrics.difference import difference_ppb
+from qsm_deploy.runtime.metrics.regional_metrics import regional_metrics
+from qsm_deploy.runtime.scan.agreement import (
     Samples,
     detrended_nrmse_percent,
     nrmse_percent,
     require_variation,
     varies,
 )
-from qsm_deploy.runtime.metrics.difference import difference_ppb
-from qsm_deploy.runtime.metrics.regional_metrics import regional_metrics
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 XSIM_WINDOW = 5

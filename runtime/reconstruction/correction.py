@@ -8,9 +8,8 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import field_residual
+from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.scan.scan import Scan
-
-PAD_VOXELS = 8
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A network in a session is one kind; it need not be a network. Nobody who has one
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qsm_deploy.kernels.geometry import (
     Geometry,
@@ -13,10 +13,12 @@ from qsm_deploy.kernels.geometry import (
 )
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.reconstruction.correction import Correction
 
 Done = Callable[[], object]
 
@@ -47,7 +49,7 @@ class Wants:
 
     patches: PatchOptions = field(default_factory=PatchOptions)
     layout: PatchPlan | None = None
-    correction: Correction | None = None
+    correction: "Correction | None" = None
     resample: bool = False
     allow_geometry: bool = False
     memory_limit: int | None = None

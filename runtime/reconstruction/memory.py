@@ -10,12 +10,12 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
-from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.precision_check import SAMPLE_VOXELS
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
 from qsm_deploy.runtime.scan.scan import Scan
 
+PAD_VOXELS = 8  # a side, of the data-consistency step
+SAMPLE_VOXELS = 64  # a side, of what a lower precision is compared on
 FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result

@@ -11,8 +11,12 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
-from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
-from qsm_deploy.runtime.reconstruction.precision_check import precision_error
+from qsm_deploy.runtime.reconstruction.planning import (
+    Demand,
+    as_told,
+    decide,
+    patches_text,
+)
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
@@ -149,6 +153,8 @@ class CpuNetwork(Network[Session]):
         """Return the map, and how far a lower precision is from FP32 on a sample."""
         made = Made(network_output(self.session, task.scan, task.decision.plan, stages, done))
         if self.precision != "fp32":
+            from qsm_deploy.runtime.reconstruction.precision_check import precision_error
+
             with stages("precision check"):
                 reference = open_session(self.model, REFERENCE, threads=self.threads)
                 error = precision_error(self.session, reference, task.scan)

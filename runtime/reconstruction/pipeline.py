@@ -10,7 +10,6 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -150,6 +149,8 @@ def network_output(
     stages = stages or Stages()
     card = session.card
     if card.patchable == "split":
+        from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
+
         with stages("inference"):
             return reconstruct_unrolled(
                 card, scan, lambda volume: _run(session, plan, {"prior_input": volume}, scan, done)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.reconstruction.patches import Blend, PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -145,11 +146,6 @@ def receptive_field(card: ModelCard) -> tuple[int, int]:
     if field.theoretical is None or field.halo is None:
         raise CardError(f"{card.network} sees the whole volume: {card.why_whole}")
     return field.theoretical, field.halo
-
-
-def memory_text(size: float) -> str:
-    """Return a number of bytes as people read it."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def smallest_patch(card: ModelCard) -> int:

@@ -5,13 +5,12 @@ import math
 import numpy as np
 
 from qsm_deploy.runtime.metrics.difference import difference_ppb
+from qsm_deploy.runtime.reconstruction.memory import SAMPLE_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 from qsm_deploy.runtime.sessions.session import Session
-
-SAMPLE_VOXELS = 64
 
 
 def precision_error(session: Session, reference: Session, scan: Scan) -> dict[str, float]:

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.reconstruction.inversion import Needs, Wants
-from qsm_deploy.runtime.scan.erosion import erode_mask
 from qsm_deploy.runtime.scan.geometry_limits import deviations, require_geometry
-from qsm_deploy.runtime.scan.resampling import resample_scan
 from qsm_deploy.runtime.scan.scan import Scan
 
 
@@ -35,11 +33,15 @@ def prepare(needs: Needs, measured: Scan, wants: Wants) -> Prepared:
         If the network was not trained for the grid, and that is not allowed.
     """
     if needs.mask_erosion_voxels:
+        from qsm_deploy.runtime.scan.erosion import erode_mask
+
         measured = erode_mask(measured, needs.mask_erosion_voxels)
     scan = measured
     if wants.resample:
         if needs.geometry.voxel_size_mm is None:
             raise UsageError(f"{needs.network} takes any voxel size; drop --resample")
+        from qsm_deploy.runtime.scan.resampling import resample_scan
+
         scan = resample_scan(measured, needs.geometry.voxel_size_mm)
     if not wants.allow_geometry:
         require_geometry(needs.geometry, scan.geometry)

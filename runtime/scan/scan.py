@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
-from qsm_deploy.runtime.metrics.agreement import require_variation
 from qsm_deploy.runtime.scan.bounding_box import Box
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
-from qsm_deploy.runtime.scan.orientations import more_b0_directions
 from qsm_deploy.runtime.scan.params import Params, Vector
 from qsm_deploy.runtime.scan.units import (
     FieldUnit,
@@ -193,6 +191,11 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     for path, volume in zip(files.fields, volumes, strict=True):
         found = _require_plausible(volume[mask], reading)
         notes += [f"{path}: {note}" if others else note for note in found]
+    more: tuple[Vector, ...] = ()
+    if others or reading.more_b0_directions:
+        from qsm_deploy.runtime.scan.orientations import more_b0_directions
+
+        more = more_b0_directions(geometry, first, others, reading.more_b0_directions)
     return Scan(
         np.stack(volumes),
         mask,
@@ -200,7 +203,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         first.header,
         first.affine,
         quantity=reading.quantity,
-        more_b0_directions=more_b0_directions(geometry, first, others, reading.more_b0_directions),
+        more_b0_directions=more,
         echo_time_s=reading.echo_time_s,
         field_strength_t=reading.field_strength_t,
         truth_ppm=None if files.truth is None else _truth(files.truth, first, mask),
@@ -291,6 +294,8 @@ def _require_finite(
 def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     truth = load_on_grid(path, volume).data
     _require_finite(path, truth, mask, masked=True)
+    from qsm_deploy.runtime.scan.agreement import require_variation
+
     require_variation(truth[mask].astype(np.float64))
     return truth
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import run_command
-from qsm_deploy.runtime.job.cli import (
+from qsm_deploy.runtime.job.arguments import (
     add_backend,
     add_consistency,
     add_geometry,

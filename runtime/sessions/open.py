@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ BACKENDS: dict[Backend, BackendRow] = {
     "openvino": BackendRow("OpenVINO", "OpenVinoSession", ("fp32", "bf16")),
     "onnxruntime": BackendRow("ONNX Runtime", "OnnxRuntimeSession"),
 }
+CUDA = re.compile(r"cuda:(\d+)")
 CHOICES = (AUTO, *sorted(BACKENDS))
 
 
@@ -67,6 +68,31 @@ def choose_backend(wanted: Backend, precision: Precision) -> tuple[Backend, str]
     if not here or here[0] == able[0]:
         return able[0], "the fastest CPU backend installed"
     return here[0], f"{able[0]}, which is faster, is not installed"
+
+
+def gpu_number(device: str, models: Sequence[Path]) -> int | None:
+    """Return the GPU that models are to run on, ``None`` for the CPU.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
+    models
+        The files.
+
+    Raises
+    ------
+    UsageError
+        If a plan is to run on the CPU.
+    """
+    plans = [path for path in models if path.suffix == PLAN]
+    if found := CUDA.fullmatch(device):
+        return int(found[1])
+    if device == "auto":
+        return 0 if plans else None
+    if plans:
+        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
+    return None
 
 
 def installed_backends() -> tuple[Backend, ...]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsm_deploy.export import write_network
-from qsm_deploy.export.dipole.lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.dipole.op import dipole_conv
+from qsm_deploy.export.graph.dipole_lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.ir2qsm import IR2QSM

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx
 import pytest
 
-from qsm_deploy.export.dipole import node as dipole_node
+from qsm_deploy.export.graph import dipole_node as dipole_node
 from qsm_deploy.kernels.cuda_abi import Dipole, Multiplier, Status
 
 TEXT, FLOAT32, OTHER = range(3)  # qsm::FieldType

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from qsm_deploy.export.dipole import node
+from qsm_deploy.export.graph import dipole_node as node
 from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
 from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qsm_deploy.export.cli import main
-from qsm_deploy.export.dipole.lowering import DEFAULT, DipoleOp
+from qsm_deploy.export.graph.dipole_lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.measure import verification
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.registry import REGISTRY

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.runtime.bids import output as bids_output
-from qsm_deploy.runtime.job.cli import main
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 BESIDE = "derivatives/qsm-deploy"

@@ -9,7 +9,7 @@ import pytest
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.job.cli import main
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.units import GYROMAGNETIC_MHZ_PER_T
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.sidecar import require_replaceable
-from qsm_deploy.runtime.job.cli import main
 from qsm_deploy.runtime.job.request import BUNDLED_MODEL
 
 CARD = BUNDLED_MODEL.with_suffix(".json").read_bytes()

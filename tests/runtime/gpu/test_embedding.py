@@ -19,10 +19,10 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card.card import GeometryLimits, TensorInfo
+from qsm_deploy.runtime.embedding import Engine, open_engine
 from qsm_deploy.runtime.gpu import dlpack
 from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.gpu.dlpack import CUDA, TakenTensor, capsule_of
-from qsm_deploy.runtime.gpu.embedding import Engine, open_engine
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants

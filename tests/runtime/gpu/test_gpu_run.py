@@ -10,14 +10,16 @@ import pytest
 from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.open import gpu_number
 from qsm_deploy.runtime.gpu.session import CopyingWorkload, GpuSession
-from qsm_deploy.runtime.job.cli import main
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from qsm_deploy.runtime.sessions.open import (
+    gpu_number,
+)
 
 
 @pytest.fixture

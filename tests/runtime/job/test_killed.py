@@ -18,9 +18,7 @@ def command(write_volume, tmp_path):
     volume = write_volume(field, "field.nii.gz")
     outputs = ["-o", tmp_path / "out" / "chi.nii.gz", "--report", tmp_path / "out" / "run.json"]
     (tmp_path / "out").mkdir()
-    program = (
-        "from qsm_deploy.runtime.job.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-    )
+    program = "from qsm_deploy.runtime.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, volume, *outputs, "--backend", "onnxruntime"]
 
 

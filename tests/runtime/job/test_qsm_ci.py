@@ -15,7 +15,7 @@ import yaml
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits
-from qsm_deploy.runtime.job.cli import main
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.job.qsm_ci import PARAMETERS
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 

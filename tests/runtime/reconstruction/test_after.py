@@ -10,7 +10,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import TensorInfo
-from qsm_deploy.runtime.job.cli import main
+from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.reconstruction.after import in_order
 
 SHAPE = ("n", 1, "x", "y", "z")

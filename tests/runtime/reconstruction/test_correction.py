@@ -12,7 +12,7 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import TensorInfo
-from qsm_deploy.runtime.job.cli import main
+from qsm_deploy.runtime.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 TOLERANCE = 0.15
-PROGRAM = "import sys; from qsm_deploy.runtime.job.cli import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

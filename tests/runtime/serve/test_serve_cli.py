@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.job.cli import main as qsm_run
+from qsm_deploy.runtime.cli import main as qsm_run
 from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.scan.nifti import nifti_bytes

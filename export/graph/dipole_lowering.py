@@ -21,8 +21,8 @@ import onnx.inliner
 import onnx_ir
 from onnx_ir.passes import Sequential, common
 
-from qsm_deploy.export.dipole.function import RESPONSE, dipole_functions
-from qsm_deploy.export.dipole.node import DOMAIN, NODE
+from qsm_deploy.export.graph.dipole_function import RESPONSE, dipole_functions
+from qsm_deploy.export.graph.dipole_node import DOMAIN, NODE
 from qsm_deploy.runtime.sessions.session import Backend
 
 DipoleOp = Literal["matmul", "function", "plugin"]

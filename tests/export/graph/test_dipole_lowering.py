@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 from torch import Tensor
 
-from qsm_deploy.export.dipole.lowering import RUN_BY, inline_dipole, lower_dipole
 from qsm_deploy.export.dipole.op import dipole_conv
+from qsm_deploy.export.graph.dipole_lowering import RUN_BY, inline_dipole, lower_dipole
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import ExportError

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from qsm_deploy.export.dipole.matmul import dipole_conv_matmul
 from qsm_deploy.export.dipole.multiplier import LAM, THRESHOLD, respond
-from qsm_deploy.export.dipole.node import DEFAULTS, DOMAIN, INPUTS, NODE, VERSION
+from qsm_deploy.export.graph.dipole_node import DEFAULTS, DOMAIN, INPUTS, NODE, VERSION
 from qsm_deploy.export.graph.tracing import trace
 from qsm_deploy.kernels.cuda_library import MultiplierName
 

@@ -12,7 +12,7 @@ import pytest
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits, MemoryUse, ReceptiveField
-from qsm_deploy.runtime.job.cli import main, memory_size, parser
+from qsm_deploy.runtime.cli import main, memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
 
@@ -338,7 +338,7 @@ class TestBadInput:
 
 def test_help_imports_nothing_heavy():
     program = (
-        "import sys; from qsm_deploy.runtime.job.cli import parser; parser().format_help();"
+        "import sys; from qsm_deploy.runtime.job.arguments import parser; parser().format_help();"
         "print(sorted({'numpy', 'scipy', 'nibabel', 'onnxruntime', 'openvino', 'torch', 'onnx'}"
         " & sys.modules.keys()))"
     )
@@ -348,7 +348,7 @@ def test_help_imports_nothing_heavy():
 
 def test_a_run_imports_neither_torch_nor_onnx(paths):
     program = (
-        "import sys; from qsm_deploy.runtime.job.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from qsm_deploy.runtime.cli import main; code = main(sys.argv[1:]);"
         "print(code, sorted({'torch', 'onnx', 'matplotlib'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", program, str(paths["field"])]
@@ -358,7 +358,7 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
 
 def test_openvino_does_not_call_home(paths):
     program = (
-        "import sys; from qsm_deploy.runtime.job.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from qsm_deploy.runtime.cli import main; code = main(sys.argv[1:]);"
         "print(code, 'openvino' in sys.modules, sys.modules.get('openvino_telemetry'))"
     )
     command = [sys.executable, "-c", program, str(paths["field"]), "--backend", "openvino"]

@@ -1,19 +1,10 @@
-"""``qsm-run``: a field map in, a susceptibility map out."""
+"""The flags of ``qsm-run``, and those that other commands share with it."""
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.console.command import fail, run_command
-
-if TYPE_CHECKING:
-    from qsm_deploy.runtime.bids.cohort import Failure
-    from qsm_deploy.runtime.reconstructor import Host
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
@@ -39,119 +30,6 @@ examples:
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
 """
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    p = parser()
-    arguments = p.parse_intermixed_args(argv)
-    _require_mode(p, arguments)
-    if arguments.bids is not None:
-        return _run_bids(arguments)
-    return run_command(NAME, lambda: _run(arguments))
-
-
-def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Stop where nothing says which fields to read, or a flag of a dataset stands without one."""
-    if arguments.bids is not None and arguments.qsm_ci:
-        p.error("--bids and --qsm-ci read different folders; drop one")
-    if arguments.bids is None:
-        for name in ("participant_label", "bids_input", "resume"):
-            if getattr(arguments, name):
-                p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
-        if not (arguments.files or arguments.qsm_ci):
-            p.error("a field map (.nii or .nii.gz) is needed, or --bids DATASET")
-    if arguments.qsm_ci_folders and not arguments.qsm_ci:
-        p.error("--qsm-ci-folders needs --qsm-ci")
-
-
-def _run(arguments: argparse.Namespace) -> str:
-    """Reconstruct one acquisition and return what to print."""
-    from qsm_deploy.runtime.console.terminal import TerminalLog
-    from qsm_deploy.runtime.job import report
-    from qsm_deploy.runtime.job.one_scan import run_request
-    from qsm_deploy.runtime.job.request import beside, make_request, models_and_fields
-
-    if arguments.qsm_ci:
-        _take_contract(arguments)
-    models, fields = models_and_fields(arguments.files)
-    output = arguments.output or beside(fields[0])
-    request = make_request(
-        fields,
-        **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN)},
-        output=output,
-        inputs=models,
-        evaluates=arguments.json and not arguments.dry_run,
-    )
-    log = TerminalLog(quiet=arguments.quiet)
-    finished = run_request(request, models, _host(arguments), log)
-    if arguments.json:
-        return report.json_line(finished.report)
-    if arguments.dry_run:
-        return report.dry_run_text(finished.report, finished.planned.limit_bytes, output)
-    log.tell(report.result_text(finished.report))
-    return str(output)
-
-
-def _take_contract(arguments: argparse.Namespace) -> None:
-    """Let a folder say what the command line else does."""
-    from qsm_deploy.runtime.job import qsm_ci
-    from qsm_deploy.runtime.job.request import models_alone
-
-    for name in qsm_ci.FIXED:
-        if getattr(arguments, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')}: --qsm-ci fixes it; drop the flag")
-    source, target = arguments.qsm_ci_folders or qsm_ci.FOLDERS
-    models = models_alone(arguments.files)
-    fixed = qsm_ci.contract(source, target)
-    flags = qsm_ci.flags_of(source / qsm_ci.CONFIG)
-    set_there = parser().parse_args([*flags.values()])
-    vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
-    arguments.files = models + arguments.files
-
-
-def _host(arguments: argparse.Namespace) -> "Host":
-    from qsm_deploy.runtime.reconstructor import Host
-
-    return Host(arguments.backend, arguments.device, arguments.precision, arguments.threads)
-
-
-def _run_bids(arguments: argparse.Namespace) -> int:
-    """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
-    failures: list[Failure] = []
-
-    def command() -> str:
-        from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
-        from qsm_deploy.runtime.console.terminal import TerminalLog
-        from qsm_deploy.runtime.job import report
-        from qsm_deploy.runtime.job.request import models_alone, wants_from
-
-        for name in FOR_ONE:
-            if getattr(arguments, name) is not None:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
-                    "from the dataset"
-                )
-        wants = wants_from(**{name: getattr(arguments, name) for name in WANTED})
-        cohort = Cohort(
-            dataset=arguments.bids,
-            output=arguments.output,
-            participant_labels=arguments.participant_label,
-            source=arguments.bids_input,
-            wants=replace(wants, evaluates=arguments.json and not arguments.dry_run),
-            **{name: getattr(arguments, name) for name in OF_COHORT},
-        )
-        log = TerminalLog(quiet=arguments.quiet)
-        outcome = run_cohort(cohort, models_alone(arguments.files), _host(arguments), log)
-        failures.extend(outcome.failures)
-        if arguments.json:
-            return "\n".join(map(report.json_line, outcome.reports))
-        return "\n".join(outcome.lines)
-
-    code = run_command(NAME, command)
-    for failure in failures:
-        fail(NAME, f"{failure.name}: {failure.reason}", failure.exit_code)
-    return code or (failures[0].exit_code if failures else 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -395,7 +273,3 @@ def thread_count(text: str) -> int:
     if not text.isdecimal() or int(text) > cores:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (all cores) to {cores}")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""``qsm-bench``: engines beside each other, in turns."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: traced, reduced in precision, run with true rounding, counted."""

@@ -1,0 +1,1 @@
+"""What an export measures of itself: errors, rounding, memory, receptive field."""

@@ -1,0 +1,1 @@
+"""The published networks, a file each, and the list of them."""

@@ -1,0 +1,1 @@
+"""What every command shares: exit codes, progress, files that appear whole or not at all."""

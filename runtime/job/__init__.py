@@ -1,0 +1,1 @@
+"""``qsm-run``: one acquisition from its files to its map, judged, drawn and reported."""

@@ -1,0 +1,1 @@
+"""From the echoes of a gradient echo to a local field."""

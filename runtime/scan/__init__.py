@@ -1,0 +1,1 @@
+"""One acquisition: its files, units, geometry and mask, read and checked once."""

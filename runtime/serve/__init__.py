@@ -1,0 +1,1 @@
+"""``qsm-serve``: the ISMRMRD streaming protocol, for scanner hosts."""

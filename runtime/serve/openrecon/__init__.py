@@ -1,0 +1,1 @@
+"""What an OpenRecon package is built from."""

@@ -1,0 +1,1 @@
+"""Inference libraries of the CPU behind one small protocol, a file each."""
