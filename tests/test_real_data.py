@@ -18,7 +18,7 @@ from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
 
 
 @pytest.fixture(scope="module")
-def ir2qsm(tmp_path_factory):
+def ir2qsm(kept_traces, tmp_path_factory):
     """Export the bundled IR2QSM demo."""
     path = tmp_path_factory.mktemp("model") / "ir2qsm.onnx"
     assert export(["--model", "ir2qsm", "-o", str(path), "--quiet"]) == 0
@@ -125,6 +125,7 @@ class TestInVivo:
         for spot in largest_regions(scan.truth_ppm < -0.15, 6):
             assert bundled.data[spot].mean() < -0.04
 
+    @pytest.mark.slow
     def test_ir2qsm_refuses_voxels_it_was_not_trained_on(self, ir2qsm, in_vivo, capsys):
         words = [ir2qsm, in_vivo / "tissue_phase_rad.nii.gz", "-m", in_vivo / "mask.nii.gz"]
         words += ["--params", in_vivo / "params.json", "--units", "rad", "--dry-run"]
@@ -147,6 +148,7 @@ class TestCosmos:
         assert metrics["nrmse_percent"] < 0.85 * best_tkd[0]
         assert metrics["xsim_uniform5"] > best_tkd[1]
 
+    @pytest.mark.slow
     def test_the_ir2qsm_demo_gives_a_map_of_this_head(self, cosmos, ir2qsm, tmp_path):
         metrics = self.scores(cosmos, tmp_path, ir2qsm)
         assert metrics["correlation"] > 0.7

@@ -50,7 +50,7 @@ def network() -> TkdUnet:
 
 
 @pytest.fixture(scope="module")
-def proto(network: TkdUnet) -> onnx.ModelProto:
+def proto(network: TkdUnet, kept_traces: None) -> onnx.ModelProto:
     return onnx_from_module(network)
 
 
