@@ -177,9 +177,11 @@ class TestResult:
         assert run(f"model field -m mask -o chi --figure {figure}")[0] == 6
         assert nib.load(paths["chi"]).shape == (21, 18, 15)
 
-    def test_quiet_still_warns(self, run):
+    def test_quiet_leaves_the_notes_to_the_sidecar(self, run, paths):
         code, _, err = run("model field -q -o chi")
-        assert (code, err.count("\n")) == (0, 1)
+        assert (code, err) == (0, "")
+        notes = json.loads((paths["folder"] / "chi.json").read_text())["input"]["notes"]
+        assert notes[0].startswith("no mask given")
 
 
 class TestGeometry:
