@@ -12,7 +12,8 @@ import pytest
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits, MemoryUse, ReceptiveField
-from qsm_deploy.runtime.cli import main, memory_size, parser
+from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.job.arguments import memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
 
