@@ -10,7 +10,7 @@ from pathlib import Path
 from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.export.int8.arguments import add_int8, int8_result, int8_text, positive
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.console.command import needs_extra, run_command
+from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 
 NAME = "qsm-export"
 OUTPUT_HELP = (
@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--describe", type=Path, metavar="FILE", help="say what a checkpoint or model is, and leave"
     )
+    add_version(p)
     return p
 
 

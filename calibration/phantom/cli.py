@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.console.command import run_command
+from qsm_deploy.runtime.console.command import add_version, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="overwrite existing files")
     add("-q", "--quiet", action="store_true", help="no progress on stderr")
     # fmt: on
+    add_version(parser)
     return parser
 
 
@@ -169,3 +170,7 @@ def _params(phantom: "Phantom", arguments: argparse.Namespace) -> bytes:
         "made_by": made_by(),
     }
     return (json.dumps(content, indent=2) + "\n").encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsm_deploy.runtime.console.command import needs_extra, run_command
+from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import device_name, patch_size, positive_count, thread_count
 
 NAME = "qsm-bench"
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="everything as one JSON line on stdout")
     add("-q", "--quiet", action="store_true", help="no progress on stderr")
     # fmt: on
+    add_version(p)
     return p
 
 

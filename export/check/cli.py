@@ -9,7 +9,7 @@ from typing import Any
 
 from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
-from qsm_deploy.runtime.console.command import needs_extra, run_command
+from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import (
     FIELD,
     add_physics,
@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add_physics(p.add_argument_group("the field"))
     _add_runs(p.add_argument_group("what is run"))
     _add_outputs(p.add_argument_group("outputs"))
+    add_version(p)
     return p
 
 

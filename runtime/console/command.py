@@ -1,5 +1,6 @@
 """From a command to its exit code: what a user can meet is one line, a bug is a trace."""
 
+import argparse
 import os
 import signal
 import sys
@@ -42,6 +43,22 @@ def run_command(name: str, command: Callable[[], str]) -> int:
         return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return fail(name, "interrupted", INTERRUPTED)
+
+
+class Version(argparse.Action):
+    """``--version``: name and version of the program on stdout."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        """Print and leave; what knows the version is not imported for any other flag."""
+        from qsm_deploy.runtime.console.provenance import version
+
+        print(f"{parser.prog} {version()}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``--version``, the same for every program."""
+    parser.add_argument("--version", nargs=0, action=Version, help="show the version and leave")
 
 
 @contextmanager

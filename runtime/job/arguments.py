@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.command import add_version
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     _add_patches(p.add_argument_group("memory and patches"))
     add_backend(p.add_argument_group("backend"))
     _add_outputs(p.add_argument_group("outputs"))
+    add_version(p)
     return p
 
 

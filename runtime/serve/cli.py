@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qsm_deploy.runtime.console.command import run_command
+from qsm_deploy.runtime.console.command import add_version, run_command
 from qsm_deploy.runtime.job.arguments import (
     add_backend,
     add_consistency,
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add_geometry(p)
     add_consistency(p.add_argument_group("data consistency"))
     add_backend(p.add_argument_group("backend"))
+    add_version(p)
     return p
 
 

@@ -357,6 +357,20 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_a_run_loads_few_modules(paths):
+    """Of those with code: a folder's own is its docstring."""
+    words = [str(paths[name]) for name in ("model", "field")]
+    code = f"""
+import sys
+from qsm_deploy.runtime.cli import main
+assert main({words!r} + ["-o", {str(paths["chi"])!r}]) == 0
+print(sum(name.startswith("qsm_deploy.") and not hasattr(module, "__path__")
+          for name, module in sys.modules.items()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 35
+
+
 def test_openvino_does_not_call_home(paths):
     program = (
         "import sys; from qsm_deploy.runtime.cli import main; code = main(sys.argv[1:]);"

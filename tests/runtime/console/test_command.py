@@ -1,5 +1,7 @@
 """Exit codes and the one line on stderr."""
 
+import importlib
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,17 @@ def test_a_reader_that_leaves_early_gets_no_trace():
         results.close()
         assert process.stderr.read() == b""
     assert process.wait(timeout=30) == 141
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["runtime", "runtime.serve", "export", "export.check", "export.bench", "calibration.phantom"],
+)
+def test_every_program_says_its_version(program, capsys):
+    main = importlib.import_module(f"qsm_deploy.{program}.cli").main
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    name, version = capsys.readouterr().out.split()
+    assert name.startswith("qsm-")
+    assert version == importlib.metadata.version("qsm-deploy")
