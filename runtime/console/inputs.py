@@ -10,7 +10,7 @@ from qsm_deploy.kernels.errors import DataError, UsageError
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".pkl", ".safetensors", ".h5", ".hdf5", ".keras")
 
 
-def require_files(paths: Iterable[Path | None]) -> None:
+def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
     """Refuse inputs that are not there, before anything is said of the outputs.
 
     Raises
@@ -20,7 +20,7 @@ def require_files(paths: Iterable[Path | None]) -> None:
     """
     for path in paths:
         if path is not None and not os.path.isfile(path):  # which takes a name of any length
-            raise DataError(f"{path}: {'a folder' if os.path.isdir(path) else 'no such file'}")
+            raise DataError(f"{path}: {'a folder' if os.path.isdir(path) else f'no such {kind}'}")
 
 
 def refuse_weights(path: Path) -> None:

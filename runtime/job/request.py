@@ -161,16 +161,8 @@ def make_request(
     chi, report_path, figure_path = (
         None if p is None else Path(p) for p in (output, report, figure)
     )
-    require_files([*inputs, *files.fields, *paths])
-    outputs = Outputs(chi, report_path, figure_path, out_units, force)
-    _require_names(outputs)
-    outputs.check([*inputs, *files.fields, *paths])
-    if labels is not None and truth is None:
-        raise UsageError("--labels needs --truth: regional metrics compare with a truth")
-    if figure is not None:
-        from qsm_deploy.runtime.job.figure import require_matplotlib
-
-        require_matplotlib()
+    require_files(inputs, "model file")
+    require_files([*files.fields, *paths[:3]])
     reading = reading_from(
         units=units,
         echo_time=echo_time,
@@ -180,6 +172,15 @@ def make_request(
         params=paths[3],
         negate=negate,
     )
+    outputs = Outputs(chi, report_path, figure_path, out_units, force)
+    _require_names(outputs)
+    outputs.check([*inputs, *files.fields, *paths])
+    if labels is not None and truth is None:
+        raise UsageError("--labels needs --truth: regional metrics compare with a truth")
+    if figure is not None:
+        from qsm_deploy.runtime.job.figure import require_matplotlib
+
+        require_matplotlib()
     wants = wants_from(**wanted)
     draws, evaluates = figure is not None, evaluates or report is not None
     wants = replace(wants, draws=draws, evaluates=evaluates)

@@ -1,6 +1,8 @@
 """qsm-run as a user types it: what it writes, and one clear line for everything that is wrong."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits, MemoryUse, ReceptiveField
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.job.arguments import memory_size, parser
 
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
@@ -321,6 +324,51 @@ class TestBadInput:
         for backend in ("onnxruntime", "openvino"):
             code, _, err = run(f"model field -m mask --backend {backend}")
             assert (code, f"{paths['model']}: " in err) == (4, True), err
+
+    def test_a_card_beside_the_map_is_kept(self, run, paths):
+        model = paths["model"]
+        model.with_suffix(".json").write_text('{"made_by": "qsm-deploy 0.1.0", "network": "a"}')
+        paths["chi"] = model.with_suffix(".nii.gz")
+        code, _, err = run("model field -o chi --force")
+        assert code == 2
+        assert f"{model.with_suffix('.json')} is no sidecar of qsm-run" in err
+        assert not paths["chi"].exists()
+
+    def test_a_full_disk_leaves_nothing(self, run, paths, monkeypatch):
+        def full(file, data):
+            if len(data) > 2000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.write(data)
+
+        monkeypatch.setattr(atomic, "_write_through", full)
+        report = paths["folder"] / "run.json"
+        before = set(paths["folder"].iterdir())
+        code, _, err = run(f"model field -o chi --report {report}")
+        assert code == 3
+        assert "No space left on device" in err
+        assert set(paths["folder"].iterdir()) == before
+        monkeypatch.undo()
+        assert run(f"model field -o chi --report {report}")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("line", "code", "says"),
+        [
+            ("model field -m nowhere.nii -o chi", 3, "nowhere.nii: no such file"),
+            ("nowhere.onnx field -o chi", 3, "nowhere.onnx: no such model file"),
+            (
+                "net.pth field -o chi",
+                2,
+                "net.pth are weights; make a model of them with: qsm-export",
+            ),
+            ("model field -o chi --memory-limit 6", 2, "6 bytes? pass 6G"),
+        ],
+    )
+    def test_what_is_missing_is_said_before_what_exists(self, run, paths, line, code, says):
+        assert run("model field -o chi")[0] == 0
+        seen, _, err = run(line)
+        assert seen == code
+        assert says in err
+        assert "--force" not in err
 
     def test_a_missing_library_names_its_extra(self, run, monkeypatch):
         find = __import__("importlib.util").util.find_spec
