@@ -241,6 +241,7 @@ def test_its_graph_stores_weights_and_makes_maps_once_for_all_loops(graph, built
     assert (kinds["Resize"], kinds["MaxPool"]) == (8 * 3, 4 * LOOPS)
 
 
+@pytest.mark.slow
 def test_folded_maps_change_nothing_and_leave_no_resize(run, built, field) -> None:
     size = tuple(field.shape[2:])
     fixed = built.fixed(size)

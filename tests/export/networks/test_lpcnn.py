@@ -1,5 +1,6 @@
 """LPCNN of one and two orientations against the published network, and ways to get it wrong."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ BACKENDS = ["pytorch", "onnxruntime", "openvino"]
 DIRECTIONS = np.array([[0, 0, 1], [0, np.sin(0.4), np.cos(0.4)]], dtype=np.float32)
 State = dict[str, Tensor]
 Arrays = tuple[np.ndarray, ...]
+
+
+one_and_two = pytest.mark.parametrize("orientations", [pytest.param(1, marks=pytest.mark.slow), 2])
 
 
 def choices(orientations: int = 1, form: str = "unrolled", **normalisation: float) -> Choices:
@@ -63,11 +67,11 @@ def graph(state) -> Callable[[int], onnx.ModelProto]:
 
 
 @pytest.fixture(scope="module")
-def outputs(run_everywhere, state, graph, scan) -> dict[int, dict[str, np.ndarray]]:
-    """Return the maps for each number of orientations, by what made them [ppm]."""
-    return {
-        n: run_everywhere(network_from_state(state, choices(n)), graph(n), *scan(n)) for n in (1, 2)
-    }
+def outputs(run_everywhere, state, graph, scan) -> Callable[[int], dict[str, np.ndarray]]:
+    """Return what gives the maps for a number of orientations, by what made them [ppm]."""
+    return functools.cache(
+        lambda n: run_everywhere(network_from_state(state, choices(n)), graph(n), *scan(n))
+    )
 
 
 def normalised(chi_ppm: np.ndarray) -> np.ndarray:
@@ -84,22 +88,22 @@ def difference(chi_ppm: np.ndarray, orientations: int, mask: np.ndarray) -> floa
     return float(np.abs(error).max() / np.ptp(expected[inside]))
 
 
-@pytest.mark.parametrize("orientations", [1, 2])
+@one_and_two
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_committed_voxels(backend: str, orientations: int, outputs, scan) -> None:
-    chi, mask = outputs[orientations][backend], scan(1)[1]
+    chi, mask = outputs(orientations)[backend], scan(1)[1]
     assert difference(chi, orientations, mask) <= TOLERANCE
     assert not chi[mask == 0].any()
 
 
-@pytest.mark.parametrize("orientations", [1, 2])
+@one_and_two
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_every_golden_voxel(
     backend: str, orientations: int, shared: Path, outputs, scan
 ) -> None:
     golden = np.load(shared / "specs" / "golden" / f"lpcnn_{orientations}ori.npz")["output"]
     inside = scan(1)[1] > 0
-    error = normalised(outputs[orientations][backend])[inside] - golden[inside]
+    error = normalised(outputs(orientations)[backend])[inside] - golden[inside]
     assert np.abs(error).max() <= TOLERANCE * np.ptp(golden[inside])
 
 

@@ -147,6 +147,7 @@ def shifted_graph(shifted) -> onnx.ModelProto:
     return onnx_from_module(shifted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_its_graph_equals_tensorflow(backend: str, run, shifted_graph, field) -> None:
     whole = torch.ones_like(field)
@@ -154,6 +155,7 @@ def test_its_graph_equals_tensorflow(backend: str, run, shifted_graph, field) ->
     assert tf1_difference(chi) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_its_graph_takes_any_batch_and_size(backend: str, run, shifted, shifted_graph) -> None:
     generator = torch.Generator().manual_seed(0)

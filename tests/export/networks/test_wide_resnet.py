@@ -69,6 +69,7 @@ def test_equals_every_golden_voxel(backend: str, shared: Path, outputs) -> None:
     assert np.abs(outputs[backend] - golden).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_published_network_with_its_trained_weights(
     backend: str, shared: Path, run, volume
