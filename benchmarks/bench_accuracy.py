@@ -27,10 +27,7 @@ from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    choose_backend,
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import choose_backend, open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 NOISE_PPM = 0.0025

@@ -36,9 +36,7 @@ from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.resampling import resample_map
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth

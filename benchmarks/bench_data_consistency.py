@@ -30,9 +30,7 @@ from qsm_deploy.runtime.reconstruction.correction import PAD_VOXELS, Correction
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -22,9 +22,7 @@ from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:

@@ -33,9 +33,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
 
 BUNDLED = Path(__file__).parents[1] / "export" / "weights" / "ir2qsm-demo.safetensors"

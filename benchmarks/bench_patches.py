@@ -17,9 +17,7 @@ from qsm_deploy.runtime.metrics.metrics import nrmse
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop")
 

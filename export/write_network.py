@@ -46,18 +46,8 @@ from qsm_deploy.runtime.card.card import (
 )
 from qsm_deploy.runtime.console.atomic import check_writable, write_together
 from qsm_deploy.runtime.console.provenance import made_by
-from qsm_deploy.runtime.sessions.open import (
-    installed_backends,
-)
-from qsm_deploy.runtime.sessions.session import Backend
-
-# ONNX Runtime has no convolution in bf16 on a CPU
-RUN_IN: dict[GraphPrecision, tuple[Backend, ...]] = {
-    "fp32": ("onnxruntime", "openvino"),
-    "fp16": ("onnxruntime", "openvino"),
-    "bf16": ("openvino",),
-    "int8": ("onnxruntime", "openvino"),
-}
+from qsm_deploy.runtime.sessions.open import installed_backends
+from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
 
 @dataclass(frozen=True)
@@ -215,7 +205,7 @@ class _Graphs:
 def _trace(module: Network, dipole_op: DipoleOp, precision: GraphPrecision) -> _Graphs:
     """Return the graphs in FP32, and the backends that run them in another precision."""
     able = installed_backends()
-    standard = tuple(backend for backend in able if backend in RUN_IN[precision])
+    standard = tuple(backend for backend in able if precision in BACKENDS[backend].graphs)
     running = tuple(backend for backend in standard if backend in RUN_BY[dipole_op])
     written = onnx_from_module(module, dipole_op)
     needs_standard = dipole_op != DEFAULT and (precision != "fp32" or not running)

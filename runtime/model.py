@@ -24,8 +24,11 @@ from qsm_deploy.runtime.job.request import PathLike, Request, make_request, want
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import AUTO, BUNDLED_MODEL
-from qsm_deploy.runtime.sessions.session import Precision
+from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.session import (
+    AUTO,
+    Precision,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

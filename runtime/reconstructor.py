@@ -17,13 +17,17 @@ from qsm_deploy.runtime.reconstruction.pipeline import require_finite
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import (
-    AUTO,
     choose_backend,
     gpu_number,
     open_session,
     require_backend,
 )
-from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
+from qsm_deploy.runtime.sessions.session import (
+    AUTO,
+    Backend,
+    Precision,
+    Session,
+)
 
 AnyNetwork = Network[Any]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import device_name, patch_size, positive_count, thread_count
+from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-bench"
 EPILOG = """\
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         help="as for qsm-run; every contender runs the same patches")
     add("--device", type=device_name, default="auto", metavar="auto|cpu|cuda:N",
         help="of ENGINE and ENGINE2; auto: the first GPU for a plan, else the CPU (default)")
-    add("--backend", choices=("auto", "onnxruntime", "openvino"), default="auto",
+    add("--backend", choices=CHOICES, default="auto",
         help="of ENGINE and ENGINE2 on the CPU; auto: the fastest that is installed (default)")
     add("--precision", choices=("fp32", "bf16"), default="fp32",
         help="that the backend computes ENGINE in; the others compute in fp32")

@@ -11,13 +11,11 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstructor import Host
-from qsm_deploy.runtime.sessions.open import (
+from qsm_deploy.runtime.sessions.open import choose_backend, gpu_number, open_session
+from qsm_deploy.runtime.sessions.session import (
     BACKENDS,
-    choose_backend,
-    gpu_number,
-    open_session,
+    Session,
 )
-from qsm_deploy.runtime.sessions.session import Session
 
 TORCH = "torch"
 Opener = Callable[[], Session]

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("numpy", "scipy", "torch", "onnx", "onnxruntime", "openvino")
+from qsm_deploy.runtime.sessions.session import BACKENDS
+
+LIBRARIES = ("numpy", "scipy", "torch", "onnx", *BACKENDS)
 CPUINFO, STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
 
 

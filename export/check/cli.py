@@ -18,6 +18,7 @@ from qsm_deploy.runtime.job.arguments import (
     patch_size,
     thread_count,
 )
+from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-check"
 # what is passed on as it is
@@ -137,7 +138,7 @@ def _add_runs(group: "argparse._ArgumentGroup") -> None:
         help="auto: the whole volume and patches of OPT; off: the whole volume; N: patches of N")
     add("--memory-limit", type=memory_size, metavar="SIZE",
         help="such as 6G; default four fifths of what is free")
-    add("--backend", choices=("auto", "onnxruntime", "openvino", "pytorch"), default="auto",
+    add("--backend", choices=(*CHOICES, "pytorch"), default="auto",
         help="one way to run the engine; auto: all that tell its precision's accuracy (default)")
     add("--device", type=device_name, default="auto", metavar="auto|cpu|cuda:N",
         help="auto: a plan on the first GPU, an ONNX file on the CPU (default)")

@@ -22,7 +22,7 @@ from qsm_deploy.runtime.sessions.open import (
     open_session,
     require_backend,
 )
-from qsm_deploy.runtime.sessions.session import Backend, Session
+from qsm_deploy.runtime.sessions.session import BACKENDS, Backend, Session
 
 Choice = str  # auto, a backend of the CPU, or pytorch
 BUNDLED = "pytorch"  # as a reference: the bundled weights
@@ -30,8 +30,7 @@ BUNDLED = "pytorch"  # as a reference: the bundled weights
 FORMS = frozenset({"dipole_op", "form"})
 
 HOW = {
-    "onnxruntime": "by ONNX Runtime {onnxruntime} on the CPU, in FP32",
-    "openvino": "by OpenVINO {openvino} on the CPU, in FP32",
+    **{name: f"by {row.label} {{{name}}} on the CPU, in FP32" for name, row in BACKENDS.items()},
     "openvino bf16": "by OpenVINO {openvino} on the CPU, which decides by itself where operators "
     "that the graph has in BF16 round",
     "rounded": "operator by operator in PyTorch {torch}, sums in FP32 and the output of every "
@@ -197,7 +196,7 @@ def reference_evaluation(
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that networks run in, those that are installed."""
-    found = {name: importlib.util.find_spec(name) for name in ("torch", "onnxruntime", "openvino")}
+    found = {name: importlib.util.find_spec(name) for name in ("torch", *BACKENDS)}
     return {
         name: importlib.metadata.version(name) if name != "onnxruntime" else _onnxruntime_version()
         for name, spec in found.items()

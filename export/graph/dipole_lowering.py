@@ -14,7 +14,7 @@ its documentation and the source of its parser, which expands a function before 
 plugin of that name and then stumbles over the text among the attributes.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx
 import onnx.inliner
@@ -23,14 +23,13 @@ from onnx_ir.passes import Sequential, common
 
 from qsm_deploy.export.graph.dipole_function import RESPONSE, dipole_functions
 from qsm_deploy.export.graph.dipole_node import DOMAIN, NODE
-from qsm_deploy.runtime.sessions.session import Backend
+from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
 DipoleOp = Literal["matmul", "function", "plugin"]
 DEFAULT: DipoleOp = "matmul"  # the fastest in every engine, and the only one that all run
 RUN_BY: dict[DipoleOp, tuple[Backend, ...]] = {
-    "matmul": ("onnxruntime", "openvino"),
-    "function": ("onnxruntime",),
-    "plugin": (),
+    op: tuple(name for name, row in BACKENDS.items() if op in row.dipole_ops)
+    for op in get_args(DipoleOp)
 }
 
 

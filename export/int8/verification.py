@@ -22,10 +22,7 @@ from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import AccuracyError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    installed_backends,
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import installed_backends, open_session
 from qsm_deploy.runtime.sessions.session import Backend, Session
 
 # Backends do not round to FP16, so that some values fall on the other side of a step of INT8.

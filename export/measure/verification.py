@@ -19,9 +19,7 @@ from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # a cube, an odd size that is padded to the divisor, and three different axes

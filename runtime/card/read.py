@@ -72,6 +72,24 @@ def card_from(text: str | None, path: Path) -> ModelCard:
         raise CardError(f"{path}: {error}") from None
 
 
+def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str]) -> ModelCard:
+    """Return the card in a model's metadata, checked against the graph's names.
+
+    Raises
+    ------
+    CardError
+        If there is none, or it names other inputs or outputs than the graph has.
+    """
+    card = card_from(text, path)
+    stated = [tensor.name for tensor in card.inputs]
+    if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
+        raise CardError(
+            f"{path}: the card contradicts the graph: inputs {stated} -> {card.output.name}, "
+            f"the graph has {inputs} -> {', '.join(outputs)}; export it again"
+        )
+    return card
+
+
 def card_in_plan(data: bytes, path: Path) -> ModelCard:
     """Return the card in the bytes of a plan; ``path`` is for messages.
 

@@ -15,13 +15,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.card.read import (
+    read_card,
+)
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
-from qsm_deploy.runtime.sessions.open import (
-    cannot_load,
-)
-from qsm_deploy.runtime.sessions.session import read_card
+from qsm_deploy.runtime.sessions.open import cannot_load
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.read import (
+    read_card,
+)
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.plan_target import PlanTarget, rebuild_command
@@ -24,7 +27,6 @@ from qsm_deploy.runtime.gpu.tensorrt_library import (
     open_library,
     start,
 )
-from qsm_deploy.runtime.sessions.session import read_card
 
 if TYPE_CHECKING:
     import tensorrt

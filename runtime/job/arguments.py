@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
@@ -188,7 +189,7 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
     """Add where a network runs, the same for every command that runs one."""
     group.add_argument(
         "--backend",
-        choices=("auto", "onnxruntime", "openvino"),
+        choices=CHOICES,
         default="auto",
         help="auto: the fastest that is installed (default)",
     )

@@ -4,46 +4,25 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
-from qsm_deploy.runtime.sessions.session import Backend, Precision, Session
+from qsm_deploy.runtime.sessions.session import (
+    AUTO,
+    BACKENDS,
+    Backend,
+    Precision,
+    Session,
+)
 
-AUTO = "auto"
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
 MODEL_SUFFIXES = (ONNX, PLAN)
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
 
 
-@dataclass(frozen=True)
-class BackendRow:
-    """What the others know of a backend.
-
-    Attributes
-    ----------
-    label
-        The library's name for people.
-    session
-        Its class, in the module of the backend's name here; built of path, precision and threads.
-    precisions
-        That it computes in.
-    """
-
-    label: str
-    session: str
-    precisions: tuple[Precision, ...] = ("fp32",)
-
-
-# the fastest first
-BACKENDS: dict[Backend, BackendRow] = {
-    "openvino": BackendRow("OpenVINO", "OpenVinoSession", ("fp32", "bf16")),
-    "onnxruntime": BackendRow("ONNX Runtime", "OnnxRuntimeSession"),
-}
 CUDA = re.compile(r"cuda:(\d+)")
-CHOICES = (AUTO, *sorted(BACKENDS))
 
 
 def choose_backend(wanted: Backend, precision: Precision) -> tuple[Backend, str]:

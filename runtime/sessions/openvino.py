@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.card.read import (
+    read_card,
+)
 from qsm_deploy.runtime.sessions.open import cannot_load
-from qsm_deploy.runtime.sessions.session import Backend, Precision, read_card
+from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
 # interrupted process. Without the package for that it uses a stub of its own.

@@ -1,24 +1,24 @@
-"""One small protocol for every inference backend."""
+"""One small protocol for every inference backend, and the table of those of the CPU."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.card.read import card_from
+    from qsm_deploy.runtime.card.card import ModelCard
 
-Backend = str  # of the table in qsm_deploy.runtime.sessions.open, or what runs a network elsewhere
+Backend = str  # a key of the table, or what runs a network elsewhere
 Precision = Literal["fp32", "bf16"]
+AUTO = "auto"
 
 
 class Session(Protocol):
     """A loaded model, ready to run."""
 
-    card: ModelCard
+    card: "ModelCard"
     version: str
     precision: Precision
 
@@ -26,7 +26,7 @@ class Session(Protocol):
     def backend(self) -> Backend:
         """The library that runs it."""
 
-    def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    def run(self, tensors: "Mapping[str, NDArray[np.float32]]") -> "NDArray[np.float32]":
         """Run the model once.
 
         Parameters
@@ -41,19 +41,47 @@ class Session(Protocol):
         """
 
 
-def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str]) -> ModelCard:
-    """Return the card in a model's metadata, checked against the graph's names.
+@dataclass(frozen=True)
+class BackendRow:
+    """What the others know of a backend of the CPU.
 
-    Raises
-    ------
-    CardError
-        If there is none, or it names other inputs or outputs than the graph has.
+    Attributes
+    ----------
+    label
+        The library's name for people.
+    session
+        Its class, in the module of the backend's name here; built of path, precision and threads.
+    precisions
+        That it computes in.
+    graphs
+        Precisions of the graphs that it runs.
+    dipole_ops
+        Forms of the dipole operator that it runs.
     """
-    card = card_from(text, path)
-    stated = [tensor.name for tensor in card.inputs]
-    if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
-        raise CardError(
-            f"{path}: the card contradicts the graph: inputs {stated} -> {card.output.name}, "
-            f"the graph has {inputs} -> {', '.join(outputs)}; export it again"
-        )
-    return card
+
+    label: str
+    session: str
+    precisions: tuple[Precision, ...]
+    graphs: tuple[str, ...]
+    dipole_ops: tuple[str, ...]
+
+
+# The fastest first. A new backend is its module here and a row; ONNX Runtime has no convolution in
+# bf16 on a CPU.
+BACKENDS: dict[Backend, BackendRow] = {
+    "openvino": BackendRow(
+        "OpenVINO",
+        "OpenVinoSession",
+        precisions=("fp32", "bf16"),
+        graphs=("fp32", "fp16", "bf16", "int8"),
+        dipole_ops=("matmul",),
+    ),
+    "onnxruntime": BackendRow(
+        "ONNX Runtime",
+        "OnnxRuntimeSession",
+        precisions=("fp32",),
+        graphs=("fp32", "fp16", "int8"),
+        dipole_ops=("matmul", "function"),
+    ),
+}
+CHOICES = (AUTO, *sorted(BACKENDS))

@@ -14,10 +14,7 @@ from qsm_deploy.calibration.budgets import (
     unmeasured,
 )
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.sessions.open import (
-    BUNDLED_MODEL,
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 TKD_UNET = REGISTRY["tkd-unet"]
 TKD_UNET_ONNX = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"

@@ -19,9 +19,7 @@ from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture(scope="module")

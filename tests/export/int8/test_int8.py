@@ -39,9 +39,7 @@ from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 FOLDER_SHAPE = (24, 28, 20)
 

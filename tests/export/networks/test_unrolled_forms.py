@@ -20,9 +20,7 @@ from qsm_deploy.runtime.card.card import ReceptiveField
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Session
 
 DIRECTIONS = ((0.1, 0.2, 0.97), (0.0, 0.6, 0.8))

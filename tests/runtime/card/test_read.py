@@ -17,9 +17,7 @@ import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.card.read import load_card
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 BUNDLED = parse_card(
     (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()

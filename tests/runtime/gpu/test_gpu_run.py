@@ -17,9 +17,7 @@ from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from qsm_deploy.runtime.sessions.open import (
-    gpu_number,
-)
+from qsm_deploy.runtime.sessions.open import gpu_number
 
 
 @pytest.fixture

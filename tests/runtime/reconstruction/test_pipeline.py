@@ -9,9 +9,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, reconstruct
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.open import (
-    open_session,
-)
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture

@@ -27,13 +27,16 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
+from qsm_deploy.runtime.card.read import (
+    read_card,
+)
 from qsm_deploy.runtime.sessions.open import (
     choose_backend,
     installed_backends,
     open_session,
     require_backend,
 )
-from qsm_deploy.runtime.sessions.session import Backend, read_card
+from qsm_deploy.runtime.sessions.session import Backend
 
 SPEC = REGISTRY["tkd-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
