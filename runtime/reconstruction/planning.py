@@ -39,7 +39,7 @@ class Decision:
     @property
     def peak_bytes(self) -> float:
         """The predicted peak of the whole run."""
-        return max(self.stage_bytes.values())
+        return max(self.stage_bytes.values(), default=0)
 
     def facts(self) -> dict[str, Any]:
         """Return how a volume is run, and what that was predicted to take, for the report."""
@@ -105,8 +105,11 @@ def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decis
 
 
 def as_told(workload: Demand, plan: PatchPlan) -> Decision:
-    """Return a plan that somebody else decided on, with the memory it takes here."""
-    return Decision(plan, "as told", _is_exact(workload.card, plan), workload.peak_bytes(plan))
+    """Return what somebody else decided on, with the memory it takes here, if that is known."""
+    needed: Mapping[str, float] = {}
+    with suppress(CardError):  # a network that was not measured yet
+        needed = workload.peak_bytes(plan)
+    return Decision(plan, "as told", _is_exact(workload.card, plan), needed)
 
 
 def patches_text(card: ModelCard, plan: PatchPlan) -> str:

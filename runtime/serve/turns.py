@@ -19,8 +19,8 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 
-WARM_UP_VOXELS = 64  # along each axis
-ONE_PER_VOLUME = 1  # a GPU belongs to the thread that opened it
+WARM_UP_VOXELS, FLAT_PPM = 64, 1e-3  # along each axis, and the field
+ONE = 1  # thread, since a GPU belongs to the one that opened it
 
 
 class TakingTurns:
@@ -43,7 +43,7 @@ class TakingTurns:
         worker: ThreadPoolExecutor | None = None,
     ) -> None:
         self.reconstructor, self.wants = reconstructor, wants or Wants()
-        self._worker = worker or ThreadPoolExecutor(ONE_PER_VOLUME)
+        self._worker = worker or ThreadPoolExecutor(ONE)
         self._turn = threading.Lock()
 
     @property
@@ -63,13 +63,13 @@ class TakingTurns:
             yield
 
     def warm_up(self) -> None:
-        """Reconstruct nothing once, so that the first scan does not wait for what is done once."""
+        """Reconstruct a flat field, so that the first scan does not wait for what is done once."""
         trained = self.reconstructor.inversion.needs.geometry
         shape = (WARM_UP_VOXELS,) * 3
         grid = Geometry(
             shape, trained.voxel_size_mm or (1, 1, 1), trained.b0_direction or (0, 0, 1)
         )
-        field = np.zeros((1, *shape), dtype=np.float32)
+        field = np.full((1, *shape), FLAT_PPM, dtype=np.float32)
         mask = np.ones(shape, dtype=bool)
         self.chi_ppm(Scan(field, mask, grid, nib.Nifti1Header(), np.eye(4)), Stages())
 
@@ -106,7 +106,7 @@ def open_taking_turns(
     QsmDeployError
         If it cannot be loaded or run.
     """
-    worker = ThreadPoolExecutor(ONE_PER_VOLUME)
+    worker = ThreadPoolExecutor(ONE)
     reconstructor = worker.submit(open_reconstructor, [model], host or Host()).result()
     needs = reconstructor.inversion.needs
     takes = "phase" if needs.quantity == "phase_rad" else f"{needs.field_counts[0]} fields"

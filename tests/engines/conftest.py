@@ -1,8 +1,9 @@
 """A made-up TensorRT on a made-up GPU, and plans built with it."""
 
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -167,3 +168,11 @@ def buffer() -> Callable[[int], tuple[int, np.ndarray]]:
         return array.ctypes.data, array
 
     return buffer
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be an exception, also in a worker, which it would end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

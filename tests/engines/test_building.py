@@ -241,7 +241,7 @@ def test_the_bar_follows_the_outermost_phase(install, levers) -> None:
     assert not monitor.step_complete("Building", 1)
 
 
-def test_ctrl_c_ends_the_build_at_its_next_step(install, built, levers) -> None:
+def test_ctrl_c_ends_the_build_at_its_next_step(install, built, levers, interruptible) -> None:
     install()
     steps = []
 

@@ -74,7 +74,7 @@ def test_it_reports_its_progress(build, monkeypatch) -> None:
     assert len(phases) > 1
 
 
-def test_ctrl_c_ends_the_build(card, model, monkeypatch) -> None:
+def test_ctrl_c_ends_the_build(card, model, monkeypatch, interruptible) -> None:
     def interrupted(library, bar, stop):
         os.kill(os.getpid(), signal.SIGINT)
         return build_monitor(library, bar, stop)

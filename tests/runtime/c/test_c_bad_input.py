@@ -124,7 +124,7 @@ def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
         (DATA, "B0 direction", (field, mask, (1, 1, 1), (0, 0, 0)), {}),
         (USAGE, "struct_size", (field, mask), {"struct_size": 48}),
         (USAGE, "not a multiple of the network's divisor 4", (field, mask), {"patch": 30}),
-        (MEMORY, "would need 49 MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),
+        (MEMORY, "would need 48 MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),
         (MEMORY, "the limit is 1 MiB", (field, mask), {"patch": 24, "memory_limit_bytes": 10**6}),
     ]
     for status, words, arguments, params in wrong:

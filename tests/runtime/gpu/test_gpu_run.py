@@ -1,6 +1,8 @@
 """qsm-run on a made-up GPU: the same maps and reports as on the CPU, and nothing falls back."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -11,11 +13,17 @@ from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShape
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.session import CopyingWorkload, GpuSession
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
+from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.serve.turns import open_taking_turns
 from qsm_deploy.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from qsm_deploy.runtime.sessions.open import gpu_number
 
@@ -213,3 +221,29 @@ class TestWhatAnEngineServes:
             decide(self.workload(gpu, 16), PatchOptions(), 1e12)
         gpu.session.own = 10**9
         assert decide(self.workload(gpu, 16), PatchOptions(), 1e12).peak_bytes > 10**9
+
+
+def test_the_server_reconstructs_on_a_gpu_in_one_thread(
+    on_fake_gpu, fake_device, tkd_card, write_model, field, monkeypatch
+):
+    """The made-up GPU, like a real one, belongs to the thread that opened it."""
+    threads = []
+    copy_in = fake_device.copy_in
+
+    def noting(*arguments):
+        threads.append(threading.get_ident())
+        copy_in(*arguments)
+
+    monkeypatch.setattr(fake_device, "copy_in", noting)
+    step = Wants(correction=Correction(0.05))
+    turns = open_taking_turns(write_model(tkd_card), Host(device="cuda:1"), step)
+    scan = scan_from_arrays(field, None, voxel_size_mm=(1, 1, 2), b0_direction=(0, 0, 1))
+    with ThreadPoolExecutor(2) as clients:
+        maps = list(clients.map(lambda _: turns.chi_ppm(scan, Stages())[0], range(2)))
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+    cpu = open_taking_turns(write_model(tkd_card), Host("onnxruntime"), step)
+    expected, _ = cpu.chi_ppm(scan, Stages())
+    assert np.abs(expected).max() > 0.001
+    for chi in maps:
+        assert np.linalg.norm(chi - expected) < 1e-5 * np.linalg.norm(expected)
