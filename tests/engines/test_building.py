@@ -1,7 +1,6 @@
 """Plans built with a made-up TensorRT: what it is told, and what it refuses."""
 
 import json
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -248,7 +247,7 @@ def test_ctrl_c_ends_the_build_at_its_next_step(install, built, levers, interrup
     def press() -> None:
         steps.append(1)
         if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     levers.during_build = press
     before = signal.getsignal(signal.SIGINT)

@@ -1,6 +1,5 @@
 """What TensorRT for RTX itself does without a GPU: it builds, and loads nothing."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -76,7 +75,7 @@ def test_it_reports_its_progress(build, monkeypatch) -> None:
 
 def test_ctrl_c_ends_the_build(card, model, monkeypatch, interruptible) -> None:
     def interrupted(library, bar, stop):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return build_monitor(library, bar, stop)
 
     monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", interrupted)
