@@ -52,7 +52,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.embedding import Engine
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.device import Device, holding
-from qsm_deploy.runtime.gpu.inference import DeviceSession
+from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu

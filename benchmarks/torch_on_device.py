@@ -9,7 +9,7 @@ import torch
 
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
+from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
 
 MODES = ("fp32", "tf32", "fp16", "compiled fp16")
 
@@ -17,7 +17,7 @@ MODES = ("fp32", "tf32", "fp16", "compiled fp16")
 class TorchDeviceSession:
     """A copy of a module on the current GPU.
 
-    See :class:`qsm_deploy.runtime.gpu.inference.DeviceSession`. PyTorch allocates its activations
+    A ``DeviceSession`` (``runtime/gpu/engines/inference.py``). PyTorch allocates its activations
     for itself, so the memory predicted is without them. It keeps what it freed for the stream that
     it was for: a session runs on one stream of its own for its life, between the caller's work.
     """

@@ -12,7 +12,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GraphPrecision
 from qsm_deploy.runtime.card.read import ONNX, PLAN
 from qsm_deploy.runtime.console.command import needs_extra
-from qsm_deploy.runtime.gpu.tensorrt_library import Flavour, installed_engines, open_library
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour, installed_engines, open_library
 from qsm_deploy.runtime.job.request import PathLike
 from qsm_deploy.runtime.scan.arrays import vector
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from qsm_deploy.runtime.gpu.tensorrt_library import Library
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Library
 
 if TYPE_CHECKING:
     import tensorrt

@@ -23,7 +23,13 @@ from qsm_deploy.export.tensorrt.timing_cache import (
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
-from qsm_deploy.runtime.gpu.tensorrt_library import ErrorLog, Flavour, Library, error_log, start
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
+    ErrorLog,
+    Flavour,
+    Library,
+    error_log,
+    start,
+)
 
 if TYPE_CHECKING:
     import tensorrt

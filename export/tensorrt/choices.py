@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.gpu.tensorrt_library import Flavour
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour
 
 Hardware = Literal["same-capability", "ampere-plus"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.gpu.plan_target import PlanTarget
-from qsm_deploy.runtime.gpu.tensorrt_library import (
+from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
     Library,
     compute_capabilities,
     error_log,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.gpu.tensorrt_library import Library, error_log, start
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Library, error_log, start
 
 if TYPE_CHECKING:
     import tensorrt

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qsm_deploy.export.measure.measurement_cache import cache_folder
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.atomic import write_atomically
-from qsm_deploy.runtime.gpu.tensorrt_library import Library
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Library
 
 if TYPE_CHECKING:
     import tensorrt

@@ -15,7 +15,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import ALIGNMENT
-from qsm_deploy.runtime.gpu.inference import DeviceSession, Shapes
+from qsm_deploy.runtime.gpu.engines.inference import DeviceSession, Shapes
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan

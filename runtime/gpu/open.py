@@ -11,7 +11,7 @@ from qsm_deploy.kernels.errors import DataError, EngineError
 from qsm_deploy.runtime.card.read import PLAN, card_in_plan
 
 if TYPE_CHECKING:
-    from qsm_deploy.runtime.gpu.inference import DeviceSession
+    from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
     from qsm_deploy.runtime.gpu.session import GpuSession
 
 
@@ -85,7 +85,7 @@ def open_device_session(
 
 
 def _open_plan(path: Path, device: int) -> "DeviceSession":
-    from qsm_deploy.runtime.gpu.plan_target import target_from_card
+    from qsm_deploy.runtime.gpu.engines.plan_target import target_from_card
 
     try:
         data = path.read_bytes()
@@ -94,13 +94,13 @@ def _open_plan(path: Path, device: int) -> "DeviceSession":
     card = card_in_plan(data, path)
     target = target_from_card(card, path)
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
-    from qsm_deploy.runtime.gpu.tensorrt import TensorRtSession
+    from qsm_deploy.runtime.gpu.engines.tensorrt import TensorRtSession
 
     return TensorRtSession(path, data, card, target, CudaDevice(device))
 
 
 def _open_onnx(path: Path, device: int, memory_limit: int | None) -> "DeviceSession":
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
-    from qsm_deploy.runtime.gpu.onnxruntime_cuda import OnnxRuntimeCudaSession
+    from qsm_deploy.runtime.gpu.engines.onnxruntime_cuda import OnnxRuntimeCudaSession
 
     return OnnxRuntimeCudaSession(path, CudaDevice(device), memory_limit)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.gpu.device import Device, Holdings
-from qsm_deploy.runtime.gpu.inference import DeviceSession, Inference
+from qsm_deploy.runtime.gpu.engines.inference import DeviceSession, Inference
 from qsm_deploy.runtime.reconstruction.patches import Patch
 
 FLOAT = 4

@@ -18,7 +18,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import Array, Device, Holdings, send
 from qsm_deploy.runtime.gpu.dipole import DeviceVectors, Pad, PaddedDipole, correct
-from qsm_deploy.runtime.gpu.inference import DeviceSession
+from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload, Layout, twice
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
 from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.device import Holdings, send
-from qsm_deploy.runtime.gpu.inference import DeviceBackend, DeviceSession
+from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, DeviceSession
 from qsm_deploy.runtime.gpu.layout import FLOAT, DeviceWorkload, own_bytes, whole_units
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.reconstruction.correction import Correction

@@ -19,8 +19,8 @@ from qsm_deploy.export.tensorrt.timing_cache import timing_cache_file
 from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.errors import EngineError, ExportError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.read import load_card
-from qsm_deploy.runtime.gpu.plan_target import target_from_card
-from qsm_deploy.runtime.gpu.tensorrt_library import open_library
+from qsm_deploy.runtime.gpu.engines.plan_target import target_from_card
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import open_library
 
 
 @pytest.fixture

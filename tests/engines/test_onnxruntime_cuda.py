@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import CardError, EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.gpu import onnxruntime_cuda as module
+from qsm_deploy.runtime.gpu.engines import onnxruntime_cuda as module
 from qsm_deploy.runtime.gpu.open import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}

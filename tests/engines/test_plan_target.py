@@ -8,7 +8,12 @@ from qsm_deploy.export.by_name import OPTIONS
 from qsm_deploy.export.cli import parser
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.gpu.device import DeviceProperties
-from qsm_deploy.runtime.gpu.plan_target import FLAGS, PlanTarget, rebuild_command, target_from_card
+from qsm_deploy.runtime.gpu.engines.plan_target import (
+    FLAGS,
+    PlanTarget,
+    rebuild_command,
+    target_from_card,
+)
 
 H100 = DeviceProperties(0, "NVIDIA H100 80GB HBM3", (9, 0))
 

@@ -19,7 +19,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECKED = (
-    *("runtime.gpu.tensorrt_library", "runtime.gpu.tensorrt", "export.tensorrt.builder"),
+    *(
+        "runtime.gpu.engines.tensorrt_library",
+        "runtime.gpu.engines.tensorrt",
+        "export.tensorrt.builder",
+    ),
     *("export.tensorrt.config", "export.tensorrt.layers"),
     *("export.tensorrt.build_progress", "export.tensorrt.timing_cache"),
 )
@@ -30,7 +34,7 @@ BUFFER = "    def __buffer__(self, flags: int, /) -> memoryview: ...\n"
 UNREADABLE = re.compile(r"^bool: .*\n|^ *def add_scale_nd.*\n", re.MULTILINE)
 # what must be found, or nothing was looked at
 MISUSE = """
-from qsm_deploy.runtime.gpu.tensorrt_library import Library
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Library
 def misuse(library: Library) -> None:
     library.Runtime.deserialise_cuda_engine
     library.BuilderFlag.TF33

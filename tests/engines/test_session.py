@@ -16,7 +16,7 @@ from qsm_deploy.kernels.errors import (
     UnservedShapeError,
 )
 from qsm_deploy.runtime.card.read import load_card
-from qsm_deploy.runtime.gpu.inference import DeviceSession
+from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.open import open_device_session
 
 SHAPES = {"local_field_ppm": (2, 1, 16, 24, 32), "voxel_size_mm": (3,)}

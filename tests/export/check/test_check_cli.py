@@ -22,7 +22,7 @@ from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
-from qsm_deploy.runtime.gpu.plan_target import PlanTarget
+from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
 from qsm_deploy.runtime.scan.nifti import load_volume, nifti_bytes
 from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
 from qsm_deploy.runtime.sessions.session import Session

@@ -16,7 +16,7 @@ from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import parse_card
-from qsm_deploy.runtime.gpu.tensorrt_library import installed_engines, open_library
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import installed_engines, open_library
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from qsm_deploy.kernels.cuda_library import CudaLibrary
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError, UnservedShapeError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
-from qsm_deploy.runtime.gpu.inference import DeviceBackend
+from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 
 GUARD = 4096

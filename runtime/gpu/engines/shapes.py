@@ -10,8 +10,8 @@ from pathlib import Path
 from qsm_deploy.kernels.errors import EngineError, UnservedShapeError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.gpu.inference import Shapes
-from qsm_deploy.runtime.gpu.plan_target import rebuild_command
+from qsm_deploy.runtime.gpu.engines.inference import Shapes
+from qsm_deploy.runtime.gpu.engines.plan_target import rebuild_command
 
 Limits = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 

@@ -18,8 +18,8 @@ from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import (
     read_card,
 )
-from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.shapes import bound_shape, bound_sizes
+from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
+from qsm_deploy.runtime.gpu.engines.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE
 from qsm_deploy.runtime.sessions.open import cannot_load
 
@@ -45,7 +45,7 @@ class OnnxRuntimeCudaInference:
         self._output_shape = session.output_shape(shapes)
 
     def enqueue(self, inputs: Mapping[str, int], output: int, stream: int) -> None:
-        """Enqueue one run; see :class:`qsm_deploy.runtime.gpu.inference.Inference`.
+        """Enqueue one run; see :class:`qsm_deploy.runtime.gpu.engines.inference.Inference`.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class OnnxRuntimeCudaInference:
 
 
 class OnnxRuntimeCudaSession:
-    """A model on a GPU; see :class:`qsm_deploy.runtime.gpu.inference.DeviceSession`.
+    """A model on a GPU; see :class:`qsm_deploy.runtime.gpu.engines.inference.DeviceSession`.
 
     ONNX Runtime takes the memory that it computes in from an arena of its own, which no caller can
     provide: ``scratch_bytes`` is 0 and :meth:`own_bytes` an estimate. It also keeps to one stream

@@ -16,10 +16,10 @@ from qsm_deploy.runtime.card.read import (
     read_card,
 )
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
-from qsm_deploy.runtime.gpu.inference import DeviceBackend, Shapes
-from qsm_deploy.runtime.gpu.plan_target import PlanTarget, rebuild_command
-from qsm_deploy.runtime.gpu.shapes import ServedShapes
-from qsm_deploy.runtime.gpu.tensorrt_library import (
+from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
+from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget, rebuild_command
+from qsm_deploy.runtime.gpu.engines.shapes import ServedShapes
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
     RUNS,
     Library,
     compute_capabilities,
@@ -47,7 +47,7 @@ class TensorRtInference:
         self._output = session.card.output.name
 
     def enqueue(self, inputs: Mapping[str, int], output: int, stream: int) -> None:
-        """Enqueue one run; see :class:`qsm_deploy.runtime.gpu.inference.Inference`.
+        """Enqueue one run; see :class:`qsm_deploy.runtime.gpu.engines.inference.Inference`.
 
         Every pointer must be aligned to 256 bytes.
         """
@@ -72,7 +72,7 @@ class TensorRtInference:
 
 
 class TensorRtSession:
-    """A plan on a GPU; see :class:`qsm_deploy.runtime.gpu.inference.DeviceSession`.
+    """A plan on a GPU; see :class:`qsm_deploy.runtime.gpu.engines.inference.DeviceSession`.
 
     ``weights_bytes`` is the size of the plan: weights, kernels and what describes them. Whether
     the work can be captured must be asked of each context and stream where the library compiles

@@ -12,7 +12,7 @@ from typing import cast, get_args
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.device import DeviceProperties
-from qsm_deploy.runtime.gpu.tensorrt_library import Flavour
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour
 
 ARCHITECTURES = re.compile(r"sm_\d{2,3}(,sm_\d{2,3})*\+?( \S.*)?")
 OPTIONS = ("engine", "versions", "gpu")  # of the card
@@ -107,7 +107,7 @@ def rebuild_command(card: ModelCard, file: str, changes: Mapping[str, str] | Non
         Options of the card to change, such as ``shapes`` or ``engine``.
     """
     options = card.options | dict(changes or {})
-    bundled = (Path(__file__).parents[1] / "models" / f"{card.network}.onnx").is_file()
+    bundled = (Path(__file__).parents[2] / "models" / f"{card.network}.onnx").is_file()
     words = ["qsm-export --model", card.network, *([] if bundled else ["--weights FILE"])]
     words += ["-o", file, "--engine", options.get("engine", "tensorrt").split()[0]]
     words += [

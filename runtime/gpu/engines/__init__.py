@@ -1,0 +1,1 @@
+"""Inference libraries of the GPU behind one small protocol, and what plans are for."""
