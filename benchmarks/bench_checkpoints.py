@@ -28,13 +28,12 @@ from scipy.ndimage import center_of_mass
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.job.one_scan import prepared
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
+from qsm_deploy.runtime.reconstructor import reconstructor_of
 from qsm_deploy.runtime.scan.geometry_limits import deviations
-from qsm_deploy.runtime.scan.resampling import resample_map
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
@@ -53,10 +52,10 @@ def network_map(session: Session, scan: Scan) -> tuple[Volume, Row]:
     """Return a network's map on the grid of the scan, and how it was made."""
     card = session.card
     resample = bool(deviations(card.geometry, scan.geometry))
-    _, entering = prepared(card, scan, resample=resample)
-    chi = reconstruct(session, entering, plan_whole(entering.mask.shape, card.divisor), Stages())
-    if resample:
-        chi = resample_map(chi, scan.mask)
+    reconstructor = reconstructor_of(session, Path(card.network))
+    wants = Wants(PatchOptions("off"), resample=resample, allow_geometry=True)
+    planned = reconstructor.plan(scan, wants)
+    chi = reconstructor.run(planned, Stages()).chi_ppm
     return chi, {"resampled": resample}
 
 
