@@ -171,8 +171,18 @@ def buffer() -> Callable[[int], tuple[int, np.ndarray]]:
 
 
 @pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C be an exception, also in a worker, which it would end."""
+def press_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Return what calls whoever waits for Ctrl-C.
+
+    No signal is sent: in a process that has loaded all the libraries of this project, one of them
+    leaves signals a stack that is gone.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
+
+    def press() -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
+        handler(signal.SIGINT, None)
+
+    yield press
     signal.signal(signal.SIGINT, before)

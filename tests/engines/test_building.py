@@ -240,14 +240,14 @@ def test_the_bar_follows_the_outermost_phase(install, levers) -> None:
     assert not monitor.step_complete("Building", 1)
 
 
-def test_ctrl_c_ends_the_build_at_its_next_step(install, built, levers, interruptible) -> None:
+def test_ctrl_c_ends_the_build_at_its_next_step(install, built, levers, press_ctrl_c) -> None:
     install()
     steps = []
 
     def press() -> None:
         steps.append(1)
         if len(steps) == 2:
-            signal.raise_signal(signal.SIGINT)
+            press_ctrl_c()
 
     levers.during_build = press
     before = signal.getsignal(signal.SIGINT)

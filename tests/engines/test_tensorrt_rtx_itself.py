@@ -1,6 +1,5 @@
 """What TensorRT for RTX itself does without a GPU: it builds, and loads nothing."""
 
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,9 +72,9 @@ def test_it_reports_its_progress(build, monkeypatch) -> None:
     assert len(phases) > 1
 
 
-def test_ctrl_c_ends_the_build(card, model, monkeypatch, interruptible) -> None:
+def test_ctrl_c_ends_the_build(card, model, monkeypatch, press_ctrl_c) -> None:
     def interrupted(library, bar, stop):
-        signal.raise_signal(signal.SIGINT)
+        press_ctrl_c()
         return build_monitor(library, bar, stop)
 
     monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", interrupted)
