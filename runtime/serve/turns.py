@@ -62,10 +62,10 @@ class TakingTurns:
         with self._turn:
             yield
 
-    def warm_up(self) -> None:
+    def warm_up(self, voxels: int = WARM_UP_VOXELS) -> None:
         """Reconstruct a flat field, so that the first scan does not wait for what is done once."""
         trained = self.reconstructor.inversion.needs.geometry
-        shape = (WARM_UP_VOXELS,) * 3
+        shape = (voxels,) * 3
         grid = Geometry(
             shape, trained.voxel_size_mm or (1, 1, 1), trained.b0_direction or (0, 0, 1)
         )
@@ -95,7 +95,11 @@ class TakingTurns:
 
 
 def open_taking_turns(
-    model: Path, host: Host | None = None, wants: Wants | None = None
+    model: Path,
+    host: Host | None = None,
+    wants: Wants | None = None,
+    *,
+    warm_up_voxels: int = WARM_UP_VOXELS,
 ) -> TakingTurns:
     """Load a network of one local field and warm it up.
 
@@ -116,5 +120,5 @@ def open_taking_turns(
             "of one field"
         )
     opened = TakingTurns(reconstructor, wants, worker)
-    opened.warm_up()
+    opened.warm_up(warm_up_voxels)
     return opened

@@ -107,6 +107,7 @@ def test_lpcnn_keeps_every_dipole_operator_and_every_estimate(traced) -> None:
     assert convolution_weights(model, reduced=False) == {"gen.7.weight"}
 
 
+@pytest.mark.slow
 def test_loopnet_keeps_its_normalisations_and_maps(traced) -> None:
     model = traced("loopnet planes")
     reduced = reducible_nodes(model.graph)

@@ -71,7 +71,9 @@ def open_form(weights, tmp_path):
 @pytest.mark.parametrize(
     ("name", "orientations"), [("lpcnn", 1), ("lpcnn", 2), ("modl-qsm", 1)], ids=str
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param("onnxruntime", marks=pytest.mark.slow), "openvino"]
+)
 def test_one_graph_equals_the_cnn_in_patches(name, orientations, backend, scan, open_form) -> None:
     scan = replace(
         scan,

@@ -236,13 +236,13 @@ def test_the_server_reconstructs_on_a_gpu_in_one_thread(
 
     monkeypatch.setattr(fake_device, "copy_in", noting)
     step = Wants(correction=Correction(0.05))
-    turns = open_taking_turns(write_model(tkd_card), Host(device="cuda:1"), step)
+    turns = open_taking_turns(write_model(tkd_card), Host(device="cuda:1"), step, warm_up_voxels=16)
     scan = scan_from_arrays(field, None, voxel_size_mm=(1, 1, 2), b0_direction=(0, 0, 1))
     with ThreadPoolExecutor(2) as clients:
         maps = list(clients.map(lambda _: turns.chi_ppm(scan, Stages())[0], range(2)))
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
-    cpu = open_taking_turns(write_model(tkd_card), Host("onnxruntime"), step)
+    cpu = open_taking_turns(write_model(tkd_card), Host("onnxruntime"), step, warm_up_voxels=16)
     expected, _ = cpu.chi_ppm(scan, Stages())
     assert np.abs(expected).max() > 0.001
     for chi in maps:
