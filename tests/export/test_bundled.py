@@ -60,6 +60,7 @@ def test_every_level_of_tkd_unet_is_alive() -> None:
     assert not dead
 
 
+@pytest.mark.slow
 def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
     state = load_state(TKD_UNET.bundled_file())
     bundled = onnx.load(TKD_UNET_ONNX)

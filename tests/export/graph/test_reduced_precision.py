@@ -78,6 +78,7 @@ def convolution_weights(model: onnx.ModelProto, *, reduced: bool) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_ir2qsm_keeps_its_estimates_and_their_fusion(tiny_ir2qsm) -> None:
     model = onnx_from_module(tiny_ir2qsm)
     assert sorted(kept(model)) == ["Add"] * 3 + ["Concat"] + ["Conv"] * 3

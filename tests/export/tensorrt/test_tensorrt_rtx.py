@@ -29,7 +29,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 
 # the others are of the same operators
-QUICK = ("tkd-unet", "loopnet planes")
+QUICK = ("tkd-unet",)
 # what it says of the dipole operator in the forms that it lacks
 REFUSED = {"function": "value_string", "plugin": "tensorrt-rtx takes no plugins"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
