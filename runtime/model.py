@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.geometry import (
-    Volume,
-)
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -25,10 +23,7 @@ from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstru
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
-from qsm_deploy.runtime.sessions.session import (
-    AUTO,
-    Precision,
-)
+from qsm_deploy.runtime.sessions.session import AUTO, Precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

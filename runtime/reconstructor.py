@@ -22,12 +22,7 @@ from qsm_deploy.runtime.sessions.open import (
     open_session,
     require_backend,
 )
-from qsm_deploy.runtime.sessions.session import (
-    AUTO,
-    Backend,
-    Precision,
-    Session,
-)
+from qsm_deploy.runtime.sessions.session import AUTO, Backend, Precision, Session
 
 AnyNetwork = Network[Any]
 

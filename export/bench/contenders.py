@@ -12,10 +12,7 @@ from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.sessions.open import choose_backend, gpu_number, open_session
-from qsm_deploy.runtime.sessions.session import (
-    BACKENDS,
-    Session,
-)
+from qsm_deploy.runtime.sessions.session import BACKENDS, Session
 
 TORCH = "torch"
 Opener = Callable[[], Session]

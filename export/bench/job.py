@@ -15,15 +15,9 @@ from qsm_deploy.export.graph.flop_count import Work, count_work
 from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import (
-    Shape,
-    Volume,
-    shape_text,
-)
+from qsm_deploy.kernels.geometry import Shape, Volume, shape_text
 from qsm_deploy.runtime.card.read import PLAN
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.reconstruction.inversion import Wants

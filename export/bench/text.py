@@ -3,9 +3,7 @@
 from typing import Any
 
 from qsm_deploy.kernels.geometry import shape_text
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 
 GIGA = 1e9
 HEADS = ("", "library", "precision", "median", "from - to", "speed", "memory", "Mvoxel/s")

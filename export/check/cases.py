@@ -11,12 +11,7 @@ from qsm_deploy.export.check.shapes import Shapes
 from qsm_deploy.export.measure.comparison import Row
 from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
-from qsm_deploy.kernels.geometry import (
-    Geometry,
-    Shape,
-    Volume,
-    shape_text,
-)
+from qsm_deploy.kernels.geometry import Geometry, Shape, Volume, shape_text
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide

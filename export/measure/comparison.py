@@ -11,13 +11,7 @@ from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
-from qsm_deploy.runtime.metrics.metrics import (
-    all_metrics,
-    field_residual,
-    hfen,
-    nrmse,
-    xsim,
-)
+from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual, hfen, nrmse, xsim
 from qsm_deploy.runtime.metrics.regional_metrics import DEEP_GREY, dgm_slope
 from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.scan import Scan

@@ -18,10 +18,7 @@ from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, rss_bytes
 from qsm_deploy.runtime.sessions.open import open_session
-from qsm_deploy.runtime.sessions.session import (
-    BACKENDS,
-    Backend,
-)
+from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
 # far enough apart for a slope, the smaller one little but the fixed part, multiples of every power
 # of two up to 16, and not slow

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
-from qsm_deploy.export.networks.network import (
-    ANY_GEOMETRY,
-    LOCAL_FIELD,
-    TKD_CHI,
-    Choices,
-    Network,
-)
+from qsm_deploy.export.networks.network import ANY_GEOMETRY, LOCAL_FIELD, TKD_CHI, Choices, Network
 from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 from qsm_deploy.runtime.card.card import TkdSettings
 

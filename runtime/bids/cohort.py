@@ -26,11 +26,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
-from qsm_deploy.runtime.job.request import (
-    Outputs,
-    OutUnits,
-    Request,
-)
+from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor

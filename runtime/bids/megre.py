@@ -16,11 +16,7 @@ from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
-from qsm_deploy.runtime.local_field.from_echoes import (
-    EMPTY,
-    local_field_from_echoes,
-    result_of,
-)
+from qsm_deploy.runtime.local_field.from_echoes import EMPTY, local_field_from_echoes, result_of
 from qsm_deploy.runtime.local_field.phase_scale import detect_phase_scale, radians_from_phase
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params

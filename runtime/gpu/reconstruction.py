@@ -8,9 +8,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceVolume
 from qsm_deploy.runtime.gpu.device import holding

@@ -56,7 +56,8 @@ class GpuSession:
 
     def limit_bytes(self) -> float:
         """Return what a run may take of the GPU's memory, the engine included."""
-        return limit_bytes(self.gpu)
+        gpu = self.gpu
+        return SHARE_OF_FREE * gpu.device.free_bytes() + gpu.session.weights_bytes
 
     def workload(
         self, scan: Scan, correction: Correction | None = None, *, evaluates: bool = False
@@ -65,11 +66,6 @@ class GpuSession:
         if is_called_by_host(self.card):
             return CopyingWorkload(scan, self.gpu.session)
         return DeviceWorkload(scan, self.gpu.session, self.gpu.library, correction, evaluates)
-
-
-def limit_bytes(gpu: Gpu) -> float:
-    """Return what a run may take of a GPU's memory, the engine included."""
-    return SHARE_OF_FREE * gpu.device.free_bytes() + gpu.session.weights_bytes
 
 
 def is_called_by_host(card: ModelCard) -> bool:

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.kernels.geometry import (
-    Volume,
-)
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog

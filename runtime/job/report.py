@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsm_deploy.kernels.geometry import vector_text
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import Request

@@ -16,9 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 

@@ -22,9 +22,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components, mini
 
 from qsm_deploy.kernels.errors import MemoryLimitError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.console.peak_memory import (
-    memory_text,
-)
+from qsm_deploy.runtime.console.peak_memory import memory_text
 
 Edges = tuple[NDArray[np.int32], NDArray[np.int32]]
 

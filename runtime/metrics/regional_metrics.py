@@ -17,12 +17,7 @@ from scipy.ndimage import binary_dilation
 
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.scan.agreement import (
-    Samples,
-    detrended_nrmse_percent,
-    linear_fit,
-    varies,
-)
+from qsm_deploy.runtime.scan.agreement import Samples, detrended_nrmse_percent, linear_fit, varies
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 Labels = NDArray[np.integer]

@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qsm_deploy.kernels.geometry import (
-    Geometry,
-    Volume,
-)
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan

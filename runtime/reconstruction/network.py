@@ -11,12 +11,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
-from qsm_deploy.runtime.reconstruction.planning import (
-    Demand,
-    as_told,
-    decide,
-    patches_text,
-)
+from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, run_command
-from qsm_deploy.runtime.job.arguments import (
-    add_backend,
-    add_consistency,
-    add_geometry,
-    memory_size,
-)
+from qsm_deploy.runtime.job.arguments import add_backend, add_consistency, add_geometry, memory_size
 from qsm_deploy.runtime.serve.limits import PORT
 
 NAME = "qsm-serve"

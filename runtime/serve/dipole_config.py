@@ -8,12 +8,7 @@ from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM, FieldUnit, ppm_per_unit
 from qsm_deploy.runtime.serve.acquisition import echo_time_s, field_strength_t
-from qsm_deploy.runtime.serve.configuration import (
-    Request,
-    Source,
-    require_mask,
-    scan_of,
-)
+from qsm_deploy.runtime.serve.configuration import Request, Source, require_mask, scan_of
 from qsm_deploy.runtime.serve.grouping import field_volume
 from qsm_deploy.runtime.serve.image_roles import echo_key, number_attribute
 from qsm_deploy.runtime.serve.stacks import Stack

@@ -10,10 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.geometry import (
-    Geometry,
-    Volume,
-)
+from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor

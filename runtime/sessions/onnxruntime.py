@@ -10,9 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.card.read import (
-    read_card,
-)
+from qsm_deploy.runtime.card.read import read_card
 from qsm_deploy.runtime.sessions.open import cannot_load
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 

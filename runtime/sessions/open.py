@@ -9,13 +9,7 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
-from qsm_deploy.runtime.sessions.session import (
-    AUTO,
-    BACKENDS,
-    Backend,
-    Precision,
-    Session,
-)
+from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
 MODEL_SUFFIXES = (ONNX, PLAN)

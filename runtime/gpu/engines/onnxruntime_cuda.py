@@ -15,9 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.card.read import (
-    read_card,
-)
+from qsm_deploy.runtime.card.read import read_card
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.engines.shapes import bound_shape, bound_sizes
 from qsm_deploy.runtime.sessions.onnxruntime import UNREADABLE

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.card.read import (
-    read_card,
-)
+from qsm_deploy.runtime.card.read import read_card
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget, rebuild_command

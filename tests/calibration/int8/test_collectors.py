@@ -5,13 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from qsm_deploy.calibration.int8.collectors import (
-    BINS,
-    LEVELS,
-    Collector,
-    Histogram,
-    collect_range,
-)
+from qsm_deploy.calibration.int8.collectors import BINS, LEVELS, Collector, Histogram, collect_range
 from qsm_deploy.kernels.errors import DataError
 
 COLLECTORS = get_args(Collector)

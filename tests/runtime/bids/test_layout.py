@@ -7,12 +7,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, UnitsError, UsageError
 from qsm_deploy.runtime.bids.layout import BidsImage
-from qsm_deploy.runtime.bids.metadata import (
-    field_unit,
-    load_metadata,
-    load_params_of,
-    require_echo,
-)
+from qsm_deploy.runtime.bids.metadata import field_unit, load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 

@@ -27,9 +27,7 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
-from qsm_deploy.runtime.card.read import (
-    read_card,
-)
+from qsm_deploy.runtime.card.read import read_card
 from qsm_deploy.runtime.sessions.open import (
     choose_backend,
     installed_backends,
