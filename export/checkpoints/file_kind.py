@@ -4,9 +4,9 @@ import zlib
 from pathlib import Path
 
 from qsm_deploy.runtime.card.read import PLAN
+from qsm_deploy.runtime.console.inputs import not_downloaded
 
 HEAD_BYTES = 512
-LFS = b"version https://git-lfs.github.com/spec/"
 GZIP, ZIP, HDF5, PICKLE = b"\x1f\x8b", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x80"
 WEB_PAGE = (b"<!doctype html", b"<html")
 MATLAB = (b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file")
@@ -15,9 +15,9 @@ NIFTI_1, NIFTI_2 = (b"n+1\0", b"ni1\0"), (b"n+2\0", b"ni2\0")
 
 def stand_in(path: Path) -> str | None:
     """Return what a download left in place of the file, and what to do, if it did."""
+    if left := not_downloaded(path):
+        return left
     head = _head(path)
-    if head.startswith(LFS):
-        return "a Git LFS pointer in place of the file; fetch the file with git lfs pull"
     if head.lstrip().lower().startswith(WEB_PAGE):
         return "a web page in place of the file; download it again"
     return None

@@ -1,4 +1,4 @@
-"""What a command line names as its input: that it is there, and that it is no weights."""
+"""What a command line names as its input: that it is there, was downloaded, and is no weights."""
 
 import os
 from collections.abc import Iterable
@@ -9,6 +9,34 @@ from qsm_deploy.kernels.errors import DataError, UsageError
 # of weights and, unlike .npz and .mat, of no volumes
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".pkl", ".safetensors", ".h5", ".hdf5", ".keras")
 
+ANNEX_POINTER = b"/annex/objects/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER_BYTES = 512
+
+
+def not_downloaded(path: Path) -> str | None:
+    """Return what stands in place of a file whose content was not fetched, and how to fetch it.
+
+    ``None`` where there is content, or nothing at all.
+    """
+    try:
+        if path.is_symlink() and not path.exists():
+            target = os.readlink(path)
+            if "annex" in target:
+                return f"not downloaded, a link of git-annex to nothing; run: datalad get {path}"
+            return f"a link to {target}, which does not exist; fetch it, with DataLad: datalad get"
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            head = file.read(POINTER_BYTES)
+    except OSError:
+        return None
+    if head.startswith((b"../", b"/")) and ANNEX_POINTER in head:
+        return f"not downloaded, a pointer of git-annex; run: datalad get {path}"
+    if head.startswith(LFS_POINTER):
+        return "a Git LFS pointer in place of the file, not downloaded; run: git lfs pull"
+    return None
+
 
 def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
     """Refuse inputs that are not there, before anything is said of the outputs.
@@ -16,10 +44,14 @@ def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
     Raises
     ------
     DataError
-        If one is missing, or a folder.
+        If one is missing, a folder, or was not downloaded.
     """
     for path in paths:
-        if path is not None and not os.path.isfile(path):  # which takes a name of any length
+        if path is None:
+            continue
+        if left := not_downloaded(path):
+            raise DataError(f"{path}: {left}")
+        if not os.path.isfile(path):  # which takes a name of any length
             raise DataError(f"{path}: {'a folder' if os.path.isdir(path) else f'no such {kind}'}")
 
 

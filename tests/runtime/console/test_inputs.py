@@ -1,11 +1,11 @@
-"""Inputs that are missing, and weights in the place of a model."""
+"""Inputs that are missing or were not downloaded, and weights in the place of a model."""
 
 from pathlib import Path
 
 import pytest
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
+from qsm_deploy.runtime.console.inputs import not_downloaded, refuse_weights, require_files
 
 
 def test_what_is_there_is_no_matter(tmp_path):
@@ -35,3 +35,31 @@ def test_weights_are_no_model(name):
 @pytest.mark.parametrize("name", ["field.nii.gz", "field.nii", "model.onnx", "model.plan", "v.mat"])
 def test_other_files_are_no_weights(name):
     refuse_weights(Path(name))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"/annex/objects/MD5E-s123--abc.nii.gz\n", "datalad get"),
+        (b"../../.git/annex/objects/aa/bb/MD5E-s1--c/MD5E-s1--c", "datalad get"),
+        (b"../.git/annex/objects/aa/bb/MD5E-s1--c/MD5E-s1--c", "datalad get"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\x1f\x8b\x08", None),
+    ],
+)
+def test_a_pointer_is_no_content(tmp_path, content, says):
+    path = tmp_path / "f.nii.gz"
+    path.write_bytes(content)
+    found = not_downloaded(path)
+    assert (says in found) if says else (found is None)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [("../.git/annex/objects/aa/x.nii.gz", "run: datalad get"), ("elsewhere.nii.gz", "a link to")],
+)
+def test_a_link_to_nothing_was_not_downloaded(tmp_path, target, says):
+    path = tmp_path / "f.nii.gz"
+    path.symlink_to(target)
+    with pytest.raises(DataError, match=says):
+        require_files([path])
