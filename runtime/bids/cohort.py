@@ -32,7 +32,7 @@ from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
-from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import FieldUnit
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Cohort:
         Only these, and only what begins with ``localfield`` or ``megre``; ``None`` is all.
     wants
         What is asked of every reconstruction.
-    units, field_strength, negate
-        How local fields are to be understood where the dataset does not say.
+    units, field_strength, negate, phase_scale
+        How local fields and phases are to be understood where the dataset does not say.
     out_units
         Of the maps.
     force, resume
@@ -93,6 +93,7 @@ class Cohort:
     units: FieldUnit | None = None
     field_strength: float | None = None
     negate: bool = False
+    phase_scale: str | None = None
     out_units: OutUnits = "ppm"
     force: bool = False
     resume: bool = False
@@ -214,7 +215,9 @@ class _Run:
             )
         mask = recording.mask(pairs[0][0])
         limit = cohort.wants.memory_limit or available_bytes()
-        scan = scan_from_echoes(pairs, mask, limit, stages, negate=cohort.negate)
+        scan = scan_from_echoes(
+            pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
+        )
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
         reading = Reading(units="rad", from_file=stated, negate=cohort.negate)
