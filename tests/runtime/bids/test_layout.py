@@ -280,8 +280,8 @@ class TestMetadata:
         ("says", "stated", "message"),
         [
             (None, None, "Units are not stated; add ppm, Hz or rad, or pass --units"),
-            ("T", None, "Units are 'T', expected ppm, Hz or rad"),
-            (["ppm"], None, "expected ppm, Hz or rad"),
+            ("G", None, "Units are 'G', expected one of ppm, ppb, hz, rad/s, tesla, rad"),
+            (["ppm"], None, "expected one of ppm"),
             ("ppm", "hz", "says ppm, --units says hz; drop --units"),
         ],
     )
