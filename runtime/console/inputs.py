@@ -12,6 +12,9 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".pkl", ".safetensors", ".h5", ".hdf
 ANNEX_POINTER = b"/annex/objects/"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_BYTES = 512
+A_FOLDER = (
+    "a folder; pass one file, a BIDS dataset with --bids, and DICOM as NIfTI (dcm2niix -z y FOLDER)"
+)
 
 
 def not_downloaded(path: Path) -> str | None:
@@ -52,7 +55,7 @@ def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
         if left := not_downloaded(path):
             raise DataError(f"{path}: {left}")
         if not os.path.isfile(path):  # which takes a name of any length
-            raise DataError(f"{path}: {'a folder' if os.path.isdir(path) else f'no such {kind}'}")
+            raise DataError(f"{path}: {A_FOLDER if os.path.isdir(path) else f'no such {kind}'}")
 
 
 def refuse_weights(path: Path) -> None:

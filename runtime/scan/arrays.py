@@ -9,6 +9,7 @@ import numpy as np
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Mask
 from qsm_deploy.runtime.scan.masks import mask_from_values
+from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.orientations import require_different
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
@@ -86,6 +87,7 @@ def scan_from_arrays(
         if quantity == "phase_rad":
             notes += require_wrapped_phase(values)
         else:
+            refuse_other_than_field(values)
             require_unwrapped(field, inside, turn=None)
             notes += require_ppm(values, "ppm")
     measured = np.where(inside, fields, 0).astype(np.float32)

@@ -11,7 +11,7 @@ from qsm_deploy.kernels.geometry import Mask
 ROUNDING = 1e-3  # that interpolation may leave a probability outside of 0 to 1
 HALF = 0.5  # a probability above it is inside
 MOST_LABELS = 256  # an image has more values, an atlas hardly
-USUAL_SHARE = 0.8  # of a volume; more than this is no brain
+USUAL_SHARE = 0.6  # of a volume; more than this is no brain
 
 
 def mask_from_values(values: NDArray[Any], name: str) -> tuple[Mask, list[str]]:

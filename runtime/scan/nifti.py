@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.console.inputs import not_downloaded
+from qsm_deploy.runtime.console.inputs import A_FOLDER, not_downloaded
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
@@ -69,6 +69,11 @@ class NiftiVolume:
     def geometry(self) -> Geometry:
         """The volume's grid, read off its affine."""
         return Geometry.from_affine(self.data.shape, self.affine)
+
+    @property
+    def description(self) -> str:
+        """What the header says of it, in words."""
+        return bytes(self.header["descrip"].item()).decode("latin-1")
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -210,8 +215,8 @@ def _content(path: Path) -> bytes:
     if left := not_downloaded(path):
         raise DataError(f"{path}: {left}")
     if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
-        seen = "a folder" if os.path.isdir(path) else "no such file"
-        raise DataError(f"{path}: {seen}; pass one .nii or .nii.gz file")
+        seen = A_FOLDER if os.path.isdir(path) else "no such file; pass one .nii or .nii.gz file"
+        raise DataError(f"{path}: {seen}")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -263,7 +268,7 @@ def _spatial_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) < 3 or min(shape[:3]) < 2 or set(shape[3:]) - {1}:
         raise GeometryError(
             f"{path}: {len(shape)}-D of shape {shape}; one 3-D volume, of two voxels or more "
-            "on every axis, is needed: pass one echo or average at a time"
+            "on every axis, is needed: a multi-echo GRE goes through qsm-run --bids DATASET"
         )
     x, y, z = shape[:3]
     return x, y, z

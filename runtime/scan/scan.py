@@ -12,6 +12,7 @@ from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.scan.bounding_box import Box
 from qsm_deploy.runtime.scan.masks import mask_from_values
+from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params, Vector
 from qsm_deploy.runtime.scan.phase_scale import Said, phase_scale, radians_from_phase
@@ -238,6 +239,7 @@ def _inside(
             measured = _radians(volume, reading)
         else:
             in_rad = reading.units == "rad"
+            refuse_other_than_field(volume.data[mask], volume.description)
             require_unwrapped(volume.data, mask, TURN if in_rad else None)
             measured = volume.data
         values: NDArray[np.float32] = np.where(mask, measured, np.float32(0))
@@ -247,8 +249,8 @@ def _inside(
         else:
             stated = reading.units is not None
             found = require_ppm(values[mask], reading.units or "ppm", stated=stated)
-    except UnitsError as error:
-        raise UnitsError(f"{volume.path}: {error}") from None
+    except DataError as error:  # of units too
+        raise type(error)(f"{volume.path}: {error}") from None
     notes += [f"{volume.path}: {note}" for note in found]
     return values
 
@@ -329,6 +331,10 @@ def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[
     _require_finite(path, truth, mask, masked=True)
     from qsm_deploy.runtime.scan.agreement import require_variation
 
+    try:
+        refuse_other_than_truth(truth[mask])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     require_variation(truth[mask].astype(np.float64))
     return truth
 

@@ -7,6 +7,7 @@ import numpy as np
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.scan.masks import mask_from_values
+from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.unit_names import TURN, UNITS, FieldUnit
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 from qsm_deploy.runtime.scan.wraps import require_unwrapped
@@ -38,6 +39,7 @@ def source_from_field(request: Request, stages: Stages) -> Generator[str, None, 
         sent = (field != 0) if found.mask is None else found.mask.volume()
         mask, notes = mask_from_values(sent, "mask")
         require_finite(field, mask)
+        refuse_other_than_field(field[mask])
         require_unwrapped(field, mask, TURN if unit == "rad" else None)
         field *= np.float32(-ppm if request.parameters.negate else ppm)
         scan = scan_of(field, mask, found.field, unit, [*found.notes, *notes])
