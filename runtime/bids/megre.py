@@ -39,7 +39,7 @@ def scan_from_echoes(
     Parameters
     ----------
     pairs
-        Phase and magnitude of every echo, in order.
+        Phase and magnitude, or real and imaginary part, of every echo, in order.
     mask_path
         Where the phase is to be trusted; ``None`` takes what gives signal.
     limit_bytes
@@ -66,8 +66,13 @@ def scan_from_echoes(
         first = load_volume(pairs[0][0].path)
         require_echo_memory(len(pairs), first.data.size, limit_bytes)
         others = [load_on_grid(phase.path, first).data for phase, _ in pairs[1:]]
-        phase, scale = _radians(pairs[0][0], np.stack([first.data, *others]))
-        magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
+        leading = np.stack([first.data, *others])
+        if pairs[0][0].part == "real":
+            phase, magnitude = _polar(pairs, leading, first)
+            scale = "radians, of real and imaginary parts"
+        else:
+            phase, scale = _radians(pairs[0][0], leading)
+            magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
         mask = None if mask_path is None else _mask(mask_path, first)
     notes = [f"{len(pairs)} echoes, phase in {scale}"]
     params = load_params_of(pairs[0][0])
@@ -139,6 +144,21 @@ def _radians(image: BidsImage, phase: Volume) -> tuple[Volume, str]:
             f"{high:.5g}; BIDS knows rad and arbitrary: correct the sidecar"
         )
     return radians_from_phase(phase, scale), scale.name
+
+
+def _polar(pairs: Sequence[Pair], real: Volume, like: NiftiVolume) -> tuple[Volume, Volume]:
+    """Return the (n, x, y, z) phase [rad] and magnitude of real and imaginary parts."""
+    imaginary = np.stack([load_on_grid(image.path, like).data for _, image in pairs])
+    for (first, second), *parts in zip(pairs, real, imaginary, strict=True):
+        for image, values in zip((first, second), parts, strict=True):
+            if not np.isfinite(values).all():
+                raise DataError(f"{image.path}: the part-{image.part} has NaN or Inf")
+        if min(values.min() for values in parts) >= 0:
+            raise DataError(
+                f"{first.path.name} and {second.path.name} are nowhere negative; real and "
+                "imaginary parts lie around 0: check the scaling (scl_inter) in the header"
+            )
+    return np.arctan2(imaginary, real), np.hypot(real, imaginary)
 
 
 def _magnitude(image: BidsImage, like: NiftiVolume) -> Volume:
