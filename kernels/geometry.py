@@ -95,9 +95,7 @@ class Geometry:
                 f"the affine is singular (voxel size {vector_text(tuple(voxel))} mm); "
                 "correct the header"
             )
-        axes = linear / voxel
-        shear = float(np.degrees(np.arcsin(min(1, np.abs(np.tril(axes.T @ axes, -1)).max()))))
-        if shear > LARGEST_SHEAR_DEG:
+        if (shear := shear_deg(matrix)) > LARGEST_SHEAR_DEG:
             raise GeometryError(
                 f"the affine shears the voxel axes {shear:.1f} degrees off the right angle (at "
                 f"most {LARGEST_SHEAR_DEG:g}); resample the volume onto a straight grid"
@@ -135,6 +133,13 @@ def _three_floats(name: str, values: ArrayLike) -> tuple[float, float, float]:
     if array.shape != (3,):
         raise GeometryError(f"{name} must have three components, got {values!r}")
     return float(array[0]), float(array[1]), float(array[2])
+
+
+def shear_deg(affine: ArrayLike) -> float:
+    """Return how far the voxel axes of a regular affine are off the right angle [degrees]."""
+    linear = np.asarray(affine, dtype=np.float64)[:3, :3]
+    axes = linear / np.linalg.norm(linear, axis=0)
+    return float(np.degrees(np.arcsin(min(1, np.abs(np.tril(axes.T @ axes, -1)).max()))))
 
 
 def shape_text(shape: Iterable[int | str]) -> str:

@@ -39,6 +39,7 @@ from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstru
 from qsm_deploy.runtime.scan.arrays import mask_from, vector
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import require_ppm
+from qsm_deploy.runtime.scan.wraps import require_unwrapped
 
 MASK_KINDS = ("b1", "u1")
 
@@ -150,7 +151,7 @@ def _mask(mask: Any, device: Device) -> NDArray[np.bool_]:
         mask = device.pinned(there.shape, np.uint8)
         device.copy_out(mask, there.pointer, stream)
         device.synchronize()
-    return mask_from(mask)
+    return mask_from(mask)[0]
 
 
 def _field(
@@ -166,6 +167,7 @@ def _field(
     within = values[mask]
     if not np.isfinite(within).all():
         raise DataError("the field holds NaN or Inf inside the mask; fix it or the mask")
+    require_unwrapped(values, mask, turn=None)
     require_ppm(within, "ppm")
     return None, np.where(mask, values, np.float32(0))
 

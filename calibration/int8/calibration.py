@@ -16,7 +16,7 @@ from qsm_deploy.calibration.int8.volumes import CalibrationData, load_calibratio
 from qsm_deploy.kernels.errors import DataError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
-from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import FieldUnit
 from qsm_deploy.runtime.sessions.session import Session
 
 DEFAULT_COLLECTOR: Collector = "mse"  # clips a calcification a third as much as percentiles

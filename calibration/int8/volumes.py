@@ -18,7 +18,7 @@ from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import Params, load_params
 from qsm_deploy.runtime.scan.scan import Quantity, Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import FieldUnit
 
 PHANTOMS = "phantoms"
 # of heads for a network that takes any grid; one that does not gets the shapes on its own grid

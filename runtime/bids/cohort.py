@@ -20,7 +20,6 @@ from qsm_deploy.runtime.bids.metadata import field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import Derivative, make_folder
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
-from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.console.stages import Stages
@@ -33,7 +32,7 @@ from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
-from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import FieldUnit
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class Cohort:
         Only these, and only what begins with ``localfield`` or ``megre``; ``None`` is all.
     wants
         What is asked of every reconstruction.
-    units, field_strength, negate
-        How local fields are to be understood where the dataset does not say.
+    units, field_strength, negate, phase_scale
+        How local fields and phases are to be understood where the dataset does not say.
     out_units
         Of the maps.
     force, resume
@@ -94,6 +93,7 @@ class Cohort:
     units: FieldUnit | None = None
     field_strength: float | None = None
     negate: bool = False
+    phase_scale: str | None = None
     out_units: OutUnits = "ppm"
     force: bool = False
     resume: bool = False
@@ -206,7 +206,6 @@ class _Run:
         cohort = self.cohort
         if recording.source == "localfield":
             image = recording.local_field()
-            require_files([image.path])
             mask = recording.mask(image)
             params = _with_strength(image, cohort.field_strength)
             reading = Reading(
@@ -221,10 +220,11 @@ class _Run:
                 "--units and --field-strength are for local fields; the sidecars of a MEGRE state "
                 "both"
             )
-        require_files(image.path for pair in pairs for image in pair)
         mask = recording.mask(pairs[0][0])
         limit = cohort.wants.memory_limit or available_bytes()
-        scan = scan_from_echoes(pairs, mask, limit, stages, negate=cohort.negate)
+        scan = scan_from_echoes(
+            pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
+        )
         scan.notes.extend(recording.left_over())
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)

@@ -175,7 +175,7 @@ class Recording:
         Raises
         ------
         DataError
-            If several fit equally well, or one that may fit was not downloaded or cannot be read.
+            If several fit equally well, or one of another derivative cannot be read.
         """
         masks = [image for image in self.images if image.suffix == "mask"]
         if near := [mask for mask in masks if mask.root == measured.root]:
@@ -188,11 +188,7 @@ class Recording:
             masks = [mask for mask in masks if on_grid(mask.path, measured.path)]
         most = max((len(mask.recording) for mask in masks), default=0)
         fitting = [mask for mask in masks if len(mask.recording) == most]
-        if not fitting:
-            return None
-        path = _only(fitting, "mask").path
-        require_files([path], "mask")
-        return path
+        return _only(fitting, "mask").path if fitting else None
 
 
 def _by_echo(images: list[BidsImage], part: str) -> dict[int, BidsImage]:

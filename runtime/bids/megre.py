@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
-from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
-from qsm_deploy.runtime.local_field.from_echoes import EMPTY, local_field_from_echoes, result_of
-from qsm_deploy.runtime.local_field.phase_scale import detect_phase_scale, radians_from_phase
+from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
+from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
+from qsm_deploy.runtime.scan.phase_scale import Said, phase_of_echoes
 from qsm_deploy.runtime.scan.scan import Scan, geometry_from
 from qsm_deploy.runtime.scan.units import require_ppm
 
@@ -33,6 +35,7 @@ def scan_from_echoes(
     stages: Stages,
     *,
     negate: bool,
+    phase_scale: str | None = None,
 ) -> Scan:
     """Return the local field of a recording.
 
@@ -48,6 +51,8 @@ def scan_from_echoes(
         Takes the time and memory of the steps.
     negate
         Whether the phase falls where the field is higher.
+    phase_scale
+        What the values of all phases mean; ``None`` tells it of each.
 
     Raises
     ------
@@ -65,16 +70,19 @@ def scan_from_echoes(
         times, strength = _times(pairs)
         first = load_volume(pairs[0][0].path)
         require_echo_memory(len(pairs), first.data.size, limit_bytes)
-        others = [load_on_grid(phase.path, first).data for phase, _ in pairs[1:]]
-        leading = np.stack([first.data, *others])
+        phases = [first, *(load_on_grid(phase.path, first) for phase, _ in pairs[1:])]
         if pairs[0][0].part == "real":
-            phase, magnitude = _polar(pairs, leading, first)
-            scale = "radians, of real and imaginary parts"
+            phase, magnitude = _polar(pairs, phases)
+            scales = ["phase in radians, of real and imaginary parts"]
         else:
-            phase, scale = _radians(pairs[0][0], leading)
+            phase, scales = _radians([image for image, _ in pairs], phases, phase_scale)
             magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
-        mask = None if mask_path is None else _mask(mask_path, first)
-    notes = [f"{len(pairs)} echoes, phase in {scale}"]
+        notes = [f"{len(pairs)} echoes, {'; '.join(scales)}"]
+        mask = None
+        if mask_path is not None:
+            mask, found = mask_from_values(load_on_grid(mask_path, first).data, str(mask_path))
+            notes += found
+        del phases
     params = load_params_of(pairs[0][0])
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     phase = -phase if negate else phase
@@ -82,10 +90,8 @@ def scan_from_echoes(
     del phase, magnitude
     lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages)
     del echoes
-    local, inside, said = result_of(lines)
-    if mask is None:
-        notes.append(f"no mask in the dataset: taking the signal, {said[0].split(', ')[1]}")
-    notes += require_ppm(local[inside], "rad")
+    local, inside, found = result_of(lines)
+    notes += found + require_ppm(local[inside], "ppm")
     return Scan(
         np.where(inside, local, np.float32(0))[None],
         inside,
@@ -120,35 +126,31 @@ def _times(pairs: Sequence[Pair]) -> tuple[list[float], float]:
     return [time for time, _ in stated], strengths[0]
 
 
-def _radians(image: BidsImage, phase: Volume) -> tuple[Volume, str]:
-    """Return the (n, x, y, z) phase of all echoes [rad], and the scale that it came in."""
-    if bad := int(np.count_nonzero(~np.isfinite(phase))):
-        raise DataError(
-            f"{image.path.name} and the other echoes: {bad} voxels of the phase are NaN or Inf; "
-            "set these voxels to 0"
-        )
-    low, high = float(phase.min()), float(phase.max())
-    whole = bool(np.array_equal(phase, np.rint(phase)))
-    units = load_metadata(image).get("Units")
+def _radians(
+    images: Sequence[BidsImage], volumes: Sequence[NiftiVolume], stated: str | None
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the (n, x, y, z) phase of all echoes [rad], and the scales that it came in."""
+    said = []
+    for image, volume in zip(images, volumes, strict=True):
+        if bad := int(np.count_nonzero(~np.isfinite(volume.data))):
+            raise DataError(
+                f"{image.path.name}: {bad} voxels of the phase are NaN or Inf; set these voxels "
+                "to 0"
+            )
+        metadata = load_metadata(image)
+        units = next((str(metadata[k]) for k in ("Units", "RescaleType") if metadata.get(k)), None)
+        slope, intercept = volume.scaling
+        said.append(Said(stated, units, slope, intercept, str(metadata.get("Manufacturer", ""))))
     try:
-        scale = detect_phase_scale(low, high, whole_numbers=whole)
-    except UnitsError:
-        raise UnitsError(
-            f"{image.path.name}: the phase of the echoes reaches from {low:.5g} to {high:.5g} "
-            f"(Units: {units}), neither a turn in radians nor in 4096 or 8192 steps; check the "
-            "scaling (scl_slope) in the header"
-        ) from None
-    if units not in (None, "arbitrary") and (units != "rad" or whole):
-        raise UnitsError(
-            f"{image.path.name}: Units are {units!r}, the phase reaches from {low:.5g} to "
-            f"{high:.5g}; BIDS knows rad and arbitrary: correct the sidecar"
-        )
-    return radians_from_phase(phase, scale), scale.name
+        return phase_of_echoes([volume.data for volume in volumes], said)
+    except UnitsError as error:
+        raise UnitsError(f"{images[0].path.name}: {error}") from None
 
 
-def _polar(pairs: Sequence[Pair], real: Volume, like: NiftiVolume) -> tuple[Volume, Volume]:
+def _polar(pairs: Sequence[Pair], volumes: Sequence[NiftiVolume]) -> tuple[Volume, Volume]:
     """Return the (n, x, y, z) phase [rad] and magnitude of real and imaginary parts."""
-    imaginary = np.stack([load_on_grid(image.path, like).data for _, image in pairs])
+    real = np.stack([volume.data for volume in volumes])
+    imaginary = np.stack([load_on_grid(image.path, volumes[0]).data for _, image in pairs])
     for (first, second), *parts in zip(pairs, real, imaginary, strict=True):
         for image, values in zip((first, second), parts, strict=True):
             if not np.isfinite(values).all():
@@ -166,10 +168,3 @@ def _magnitude(image: BidsImage, like: NiftiVolume) -> Volume:
     if not np.isfinite(magnitude).all() or magnitude.min() < 0:
         raise DataError(f"{image.path}: the magnitude has negative values, NaN or Inf")
     return magnitude
-
-
-def _mask(path: Path, like: NiftiVolume) -> Mask:
-    mask: Mask = load_on_grid(path, like).data > 0
-    if not mask.any():
-        raise DataError(f"{path}: {EMPTY}")
-    return mask

@@ -7,9 +7,7 @@ from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
-from qsm_deploy.runtime.scan.units import FieldUnit
-
-FIELD_UNITS: dict[str, FieldUnit] = {"ppm": "ppm", "Hz": "hz", "rad": "rad"}
+from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit, unit_named
 
 
 def load_metadata(image: BidsImage) -> dict[str, Any]:
@@ -118,9 +116,11 @@ def field_unit(image: BidsImage, stated: FieldUnit | None) -> FieldUnit:
                 f"{_sidecar(image)}: Units are not stated; add ppm, Hz or rad, or pass --units"
             )
         return stated
-    unit = FIELD_UNITS.get(says) if isinstance(says, str) else None
+    unit = unit_named(says) if isinstance(says, str) else None
     if unit is None:
-        raise UnitsError(f"{_sidecar(image)}: Units are {says!r}, expected ppm, Hz or rad")
+        raise UnitsError(
+            f"{_sidecar(image)}: Units are {says!r}, expected one of {', '.join(UNITS)}"
+        )
     if stated not in (None, unit):
         raise UnitsError(f"{_sidecar(image)} says {says}, --units says {stated}; drop --units")
     return unit

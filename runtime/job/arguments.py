@@ -6,12 +6,16 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
 FILES = ("mask", "truth", "labels", "params")
-FIELD = ("units", "echo_time", "field_strength", "b0_direction", "voxel_size", "negate")
+FIELD = (
+    *("units", "echo_time", "field_strength", "b0_direction", "voxel_size"),
+    *("negate", "phase_scale"),
+)
 WANTED = (
     *("patch", "overlap", "blend", "data_consistency", "dc_iterations"),
     *("resample", "allow_geometry", "memory_limit"),
@@ -19,7 +23,10 @@ WANTED = (
 WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (*FILES, "echo_time", "voxel_size", "b0_direction", "figure", "report")
-OF_COHORT = ("units", "field_strength", "negate", "out_units", "force", "resume", "dry_run")
+OF_COHORT = (
+    *("units", "field_strength", "negate", "phase_scale"),
+    *("out_units", "force", "resume", "dry_run"),
+)
 EPILOG = """\
 examples:
   qsm-run field.nii.gz
@@ -108,11 +115,20 @@ def add_physics(group: "argparse._ArgumentGroup") -> None:
     """Add how a field is to be understood, the same for every command that reads one."""
     group.add_argument(
         "--units",
-        choices=("ppm", "hz", "rad"),
+        type=field_unit,
+        metavar="|".join(UNITS),
         help="of FIELD, default ppm; rad for a network that takes the wrapped phase",
     )
     group.add_argument("--echo-time", type=float, metavar="S", help="in seconds, for rad")
-    group.add_argument("--field-strength", type=float, metavar="T", help="in tesla, for hz and rad")
+    group.add_argument(
+        "--field-strength", type=float, metavar="T", help="in tesla, for all but ppm and ppb"
+    )
+    group.add_argument(
+        "--phase-scale",
+        choices=tuple(SCALES),
+        metavar="NAME",
+        help=f"what the values of wrapped phases mean, where they do not tell: {', '.join(SCALES)}",
+    )
     group.add_argument(
         "--negate",
         action="store_true",
@@ -221,6 +237,14 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--force", action="store_true", help="overwrite existing outputs")
     group.add_argument("--json", action="store_true", help="print the report on stdout")
     group.add_argument("-q", "--quiet", action="store_true", help="errors and warnings only")
+
+
+def field_unit(text: str) -> FieldUnit:
+    """Return a unit of a field by its name, in any case of letters."""
+    unit = unit_named(text)
+    if unit is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(UNITS)}")
+    return unit
 
 
 def memory_size(text: str) -> int:

@@ -14,7 +14,7 @@ from qsm_deploy.runtime.reconstruction.patches import Blend
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
 from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
-from qsm_deploy.runtime.scan.units import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, MODEL_SUFFIXES
 
 OutUnits = Literal["ppm", "ppb"]
@@ -117,6 +117,7 @@ def make_request(
     b0_direction: Sequence[Sequence[float]] | None = None,
     voxel_size: Sequence[float] | None = None,
     negate: bool = False,
+    phase_scale: str | None = None,
     inputs: Sequence[Path] = (),
     evaluates: bool = False,
     dry_run: bool = False,
@@ -136,7 +137,7 @@ def make_request(
         Of the map.
     force
         Whether existing outputs are overwritten.
-    units, echo_time, field_strength, b0_direction, voxel_size, negate
+    units, echo_time, field_strength, b0_direction, voxel_size, negate, phase_scale
         How the fields are to be understood; see :func:`reading_from`.
     inputs
         What else is read, and must not be written over.
@@ -171,6 +172,7 @@ def make_request(
         voxel_size=voxel_size,
         params=paths[3],
         negate=negate,
+        phase_scale=phase_scale,
     )
     outputs = Outputs(chi, report_path, figure_path, out_units, force)
     _require_names(outputs)
@@ -229,6 +231,7 @@ def reading_from(
     voxel_size: Sequence[float] | None = None,
     params: Path | None = None,
     negate: bool = False,
+    phase_scale: str | None = None,
 ) -> Reading:
     """Return how fields are to be understood.
 
@@ -246,7 +249,19 @@ def reading_from(
         A parameter file; what is stated beside it wins.
     negate
         Whether the fields have the opposite sign.
+    phase_scale
+        What the values of a wrapped phase mean.
+
+    Raises
+    ------
+    UsageError
+        If there is no unit or phase scale of that name.
     """
+    unit = None if units is None else unit_named(units)
+    if units is not None and unit is None:
+        raise UsageError(f"units are {units!r}, expected one of {', '.join(UNITS)}")
+    if phase_scale not in (None, *SCALES):
+        raise UsageError(f"phase_scale is {phase_scale!r}, expected one of {', '.join(SCALES)}")
     directions = [_vector(b) for b in b0_direction or ()]
     stated = Params(
         echo_time,
@@ -255,11 +270,12 @@ def reading_from(
         None if voxel_size is None else _vector(voxel_size),
     )
     return Reading(
-        units=units,
+        units=unit,
         flags=stated,
         from_file=Params() if params is None else load_params(params),
         more_b0_directions=tuple(directions[1:]),
         negate=negate,
+        phase_scale=phase_scale,
     )
 
 

@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
+from qsm_deploy.runtime.local_field.bipolar import even_echo_offset
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 
@@ -66,11 +67,11 @@ def require_echo_memory(count: int, voxels: int, limit_bytes: float) -> None:
 class FieldMapping(Protocol):
     """What makes a field [ppm] of echoes; :func:`map_field` does."""
 
-    def __call__(self, echoes: Echoes, mask: Mask) -> Volume:
-        """Return the (x, y, z) field [ppm], 0 outside the mask."""
+    def __call__(self, echoes: Echoes, mask: Mask) -> tuple[Volume, list[str]]:
+        """Return the (x, y, z) field [ppm], 0 outside the mask, and notes."""
 
 
-def map_field(echoes: Echoes, mask: Mask) -> Volume:
+def map_field(echoes: Echoes, mask: Mask) -> tuple[Volume, list[str]]:
     """Return the field that the phase of all echoes tells.
 
     Parameters
@@ -82,13 +83,14 @@ def map_field(echoes: Echoes, mask: Mask) -> Volume:
 
     Returns
     -------
-    (x, y, z) float32 array
-        Field [ppm], 0 outside the mask. A constant is not determined.
+    (x, y, z) float32 array, list of str
+        Field [ppm], 0 outside the mask, of which a constant is not determined; notes on what was
+        corrected.
 
     Raises
     ------
     DataError
-        If the echo times do not rise.
+        If the echo times do not rise, or the third echo contradicts the first two.
 
     References
     ----------
@@ -99,16 +101,39 @@ def map_field(echoes: Echoes, mask: Mask) -> Volume:
     if np.any(np.diff(times) <= 0):
         raise DataError(f"echo times of {[round(1e3 * float(t), 3) for t in times]} ms do not rise")
     phase, magnitude = echoes.phase_rad, echoes.magnitude
+    notes: list[str] = []
     if len(times) == 1:
         rad_per_s = unwrap(phase[0], mask, magnitude[0]) / times[0]
     else:
         growth = unwrap(wrap(phase[1] - phase[0]), mask, magnitude[0], phase[0])
+        even = _even_echoes(phase, magnitude, times, growth, mask) if len(times) > 2 else None
+        if even is not None:
+            growth -= even
+            size = float(np.abs(even[mask]).mean())
+            notes.append(f"bipolar readout: even echoes {size:.2f} rad off, corrected by a plane")
         rad_per_s = growth / (times[1] - times[0])
         initial = _smooth(wrap(phase[0] - rad_per_s * times[0]), magnitude[0] * mask, echoes)
-        rad_per_s = _mean_over_echoes(phase - initial, magnitude, times, rad_per_s)
+        phase = phase - initial
+        if even is not None:
+            phase[1::2] -= even
+        rad_per_s = _mean_over_echoes(phase, magnitude, times, rad_per_s)
     one_second = ppm_per_unit("hz", echo_time_s=None, field_strength_t=echoes.field_strength_t)
     field: Volume = np.where(mask, rad_per_s, 0) * np.float32(one_second / (2 * math.pi))
-    return field
+    return field, notes
+
+
+def _even_echoes(
+    phase_rad: Volume, magnitude: Volume, times: Volume, growth: Volume, mask: Mask
+) -> Volume | None:
+    """Return what even echoes are off by, if they are, by what the third echo shows.
+
+    With ``growth = w (t2 - t1) + offset`` the third echo, extrapolated from the first two, is off
+    by ``-ratio offset``.
+    """
+    ratio = (times[2] - times[0]) / (times[1] - times[0])
+    excess = wrap(phase_rad[2] - phase_rad[0] - ratio * growth)
+    plane = even_echo_offset(excess, magnitude[2], mask)
+    return None if plane is None else -plane / ratio
 
 
 def _smooth(phase_rad: Volume, weight: Volume, echoes: Echoes) -> Volume:

@@ -2,32 +2,29 @@
 
 from collections.abc import Generator
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
+from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Lines = Generator[str, None, tuple[Volume, Mask]]
+Lines = Generator[str, None, tuple[Volume, Mask, list[str]]]
 EMPTY = "the mask is empty; it must be non-zero inside the brain"
 
 
 def local_field_from_echoes(
     echoes: Echoes, mask: Mask | None, geometry: Geometry, limit_bytes: float, stages: Stages
 ) -> Lines:
-    """Yield a line after every step, and return the local field [ppm] and where it is known.
+    """Yield a line after every step; return the local field [ppm], where it is known, and notes.
 
     Parameters
     ----------
     echoes
-        Phase and magnitude; the only reference to them, if their memory is to be free early.
+        Phase and magnitude, whose slices may be corrected in place; the only reference to them,
+        if their memory is to be free early.
     mask
         (x, y, z) bool, where the phase is to be trusted; ``None`` takes what gives signal.
     geometry
@@ -40,7 +37,9 @@ def local_field_from_echoes(
     Raises
     ------
     DataError
-        If the mask is empty.
+        If the mask is empty, or the echoes contradict each other.
+    UnitsError
+        If the phase is none.
     MemoryLimitError
         If unwrapping would take more memory than that.
     """
@@ -50,22 +49,27 @@ def local_field_from_echoes(
         if not inside.any():
             raise DataError(EMPTY)
         require_memory(inside, limit_bytes)
-    yield f"mask {origin}, {100 * inside.mean():.0f} % of the volume"
+        notes = undo_half_turns(echoes.phase_rad, inside)
+    share = f"{100 * inside.mean():.0f} % of the volume"
+    if mask is None:
+        notes.insert(0, f"no mask given: taking the signal, {share}")
+    yield f"mask {origin}, {share}"
     with stages("field mapping"):
-        field = map_field(echoes, inside)
+        field, found = map_field(echoes, inside)
+        notes += found
     del echoes
     yield "field mapped"
     with stages("background removal"):
         local, inside = remove_background(field, inside, geometry)
     yield "background removed"
-    return local, inside
+    return local, inside, notes
 
 
 def result_of(lines: Lines) -> tuple[Volume, Mask, list[str]]:
-    """Return what :func:`local_field_from_echoes` does, with its lines."""
-    said = []
+    """Return what :func:`local_field_from_echoes` does, without its lines."""
     while True:
         try:
-            said.append(next(lines))
+            next(lines)
         except StopIteration as finished:
-            return *finished.value, said
+            local, inside, notes = finished.value
+            return local, inside, notes

@@ -5,14 +5,15 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Mask
+from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.orientations import require_different
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 from qsm_deploy.runtime.scan.units import require_ppm, require_wrapped_phase
+from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 
 def scan_from_arrays(
@@ -32,7 +33,8 @@ def scan_from_arrays(
     measured
         (x, y, z) local field [ppm] or wrapped phase [rad]; (n, x, y, z) for n orientations.
     mask
-        (x, y, z), non-zero inside; ``None`` takes where the first field is not zero.
+        (x, y, z), above 0 inside, or above a half for fractions; ``None`` takes where the first
+        field is not zero.
     voxel_size_mm
         Along (x, y, z).
     b0_direction
@@ -60,7 +62,7 @@ def scan_from_arrays(
             f"the field has shape {np.shape(measured)} and type {fields.dtype}, expected floating "
             "numbers (x, y, z), or (n, x, y, z) for n orientations"
         )
-    inside = mask_from(fields[0] if mask is None else mask)
+    inside, notes = mask_from(fields[0] != 0 if mask is None else mask)
     x, y, z = inside.shape
     if fields.shape[1:] != inside.shape:
         raise DataError(f"the field has shape {fields.shape[1:]}, the mask {inside.shape}")
@@ -74,7 +76,6 @@ def scan_from_arrays(
     grids = [Geometry((x, y, z), size, vector(b)) for b in directions]
     for n in range(1, len(grids)):
         require_different([grid.b0_direction for grid in grids[: n + 1]], f"field {n + 1}")
-    notes: list[str] = []
     for field in fields:
         values = field[inside].astype(np.float32)
         if bad := int(np.count_nonzero(~np.isfinite(values))):
@@ -82,10 +83,16 @@ def scan_from_arrays(
                 f"{bad} of {values.size} voxels inside the mask are NaN or Inf; take these voxels "
                 "out of the mask, or repair the field"
             )
-        is_phase = quantity == "phase_rad"
-        notes += require_wrapped_phase(values) if is_phase else require_ppm(values, "ppm")
+        if quantity == "phase_rad":
+            notes += require_wrapped_phase(values)
+        else:
+            require_unwrapped(field, inside, turn=None)
+            notes += require_ppm(values, "ppm")
+    measured = np.where(inside, fields, 0).astype(np.float32)
+    if quantity == "phase_rad":
+        notes += undo_half_turns(measured, inside)
     return Scan(
-        np.where(inside, fields, 0).astype(np.float32),
+        measured,
         inside,
         grids[0],
         nib.Nifti1Header(),
@@ -98,23 +105,18 @@ def scan_from_arrays(
     )
 
 
-def mask_from(array: Any) -> NDArray[np.bool_]:
-    """Return a mask of anything that is non-zero inside.
+def mask_from(array: Any) -> tuple[Mask, list[str]]:
+    """Return a mask, as :func:`mask_from_values` understands it, and notes.
 
     Raises
     ------
     DataError
-        If it is no volume, holds NaN or Inf, or nothing is inside.
+        If it is no volume, holds NaN or Inf, or is no mask.
     """
     values = np.asarray(array)
     if values.ndim != 3:
         raise DataError(f"the mask has shape {values.shape}, expected (x, y, z)")
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise DataError("the mask holds NaN or Inf; use 0 and 1")
-    inside: NDArray[np.bool_] = values != 0
-    if not inside.any():
-        raise DataError("the mask is empty; nothing to reconstruct")
-    return inside
+    return mask_from_values(values, "the mask")
 
 
 def vector(numbers: Sequence[float]) -> Vector:

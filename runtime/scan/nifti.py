@@ -11,16 +11,36 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import data_type_codes, xform_codes
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.nifti1 import data_type_codes
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
-from qsm_deploy.kernels.errors import DataError, GeometryError
+from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.console.inputs import not_downloaded
+from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
 AFFINE_TOLERANCE_MM = 1e-2
 GZIP_MAGIC = b"\x1f\x8b"
+HEAD_BYTES = 544  # of a NIfTI-2 file, up to its first voxel at the earliest
+PIECE_BYTES = 1 << 20
+LARGEST_OFFSET = 1 << 30
+CONVERT = "convert it to NIfTI"
+# what else is handed over for a NIfTI file, by the bytes at a place
+OTHER_KINDS = (
+    (128, b"DICM", "a DICOM image; convert the series with: dcm2niix -z y -o OUTPUT FOLDER"),
+    (344, b"ni1\0", f"the header of a NIfTI pair (.hdr and .img); {CONVERT} in one file"),
+    (0, b"\x5c\x01\x00\x00", f"an Analyze header (.hdr), which knows no orientation; {CONVERT}"),
+    (0, b"\x00\x00\x01\x5c", f"an Analyze header (.hdr), which knows no orientation; {CONVERT}"),
+    (0, b"NRRD", f"an NRRD file; {CONVERT}"),
+    (0, b"\x89HDF", f"an HDF5 file (MINC, MATLAB 7.3); {CONVERT}"),
+    (0, b"CDF", f"a MINC file; {CONVERT}"),
+    (0, b"MATLAB", f"a MATLAB file; {CONVERT}"),
+    (0, b"\x93NUMPY", f"a NumPy array; {CONVERT}, or use qsm.reconstruct in Python"),
+    (0, b"PK\x03\x04", "a ZIP archive; unpack it and pass a file in it"),
+    (0, b"\x89PNG", "a PNG picture; pass the map that it was drawn from"),
+    (0, b"{", "JSON; pass the .nii or .nii.gz that it lies beside"),
+)
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())
 
@@ -29,18 +49,31 @@ _LOG.addHandler(logging.NullHandler())
 class NiftiVolume:
     """A 3-D volume with the header it came with.
 
-    ``data`` is an (x, y, z) array as stored after the header's scaling.
+    ``data`` is an (x, y, z) array as stored after the header's scaling, ``notes`` what the user
+    should know of how it was read.
     """
 
     path: Path
     data: NDArray[np.float32]
     header: nib.Nifti1Header
-    affine: NDArray[np.float64]
+    transforms: Transforms
+    notes: tuple[str, ...] = ()
+
+    @property
+    def affine(self) -> Affine:
+        """The (4, 4) matrix from voxels to RAS [mm] that tells voxel size and B0."""
+        return self.transforms.affine
 
     @property
     def geometry(self) -> Geometry:
         """The volume's grid, read off its affine."""
         return Geometry.from_affine(self.data.shape, self.affine)
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept that the header applied."""
+        slope, intercept = self.header.get_slope_inter()
+        return (1.0, 0.0) if slope is None else (slope, intercept)
 
 
 def load_volume(path: Path) -> NiftiVolume:
@@ -51,35 +84,38 @@ def load_volume(path: Path) -> NiftiVolume:
     Raises
     ------
     DataError
-        If the file is missing, truncated, damaged, not NIfTI, or not real-valued.
+        If the file is missing, not downloaded, truncated, damaged, not NIfTI, or not real-valued.
     GeometryError
         If the volume is not 3-D or its header's geometry is invalid.
     """
-    raw = _decompressed(path)
-    header_class = _header_class(path, raw)
+    content = _content(path)
     try:
-        # unchecked, because nibabel's check replaces voxel sizes and codes by plausible ones
-        header = header_class.from_fileobj(BytesIO(raw), check=False)
-        shape = _spatial_shape(path, header.get_data_shape())
-        _check_type_and_size(path, header, len(raw))
-        _check_stored_geometry(path, header)
+        header, shape, notes = _read_header(path, content)
+        announced = header.get_data_offset() + _data_bytes(header)
+        raw, more = unpacked(content, announced)
+        if len(raw) < announced:
+            raise DataError(
+                f"{path}: truncated, {len(raw)} bytes of the {announced} that its header "
+                "announces; copy or convert it again"
+            )
+        transforms = _transforms(path, header)
         header.check_fix(logger=_LOG)  # what is left to repair does no harm
-        affine = header.get_best_affine()
         data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
     except (HeaderDataError, ValueError) as error:
         raise DataError(
             f"{path}: damaged header ({_first_line(error)}); convert it again"
         ) from error
-    try:
-        Geometry.from_affine(shape, affine)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
+        ) from error
     with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
-        return NiftiVolume(path, np.ascontiguousarray(data, dtype=np.float32), header, affine)
+        values = np.ascontiguousarray(data, dtype=np.float32)
+    return NiftiVolume(path, values, header, transforms, (*notes, *more, *transforms.notes))
 
 
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
-    """Read a volume that must lie on the grid of ``like``.
+    """Read a volume that must lie on the grid of ``like``, by one of the transforms of each.
 
     Raises
     ------
@@ -92,9 +128,7 @@ def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
             f"{path} has shape {volume.data.shape}, {like.path} has {like.data.shape}; "
             "resample one onto the other's grid"
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in like.data.shape])).reshape(3, -1)
-    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
-    apart = np.abs((volume.affine - like.affine) @ homogeneous).max()
+    apart = _apart_mm(volume.transforms, like.transforms, like.data.shape)
     if apart > AFFINE_TOLERANCE_MM:
         raise GeometryError(
             f"the affines of {path} and {like.path} disagree: the same voxel lies up to "
@@ -109,14 +143,22 @@ def on_grid(path: Path, like: Path) -> bool:
     A file without a header that can be read is on no other's grid.
     """
     try:
-        image, other = nib.load(path), nib.load(like)
-    except (OSError, EOFError, ImageFileError, HeaderDataError, ValueError, zlib.error):
+        (one, shape), (other, its) = (_grid(p) for p in (path, like))
+    except QsmDeployError:
         return False
-    if not (isinstance(image, SpatialImage) and isinstance(other, SpatialImage)):
-        return False
-    return image.shape[:3] == other.shape[:3] and np.allclose(
-        image.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM
-    )
+    return shape == its and _apart_mm(one, other, shape) <= AFFINE_TOLERANCE_MM
+
+
+def _grid(path: Path) -> tuple[Transforms, tuple[int, int, int]]:
+    header, shape, _ = _read_header(path, _content(path))
+    return _transforms(path, header), shape
+
+
+def _apart_mm(one: Transforms, other: Transforms, shape: tuple[int, ...]) -> float:
+    """Return how far the corners of a grid lie apart at most, by the transforms that agree best."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+    return min(float(np.abs((a - b) @ homogeneous).max()) for a in one.all for b in other.all)
 
 
 def nifti_bytes(
@@ -154,27 +196,81 @@ def nifti_bytes(
     return gzip.compress(raw, compresslevel=4, mtime=0) if compress else raw
 
 
-def _decompressed(path: Path) -> bytes:
-    """Return the whole content, whose checksum gzip has then verified."""
+def unpacked(content: bytes, most: int) -> tuple[bytes, list[str]]:
+    """Return what gzip packed, no more than that many bytes, and a note on what follows it.
+
+    Every member is read to its end, where gzip has its checksum. Content that is not packed stays.
+
+    Raises
+    ------
+    EOFError, zlib.error
+        If a member is cut short or damaged.
+    """
+    if not content.startswith(GZIP_MAGIC):
+        return content, []
+    kept, at = bytearray(), 0
+    while content.startswith(GZIP_MAGIC, at):
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            piece = member.unconsumed_tail or content[at : at + PIECE_BYTES]
+            if not piece:
+                raise EOFError("cut short within the compressed data")
+            at += 0 if member.unconsumed_tail else len(piece)
+            kept += member.decompress(piece, PIECE_BYTES)[: most - len(kept)]
+        at -= len(member.unused_data)
+    left = len(content) - at
+    return bytes(kept), [f"{left} bytes after the compressed data were ignored"] if left else []
+
+
+def _content(path: Path) -> bytes:
+    if left := not_downloaded(path):
+        raise DataError(f"{path}: {left}")
     if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
         seen = "a folder" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: {seen}; pass one .nii or .nii.gz file")
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
-    except (OSError, EOFError, zlib.error) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read_header(
+    path: Path, content: bytes
+) -> tuple[nib.Nifti1Header, tuple[int, int, int], list[str]]:
+    """Return a header whose data lie where it says, the volume's shape, and notes."""
+    try:
+        member = zlib.decompressobj(wbits=31)
+        packed = content.startswith(GZIP_MAGIC)
+        head = member.decompress(content[:PIECE_BYTES], HEAD_BYTES) if packed else content
+    except zlib.error as error:
         raise DataError(
             f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
         ) from error
+    header_class = _header_class(path, head)
+    # unchecked, because nibabel's check replaces voxel sizes and codes by plausible ones
+    header = header_class.from_fileobj(BytesIO(head[: header_class.sizeof_hdr]), check=False)
+    shape = _spatial_shape(path, header.get_data_shape())
+    _check_type(path, header)
+    notes = _check_offset(path, header, head)
+    voxel_size = tuple(float(v) for v in header["pixdim"][1:4])
+    if not all(0 < v < math.inf for v in voxel_size):
+        raise GeometryError(
+            f"{path}: the header's voxel size is {voxel_size} mm; it must be positive on every "
+            "axis: correct the header"
+        )
+    return header, shape, notes
 
 
-def _header_class(path: Path, raw: bytes) -> type[nib.Nifti1Header]:
-    if raw[344:348] == b"n+1\0":
+def _header_class(path: Path, head: bytes) -> type[nib.Nifti1Header]:
+    if head[344:348] == b"n+1\0":
         return nib.Nifti1Header
-    if raw[4:8] == b"n+2\0":
+    if head[4:8] == b"n+2\0":
         return nib.Nifti2Header
+    for place, magic, kind in OTHER_KINDS:
+        if head[place : place + len(magic)] == magic:
+            raise DataError(f"{path}: {kind}")
     raise DataError(
-        f"{path}: not a single-file NIfTI, or cut within its header ({len(raw)} bytes); "
+        f"{path}: not a single-file NIfTI, or cut within its header ({len(head)} bytes); "
         "convert it to .nii or .nii.gz"
     )
 
@@ -189,35 +285,40 @@ def _spatial_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _check_type_and_size(path: Path, header: nib.Nifti1Header, file_bytes: int) -> None:
+def _check_type(path: Path, header: nib.Nifti1Header) -> None:
     code = int(header["datatype"])
     if code not in data_type_codes.value_set() or header.get_data_dtype().kind not in "iuf":
         raise DataError(
             f"{path}: voxels of NIfTI datatype {code}, neither integer nor floating-point; "
             "pass a real-valued map"
         )
-    dtype = header.get_data_dtype()
-    announced = header.get_data_offset() + math.prod(header.get_data_shape()) * dtype.itemsize
-    if file_bytes < announced:
+
+
+def _data_bytes(header: nib.Nifti1Header) -> int:
+    return int(math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize)
+
+
+def _check_offset(path: Path, header: nib.Nifti1Header, head: bytes) -> list[str]:
+    """Refuse voxels within the header, unless an offset of 0 means right after it."""
+    least, offset = int(header.single_vox_offset), float(header["vox_offset"])
+    if offset == 0 and head[least - 4 : least] == bytes(4):  # no extension in between
+        header["vox_offset"] = least
+        return [f"vox_offset is 0: reading the voxels from byte {least}, after the header"]
+    if not (least <= offset < LARGEST_OFFSET and offset == int(offset)):
         raise DataError(
-            f"{path}: truncated, {file_bytes} bytes of the {announced} that its header announces; "
-            "copy or convert it again"
+            f"{path}: the header's vox_offset is {offset:g}, it must be {least} or more; correct "
+            "the header"
         )
+    return []
 
 
-def _check_stored_geometry(path: Path, header: nib.Nifti1Header) -> None:
-    voxel_size = tuple(float(v) for v in header["pixdim"][1:4])
-    if not all(0 < v < math.inf for v in voxel_size):
-        raise GeometryError(
-            f"{path}: the header's voxel size is {voxel_size} mm; it must be positive on every "
-            "axis: correct the header"
-        )
-    for name in ("qform_code", "sform_code"):
-        code = int(header[name])
-        if code not in xform_codes.value_set():
-            raise GeometryError(
-                f"{path}: the header's {name} is {code}, which means nothing; correct the header"
-            )
+def _transforms(path: Path, header: nib.Nifti1Header) -> Transforms:
+    try:
+        transforms = transforms_of(header)
+        Geometry.from_affine((2, 2, 2), transforms.affine)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from None
+    return transforms
 
 
 def _spatial_header(like: nib.Nifti1Header) -> nib.Nifti1Header:

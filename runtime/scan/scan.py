@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.scan.bounding_box import Box
+from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params, Vector
-from qsm_deploy.runtime.scan.units import (
-    FieldUnit,
-    ppm_per_unit,
-    require_ppm,
-    require_wrapped_phase,
-)
+from qsm_deploy.runtime.scan.phase_scale import Said, phase_scale, radians_from_phase
+from qsm_deploy.runtime.scan.unit_names import TURN, FieldUnit
+from qsm_deploy.runtime.scan.units import ppm_per_unit, require_ppm, require_wrapped_phase
+from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 Quantity = Literal["local_field_ppm", "phase_rad"]
 
@@ -122,6 +121,9 @@ class Reading:
     negate
         Whether the files have the opposite sign: a field that lowers the frequency counts as
         positive.
+    phase_scale
+        What the values of a wrapped phase mean, by its name in
+        :data:`qsm_deploy.runtime.scan.phase_scale.SCALES`; ``None`` tells it from them.
     """
 
     quantity: Quantity = "local_field_ppm"
@@ -130,6 +132,7 @@ class Reading:
     from_file: Params = field(default_factory=Params)
     more_b0_directions: tuple[Vector, ...] = ()
     negate: bool = False
+    phase_scale: str | None = None
 
     @property
     def echo_time_s(self) -> float | None:
@@ -187,17 +190,19 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     first, *others = [load_volume(path) for path in files.fields]
     geometry = geometry_from(first, reading.flags, reading.from_file, notes)
     mask = _mask(files.mask, first, notes)
-    volumes = [_inside(volume, mask, scale, files) for volume in (first, *others)]
-    for path, volume in zip(files.fields, volumes, strict=True):
-        found = _require_plausible(volume[mask], reading)
-        notes += [f"{path}: {note}" if others else note for note in found]
+    masked = files.mask is not None
+    measured = np.stack(
+        [_inside(volume, mask, reading, notes, masked=masked) for volume in (first, *others)]
+    )
+    if reading.quantity == "phase_rad":
+        notes += undo_half_turns(measured, mask)
     more: tuple[Vector, ...] = ()
     if others or reading.more_b0_directions:
         from qsm_deploy.runtime.scan.orientations import more_b0_directions
 
         more = more_b0_directions(geometry, first, others, reading.more_b0_directions)
     return Scan(
-        np.stack(volumes),
+        measured,
         mask,
         geometry,
         first.header,
@@ -214,33 +219,62 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
 
 
 def _inside(
-    volume: NiftiVolume, mask: NDArray[np.bool_], scale: float, files: ScanFiles
+    volume: NiftiVolume,
+    mask: NDArray[np.bool_],
+    reading: Reading,
+    notes: list[str],
+    *,
+    masked: bool,
 ) -> NDArray[np.float32]:
-    """Return the scaled values, 0 outside the mask."""
+    """Return what was measured in its own unit, 0 outside the mask, and add notes on it."""
     if volume.data.shape != mask.shape:
         raise GeometryError(
-            f"{volume.path} has shape {volume.data.shape}, {files.fields[0]} has {mask.shape}; "
+            f"{volume.path} has shape {volume.data.shape}, the first field has {mask.shape}; "
             "register one to the other"
         )
-    _require_finite(volume.path, volume.data, mask, masked=files.mask is not None)
-    values = np.where(mask, volume.data, np.float32(0))
-    values *= np.float32(scale)
+    _require_finite(volume.path, volume.data, mask, masked=masked)
+    try:
+        if reading.quantity == "phase_rad":
+            measured = _radians(volume, reading)
+        else:
+            in_rad = reading.units == "rad"
+            require_unwrapped(volume.data, mask, TURN if in_rad else None)
+            measured = volume.data
+        values: NDArray[np.float32] = np.where(mask, measured, np.float32(0))
+        values *= np.float32(reading.scale())
+        if reading.quantity == "phase_rad":
+            found = require_wrapped_phase(values[mask])
+        else:
+            stated = reading.units is not None
+            found = require_ppm(values[mask], reading.units or "ppm", stated=stated)
+    except UnitsError as error:
+        raise UnitsError(f"{volume.path}: {error}") from None
+    notes += [f"{volume.path}: {note}" for note in found]
     return values
 
 
-def _require_plausible(values: NDArray[np.float32], reading: Reading) -> list[str]:
-    if reading.quantity == "phase_rad":
-        return require_wrapped_phase(values)
-    return require_ppm(values, reading.units or "ppm")
+def _radians(volume: NiftiVolume, reading: Reading) -> NDArray[np.float32]:
+    """Return a wrapped phase within half a turn of zero."""
+    slope, intercept = volume.scaling
+    said = Said(reading.phase_scale, reading.units, slope, intercept)
+    known = np.nan_to_num(volume.data, nan=0, posinf=0, neginf=0)
+    radians = radians_from_phase(known, phase_scale(known, said))
+    wrapped: NDArray[np.float32] = radians - TURN * np.rint(radians / TURN)
+    return wrapped.astype(np.float32)
 
 
 def geometry_from(
     volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]
 ) -> Geometry:
-    """Return the header's geometry with what was stated instead; note what differs."""
+    """Return the header's geometry with what was stated instead; note what differs.
+
+    Raises
+    ------
+    GeometryError
+        If the header does not tell where B0 was, and nothing else does.
+    """
     header = volume.geometry
-    if not (volume.header["sform_code"] or volume.header["qform_code"]):
-        notes.append("the header has neither qform nor sform: taking B0 along the third voxel axis")
+    notes += volume.notes
     voxel_size, direction = header.voxel_size_mm, header.b0_direction
     for source, params in (("the parameter file", from_file), ("the command line", flags)):
         if params.voxel_size_mm is not None:
@@ -259,6 +293,8 @@ def geometry_from(
                     f"{vector_text(direction)}"
                 )
             direction = stated.b0_direction
+    if (flags.b0_direction or from_file.b0_direction) is None and volume.transforms.doubt:
+        raise GeometryError(f"{volume.path}: {volume.transforms.doubt}")
     return Geometry(header.shape, voxel_size, direction)
 
 
@@ -270,12 +306,8 @@ def _mask(path: Path | None, volume: NiftiVolume, notes: list[str]) -> NDArray[n
         if not mask.any():
             raise DataError(f"{volume.path}: the field is zero everywhere; check the file")
         return mask
-    data = load_on_grid(path, volume).data
-    if bad := int(np.count_nonzero(~np.isfinite(data))):
-        raise DataError(f"{path}: {bad} voxels of the mask are NaN or Inf; use 0 and 1")
-    if not data.any():
-        raise DataError(f"{path}: the mask is empty; pass one that is non-zero inside the brain")
-    mask = data != 0
+    mask, found = mask_from_values(load_on_grid(path, volume).data, str(path))
+    notes += found
     return mask
 
 

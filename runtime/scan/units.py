@@ -1,20 +1,21 @@
-"""Field maps in ppm, Hz or rad, and how one becomes the other."""
+"""Field maps in ppm, ppb, Hz, rad/s, tesla or rad, and how one becomes the other."""
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
+from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit
 
-FieldUnit = Literal["ppm", "hz", "rad"]
 PPB_PER_PPM = 1000.0
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
-USUAL_P99_PPM = (0.002, 0.3)
+USUAL_P99_PPM = (0.005, 0.15)  # of local fields of heads
+# a field beyond is not in the unit that it is taken for, unless somebody says it is in ppm
+POSSIBLE_P99_PPM, STATED_P99_PPM = (1e-3, 0.3), (1e-5, 1.0)
+TYPICAL_T, TYPICAL_ECHO_S = 3.0, 0.02
 SMALLEST_WRAPPED_RAD = 0.05
 USUAL_WRAPPED_RAD = 2.5
-LARGEST_P99_PPM = 1.0  # local fields of tissue stay within 0.05 ppm, next to a haemorrhage within 1
 
 
 def ppm_per_unit(
@@ -25,19 +26,20 @@ def ppm_per_unit(
     Parameters
     ----------
     unit
-        ``ppm``, ``hz``, or ``rad`` of phase at ``echo_time_s``.
+        ``ppm`` and ``ppb`` of B0, ``hz``, ``rad/s``, ``tesla``, or ``rad`` of phase at
+        ``echo_time_s``.
     echo_time_s
         Echo time [s], needed for ``rad``.
     field_strength_t
-        Strength of B0 [T], needed for ``hz`` and ``rad``.
+        Strength of B0 [T], needed for all but ``ppm`` and ``ppb``.
 
     Raises
     ------
     UnitsError
         If a needed value is missing, not positive, or outside what a scanner does.
     """
-    if unit == "ppm":
-        return 1.0
+    if unit == "ppm" or unit == "ppb":
+        return 1.0 if unit == "ppm" else 1 / PPB_PER_PPM
     if field_strength_t is None:
         raise UnitsError(f"--units {unit} needs the strength of B0: pass --field-strength in tesla")
     if not 0.01 <= field_strength_t <= 30:
@@ -46,8 +48,10 @@ def ppm_per_unit(
             "example 3"
         )
     hertz = 1 / (GYROMAGNETIC_MHZ_PER_T * field_strength_t)
-    if unit == "hz":
-        return hertz
+    if unit == "tesla":
+        return 1e6 / field_strength_t
+    if unit != "rad":
+        return hertz if unit == "hz" else hertz / (2 * math.pi)
     if echo_time_s is None:
         raise UnitsError(
             "--units rad needs the one echo time of the phase: pass --echo-time in seconds"
@@ -60,7 +64,9 @@ def ppm_per_unit(
     return hertz / (2 * math.pi * echo_time_s)
 
 
-def require_ppm(local_field_ppm: NDArray[np.float32], unit: FieldUnit) -> list[str]:
+def require_ppm(
+    local_field_ppm: NDArray[np.float32], unit: FieldUnit, *, stated: bool = True
+) -> list[str]:
     """Refuse a field that cannot be in ppm, and return notes on one that is unlikely to be.
 
     Parameters
@@ -69,34 +75,52 @@ def require_ppm(local_field_ppm: NDArray[np.float32], unit: FieldUnit) -> list[s
         (voxels,) field inside the mask, finite.
     unit
         The unit it was converted from.
+    stated
+        Whether somebody said that it is in this unit.
 
     Raises
     ------
     UnitsError
-        If it is zero everywhere, or its 99th percentile exceeds 1 ppm in absolute value.
+        If it is zero everywhere, or its 99th percentile is too large or too small: beyond 0.001
+        to 0.3 ppm, or beyond 0.00001 to 1 ppm where it is said to be in ppm.
     """
     size = np.abs(local_field_ppm)
     if not size.any():
         raise UnitsError("the field is zero in the whole mask; check the field and the mask")
     p99 = float(np.percentile(size, 99))
-    if p99 > LARGEST_P99_PPM:
-        hint = (
-            "looks like Hz: pass --units hz --field-strength 3, or --units rad with --echo-time "
-            "for a phase"
-            if unit == "ppm"
-            else f"check --units {unit}, field strength and echo time"
-        )
+    sure = stated and unit == "ppm"
+    least, most = STATED_P99_PPM if sure else POSSIBLE_P99_PPM
+    if not least <= p99 <= most:
+        much = f"too {'much' if p99 > most else 'little'} for tissue ({least:g} to {most:g})"
         raise UnitsError(
-            f"the field's 99th percentile is {p99:.3g} ppm, too much for tissue (below "
-            f"{LARGEST_P99_PPM:g}): {hint}"
+            f"the field's 99th percentile is {p99:.3g} ppm, {much}: {_advice(p99, unit, stated)}"
         )
     low, high = USUAL_P99_PPM
     if low <= p99 <= high:
         return []
     return [
         f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
-        f"{high:g}: check its unit and the scaling in its header"
+        f"{high:g}: check its unit, the scaling in its header, and that the background was removed"
     ]
+
+
+def _advice(p99_ppm: float, unit: FieldUnit, stated: bool) -> str:
+    """Return the units that would make a field of a usual size, and how to state one."""
+    if unit != "ppm":
+        return f"check the unit ({unit}), field strength and echo time"
+    low, high = USUAL_P99_PPM
+    sizes = {
+        other: p99_ppm * ppm_per_unit(other, echo_time_s=TYPICAL_ECHO_S, field_strength_t=TYPICAL_T)
+        for other in UNITS
+        if other != "ppm"
+    }
+    fitting = [f"{size:.2g} if it is in {u}" for u, size in sizes.items() if low <= size <= high]
+    would = f"it would be {', '.join(fitting)} (at 3 T and 20 ms); " if fitting else ""
+    return (
+        f"{would}pass --units with the unit that the program which made it states: ppb; hz, rad/s "
+        "or tesla with --field-strength; rad with --echo-time too"
+        + ("" if stated else "; ppm if it is that, without background")
+    )
 
 
 def require_field(mean_square_ppm2: float) -> None:
@@ -113,10 +137,10 @@ def require_field(mean_square_ppm2: float) -> None:
         raise DataError("the field holds NaN or Inf inside the mask; fix it or the mask")
     if mean_square_ppm2 == 0:
         raise UnitsError("the field is zero in the whole mask; check the field and the mask")
-    if (rms := math.sqrt(mean_square_ppm2)) > LARGEST_P99_PPM:
+    if (rms := math.sqrt(mean_square_ppm2)) > STATED_P99_PPM[1]:
         raise UnitsError(
             f"the field's root mean square is {rms:.3g} ppm, too much for tissue (below "
-            f"{LARGEST_P99_PPM:g}): is it in Hz or radians?"
+            f"{STATED_P99_PPM[1]:g}): is it in Hz or radians?"
         )
 
 

@@ -11,7 +11,8 @@ from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.scan.units import FieldUnit, require_ppm
+from qsm_deploy.runtime.scan.unit_names import FieldUnit
+from qsm_deploy.runtime.scan.units import require_ppm
 from qsm_deploy.runtime.serve.acquisition import HeaderValues
 from qsm_deploy.runtime.serve.codec import Image
 from qsm_deploy.runtime.serve.parameters import Parameters
@@ -50,16 +51,16 @@ class Configuration(Protocol):
         """Yield lines and return the source."""
 
 
-def require_mask(mask: Mask) -> None:
-    """Refuse an empty mask.
+def require_finite(field: Volume, mask: Mask) -> None:
+    """Refuse NaN and Inf inside a mask.
 
     Raises
     ------
     DataError
-        If it is.
+        If there are any.
     """
-    if not mask.any():
-        raise DataError("the mask is empty: the field is zero everywhere, or the mask as sent")
+    if bad := int(np.count_nonzero(~np.isfinite(field[mask]))):
+        raise DataError(f"{bad} of {np.count_nonzero(mask)} voxels inside the mask are NaN or Inf")
 
 
 def scan_of(
@@ -87,9 +88,8 @@ def scan_of(
     UnitsError
         If they cannot be right.
     """
+    require_finite(local_field_ppm, mask)
     values = local_field_ppm[mask]
-    if bad := int(np.count_nonzero(~np.isfinite(values))):
-        raise DataError(f"{bad} of {values.size} voxels inside the mask are NaN or Inf")
     found = require_ppm(values, unit)
     measured = np.zeros((1, *mask.shape), dtype=np.float32)
     measured[0][mask] = values

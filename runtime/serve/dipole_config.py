@@ -6,9 +6,12 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.scan.units import PPB_PER_PPM, FieldUnit, ppm_per_unit
+from qsm_deploy.runtime.scan.masks import mask_from_values
+from qsm_deploy.runtime.scan.unit_names import TURN, UNITS, FieldUnit
+from qsm_deploy.runtime.scan.units import ppm_per_unit
+from qsm_deploy.runtime.scan.wraps import require_unwrapped
 from qsm_deploy.runtime.serve.acquisition import echo_time_s, field_strength_t
-from qsm_deploy.runtime.serve.configuration import Request, Source, require_mask, scan_of
+from qsm_deploy.runtime.serve.configuration import Request, Source, require_finite, scan_of
 from qsm_deploy.runtime.serve.grouping import field_volume
 from qsm_deploy.runtime.serve.image_roles import echo_key, number_attribute
 from qsm_deploy.runtime.serve.stacks import Stack
@@ -32,10 +35,12 @@ def source_from_field(request: Request, stages: Stages) -> Generator[str, None, 
         if (slope, intercept) != (1.0, 0.0):
             field *= np.float32(slope)
             field += np.float32(intercept)
-        mask = field != 0 if found.mask is None else found.mask.volume() != 0
-        require_mask(mask)
+        sent = (field != 0) if found.mask is None else found.mask.volume()
+        mask, notes = mask_from_values(sent, "the mask")
+        require_finite(field, mask)
+        require_unwrapped(field, mask, TURN if unit == "rad" else None)
         field *= np.float32(-ppm if request.parameters.negate else ppm)
-        scan = scan_of(field, mask, found.field, unit, found.notes)
+        scan = scan_of(field, mask, found.field, unit, [*found.notes, *notes])
     scaled = "" if (slope, intercept) == (1.0, 0.0) else f" of {slope:g} value + {intercept:g}"
     origin = "where the field is not zero" if found.mask is None else "as sent"
     yield f"{scan.geometry}; field in {request.parameters.units}{scaled}; mask {origin}"
@@ -47,12 +52,11 @@ def _ppm_of_one(stack: Stack, request: Request) -> tuple[float, FieldUnit]:
     units = request.parameters.units
     if units is None:
         raise UnitsError(
-            "the unit of the local field is not stated; send the parameter units: ppm, ppb, hz "
-            "or rad"
+            "the unit of the local field is not stated; send the parameter units: "
+            f"{', '.join(UNITS)}"
         )
-    if units == "ppm" or units == "ppb":
-        return (1.0 if units == "ppm" else 1 / PPB_PER_PPM), "ppm"
-    strength = field_strength_t(request.header)
+    parts = units in ("ppm", "ppb")
+    strength = None if parts else field_strength_t(request.header)
     time = echo_time_s(request.header, echo_key(stack.images[0])) if units == "rad" else None
     return ppm_per_unit(units, echo_time_s=time, field_strength_t=strength), units
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.local_field.phase_scale import SCALES
+from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit
 
 Config = Literal["qsm", "dipole"]
-Units = Literal["ppm", "ppb", "hz", "rad"]
 
 CONFIGS: tuple[Config, ...] = get_args(Config)
-UNITS: tuple[Units, ...] = get_args(Units)
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 AUTO = "auto"
 
@@ -38,7 +36,7 @@ class Parameters:
 
     config: Config | None = None
     send_original: bool = True
-    units: Units | None = None
+    units: FieldUnit | None = None
     phase_scale: str = AUTO
     negate: bool = False
     unknown: tuple[str, ...] = ()
@@ -58,7 +56,7 @@ def parameters_from(values: Mapping[str, str]) -> Parameters:
     return Parameters(
         config=None if config is None else require_config(config),
         send_original=_flag(given, "sendoriginal", default=True),
-        units=cast(Units | None, _choice(given, "units", UNITS)),
+        units=cast(FieldUnit | None, _choice(given, "units", UNITS)),
         phase_scale=_choice(given, "phasescale", (AUTO, *SCALES)) or AUTO,
         negate=_flag(given, "negate", default=False),
         unknown=tuple(sorted(given.keys() - known)),

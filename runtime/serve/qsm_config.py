@@ -4,23 +4,22 @@ import math
 from collections.abc import Generator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes
-from qsm_deploy.runtime.local_field.phase_scale import (
-    PhaseScale,
-    detect_phase_scale,
-    radians_from_phase,
-    require_phase_scale,
-)
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
+from qsm_deploy.runtime.scan.masks import mask_from_values
+from qsm_deploy.runtime.scan.phase_scale import Said, phase_of_echoes
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
 from qsm_deploy.runtime.serve.configuration import Request, Source, scan_of
 from qsm_deploy.runtime.serve.grouping import EchoVolumes, echo_volumes
-from qsm_deploy.runtime.serve.parameters import AUTO, Parameters
+from qsm_deploy.runtime.serve.parameters import AUTO
+
+VENDOR = "acquisitionSystemInformation/systemVendor"
 
 
 def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None, Source]:
@@ -44,31 +43,33 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     with stages("phase scale"):
         limit, voxels = available_bytes(), math.prod(geometry.shape)
         require_echo_memory(len(volumes.phase), voxels, limit)
-        phase, scale = _phase_rad(volumes, request.parameters)
+        phase, scales = _phase_rad(volumes, request)
         magnitude = _magnitude(volumes, like=phase)
         echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry.voxel_size_mm)
         del phase, magnitude
-    yield f"phase in {scale.name}"
-    mask = None if volumes.mask is None else volumes.mask.volume() != 0
+    yield "; ".join(scales)
+    mask, notes = None, list(volumes.notes)
+    if volumes.mask is not None:
+        mask, found = mask_from_values(volumes.mask.volume(), "the mask")
+        notes += found
     lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages)
     del echoes
-    local, inside = yield from lines
-    return Source(volumes.phase[0], scan_of(local, inside, volumes.phase[0], "rad", volumes.notes))
+    local, inside, found = yield from lines
+    scan = scan_of(local, inside, volumes.phase[0], "ppm", [*notes, *found])
+    return Source(volumes.phase[0], scan)
 
 
-def _phase_rad(volumes: EchoVolumes, parameters: Parameters) -> tuple[Volume, PhaseScale]:
-    """Return the (n, x, y, z) phase of all echoes [rad], and the scale that it came in."""
-    phase = np.stack([stack.volume() for stack in volumes.phase])
-    if not np.isfinite(phase).all():
+def _phase_rad(volumes: EchoVolumes, request: Request) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the (n, x, y, z) phase of all echoes [rad], and the scales that it came in."""
+    phase = [stack.volume() for stack in volumes.phase]
+    if not all(np.isfinite(echo).all() for echo in phase):
         raise DataError("phase images with NaN or Inf; set these voxels to 0 and send a mask")
-    low, high = float(phase.min()), float(phase.max())
-    if parameters.phase_scale == AUTO:
-        whole = all(stack.is_whole_numbered for stack in volumes.phase)
-        scale = detect_phase_scale(low, high, whole_numbers=whole)
-    else:
-        scale = require_phase_scale(parameters.phase_scale, low, high)
-    radians = radians_from_phase(phase, scale)
-    return (-radians if parameters.negate else radians), scale
+    stated = request.parameters.phase_scale
+    vendor = " ".join(request.header.get(VENDOR, []))
+    said = Said(None if stated == AUTO else stated, manufacturer=vendor)
+    option = "the parameter phasescale"
+    radians, notes = phase_of_echoes(phase, [said] * len(phase), option=option)
+    return (-radians if request.parameters.negate else radians), notes
 
 
 def _magnitude(volumes: EchoVolumes, *, like: Volume) -> Volume:

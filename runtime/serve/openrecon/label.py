@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.local_field.phase_scale import SCALES
+from qsm_deploy.runtime.scan.unit_names import SCALES
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.schema import REGULATORY, Json, label_faults
 from qsm_deploy.runtime.serve.parameters import AUTO

@@ -1,0 +1,242 @@
+"""What one step of a phase image is in radians, told from what is said of it and from its values.
+
+Nothing is guessed. A scale is *stated* by the user, by the unit in a sidecar, or by a slope and an
+intercept that spread the whole numbers of a converter over a turn. It is *seen* where the values
+fill a turn and jump by one between neighbours, as wrapped phase and noise do. What is stated must
+not contradict what is seen. Else one scale alone must be possible.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import UnitsError
+from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.runtime.scan.unit_names import SCALES, TURN, PhaseScale
+from qsm_deploy.runtime.scan.wraps import FEWEST_JUMPS, JUMP, count_jumps
+
+# what sidecars call a unit (BIDS: rad and arbitrary), and the scales that it may be
+RADIANS, MILLIRADIANS = ("radians", "radians2pi"), ("milliradians", "milliradians2pi")
+DEGREES = ("degrees", "degrees2pi")
+UNITS = (
+    dict.fromkeys(("rad", "radian", "radians"), RADIANS)
+    | dict.fromkeys(("mrad", "milliradian", "milliradians", "milliradials"), MILLIRADIANS)
+    | dict.fromkeys(("deg", "degree", "degrees"), DEGREES)
+    | dict.fromkeys(("", "arbitrary", "a.u.", "us", "unspecified", "1"), ())
+)
+# what the consoles of a manufacturer write, by how its name begins; anybody may convert to radians
+MAKERS = {
+    "siemens": ("unsigned4096", "signed4096", "signed8192", *RADIANS),
+    "ge": (*MILLIRADIANS, *RADIANS),
+    "philips": (*MILLIRADIANS, *RADIANS, "unsigned4096"),
+}
+STORED_BITS = (10, 12, 16)  # of the whole numbers that a slope spreads over a turn
+ROUNDING = 1e-3  # relative: float32 pi, and slopes that were stored with few digits
+FULL, LEAST_SHARE, CONCEIVABLE = 0.95, 0.75, 0.2  # of a turn
+SMALLEST_RAD = 0.05  # stated radians that stay within it were scaled once too often
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a phase.
+
+    Attributes
+    ----------
+    scale
+        Its name in ``SCALES``, by the user.
+    units
+        Of a sidecar: BIDS ``Units``, DICOM ``RescaleType``.
+    slope, intercept
+        That the header applied to the stored numbers.
+    manufacturer
+        Of the scanner.
+    """
+
+    scale: str | None = None
+    units: str | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    manufacturer: str = ""
+
+
+class _Values:
+    """The values of a phase, and how they lie on a scale."""
+
+    def __init__(self, phase: Volume) -> None:
+        self.volume = phase
+        self.low, self.high = float(phase.min()), float(phase.max())
+        self.whole = bool(np.array_equal(phase, np.rint(phase)))
+
+    @property
+    def step(self) -> int:
+        """What all whole numbers are multiples of."""
+        return int(np.gcd.reduce(self.volume.astype(np.int64), axis=None)) if self.whole else 0
+
+    def fit(self, scale: PhaseScale) -> bool:
+        slack = ROUNDING * scale.steps
+        radians = scale.steps == TURN
+        return (
+            self.low >= scale.low - slack
+            and self.high <= scale.high + slack
+            and not (radians and self.whole)
+        )
+
+    def share(self, scale: PhaseScale) -> float:
+        return (self.high - self.low) / scale.steps
+
+    def wrap(self, scale: PhaseScale) -> bool:
+        """Whether a turn is filled, and neighbours jump by about one."""
+        filled = self.fit(scale) and self.share(scale) >= FULL
+        return filled and count_jumps(self.volume, JUMP * scale.steps) >= FEWEST_JUMPS
+
+
+def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> PhaseScale:
+    """Return the scale of a phase.
+
+    Parameters
+    ----------
+    phase
+        (x, y, z) values after the header's slope and intercept, finite.
+    said
+        What is said of it.
+    option
+        What states a scale, for messages.
+
+    Raises
+    ------
+    UnitsError
+        If none or several scales are possible, or what is said contradicts the values.
+    """
+    values = _Values(phase)
+    reach = f"the phase reaches from {values.low:.5g} to {values.high:.5g}"
+    if said.scale is not None:
+        if not values.fit(SCALES[said.scale]):
+            raise UnitsError(f"{reach}, not {SCALES[said.scale].name} as {option} says")
+        return SCALES[said.scale]
+    told, by = _told(said, values, f"{reach} (Units: {said.units})", option)
+    seen = next((scale for scale in SCALES.values() if values.wrap(scale)), None)
+    if told and seen and told.steps != seen.steps:
+        raise UnitsError(
+            f"{reach} and is wrapped there, as {seen.name}; {by} says {told.name}: correct it, or "
+            f"pass {option} with one of {', '.join(SCALES)}"
+        )
+    return told or seen or _only(values, said, reach, option)
+
+
+def phase_of_echoes(
+    echoes: Sequence[Volume], said: Sequence[Said], *, option: str = "--phase-scale"
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the phase of all echoes in radians, and notes on the scales that they came in.
+
+    Every echo is judged by itself. One that leaves several scales open has that of the others, if
+    it was stored in the same steps and with the same slope.
+
+    Parameters
+    ----------
+    echoes
+        (x, y, z) values of each echo.
+    said
+        What is said of each.
+    option
+        What states a scale, for messages.
+
+    Returns
+    -------
+    (n, x, y, z) float32 array, list of str
+        Phase [rad]; one note, or one for each scale if there are several.
+
+    Raises
+    ------
+    UnitsError
+        If the scale of an echo cannot be told; the message says of which.
+    """
+    scales: list[PhaseScale | None] = []
+    doubts: dict[int, UnitsError] = {}
+    for n, (phase, about) in enumerate(zip(echoes, said, strict=True)):
+        try:
+            scales.append(phase_scale(phase, about, option=option))
+        except UnitsError as error:
+            scales.append(None)
+            doubts[n] = error
+    for n, doubt in doubts.items():
+        stored = _Values(echoes[n])
+        alike = {
+            scale
+            for phase, about, scale in zip(echoes, said, scales, strict=True)
+            if scale is not None and about == said[n] and _Values(phase).step == stored.step
+        }
+        if len(alike) != 1 or not stored.fit(*alike):
+            raise UnitsError(f"echo {n + 1}: {doubt}" if len(echoes) > 1 else str(doubt))
+        scales[n] = alike.pop()
+    found = [scale for scale in scales if scale is not None]
+    radians = [radians_from_phase(phase, scale) for phase, scale in zip(echoes, found, strict=True)]
+    names = [scale.name for scale in found]
+    if len(set(names)) == 1:
+        return np.stack(radians), [f"phase in {names[0]}"]
+    notes = [f"echo {n + 1}: phase in {name}" for n, name in enumerate(names)]
+    return np.stack(radians), notes
+
+
+def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseScale | None, str]:
+    """Return the scale that unit or header state, if one does, and which of them."""
+    units = (said.units or "").strip().lower()
+    if units not in UNITS:
+        raise UnitsError(
+            f"{reach}: no unit of a phase that is known here; BIDS knows rad and arbitrary: "
+            f"correct the sidecar, or pass {option}"
+        )
+    if names := UNITS[units]:
+        fitting = [SCALES[name] for name in names if values.fit(SCALES[name])]
+        largest = max(abs(values.low), abs(values.high)) * TURN / SCALES[names[0]].steps
+        if not fitting or largest < SMALLEST_RAD:
+            raise UnitsError(
+                f"{reach}, which is no wrapped phase in {units}{_whole(values)}: check Units and "
+                f"the scaling (scl_slope) in the header, or pass {option} with one of "
+                f"{', '.join(SCALES)}"
+            )
+        return fitting[0], "Units"
+    if (said.slope, said.intercept) != (1.0, 0.0):
+        for scale in SCALES.values():
+            slack = ROUNDING * scale.steps
+            spreads = any(abs(said.slope * 2**b - scale.steps) < slack for b in STORED_BITS)
+            if spreads and abs(said.intercept - scale.low) < slack and values.fit(scale):
+                return scale, "the header's slope"
+    return None, ""
+
+
+def _only(values: _Values, said: Said, reach: str, option: str) -> PhaseScale:
+    """Return the one scale that is possible, of the manufacturer's if it is known."""
+    possible = {
+        name: scale
+        for name, scale in SCALES.items()
+        if values.fit(scale) and values.share(scale) >= CONCEIVABLE
+    }
+    for maker, names in MAKERS.items():
+        if said.manufacturer.lower().startswith(maker) and possible.keys() & set(names):
+            possible = {name: possible[name] for name in names if name in possible}
+    if len(possible) == 1 and values.share(*possible.values()) >= LEAST_SHARE:
+        return next(iter(possible.values()))
+    shares = " or ".join(
+        f"{name} ({100 * values.share(scale):.0f} % of a turn)" for name, scale in possible.items()
+    )
+    if not shares:
+        raise UnitsError(
+            f"{reach}{_whole(values)}, which is no scale known here: check the scaling (scl_slope) "
+            f"in the header, or pass {option} with one of {', '.join(SCALES)}"
+        )
+    raise UnitsError(
+        f"{reach} and does not fill a turn, so it could be {shares}; pass {option} NAME with what "
+        "the scanner wrote"
+    )
+
+
+def _whole(values: _Values) -> str:
+    return " in whole numbers" if values.whole else ""
+
+
+def radians_from_phase(values: Volume, scale: PhaseScale) -> Volume:
+    """Return the phase in radians, within a turn of zero."""
+    radians: Volume = (values - np.float32(scale.zero)) * np.float32(TURN / scale.steps)
+    return radians

@@ -1,0 +1,107 @@
+"""Where a volume jumps from one voxel to the next, as a wrapped phase does and no field."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.errors import UnitsError
+from qsm_deploy.kernels.geometry import Mask, Volume
+
+JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
+FEWEST_JUMPS = 10
+JUMPING_SHARE = 1e-3  # of the voxels in the mask
+UNRELATED = 0.2  # mean cosine of the step between neighbours: 0.95 and more in a head
+
+
+def count_jumps(volume: Volume, least: float, mask: Mask | None = None) -> int:
+    """Return how many pairs of neighbours, of a mask if there is one, differ by that much."""
+    count = 0
+    for axis in range(3):
+        moved = np.moveaxis(volume, axis, 0)
+        inside = None if mask is None else np.moveaxis(mask, axis, 0)
+        for n in range(len(moved) - 1):  # plane by plane, which takes little memory
+            jumps = np.abs(moved[n + 1] - moved[n]) >= least
+            if inside is not None:
+                jumps &= inside[n] & inside[n + 1]
+            count += int(np.count_nonzero(jumps))
+    return count
+
+
+def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
+    """Refuse a wrapped phase that was given as a field.
+
+    Parameters
+    ----------
+    field
+        (x, y, z), in any unit.
+    mask
+        (x, y, z) bool, not empty; finite values inside.
+    turn
+        Of a phase in the field's unit, where it is one. Else the range of the values is taken
+        for a turn, which a wrapped phase fills.
+
+    Raises
+    ------
+    UnitsError
+        If neighbours differ by about a turn in more than some voxels.
+    """
+    values = field[mask]
+    span = float(values.max()) - float(values.min())
+    if turn is None:
+        turn = span
+    if turn == 0 or not JUMP * turn <= span <= 1.01 * turn:
+        return
+    jumps = count_jumps(field, JUMP * turn, mask)
+    if jumps < max(FEWEST_JUMPS, JUMPING_SHARE * values.size):
+        return
+    raise UnitsError(
+        f"the field jumps by about its whole range of {span:.4g} between neighbours, at {jumps} "
+        "places in the mask: a wrapped phase, not a local field; make one of phase and magnitude "
+        "with qsm-run --bids DATASET, or unwrap it and remove the background first"
+    )
+
+
+def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
+    """Correct slices that are half a turn off their neighbours, in place, and return a note.
+
+    Images of a scanner that leaves its complex images unshifted along slices are like that.
+
+    Parameters
+    ----------
+    phase_rad
+        (n, x, y, z) wrapped phase of n echoes or orientations.
+    mask
+        (x, y, z) bool.
+
+    Raises
+    ------
+    UnitsError
+        If neighbours have nothing to do with each other.
+    """
+    notes = []
+    for axis in range(3):
+        alike = _likeness(np.moveaxis(phase_rad[0], axis, 0), np.moveaxis(mask, axis, 0))
+        if alike < -UNRELATED:
+            np.moveaxis(phase_rad, axis + 1, 0)[1::2] += np.float32(math.pi)
+            notes.append(
+                f"the phase of every second slice along voxel axis {axis + 1} was half a turn off "
+                "(complex images unshifted along slices, as of GE): corrected"
+            )
+        elif alike < UNRELATED:
+            raise UnitsError(
+                f"neighbours along voxel axis {axis + 1} have unrelated phase (mean cosine of the "
+                f"step {alike:.2f} in the mask): noise, no phase at all, or read on a wrong scale; "
+                "check the file, its scaling and the mask"
+            )
+    return notes
+
+
+def _likeness(phase_rad: Volume, mask: Mask) -> float:
+    """Return the mean cosine of the step between neighbouring planes, 1 if there are none."""
+    total, count = 0.0, 0
+    for n in range(len(phase_rad) - 1):
+        inside = mask[n] & mask[n + 1]
+        total += float(np.cos(phase_rad[n + 1][inside] - phase_rad[n][inside]).sum())
+        count += int(np.count_nonzero(inside))
+    return total / count if count else 1.0
