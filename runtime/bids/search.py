@@ -38,6 +38,7 @@ NO_SEQUENCE = (
 )
 NO_NAME = f"which needs a name of BIDS, such as {EXAMPLE}"
 NOT_SEARCHED = f"which needs to lie in {', '.join(FOLDERS[:-1])} or {FOLDERS[-1]}"
+EMPTY = "which is empty; a subdataset of DataLad comes with: datalad get"
 # like the name of what is looked for
 SOUNDS = re.compile(
     r"_part-(?!mag_)|_(phase|real|imag)|phase[0-9]*\.nii|mask\.nii|_(megre|gre|t2star.*)\.nii", re.I
@@ -55,18 +56,19 @@ class Found:
     failures
         Why others cannot be, by the name of the recording, the subject or the folder.
     unused
-        Names of images that sound like gradient echoes and belong to none, by what they need.
+        Names of empty folders, and of images that sound like gradient echoes and belong to none,
+        by what they need.
     """
 
     recordings: list[Recording] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     unused: dict[str, list[str]] = field(default_factory=dict)
 
-    def notes(self, subject: str = "") -> list[str]:
-        """Return a line for every need of images that are not used, those of one subject or all."""
+    def notes(self, about: str = "") -> list[str]:
+        """Return a line for every need of what is not used, where a pattern is in its name."""
         lines = []
         for need, names in self.unused.items():
-            if those := [name for name in names if name.startswith(subject)]:
+            if those := [name for name in names if re.search(about, name)]:
                 lines.append(f"found and not used: {_some(those)}, {need}")
         return lines
 
@@ -102,9 +104,10 @@ def find_recordings(
     _require_dataset(dataset)
     found = Found()
     roots, known = [], set[str]()
-    for root in (dataset, *_derivatives(dataset, ours)):
+    for root in (dataset, *_derivatives(dataset, ours, found)):
         try:
-            known |= {path.name for path in _folders(root) if path.name.startswith("sub-")}
+            folders = _folders(root, found)
+            known |= {path.name for path in folders if path.name.startswith("sub-")}
             roots.append(root)
         except DataError as error:
             found.failures[root.name] = str(error)
@@ -140,7 +143,10 @@ def without_recording(found: Found, labels: Iterable[str]) -> dict[str, str]:
     have |= {name.split("_")[0].removeprefix("sub-") for name in found.failures}
     lacking = sorted({label.removeprefix("sub-") for label in labels} - have)
     reason = "neither a local field nor part-phase MEGRE to begin with"
-    return {label: "; ".join([reason, *found.notes(f"sub-{label}_")]) for label in lacking}
+    return {
+        label: "; ".join([reason, *found.notes(rf"sub-{label}\b|sub-{label}_")])
+        for label in lacking
+    }
 
 
 def _recordings(
@@ -177,9 +183,9 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
     DataError
         If a folder cannot be read, or an image has the name of another subject or session.
     """
-    searched = dict(_data_folders(root / subject))
+    searched = dict(_data_folders(root / subject, found))
     for folder, session in searched.items():
-        for path in _entries(folder):
+        for path in _entries(folder, found):
             image = _image(path, root)
             if image is None:
                 _note(path.name, NO_NAME, found)
@@ -214,26 +220,27 @@ def _note(name: str, need: str, found: Found) -> None:
         found.unused.setdefault(need, []).append(name)
 
 
-def _data_folders(subject: Path) -> Iterator[tuple[Path, list[str]]]:
+def _data_folders(subject: Path, found: Found) -> Iterator[tuple[Path, list[str]]]:
     """Yield the folders of a subject that are searched, and the session that each belongs to."""
-    for path in _folders(subject):
+    for path in _folders(subject, found):
         if path.name in FOLDERS:
             yield path, []
         elif path.name.startswith("ses-"):
-            yield from ((p, [path.name]) for p in _folders(path) if p.name in FOLDERS)
+            inner = [p for p in _folders(path, found) if p.name in FOLDERS]
+            yield from ((p, [path.name]) for p in inner)
 
 
-def _derivatives(dataset: Path, ours: Path) -> list[Path]:
+def _derivatives(dataset: Path, ours: Path, found: Found) -> list[Path]:
     own = os.path.realpath(ours)  # unlike Path.resolve it takes links that go in a circle
-    return [d for d in _folders(dataset / "derivatives") if os.path.realpath(d) != own]
+    return [d for d in _folders(dataset / "derivatives", found) if os.path.realpath(d) != own]
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Path, found: Found) -> list[Path]:
     """Return the folders in a folder, and what may be one: links to nothing too."""
-    return [path for path in _entries(folder) if not os.path.isfile(path)]
+    return [path for path in _entries(folder, found) if not os.path.isfile(path)]
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, found: Found) -> list[Path]:
     """Return what is in a folder, by name; nothing where there is none.
 
     Raises
@@ -242,7 +249,7 @@ def _entries(folder: Path) -> list[Path]:
         If it cannot be read, or is no folder.
     """
     try:
-        return sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():
             return []
@@ -250,6 +257,9 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(
             f"{folder}: cannot be read ({error.strerror}); correct its rights, or remove it"
         ) from error
+    if not paths:
+        found.unused.setdefault(EMPTY, []).append(f"{folder.parent.name}/{folder.name}")
+    return paths
 
 
 def _require_dataset(dataset: Path) -> None:

@@ -270,6 +270,15 @@ class TestFolders:
         assert f"{dataset / link}: " in reason
         assert "datalad get" in reason
 
+    @pytest.mark.parametrize("folder", ["sub-02", "sub-02/ses-a/anat", PREP])
+    def test_an_empty_folder_is_noted(self, add, dataset, folder):
+        add(*echoes("01"))
+        (dataset / folder).mkdir(parents=True)
+        found = search(dataset)
+        [note] = found.notes()
+        assert f"/{folder.split('/')[-1]}, which is empty" in note
+        assert found.failures == {}
+
     def test_a_file_in_place_of_a_folder_holds_nothing(self, add, find):
         add(*echoes("01"), "sub-02", f"{PREP}", "sub-01/ses-a")
         assert [r.name for r in find()] == ["sub-01"]
