@@ -116,7 +116,7 @@ def row(grid: Geometry) -> dict[str, Any]:
     deep = distance_transform_edt(head.mask, sampling=grid.voxel_size_mm) > DEEP_MM
     echoes = echoes_of(total, head)
     began = time.perf_counter()
-    field = map_field(echoes, head.mask)
+    field, _ = map_field(echoes, head.mask)
     mapped = time.perf_counter()
     local, _ = remove_background(field, head.mask, grid)
     removed = time.perf_counter()

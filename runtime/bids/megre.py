@@ -141,10 +141,8 @@ def _radians(
         units = next((str(metadata[k]) for k in ("Units", "RescaleType") if metadata.get(k)), None)
         slope, intercept = volume.scaling
         said.append(Said(stated, units, slope, intercept, str(metadata.get("Manufacturer", ""))))
-    try:
-        return phase_of_echoes([volume.data for volume in volumes], said)
-    except UnitsError as error:
-        raise UnitsError(f"{images[0].path.name}: {error}") from None
+    names = [image.path.name for image in images]
+    return phase_of_echoes([volume.data for volume in volumes], said, names)
 
 
 def _polar(pairs: Sequence[Pair], volumes: Sequence[NiftiVolume]) -> tuple[Volume, Volume]:

@@ -116,7 +116,7 @@ def mask_from(array: Any) -> tuple[Mask, list[str]]:
     values = np.asarray(array)
     if values.ndim != 3:
         raise DataError(f"the mask has shape {values.shape}, expected (x, y, z)")
-    return mask_from_values(values, "the mask")
+    return mask_from_values(values, "mask")
 
 
 def vector(numbers: Sequence[float]) -> Vector:

@@ -38,7 +38,7 @@ def mask_from_values(values: NDArray[Any], name: str) -> tuple[Mask, list[str]]:
         raise DataError(f"{name}: {bad} voxels of the mask are NaN or Inf; use 0 and 1")
     low, high = float(values.min()), float(values.max())
     if low == high == 0:
-        raise DataError(f"{name}: the mask is empty; pass one that is non-zero inside the brain")
+        return _judged(values != 0, name)
     if np.array_equal(values, np.rint(values)):
         found = np.unique(values)
         if np.count_nonzero(found < 0) > 1 or found.size > MOST_LABELS:
@@ -63,7 +63,7 @@ def share_note(mask: Mask, name: str) -> list[str]:
 def _judged(mask: Mask, name: str, notes: list[str] | None = None) -> tuple[Mask, list[str]]:
     if not mask.any():
         raise DataError(
-            f"{name}: nothing is inside the mask (above 0, or above {HALF:g} for fractions); pass "
+            f"{name}: the mask is empty, nothing is above 0 (above {HALF:g} for fractions); pass "
             "one that is 1 inside the brain"
         )
     if notes:

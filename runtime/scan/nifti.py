@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,12 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.inputs import not_downloaded
+from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
 AFFINE_TOLERANCE_MM = 1e-2
-GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 544  # of a NIfTI-2 file, up to its first voxel at the earliest
-PIECE_BYTES = 1 << 20
 LARGEST_OFFSET = 1 << 30
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
@@ -89,7 +90,7 @@ def load_volume(path: Path) -> NiftiVolume:
         If the volume is not 3-D or its header's geometry is invalid.
     """
     content = _content(path)
-    try:
+    with _faults_of(path):
         header, shape, notes = _read_header(path, content)
         announced = header.get_data_offset() + _data_bytes(header)
         raw, more = unpacked(content, announced)
@@ -101,14 +102,6 @@ def load_volume(path: Path) -> NiftiVolume:
         transforms = _transforms(path, header)
         header.check_fix(logger=_LOG)  # what is left to repair does no harm
         data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
-    except (HeaderDataError, ValueError) as error:
-        raise DataError(
-            f"{path}: damaged header ({_first_line(error)}); convert it again"
-        ) from error
-    except (EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
-        ) from error
     with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
         values = np.ascontiguousarray(data, dtype=np.float32)
     return NiftiVolume(path, values, header, transforms, (*notes, *more, *transforms.notes))
@@ -150,8 +143,25 @@ def on_grid(path: Path, like: Path) -> bool:
 
 
 def _grid(path: Path) -> tuple[Transforms, tuple[int, int, int]]:
-    header, shape, _ = _read_header(path, _content(path))
-    return _transforms(path, header), shape
+    content = _content(path)
+    with _faults_of(path):
+        header, shape, _ = _read_header(path, content)
+        return _transforms(path, header), shape
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Raise what nibabel and zlib find as errors of the data."""
+    try:
+        yield
+    except (HeaderDataError, ValueError) as error:
+        raise DataError(
+            f"{path}: damaged header ({_first_line(error)}); convert it again"
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
+        ) from error
 
 
 def _apart_mm(one: Transforms, other: Transforms, shape: tuple[int, ...]) -> float:
@@ -196,32 +206,6 @@ def nifti_bytes(
     return gzip.compress(raw, compresslevel=4, mtime=0) if compress else raw
 
 
-def unpacked(content: bytes, most: int) -> tuple[bytes, list[str]]:
-    """Return what gzip packed, no more than that many bytes, and a note on what follows it.
-
-    Every member is read to its end, where gzip has its checksum. Content that is not packed stays.
-
-    Raises
-    ------
-    EOFError, zlib.error
-        If a member is cut short or damaged.
-    """
-    if not content.startswith(GZIP_MAGIC):
-        return content, []
-    kept, at = bytearray(), 0
-    while content.startswith(GZIP_MAGIC, at):
-        member = zlib.decompressobj(wbits=31)
-        while not member.eof:
-            piece = member.unconsumed_tail or content[at : at + PIECE_BYTES]
-            if not piece:
-                raise EOFError("cut short within the compressed data")
-            at += 0 if member.unconsumed_tail else len(piece)
-            kept += member.decompress(piece, PIECE_BYTES)[: most - len(kept)]
-        at -= len(member.unused_data)
-    left = len(content) - at
-    return bytes(kept), [f"{left} bytes after the compressed data were ignored"] if left else []
-
-
 def _content(path: Path) -> bytes:
     if left := not_downloaded(path):
         raise DataError(f"{path}: {left}")
@@ -238,14 +222,13 @@ def _read_header(
     path: Path, content: bytes
 ) -> tuple[nib.Nifti1Header, tuple[int, int, int], list[str]]:
     """Return a header whose data lie where it says, the volume's shape, and notes."""
-    try:
-        member = zlib.decompressobj(wbits=31)
-        packed = content.startswith(GZIP_MAGIC)
-        head = member.decompress(content[:PIECE_BYTES], HEAD_BYTES) if packed else content
-    except zlib.error as error:
-        raise DataError(
-            f"{path}: truncated or damaged ({_first_line(error)}); copy or convert it again"
-        ) from error
+    head = content[:HEAD_BYTES]
+    if content.startswith(GZIP_MAGIC):
+        head = b""
+        for piece, _ in pieces(content):
+            head += piece[:HEAD_BYTES]
+            if len(head) >= HEAD_BYTES:
+                break
     header_class = _header_class(path, head)
     # unchecked, because nibabel's check replaces voxel sizes and codes by plausible ones
     header = header_class.from_fileobj(BytesIO(head[: header_class.sizeof_hdr]), check=False)
@@ -267,7 +250,8 @@ def _header_class(path: Path, head: bytes) -> type[nib.Nifti1Header]:
     if head[4:8] == b"n+2\0":
         return nib.Nifti2Header
     for place, magic, kind in OTHER_KINDS:
-        if head[place : place + len(magic)] == magic:
+        whole = len(head) >= nib.AnalyzeHeader.sizeof_hdr or "Analyze" not in kind
+        if head[place : place + len(magic)] == magic and whole:
             raise DataError(f"{path}: {kind}")
     raise DataError(
         f"{path}: not a single-file NIfTI, or cut within its header ({len(head)} bytes); "

@@ -2,7 +2,8 @@
 
 Nothing is guessed. A scale is *stated* by the user, by the unit in a sidecar, or by a slope and an
 intercept that spread the whole numbers of a converter over a turn. It is *seen* where the values
-fill a turn and jump by one between neighbours, as wrapped phase and noise do. What is stated must
+reach both ends of a turn, or nearly and jump from one to the other between neighbours, as wrapped
+phase and noise do. What is stated must
 not contradict what is seen. Else one scale alone must be possible.
 """
 
@@ -86,10 +87,14 @@ class _Values:
     def share(self, scale: PhaseScale) -> float:
         return (self.high - self.low) / scale.steps
 
-    def wrap(self, scale: PhaseScale) -> bool:
-        """Whether a turn is filled, and neighbours jump by about one."""
-        filled = self.fit(scale) and self.share(scale) >= FULL
-        return filled and count_jumps(self.volume, JUMP * scale.steps) >= FEWEST_JUMPS
+    def fill(self, scale: PhaseScale) -> bool:
+        """Whether they reach both ends, or nearly and neighbours jump by about a turn."""
+        if not self.fit(scale) or self.share(scale) < FULL:
+            return False
+        ends = max(self.low - scale.low, scale.high - self.high)
+        if ends <= ROUNDING * scale.steps:
+            return True
+        return count_jumps(self.volume, JUMP * scale.steps) >= FEWEST_JUMPS
 
 
 def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> PhaseScale:
@@ -115,18 +120,22 @@ def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> 
         if not values.fit(SCALES[said.scale]):
             raise UnitsError(f"{reach}, not {SCALES[said.scale].name} as {option} says")
         return SCALES[said.scale]
-    told, by = _told(said, values, f"{reach} (Units: {said.units})", option)
-    seen = next((scale for scale in SCALES.values() if values.wrap(scale)), None)
+    told, by = _told(said, values, reach, option)
+    seen = next((scale for scale in SCALES.values() if values.fill(scale)), None)
     if told and seen and told.steps != seen.steps:
         raise UnitsError(
-            f"{reach} and is wrapped there, as {seen.name}; {by} says {told.name}: correct it, or "
-            f"pass {option} with one of {', '.join(SCALES)}"
+            f"{reach}, which is all of {seen.name}, but {by} says {told.name}: correct it, or pass "
+            f"{option}"
         )
     return told or seen or _only(values, said, reach, option)
 
 
 def phase_of_echoes(
-    echoes: Sequence[Volume], said: Sequence[Said], *, option: str = "--phase-scale"
+    echoes: Sequence[Volume],
+    said: Sequence[Said],
+    names: Sequence[str],
+    *,
+    option: str = "--phase-scale",
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Return the phase of all echoes in radians, and notes on the scales that they came in.
 
@@ -139,6 +148,8 @@ def phase_of_echoes(
         (x, y, z) values of each echo.
     said
         What is said of each.
+    names
+        Of the echoes, for messages.
     option
         What states a scale, for messages.
 
@@ -168,14 +179,13 @@ def phase_of_echoes(
             if scale is not None and about == said[n] and _Values(phase).step == stored.step
         }
         if len(alike) != 1 or not stored.fit(*alike):
-            raise UnitsError(f"echo {n + 1}: {doubt}" if len(echoes) > 1 else str(doubt))
+            raise UnitsError(f"{names[n]}: {doubt}")
         scales[n] = alike.pop()
     found = [scale for scale in scales if scale is not None]
     radians = [radians_from_phase(phase, scale) for phase, scale in zip(echoes, found, strict=True)]
-    names = [scale.name for scale in found]
-    if len(set(names)) == 1:
-        return np.stack(radians), [f"phase in {names[0]}"]
-    notes = [f"echo {n + 1}: phase in {name}" for n, name in enumerate(names)]
+    if len(set(found)) == 1:
+        return np.stack(radians), [f"phase in {found[0].name}"]
+    notes = [f"{name}: phase in {scale.name}" for name, scale in zip(names, found, strict=True)]
     return np.stack(radians), notes
 
 
@@ -184,17 +194,16 @@ def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseSc
     units = (said.units or "").strip().lower()
     if units not in UNITS:
         raise UnitsError(
-            f"{reach}: no unit of a phase that is known here; BIDS knows rad and arbitrary: "
-            f"correct the sidecar, or pass {option}"
+            f"Units are {said.units!r}, {reach}; BIDS knows rad and arbitrary: correct the "
+            f"sidecar, or pass {option}"
         )
     if names := UNITS[units]:
         fitting = [SCALES[name] for name in names if values.fit(SCALES[name])]
         largest = max(abs(values.low), abs(values.high)) * TURN / SCALES[names[0]].steps
         if not fitting or largest < SMALLEST_RAD:
             raise UnitsError(
-                f"{reach}, which is no wrapped phase in {units}{_whole(values)}: check Units and "
-                f"the scaling (scl_slope) in the header, or pass {option} with one of "
-                f"{', '.join(SCALES)}"
+                f"{reach}{_whole(values)}, which is no wrapped phase in {units}: is the scaling "
+                f"(scl_slope) in the header stale? Correct it or the unit, or pass {option}"
             )
         return fitting[0], "Units"
     if (said.slope, said.intercept) != (1.0, 0.0):
@@ -223,8 +232,8 @@ def _only(values: _Values, said: Said, reach: str, option: str) -> PhaseScale:
     )
     if not shares:
         raise UnitsError(
-            f"{reach}{_whole(values)}, which is no scale known here: check the scaling (scl_slope) "
-            f"in the header, or pass {option} with one of {', '.join(SCALES)}"
+            f"{reach}{_whole(values)}, which is no scale known here: is the scaling (scl_slope) in "
+            f"the header stale? Correct it, or pass {option} with one of {', '.join(SCALES)}"
         )
     raise UnitsError(
         f"{reach} and does not fill a turn, so it could be {shares}; pass {option} NAME with what "

@@ -255,9 +255,10 @@ def _inside(
 
 def _radians(volume: NiftiVolume, reading: Reading) -> NDArray[np.float32]:
     """Return a wrapped phase within half a turn of zero."""
-    slope, intercept = volume.scaling
-    said = Said(reading.phase_scale, reading.units, slope, intercept)
     known = np.nan_to_num(volume.data, nan=0, posinf=0, neginf=0)
+    # what a network takes is radians, unless they cannot be
+    units = reading.units or ("rad" if np.abs(known).max() <= 1.001 * TURN else None)
+    said = Said(reading.phase_scale, units, *volume.scaling)
     radians = radians_from_phase(known, phase_scale(known, said))
     wrapped: NDArray[np.float32] = radians - TURN * np.rint(radians / TURN)
     return wrapped.astype(np.float32)

@@ -10,7 +10,8 @@ from qsm_deploy.kernels.geometry import Mask, Volume
 
 JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
 FEWEST_JUMPS = 10
-JUMPING_SHARE = 1e-3  # of the voxels in the mask
+JUMPING_SHARE = 1e-4  # of the voxels in the mask
+SPREAD = 0.1  # of the range: median deviation of a phase; 1/4 if it is even, fields have less
 UNRELATED = 0.2  # mean cosine of the step between neighbours: 0.95 and more in a head
 
 
@@ -39,7 +40,7 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
         (x, y, z) bool, not empty; finite values inside.
     turn
         Of a phase in the field's unit, where it is one. Else the range of the values is taken
-        for a turn, which a wrapped phase fills.
+        for a turn, which a wrapped phase fills evenly.
 
     Raises
     ------
@@ -47,9 +48,12 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
         If neighbours differ by about a turn in more than some voxels.
     """
     values = field[mask]
-    span = float(values.max()) - float(values.min())
+    low, high = float(values.min()), float(values.max())
+    span = high - low
     if turn is None:
         turn = span
+        if np.median(np.abs(values - np.median(values))) < SPREAD * span:
+            return
     if turn == 0 or not JUMP * turn <= span <= 1.01 * turn:
         return
     jumps = count_jumps(field, JUMP * turn, mask)

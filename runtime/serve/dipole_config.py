@@ -36,7 +36,7 @@ def source_from_field(request: Request, stages: Stages) -> Generator[str, None, 
             field *= np.float32(slope)
             field += np.float32(intercept)
         sent = (field != 0) if found.mask is None else found.mask.volume()
-        mask, notes = mask_from_values(sent, "the mask")
+        mask, notes = mask_from_values(sent, "mask")
         require_finite(field, mask)
         require_unwrapped(field, mask, TURN if unit == "rad" else None)
         field *= np.float32(-ppm if request.parameters.negate else ppm)

@@ -50,7 +50,7 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     yield "; ".join(scales)
     mask, notes = None, list(volumes.notes)
     if volumes.mask is not None:
-        mask, found = mask_from_values(volumes.mask.volume(), "the mask")
+        mask, found = mask_from_values(volumes.mask.volume(), "mask")
         notes += found
     lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages)
     del echoes
@@ -67,8 +67,9 @@ def _phase_rad(volumes: EchoVolumes, request: Request) -> tuple[NDArray[np.float
     stated = request.parameters.phase_scale
     vendor = " ".join(request.header.get(VENDOR, []))
     said = Said(None if stated == AUTO else stated, manufacturer=vendor)
+    names = [f"the echo at {1000 * time:g} ms" for time in volumes.echo_times_s]
     option = "the parameter phasescale"
-    radians, notes = phase_of_echoes(phase, [said] * len(phase), option=option)
+    radians, notes = phase_of_echoes(phase, [said] * len(phase), names, option=option)
     return (-radians if request.parameters.negate else radians), notes
 
 

@@ -82,7 +82,7 @@ def test_what_the_command_line_refuses_is_refused(model, field, mask, change, er
         (lambda f, m: (f.astype(int), m), "expected floating numbers"),
         (lambda f, m: (np.where(m, np.nan, f), m), "voxels inside the mask are NaN or Inf"),
         (lambda f, m: (500 * f, m), "ppm"),
-        (lambda f, m: (f, np.where(m, np.nan, 0)), "the mask holds NaN or Inf"),
+        (lambda f, m: (f, np.where(m, np.nan, 0)), "voxels of the mask are NaN or Inf"),
         (lambda f, m: (np.stack([f, f]), m), "2 fields need as many B0 directions"),
     ],
 )

@@ -504,8 +504,8 @@ class TestMetadata:
         ("says", "stated", "message"),
         [
             (None, None, "Units are not stated; add ppm, Hz or rad, or pass --units"),
-            ("Oe", None, "Units are 'Oe', expected one of ppm, "),
-            (["ppm"], None, "expected one of ppm, "),
+            ("G", None, "Units are 'G', expected one of ppm, ppb, hz, rad/s, tesla, rad"),
+            (["ppm"], None, "expected one of ppm"),
             ("ppm", "hz", "says ppm, --units says hz; drop --units"),
         ],
     )

@@ -11,8 +11,10 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
+from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude, otsu_threshold
 
 GEOMETRY = Geometry((64, 72, 64), (2.4, 2.4, 2.4), (0.2, 0.1, 1.0))
@@ -67,7 +69,8 @@ class TestFieldMapping:
 
     @pytest.mark.parametrize("times", [(0.006,), (0.004, 0.011), (0.005, 0.01, 0.015, 0.02)])
     def test_the_field_of_one_or_several_echoes(self, head, total, times):
-        found = map_field(echoes_of(total, head.mask, times), head.mask)
+        found, notes = map_field(echoes_of(total, head.mask, times), head.mask)
+        assert not notes
         assert not found[~head.mask].any()
         # the noise of one echo, as a field
         expected = NOISE / (2 * math.pi * MEGAHERTZ_PER_TESLA * TESLA * times[0])
@@ -79,22 +82,56 @@ class TestFieldMapping:
     def test_more_echoes_are_more_precise(self, head, total):
         errors = []
         for times in ((0.005,), (0.005, 0.01, 0.015, 0.02)):
-            error = (map_field(echoes_of(total, head.mask, times), head.mask) - total)[head.mask]
-            errors.append(np.std(error))
+            found, _ = map_field(echoes_of(total, head.mask, times), head.mask)
+            errors.append(np.std((found - total)[head.mask]))
         assert errors[1] < errors[0] / 2
 
     def test_the_phase_at_excitation_does_not_matter(self, head, total):
         x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in GEOMETRY.shape], indexing="ij")
         initial = 2.0 + 1.5 * x - y + 1.2 * x * z
         times = (0.005, 0.01, 0.015)
-        with_it = map_field(echoes_of(total, head.mask, times, initial), head.mask)
-        without = map_field(echoes_of(total, head.mask, times), head.mask)
+        with_it, _ = map_field(echoes_of(total, head.mask, times, initial), head.mask)
+        without, _ = map_field(echoes_of(total, head.mask, times), head.mask)
         inner = distance_transform_edt(head.mask) > 2
         change = (with_it - without)[inner]
         assert (
             np.std(change - np.median(change)) < 0.006
         )  # ppm; 0.0044, of the smoothing at the edge
         assert nrmse(with_it, total, inner) < 0.05
+
+    @pytest.mark.parametrize("times", [(0.005, 0.011, 0.017), (0.004, 0.010, 0.017, 0.022, 0.029)])
+    @pytest.mark.parametrize("slopes", [(1.6, 0, 0, 0.3), (-0.4, 0.5, 0.2, 0.0), (0, 0, 6.0, -0.4)])
+    def test_a_bipolar_readout_makes_no_difference(self, head, total, times, slopes):
+        axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in GEOMETRY.shape], indexing="ij")
+        offset = sum(s * a for s, a in zip(slopes, [*axes, 1.0], strict=True)).astype(np.float32)
+        unipolar, none = map_field(echoes_of(total, head.mask, times), head.mask)
+        echoes = echoes_of(total, head.mask, times)
+        echoes.phase_rad[1::2] += offset
+        bipolar, (note,) = map_field(echoes, head.mask)
+        assert none == []
+        assert note.startswith("bipolar readout: even echoes ")
+        error = (bipolar - unipolar)[head.mask]
+        assert np.median(np.abs(error - np.median(error))) < 0.001  # ppm
+        assert nrmse(bipolar, total, head.mask) < 1.1 * nrmse(unipolar, total, head.mask) + 0.01
+
+    def test_an_echo_that_contradicts_the_others_is_refused(self, head, total):
+        echoes = echoes_of(total, head.mask, (0.005, 0.011, 0.017))
+        echoes.phase_rad[2] *= 0.5  # on another scale
+        with pytest.raises(DataError, match="echo 3 contradicts echoes 1 and 2"):
+            map_field(echoes, head.mask)
+
+    @pytest.mark.parametrize("times", [(0.006,), (0.005, 0.011, 0.017)])
+    def test_slices_half_a_turn_off_make_no_difference(self, head, total, times):
+        right = echoes_of(total, head.mask, times)
+        flipped = echoes_of(total, head.mask, times)
+        flipped.phase_rad[..., ::2] += math.pi
+        fields = [
+            result_of(local_field_from_echoes(e, head.mask, GEOMETRY, 1e10, Stages()))
+            for e in (right, flipped)
+        ]
+        np.testing.assert_allclose(fields[0][0], fields[1][0], atol=2e-4)
+        assert fields[0][2] == []
+        assert "every second slice along voxel axis 3 was half a turn off" in fields[1][2][0]
 
     def test_echo_times_must_rise(self, head, total):
         with pytest.raises(DataError, match=r"\[10.0, 5.0\] ms do not rise"):
@@ -164,7 +201,8 @@ def test_a_real_multi_echo_scan(shared):
     echoes = Echoes(phase.transpose(3, 0, 1, 2), magnitude.transpose(3, 0, 1, 2), times, 7.0, voxel)
     mask = mask_from_magnitude(echoes.magnitude)
     assert mask.all()  # it was cut from inside the head
-    field = map_field(echoes, mask)
+    field, notes = map_field(echoes, mask)
+    assert not notes
     turn_ppm = 1 / (MEGAHERTZ_PER_TESLA * 7 * (times[1] - times[0]))
     steps = [np.abs(np.diff(field, axis=axis)).max() / turn_ppm for axis in range(3)]
     assert max(steps) < 0.5

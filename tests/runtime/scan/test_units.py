@@ -2,7 +2,33 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import UnitsError
+from qsm_deploy.runtime.scan.unit_names import UNITS, unit_named
 from qsm_deploy.runtime.scan.units import ppm_per_unit, require_ppm
+
+
+@pytest.mark.parametrize("name", [*UNITS, "PPM", "Hz", "RAD/S", "T", " ppb "])
+def test_a_unit_by_its_name_in_any_case(name):
+    unit = unit_named(name)
+    assert unit in UNITS
+    assert name.strip().lower()[0] == unit[0]
+
+
+def test_no_unit_by_another_name():
+    assert [unit_named(name) for name in ("", "gauss", "pp", "rad/ms")] == [None] * 4
+
+
+def test_every_unit_is_the_same_field():
+    one_ppm = {
+        "ppm": 1,
+        "ppb": 1000,
+        "tesla": 3e-6,
+        "hz": 127.731,
+        "rad/s": 2 * np.pi * 127.731,
+        "rad": 2 * np.pi * 127.731 * 0.02,
+    }
+    for unit, size in one_ppm.items():
+        factor = ppm_per_unit(unit, echo_time_s=0.02, field_strength_t=3.0)
+        assert size * factor == pytest.approx(1, rel=1e-5), unit
 
 
 def test_hertz_and_radians_are_the_same_field():
@@ -31,18 +57,48 @@ def test_refuses_units_without_sensible_parameters(unit, echo_time, strength, sa
         ppm_per_unit(unit, echo_time_s=echo_time, field_strength_t=strength)
 
 
-def test_a_field_in_hertz_is_not_taken_for_ppm(field):
-    assert require_ppm(field[field != 0], "ppm") == []
-    with pytest.raises(UnitsError, match="looks like Hz: pass --units hz --field-strength 3"):
-        require_ppm(127.7 * field[field != 0], "ppm")
-    with pytest.raises(UnitsError, match="check --units hz, field strength and echo time"):
-        require_ppm(127.7 * field[field != 0], "hz")
+@pytest.mark.parametrize(
+    ("unit", "hints"),
+    [
+        ("ppb", ["ppb", "rad/s"]),
+        ("hz", ["hz"]),
+        ("rad/s", ["ppb", "rad/s"]),
+        ("rad", ["rad"]),
+        ("tesla", ["tesla"]),
+    ],
+)
+def test_a_field_in_another_unit_is_told_by_its_size(unit, hints):
+    rng = np.random.default_rng(2)
+    ppm = 0.017 * rng.standard_normal(4000).astype(np.float32)  # 99 % within 0.044
+    assert require_ppm(ppm, "ppm", stated=False) == []
+    factor = ppm_per_unit(unit, echo_time_s=0.02, field_strength_t=3.0)
+    with pytest.raises(UnitsError, match="pass --units with the unit that") as refused:
+        require_ppm(ppm / np.float32(factor), "ppm", stated=False)
+    assert all(f"if it is in {hint}" in str(refused.value) for hint in hints)
 
 
-@pytest.mark.parametrize("factor", [1e-6, 10])
-def test_an_unusual_field_is_worth_a_note(field, factor):
-    (note,) = require_ppm(np.float32(factor) * field[field != 0], "ppm")
-    assert "usually it lies between 0.002 and 0.3" in note
+def test_no_unit_fits_two_that_differ_much():
+    """Who follows a hint must not get a map that is many times too large."""
+    field = np.full(100, 0.044, np.float32)
+    for unit in UNITS:
+        stored = field / np.float32(ppm_per_unit(unit, echo_time_s=0.02, field_strength_t=3.0))
+        for other in UNITS:
+            factor = ppm_per_unit(other, echo_time_s=0.02, field_strength_t=3.0)
+            try:
+                require_ppm(stored * np.float32(factor), other, stated=other != "ppm")
+            except UnitsError:
+                continue
+            assert stored[0] * factor / field[0] < 7, (unit, other)
+
+
+def test_a_field_that_is_said_to_be_in_ppm_may_be_large_or_small(field):
+    for factor in (10, 1e-3):
+        (note,) = require_ppm(np.float32(factor) * field[field != 0], "ppm")
+        assert "usually it lies between 0.005 and 0.15" in note
+    with pytest.raises(UnitsError, match="too much for tissue"):
+        require_ppm(10 * field[field != 0], "ppm", stated=False)
+    with pytest.raises(UnitsError, match=r"check the unit \(hz\), field strength and echo time"):
+        require_ppm(10 * field[field != 0], "hz")
 
 
 def test_one_bright_voxel_in_a_thousand_may_exceed_a_ppm(field):

@@ -1,0 +1,48 @@
+"""What gzip packed, read piece by piece, so that nothing takes more memory than it announced."""
+
+import zlib
+from collections.abc import Iterator
+
+GZIP_MAGIC = b"\x1f\x8b"
+PIECE_BYTES = 1 << 20
+
+
+def unpacked(content: bytes, most: int) -> tuple[bytes, list[str]]:
+    """Return what gzip packed, no more than that many bytes, and a note on what follows it.
+
+    Every member is read to its end, where gzip has its checksum. Content that is not packed stays.
+
+    Raises
+    ------
+    EOFError, zlib.error
+        If a member is cut short or damaged.
+    """
+    if not content.startswith(GZIP_MAGIC):
+        return content, []
+    kept, end = bytearray(), 0
+    for piece, at in pieces(content):
+        kept += piece[: most - len(kept)]
+        end = at
+    left = len(content) - end
+    return bytes(kept), [f"{left} bytes after the compressed data were ignored"] if left else []
+
+
+def pieces(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield what the members of a gzip file hold, piece by piece, and where each ends in it.
+
+    Raises
+    ------
+    EOFError, zlib.error
+        If a member is cut short or damaged.
+    """
+    at = 0
+    while content.startswith(GZIP_MAGIC, at):
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            packed = member.unconsumed_tail or content[at : at + PIECE_BYTES]
+            if not packed:
+                raise EOFError("cut short within the compressed data")
+            at += 0 if member.unconsumed_tail else len(packed)
+            piece = member.decompress(packed, PIECE_BYTES)
+            at -= len(member.unused_data)
+            yield piece, at
