@@ -288,7 +288,7 @@ def test_units_that_the_phase_is_not_in(run, dataset):
     write(dataset, f"{ANAT}/sub-01_echo-1_part-phase_MEGRE.json", first)
     code, _, err = run()
     assert code == 3
-    assert "(Units: Hz)" in err
+    assert "Units are 'Hz', the phase reaches from" in err
 
 
 @pytest.mark.parametrize("flags", [("--units", "rad"), ("--field-strength", "3")])
