@@ -36,6 +36,7 @@ OF_A_FIELD_MAP = "which is of a field map; gradient echoes are needed, _MEGRE"
 NO_SEQUENCE = (
     f"which needs part-phase, part-real or part-imag and one of {', '.join(GRADIENT_ECHOES)}"
 )
+NO_MASK = "which needs the suffix mask"
 NO_NAME = f"which needs a name of BIDS, such as {EXAMPLE}"
 NOT_SEARCHED = f"which needs to lie in {', '.join(FOLDERS[:-1])} or {FOLDERS[-1]}"
 EMPTY = "which is empty; a subdataset of DataLad comes with: datalad get"
@@ -197,7 +198,8 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
                     f"{'_'.join([subject, *session])}; rename or move it"
                 )
             if not (image.is_local_field or image.suffix == "mask" or image.part in KNOWN_PARTS):
-                need = OF_A_FIELD_MAP if image.suffix in FIELD_MAPS else NO_SEQUENCE
+                other = NO_MASK if "mask" in image.suffix.lower() else NO_SEQUENCE
+                need = OF_A_FIELD_MAP if image.suffix in FIELD_MAPS else other
                 _note(path.name, need, found)
             yield image
     for path in (root / subject).rglob("*.nii*"):

@@ -183,6 +183,7 @@ class TestNames:
             ("anat/phase.nii", "which needs a name of BIDS, such as"),
             ("anat/sub-01_run-1_run-2_part-phase_MEGRE.nii", "which needs a name of BIDS, such as"),
             ("anat/ses-a_sub-01_part-phase_MEGRE.nii", "which needs a name of BIDS, such as"),
+            ("anat/sub-01_brainmask.nii.gz", "which needs the suffix mask"),
             ("anat/sub-01_brain_mask.nii.gz", "which needs a name of BIDS, such as"),
             ("anat/sub-01_echo-1_MEGRE.nii.gz", "which needs its part-phase"),
             ("gre/sub-01_part-phase_GRE.nii.gz", "which needs to lie in anat, fmap or swi"),
