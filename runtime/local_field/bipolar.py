@@ -7,9 +7,7 @@ from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.local_field.unwrapping import wrap
 
 NOTICEABLE_RAD = 0.1  # mean size of the offset; eddy currents of a unipolar readout stay below
-CONTRADICTION_RAD = (
-    0.7  # median of what is left: 0.5 at a signal of three times the noise, else less
-)
+CONTRADICTION_RAD = 0.7  # median of what is left: 0.5 at a signal of three times the noise, else less
 FITS = 3
 
 
