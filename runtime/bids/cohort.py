@@ -120,7 +120,10 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     output = dataset / "derivatives" / NAME if cohort.output is None else cohort.output
     derivative = Derivative(output, dataset)
     derivative.require_ours()
-    recordings = find_recordings(dataset, cohort.participant_labels, cohort.source, output)
+    found = find_recordings(dataset, cohort.participant_labels, cohort.source, output)
+    recordings = found.recordings
+    for note in found.notes():
+        log.warn(note)
     baseline = rss_bytes()
     reconstructor = open_reconstructor(models, host, memory_limit=cohort.wants.memory_limit)
     reconstructor.inversion.require_fields(1)
@@ -137,10 +140,11 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     for recording in made:
         log.tell(f"{recording.name}: has a map already")
     run = _Run(cohort, reconstructor, derivative, baseline, log)
+    without = without_recording(found, cohort.participant_labels or ())
+    failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
+    for name, reason in failures.items():
+        run.outcome.failures.append(Failure(name, reason, DataError.exit_code))
     run.all([r for r in recordings if r not in made])
-    for label in without_recording(recordings, cohort.participant_labels or ()):
-        reason = "neither a local field nor part-phase MEGRE to begin with"
-        run.outcome.failures.append(Failure(f"sub-{label}", reason, DataError.exit_code))
     return run.outcome
 
 
@@ -166,6 +170,9 @@ class _Run:
             except MemoryError as error:
                 reason = f"out of memory ({str(error) or 'no size given'})"
                 failure = Failure(recording.name, reason, MemoryLimitError.exit_code)
+            except Exception as error:  # a fault of ours, or of a library, in one of many
+                reason = f"{type(error).__name__}: {error}"
+                failure = Failure(recording.name, reason, QsmDeployError.exit_code)
             else:
                 continue
             self.outcome.failures.append(failure)
@@ -218,6 +225,7 @@ class _Run:
         scan = scan_from_echoes(
             pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
         )
+        scan.notes.extend(recording.left_over())
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
         reading = Reading(units="rad", from_file=stated, negate=cohort.negate)

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Literal
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.nifti import on_grid
 
 Source = Literal["localfield", "megre"]
 # BIDS has no name for a local field: SEPIA and QSM-CI, BIDS with an entity, qsm-forward
 LOCAL_FIELDS = ("localfield", "fieldmap-local")
 LOCAL_FIELDMAP = ("fieldmap", "local")
+# a gradient echo, complex by the entity part; older drafts say it in the suffix
+GRADIENT_ECHOES = ("MEGRE", "GRE", "T2starw")
+PART_OF_SUFFIX = {"phase": "phase", "magnitude": "mag"}
+# what makes a recording, in order of preference
+PARTS = (("phase", "mag"), ("real", "imag"))
+COMPLEX = ("phase", "real", "imag")
+KNOWN_PARTS = (*COMPLEX, "mag")
 # what tells files of one recording apart
 WITHIN = ("echo", "part", "desc")
 
@@ -48,9 +56,19 @@ class BidsImage:
         return self.suffix in LOCAL_FIELDS or described == LOCAL_FIELDMAP
 
     @property
-    def is_phase(self) -> bool:
-        """Whether it is the phase of one echo of a multi-echo GRE."""
-        return self.suffix == "MEGRE" and self.entities.get("part") == "phase"
+    def part(self) -> str | None:
+        """What it is of a complex gradient echo: ``phase``, ``mag``, ``real`` or ``imag``.
+
+        An image that does not say is a magnitude; ``None`` is no gradient echo.
+        """
+        if self.suffix in GRADIENT_ECHOES:
+            return self.entities.get("part", "mag")
+        return PART_OF_SUFFIX.get(self.suffix)
+
+    @property
+    def sequence(self) -> str:
+        """The suffix that it shares with the other parts of its recording."""
+        return "phase" if self.suffix in PART_OF_SUFFIX else self.suffix
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,19 @@ class Recording:
         above = [f"{key}-{value}" for key, value in self.entities if key in ("sub", "ses")]
         return Path(*above, "anat")
 
+    def require_one(self) -> None:
+        """Check by their names that its images make one recording.
+
+        Raises
+        ------
+        DataError
+            As :meth:`local_field` or :meth:`echoes`.
+        """
+        if self.source == "localfield":
+            self.local_field()
+        else:
+            self.echoes()
+
     def local_field(self) -> BidsImage:
         """Return its local field.
 
@@ -93,28 +124,46 @@ class Recording:
         return _only([image for image in self.images if image.is_local_field], "local field")
 
     def echoes(self) -> list[tuple[BidsImage, BidsImage]]:
-        """Return phase and magnitude of every echo, in order.
+        """Return phase and magnitude of every echo in order, or else real and imaginary part.
 
         Raises
         ------
         DataError
-            If an echo is missing, there twice, or lacks its magnitude.
+            If an echo is missing, there twice, or lacks its other part, or two sequences would
+            become one map.
         """
-        phases = _by_echo([image for image in self.images if image.is_phase])
-        magnitudes = _by_echo(
-            [i for i in self.images if i.suffix == "MEGRE" and i.entities.get("part") == "mag"]
-        )
-        if sorted(phases) != list(range(1, len(phases) + 1)):
+        leading = {image.sequence: image for image in self.images if image.part in COMPLEX}
+        if len(leading) > 1:
+            first, second, *_ = leading.values()
             raise DataError(
-                f"echoes {', '.join(map(str, sorted(phases)))} have a phase; they must count from "
-                "1 without gaps"
+                f"{first.path} and {second.path} would both become the map of {self.name}; keep "
+                "one, or tell them apart by acq-"
             )
-        if lacking := sorted(phases.keys() - magnitudes.keys()):
+        images = [image for image in self.images if image.sequence in leading]
+        found = {part: _by_echo(images, part) for pair in PARTS for part in pair}
+        there = {echo: image for part in COMPLEX for echo, image in found[part].items()}
+        echoes = sorted(there)
+        if echoes != list(range(1, len(echoes) + 1)):
             raise DataError(
-                f"echo {lacking[0]} has a phase but no magnitude (part-mag); add it beside "
-                f"{phases[lacking[0]].path.name}"
+                f"echoes {', '.join(map(str, echoes))} have a phase; they must count from 1 "
+                "without gaps"
             )
-        return [(phases[echo], magnitudes[echo]) for echo in sorted(phases)]
+        lacking = [
+            [(part, echo) for part in pair for echo in echoes if echo not in found[part]]
+            for pair in PARTS
+        ]
+        for pair, nothing in zip(PARTS, lacking, strict=True):
+            if not nothing:
+                return [(found[pair[0]][echo], found[pair[1]][echo]) for echo in echoes]
+        part, echo = lacking[0 if found["phase"] else 1][0]
+        raise DataError(f"echo {echo} has no part-{part}; add it beside {there[echo].path.name}")
+
+    def left_over(self) -> list[str]:
+        """Return a note on real and imaginary parts that phase and magnitude are taken before."""
+        parts = [image.path.name for image in self.images if image.part in PARTS[1]]
+        if not parts or self.echoes()[0][0].part in PARTS[1]:
+            return []
+        return [f"taking phase and magnitude, not the real and imaginary parts ({parts[0]} ...)"]
 
     def mask(self, measured: BidsImage) -> Path | None:
         """Return the mask that fits best, if there is one.
@@ -126,26 +175,34 @@ class Recording:
         Raises
         ------
         DataError
-            If several fit equally well.
+            If several fit equally well, or one of another derivative cannot be read.
         """
-        masks = [
-            image
-            for image in self.images
-            if image.suffix == "mask"
-            and (image.root == measured.root or on_grid(image.path, measured.path))
-        ]
-        best = max((_fit(mask, measured) for mask in masks), default=None)
-        fitting = [mask for mask in masks if _fit(mask, measured) == best]
+        masks = [image for image in self.images if image.suffix == "mask"]
+        if near := [mask for mask in masks if mask.root == measured.root]:
+            masks = near
+        else:
+            for path in (mask.path for mask in masks):
+                require_files([path], "mask")
+                if not on_grid(path, path):
+                    raise DataError(f"{path}: this mask cannot be read; repair or remove it")
+            masks = [mask for mask in masks if on_grid(mask.path, measured.path)]
+        most = max((len(mask.recording) for mask in masks), default=0)
+        fitting = [mask for mask in masks if len(mask.recording) == most]
         return _only(fitting, "mask").path if fitting else None
 
 
-def _by_echo(images: list[BidsImage]) -> dict[int, BidsImage]:
+def _by_echo(images: list[BidsImage], part: str) -> dict[int, BidsImage]:
+    """Return the images of one part by the number of their echo; a single one needs none."""
+    images = [image for image in images if image.part == part]
+    images = [image for image in images if "part" in image.entities] or images
     found: dict[int, BidsImage] = {}
     for image in images:
-        echo = image.entities.get("echo", "")
+        echo = image.entities.get("echo", "1" if len(images) == 1 else "")
         if not echo.isdecimal():
+            other = next(i for i in images if i is not image)
             raise DataError(
-                f"{image.path.name} says no echo number; MEGRE needs echo-1, echo-2 ..."
+                f"{image.path.name} says no echo number beside {other.path.name}; name them "
+                "echo-1, echo-2 ... or keep one"
             )
         if int(echo) in found:
             raise DataError(
@@ -154,10 +211,6 @@ def _by_echo(images: list[BidsImage]) -> dict[int, BidsImage]:
             )
         found[int(echo)] = image
     return found
-
-
-def _fit(mask: BidsImage, measured: BidsImage) -> tuple[bool, int]:
-    return mask.root == measured.root, len(mask.recording)
 
 
 def _only(images: list[BidsImage], what: str) -> BidsImage:

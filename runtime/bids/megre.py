@@ -42,7 +42,7 @@ def scan_from_echoes(
     Parameters
     ----------
     pairs
-        Phase and magnitude of every echo, in order.
+        Phase and magnitude, or real and imaginary part, of every echo, in order.
     mask_path
         Where the phase is to be trusted; ``None`` takes what gives signal.
     limit_bytes
@@ -71,8 +71,12 @@ def scan_from_echoes(
         first = load_volume(pairs[0][0].path)
         require_echo_memory(len(pairs), first.data.size, limit_bytes)
         phases = [first, *(load_on_grid(phase.path, first) for phase, _ in pairs[1:])]
-        phase, scales = _radians([image for image, _ in pairs], phases, phase_scale)
-        magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
+        if pairs[0][0].part == "real":
+            phase, magnitude = _polar(pairs, phases)
+            scales = ["phase in radians, of real and imaginary parts"]
+        else:
+            phase, scales = _radians([image for image, _ in pairs], phases, phase_scale)
+            magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
         notes = [f"{len(pairs)} echoes, {'; '.join(scales)}"]
         mask = None
         if mask_path is not None:
@@ -139,6 +143,22 @@ def _radians(
         said.append(Said(stated, units, slope, intercept, str(metadata.get("Manufacturer", ""))))
     names = [image.path.name for image in images]
     return phase_of_echoes([volume.data for volume in volumes], said, names)
+
+
+def _polar(pairs: Sequence[Pair], volumes: Sequence[NiftiVolume]) -> tuple[Volume, Volume]:
+    """Return the (n, x, y, z) phase [rad] and magnitude of real and imaginary parts."""
+    real = np.stack([volume.data for volume in volumes])
+    imaginary = np.stack([load_on_grid(image.path, volumes[0]).data for _, image in pairs])
+    for (first, second), *parts in zip(pairs, real, imaginary, strict=True):
+        for image, values in zip((first, second), parts, strict=True):
+            if not np.isfinite(values).all():
+                raise DataError(f"{image.path}: the part-{image.part} has NaN or Inf")
+        if min(values.min() for values in parts) >= 0:
+            raise DataError(
+                f"{first.path.name} and {second.path.name} are nowhere negative; real and "
+                "imaginary parts lie around 0: check the scaling (scl_inter) in the header"
+            )
+    return np.arctan2(imaginary, real), np.hypot(real, imaginary)
 
 
 def _magnitude(image: BidsImage, like: NiftiVolume) -> Volume:

@@ -5,6 +5,7 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids.layout import BidsImage
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
 from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit, unit_named
 
@@ -13,28 +14,47 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
     """Return the fields that apply to an image, those closest to it first.
 
     A file applies if it has the image's suffix, none but the image's pairs, and lies in the
-    image's folder or above it within the dataset.
+    image's folder or above it within the dataset. BIDS allows one in each folder. Where there are
+    several, that of the image's own name is read and the plainer ones beside it are not, as the
+    BIDS validator does; those of the folders above are inherited as ever.
 
     Raises
     ------
     DataError
-        If a file that applies is not a JSON object, or two in one folder apply.
+        If a file that applies was not downloaded or is not a JSON object, or if several in one
+        folder apply and none has the image's own name.
 
     References
     ----------
-    BIDS specification 1.10, "The Inheritance Principle".
+    BIDS specification 1.10, "The Inheritance Principle"; ``walkBack`` of
+    ``bids-validator-deno`` 3.0.2.
     """
     merged: dict[str, Any] = {}
     for folder in _folders(image):
         applying = [path for path in sorted(folder.glob("*.json")) if _applies(path, image)]
         if len(applying) > 1:
-            raise DataError(
-                f"{applying[0]} and {applying[1].name} both apply to {image.path.name}; BIDS "
-                "allows one in each folder"
-            )
+            exact = [path for path in applying if len(path.name.split("_")) > len(image.entities)]
+            if len(exact) != 1:
+                raise DataError(
+                    f"{applying[0]} and {applying[1].name} both apply to {image.path.name}; BIDS "
+                    "allows one in each folder, unless one has the image's own name"
+                )
+            applying = exact
         for path in applying:
-            merged |= load_json_object(path)
+            merged |= load_json(path)
     return merged
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a dataset.
+
+    Raises
+    ------
+    DataError
+        If it is missing, was not downloaded, or is not a JSON object.
+    """
+    require_files([path])
+    return load_json_object(path)
 
 
 def load_params_of(image: BidsImage) -> Params:
@@ -56,9 +76,14 @@ def require_echo(image: BidsImage) -> tuple[float, float]:
     Raises
     ------
     DataError
-        If one is not stated: neither is ever guessed.
+        If one is not stated, for one echo: neither is ever guessed.
     """
     params = load_params_of(image)
+    if params.echo_time_s is None and (times := load_metadata(image).get("EchoTime")):
+        raise DataError(
+            f"{image.path}: EchoTime is {times}, of several echoes; split it into one file for "
+            "each, echo-1, echo-2 ..., with an EchoTime of its own"
+        )
     stated = {"EchoTime": params.echo_time_s, "MagneticFieldStrength": params.field_strength_t}
     for name, value in stated.items():
         if value is None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
+from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
-from qsm_deploy.runtime.scan.params import load_json_object
 
 BIDS_VERSION = "1.10.0"
 SOURCE = "source"  # the name of the input in links and BIDS URIs
@@ -51,10 +51,11 @@ class Derivative:
             If another one made it.
         """
         path = self.root / DESCRIPTION
-        makers = (
-            load_json_object(path).get("GeneratedBy", []) if path.exists() else [{"Name": NAME}]
-        )
-        if NAME not in [maker.get("Name") for maker in makers if isinstance(maker, dict)]:
+        if not os.path.lexists(path):
+            return
+        makers = load_json(path).get("GeneratedBy")
+        known = makers if isinstance(makers, list) else []
+        if NAME not in [maker.get("Name") for maker in known if isinstance(maker, dict)]:
             raise UsageError(
                 f"{self.root} holds a dataset that {NAME} did not make; choose another --output"
             )
@@ -70,7 +71,7 @@ class Derivative:
         path = self.root / DESCRIPTION
         if not path.exists():
             make_folder(self.root)
-            source = load_json_object(self.dataset / DESCRIPTION)
+            source = load_json(self.dataset / DESCRIPTION)
             with contextlib.suppress(UsageError):  # another process was quicker, with the same
                 write_atomically(path, json_bytes(self._description(source)), force=False)
 

@@ -1,12 +1,13 @@
 """Which maps of a derivative dataset are kept by ``--resume``: those that this run would make."""
 
+import os
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.bids.layout import Recording
+from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.output import Derivative
 from qsm_deploy.runtime.reconstruction.correction import Correction
-from qsm_deploy.runtime.scan.params import load_json_object
 
 
 def wanted_facts(
@@ -39,7 +40,7 @@ def maps_that_stay(
         If maps exist and nothing says what becomes of them, or they are to be kept although
         they were made otherwise.
     """
-    existing = [r for r in recordings if derivative.chi(r).exists()]
+    existing = [r for r in recordings if os.path.lexists(derivative.chi(r))]
     if force or not existing:
         return []
     if not resume:
@@ -49,7 +50,7 @@ def maps_that_stay(
         )
     for recording in existing:
         sidecar = derivative.sidecar(recording)
-        made = _made_facts(load_json_object(sidecar) if sidecar.is_file() else {})
+        made = _made_facts(load_json(sidecar) if os.path.lexists(sidecar) else {})
         for name, value in wanted.items():
             if made[name] != value:
                 raise UsageError(
@@ -61,15 +62,20 @@ def maps_that_stay(
 
 
 def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
-    model, step = sidecar.get("model", {}), sidecar.get("data_consistency")
+    model, step = _object(sidecar, "model"), _object(sidecar, "data_consistency")
     return {
         "network": model.get("network"),
         "weights": model.get("weights_sha256"),
         "options": model.get("options"),
         "precision": model.get("precision"),
         "units": sidecar.get("units"),
-        "data consistency": step and (step["lambda"], step["iterations"]),
+        "data consistency": (step.get("lambda"), step.get("iterations")) if step else None,
     }
+
+
+def _object(sidecar: dict[str, Any], name: str) -> dict[str, Any]:
+    value = sidecar.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: Any) -> str:

@@ -4,28 +4,85 @@ Only names are read here; what is in the files is judged when a recording is run
 recording does not stop the others.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.bids.layout import BidsImage, Recording, Source
-from qsm_deploy.runtime.scan.params import load_json_object
+from qsm_deploy.runtime.bids.layout import (
+    COMPLEX,
+    GRADIENT_ECHOES,
+    KNOWN_PARTS,
+    BidsImage,
+    Recording,
+    Source,
+)
+from qsm_deploy.runtime.bids.metadata import load_json
+from qsm_deploy.runtime.console.inputs import require_files
 
 DESCRIPTION = "dataset_description.json"
+FOLDERS = ("anat", "fmap", "swi")
 IMAGE = re.compile(
-    r"(?P<entities>(?:[a-z0-9]+-[A-Za-z0-9+]+_)+)(?P<suffix>[A-Za-z0-9-]+)\.nii(?:\.gz)?"
+    r"(?P<entities>sub-[A-Za-z0-9+]+_(?:[a-z0-9]+-[A-Za-z0-9+]+_)*)(?P<suffix>[A-Za-z0-9-]+)"
+    r"\.nii(?:\.gz)?"
 )
+EXAMPLE = "sub-01_echo-1_part-phase_MEGRE.nii.gz"
+NO_PHASE = "which needs its part-phase, or part-real and part-imag, beside it"
+FIELD_MAPS = ("phase1", "phase2", "phasediff")
+OF_A_FIELD_MAP = "which is of a field map; gradient echoes are needed, _MEGRE"
+NO_SEQUENCE = (
+    f"which needs part-phase, part-real or part-imag and one of {', '.join(GRADIENT_ECHOES)}"
+)
+NO_MASK = "which needs the suffix mask"
+NO_NAME = f"which needs a name of BIDS, such as {EXAMPLE}"
+NOT_SEARCHED = f"which needs to lie in {', '.join(FOLDERS[:-1])} or {FOLDERS[-1]}"
+EMPTY = "which is empty; a subdataset of DataLad comes with: datalad get"
+# like the name of what is looked for
+SOUNDS = re.compile(
+    r"_part-(?!mag_)|_(phase|real|imag)|phase[0-9]*\.nii|mask\.nii|_(megre|gre|t2star.*)\.nii", re.I
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a dataset holds.
+
+    Attributes
+    ----------
+    recordings
+        What can be reconstructed, by subject.
+    failures
+        Why others cannot be, by the name of the recording, the subject or the folder.
+    unused
+        Names of empty folders, and of images that sound like gradient echoes and belong to none,
+        by what they need.
+    """
+
+    recordings: list[Recording] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+
+    def notes(self, about: str = "") -> list[str]:
+        """Return a line for every need of what is not used, where a pattern is in its name."""
+        lines = []
+        for need, names in self.unused.items():
+            if those := [name for name in names if re.search(about, name)]:
+                lines.append(f"found and not used: {_some(those)}, {need}")
+        return lines
 
 
 def find_recordings(
     dataset: Path, labels: Iterable[str] | None, source: Source | None, ours: Path
-) -> list[Recording]:
+) -> Found:
     """Return the recordings of a dataset, by subject.
 
     Local fields and masks are looked for in the dataset and in its ``derivatives/*``, raw data in
-    the dataset itself. A recording that has a local field begins with that.
+    the dataset itself. A recording that has a local field begins with that. A folder that cannot
+    be read, an image under another subject's or session's name, and images that do not make one
+    recording are failures of their subject or recording alone.
 
     Parameters
     ----------
@@ -46,39 +103,56 @@ def find_recordings(
         If a participant is not in it.
     """
     _require_dataset(dataset)
-    derivatives = dataset / "derivatives"
-    roots = [dataset]
-    if derivatives.is_dir():
-        roots += [
-            d for d in sorted(derivatives.iterdir()) if d.is_dir() and d.resolve() != ours.resolve()
-        ]
-    known = sorted({d.name for root in roots for d in root.glob("sub-*") if d.is_dir()})
-    wanted = known if labels is None else _participants(labels, known, dataset)
-    recordings = [
-        recording
-        for subject in wanted
-        for recording in _recordings([i for root in roots for i in _images(root, subject)], source)
-    ]
-    if not recordings:
+    found = Found()
+    roots, known = [], set[str]()
+    for root in (dataset, *_derivatives(dataset, ours, found)):
+        try:
+            folders = _folders(root, found)
+            known |= {path.name for path in folders if path.name.startswith("sub-")}
+            roots.append(root)
+        except DataError as error:
+            found.failures[root.name] = str(error)
+    wanted = sorted(known) if labels is None else _participants(labels, sorted(known), dataset)
+    for subject in wanted:
+        try:
+            images = [image for root in roots for image in _images(root, subject, found)]
+        except DataError as error:
+            found.failures[subject] = str(error)
+            continue
+        for recording in _recordings(images, source, found):
+            try:
+                recording.require_one()
+                found.recordings.append(recording)
+            except DataError as error:
+                found.failures[recording.name] = str(error)
+    if not (found.recordings or found.failures):
         what = {
             None: "local field (_localfield, _desc-local_fieldmap) nor part-phase MEGRE",
             "localfield": "local field (_localfield, _desc-local_fieldmap)",
             "megre": "part-phase MEGRE",
         }[source]
         raise DataError(
-            f"{dataset}: no {what} in {_some(wanted)}; expected for example "
-            "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
+            f"{dataset}: no {what} in {_some(wanted)}; expected for example sub-01/anat/{EXAMPLE}"
+            + "".join(f"; {line}" for line in found.notes())
         )
-    return recordings
+    return found
 
 
-def without_recording(recordings: list[Recording], labels: Iterable[str]) -> list[str]:
-    """Return the participants that were asked for and have no recording."""
-    have = {recording.entities[0][1] for recording in recordings}
-    return sorted({label.removeprefix("sub-") for label in labels} - have)
+def without_recording(found: Found, labels: Iterable[str]) -> dict[str, str]:
+    """Return the participants that were asked for and have no recording, and why."""
+    have = {recording.entities[0][1] for recording in found.recordings}
+    have |= {name.split("_")[0].removeprefix("sub-") for name in found.failures}
+    lacking = sorted({label.removeprefix("sub-") for label in labels} - have)
+    reason = "neither a local field nor part-phase MEGRE to begin with"
+    return {
+        label: "; ".join([reason, *found.notes(rf"sub-{label}\b|sub-{label}_")])
+        for label in lacking
+    }
 
 
-def _recordings(images: list[BidsImage], source: Source | None) -> Iterator[Recording]:
+def _recordings(
+    images: list[BidsImage], source: Source | None, found: Found
+) -> Iterator[Recording]:
     """Yield the recordings among one subject's images, with their masks."""
     groups: dict[tuple[tuple[str, str], ...], list[BidsImage]] = defaultdict(list)
     for image in images:
@@ -88,33 +162,116 @@ def _recordings(images: list[BidsImage], source: Source | None) -> Iterator[Reco
         kinds: list[Source] = []
         if any(image.is_local_field for image in members):
             kinds.append("localfield")
-        if any(image.is_phase for image in members):
+        if any(image.part in COMPLEX for image in members):
             kinds.append("megre")
         chosen = source if source in kinds else (kinds[0] if kinds and source is None else None)
         if chosen is not None:
             fitting = [m for m in masks if dict(m.recording).items() <= dict(entities).items()]
             others = [image for image in members if image.suffix != "mask"]
             yield Recording(entities, chosen, (*others, *fitting))
+        elif not kinds:
+            lonely = [
+                i.path.name for i in members if i.suffix in GRADIENT_ECHOES and i.part == "mag"
+            ]
+            found.unused.setdefault(NO_PHASE, []).extend(lonely)
 
 
-def _images(root: Path, subject: str) -> Iterator[BidsImage]:
-    for pattern in ("anat/*", "fmap/*", "ses-*/anat/*", "ses-*/fmap/*"):
-        for path in sorted((root / subject).glob(pattern)):
-            match = IMAGE.fullmatch(path.name)
-            if match is None:
+def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
+    """Yield the images of a subject, and note what sounds like one and cannot be taken.
+
+    Raises
+    ------
+    DataError
+        If a folder cannot be read, or an image has the name of another subject or session.
+    """
+    searched = dict(_data_folders(root / subject, found))
+    for folder, session in searched.items():
+        for path in _entries(folder, found):
+            image = _image(path, root)
+            if image is None:
+                _note(path.name, NO_NAME, found)
                 continue
-            pairs = [pair.split("-", 1) for pair in match["entities"].rstrip("_").split("_")]
-            yield BidsImage(path, root, {key: value for key, value in pairs}, match["suffix"])
+            named = [f"{k}-{v}" for k, v in image.entities.items() if k in ("sub", "ses")]
+            if named != [subject, *session]:
+                raise DataError(
+                    f"{path} is named {'_'.join(named)} and lies in the folder of "
+                    f"{'_'.join([subject, *session])}; rename or move it"
+                )
+            if not (image.is_local_field or image.suffix == "mask" or image.part in KNOWN_PARTS):
+                other = NO_MASK if "mask" in image.suffix.lower() else NO_SEQUENCE
+                need = OF_A_FIELD_MAP if image.suffix in FIELD_MAPS else other
+                _note(path.name, need, found)
+            yield image
+    for path in (root / subject).rglob("*.nii*"):
+        image = None if path.parent in searched else _image(path, root)
+        if image is not None and (image.part in COMPLEX or image.is_local_field):
+            found.unused.setdefault(NOT_SEARCHED, []).append(path.name)
+
+
+def _image(path: Path, root: Path) -> BidsImage | None:
+    match = IMAGE.fullmatch(path.name)
+    pairs = match["entities"].rstrip("_").split("_") if match else []
+    entities = dict(pair.split("-", 1) for pair in pairs)
+    if match is None or len(entities) < len(pairs):
+        return None
+    return BidsImage(path, root, entities, match["suffix"])
+
+
+def _note(name: str, need: str, found: Found) -> None:
+    if SOUNDS.search(name) and ".nii" in name.lower():
+        found.unused.setdefault(need, []).append(name)
+
+
+def _data_folders(subject: Path, found: Found) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders of a subject that are searched, and the session that each belongs to."""
+    for path in _folders(subject, found):
+        if path.name in FOLDERS:
+            yield path, []
+        elif path.name.startswith("ses-"):
+            inner = [p for p in _folders(path, found) if p.name in FOLDERS]
+            yield from ((p, [path.name]) for p in inner)
+
+
+def _derivatives(dataset: Path, ours: Path, found: Found) -> list[Path]:
+    own = os.path.realpath(ours)  # unlike Path.resolve it takes links that go in a circle
+    return [d for d in _folders(dataset / "derivatives", found) if os.path.realpath(d) != own]
+
+
+def _folders(folder: Path, found: Found) -> list[Path]:
+    """Return the folders in a folder, and what may be one: links to nothing too."""
+    return [path for path in _entries(folder, found) if not os.path.isfile(path)]
+
+
+def _entries(folder: Path, found: Found) -> list[Path]:
+    """Return what is in a folder, by name; nothing where there is none.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is no folder.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        require_files([folder] if not os.path.exists(folder) else [])
+        raise DataError(
+            f"{folder}: cannot be read ({error.strerror}); correct its rights, or remove it"
+        ) from error
+    if not paths:
+        found.unused.setdefault(EMPTY, []).append(f"{folder.parent.name}/{folder.name}")
+    return paths
 
 
 def _require_dataset(dataset: Path) -> None:
     if not dataset.is_dir():
         raise DataError(f"{dataset}: no such folder; pass the root of a BIDS dataset")
-    if not (dataset / DESCRIPTION).is_file():
+    if not os.path.lexists(dataset / DESCRIPTION):
         raise DataError(
             f"{dataset}: no BIDS dataset, it has no {DESCRIPTION}; pass the folder that holds it"
         )
-    description = load_json_object(dataset / DESCRIPTION)
+    description = load_json(dataset / DESCRIPTION)
     if lacking := {"Name", "BIDSVersion"} - description.keys():
         raise DataError(f"{dataset / DESCRIPTION}: lacks {min(lacking)}, which BIDS requires")
 

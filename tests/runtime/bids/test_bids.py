@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qsm_deploy.runtime.bids import cohort
 from qsm_deploy.runtime.bids import output as bids_output
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
@@ -201,6 +202,29 @@ class TestSeveralRuns:
         monkeypatch.setattr(bids_output, "write_atomically", too_late)
         assert run()[0] == 0
 
+    def test_maps_that_are_not_downloaded_are_not_made_again(self, run, chi):
+        assert run()[0] == 0
+        chi("01").unlink()
+        chi("01").symlink_to("../../.git/annex/objects/x")
+        code, out, err = run("--resume")
+        assert (code, out) == (0, "")
+        assert "sub-01_ses-a: has a map already" in err
+
+    @pytest.mark.parametrize("content", ['{"model": null}', '{"data_consistency": [1]}', "{}"])
+    def test_resume_needs_a_whole_sidecar(self, run, chi, content):
+        assert run()[0] == 0
+        chi("01").with_name("sub-01_ses-a_Chimap.json").write_text(content)
+        code, _, err = run("--resume")
+        assert code == 2
+        assert "network none, this run has twice" in err
+
+    @pytest.mark.parametrize("makers", [None, "qsm-deploy", [None, "qsm-deploy"], [[]]])
+    def test_a_dataset_that_nobody_says_to_have_made(self, run, dataset, makers):
+        write_json(dataset / BESIDE / "dataset_description.json", {"GeneratedBy": makers})
+        code, _, err = run()
+        assert code == 2
+        assert "holds a dataset that qsm-deploy did not make" in err
+
     def test_resume_needs_the_sidecar(self, run, chi):
         assert run()[0] == 0
         chi("01").with_name("sub-01_ses-a_Chimap.json").unlink()
@@ -219,6 +243,69 @@ class TestFailures:
         assert last.startswith("qsm-run: error: sub-01_ses-a: ")
         assert "truncated or damaged" in last
         assert not chi("01").parents[2].exists()
+
+    @pytest.mark.parametrize("what", [ZeroDivisionError("a fault"), OverflowError("too big")])
+    def test_nor_does_a_fault_of_ours(self, run, chi, monkeypatch, what):
+        measured = cohort.read_scan
+
+        def faulty(request, reconstructor):
+            if "sub-01" in request.files.fields[0].name:
+                raise what
+            return measured(request, reconstructor)
+
+        monkeypatch.setattr(cohort, "read_scan", faulty)
+        code, out, err = run()
+        assert (code, out.split()) == (1, [str(chi("02"))])
+        assert f"error: sub-01_ses-a: {type(what).__name__}: {what}" in err.splitlines()[-1]
+
+    def test_an_interrupt_stops_all(self, run, chi, monkeypatch):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cohort, "read_scan", interrupted)
+        assert run()[0] == 130
+        assert not chi("02").exists()
+
+    @pytest.mark.parametrize("flags", ["", "--resume", "--force"])
+    def test_a_map_never_has_another_patients_name(self, run, chi, dataset, flags):
+        for name in ("localfield.nii.gz", "localfield.json"):
+            source = dataset / f"derivatives/prep/sub-02/ses-a/anat/sub-02_ses-a_{name}"
+            source.rename(source.with_name(f"sub-01_ses-a_{name}"))
+        code, out, err = run(flags)
+        assert (code, out.split()) == (3, [str(chi("01"))])
+        assert "sub-01_ses-a_localfield.nii.gz is named sub-01_ses-a and lies in the" in err
+        assert not chi("02").exists()
+
+    @pytest.mark.parametrize("flags", ["", "--resume", "--force"])
+    def test_two_that_would_become_one_map_are_refused_first(self, run, chi, dataset, flags):
+        assert run("--participant-label 01")[0] == 0
+        made = os.stat(chi("01")).st_mtime_ns
+        twin = dataset / "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_localfield.nii"
+        twin.symlink_to(twin.with_name("sub-01_ses-a_localfield.nii.gz"))
+        code, out, err = run(flags)
+        assert (code, out.split()) == (3, [str(chi("02"))])
+        assert "2 images fit as local field: " in err
+        assert os.stat(chi("01")).st_mtime_ns == made
+
+    @pytest.mark.parametrize(
+        "name", ["localfield.nii.gz", "localfield.json", "desc-brain_mask.nii.gz"]
+    )
+    @pytest.mark.parametrize("kind", ["link", "annex", "lfs"])
+    def test_what_was_not_downloaded(self, run, chi, dataset, name, kind):
+        path = dataset / f"derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_{name}"
+        path.unlink()
+        if kind == "link":
+            path.symlink_to("../.git/annex/objects/x")
+        else:
+            pointers = {
+                "annex": "/annex/objects/MD5E-s9--00\n",
+                "lfs": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            }
+            path.write_text(pointers[kind])
+        code, out, err = run()
+        assert (code, out.split()) == (3, [str(chi("02"))])
+        assert f"{path}: " in err
+        assert "not downloaded" in err
 
     def test_the_first_failure_decides_the_exit_code(self, run, dataset, field):
         anat = dataset / "derivatives/prep/sub-00/anat"

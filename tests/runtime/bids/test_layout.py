@@ -1,6 +1,7 @@
 """Recordings and metadata of a BIDS dataset, and one clear line where it is not one."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -42,9 +43,15 @@ def find(dataset):
     """Return a function that finds the recordings."""
 
     def find_in_dataset(labels=None, source=None):
-        return find_recordings(dataset, labels, source, dataset / "derivatives" / "qsm-deploy")
+        found = search(dataset, labels, source)
+        assert found.failures == {}
+        return found.recordings
 
     return find_in_dataset
+
+
+def search(dataset, labels=None, source=None):
+    return find_recordings(dataset, labels, source, dataset / "derivatives" / "qsm-deploy")
 
 
 def echoes(subject, count=2, folder="anat", more="", parts=("mag", "phase")):
@@ -53,6 +60,10 @@ def echoes(subject, count=2, folder="anat", more="", parts=("mag", "phase")):
         for n in range(1, count + 1)
         for part in parts
     ]
+
+
+ONE = ["sub-01/anat/sub-01_part-phase_T2starw.nii.gz", "sub-01/anat/sub-01_part-mag_T2starw.nii.gz"]
+CARTESIAN = echoes("01", parts=("real", "imag"))
 
 
 class TestRecordings:
@@ -100,9 +111,12 @@ class TestRecordings:
         add(*echoes("01"), *echoes("02"), *echoes("03"))
         assert [r.name for r in find(["03", "sub-01"])] == ["sub-01", "sub-03"]
 
-    def test_a_participant_without_a_recording_is_told(self, add, find):
-        add(*echoes("01"), "sub-02/anat/sub-02_T1w.nii.gz")
-        assert without_recording(find(["01", "02"]), ["01", "sub-02"]) == ["02"]
+    def test_a_participant_without_a_recording_is_told(self, add, dataset):
+        add(*echoes("01"), "sub-02/anat/sub-02_T1w.nii.gz", "sub-02/fmap/sub-02_phase1.nii.gz")
+        found = search(dataset, ["01", "02"])
+        [(label, reason)] = without_recording(found, ["01", "sub-02"]).items()
+        assert label == "02"
+        assert "sub-02_phase1.nii.gz, which is of a field map" in reason
 
     @pytest.mark.parametrize(
         ("labels", "says"),
@@ -116,6 +130,159 @@ class TestRecordings:
             add(*echoes(f"0{n}"))
         with pytest.raises(UsageError, match=says):
             find(labels)
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["anat/sub-01_part-phase_T2starw.nii.gz", "anat/sub-01_part-mag_T2starw.nii.gz"],
+            ["anat/sub-01_part-phase_GRE.nii", "anat/sub-01_GRE.nii"],
+            ["swi/sub-01_part-phase_GRE.nii.gz", "swi/sub-01_part-mag_GRE.nii.gz"],
+            ["anat/sub-01_part-phase_MEGRE.nii.gz", "anat/sub-01_echo-1_MEGRE.nii.gz"],
+            ["anat/sub-01_phase.nii.gz", "anat/sub-01_magnitude.nii.gz"],
+            ["anat/sub-01_part-real_MEGRE.nii.gz", "anat/sub-01_part-imag_MEGRE.nii.gz"],
+        ],
+        ids=lambda names: names[0],
+    )
+    def test_one_echo(self, add, find, dataset, names):
+        add(*(f"sub-01/{name}" for name in names))
+        [found] = find()
+        paths = [[image.path for image in pair] for pair in found.echoes()]
+        assert paths == [[dataset / "sub-01" / name for name in names]]
+        assert found.left_over() == []
+
+    def test_phase_and_magnitude_come_before_real_and_imaginary_parts(self, add, find):
+        add(*echoes("01"), *CARTESIAN)
+        [found] = find()
+        assert [[i.part for i in pair] for pair in found.echoes()] == [["phase", "mag"]] * 2
+        assert "sub-01_echo-1_part-imag_MEGRE.nii.gz" in found.left_over()[0]
+
+    def test_a_phase_without_its_magnitude_does_not(self, add, find):
+        add(*echoes("01", parts=("phase",)), *CARTESIAN)
+        assert find()[0].echoes()[0][0].part == "real"
+
+    def test_a_magnitude_that_says_so_comes_before_one_that_does_not(self, add, find):
+        add(*echoes("01", 1), "sub-01/anat/sub-01_echo-1_MEGRE.nii.gz")
+        assert find()[0].echoes()[0][1].entities["part"] == "mag"
+
+    def test_a_magnitude_of_another_sequence_is_none(self, add, find):
+        add(*echoes("01"), "sub-01/anat/sub-01_T2starw.nii.gz")
+        assert {i.suffix for pair in find()[0].echoes() for i in pair} == {"MEGRE"}
+
+    @pytest.mark.parametrize(
+        ("name", "need"),
+        [
+            ("fmap/sub-01_phase1.nii.gz", "which is of a field map"),
+            ("fmap/sub-01_phasediff.nii.gz", "which is of a field map"),
+            ("anat/sub-01_inv-1_part-phase_MP2RAGE.nii.gz", "one of MEGRE, GRE, T2starw"),
+            ("anat/sub-01_part-ph_MEGRE.nii.gz", "which needs part-phase, part-real or part-imag"),
+            ("anat/sub-01_part-phase_megre.nii.gz", "one of MEGRE, GRE, T2starw"),
+            ("anat/sub-01_echo1_part-phase_MEGRE.nii.gz", "which needs a name of BIDS, such as"),
+            ("anat/sub-01_part-phase_MEGRE.NII.GZ", "which needs a name of BIDS, such as"),
+            ("anat/phase.nii", "which needs a name of BIDS, such as"),
+            ("anat/sub-01_run-1_run-2_part-phase_MEGRE.nii", "which needs a name of BIDS, such as"),
+            ("anat/ses-a_sub-01_part-phase_MEGRE.nii", "which needs a name of BIDS, such as"),
+            ("anat/sub-01_brainmask.nii.gz", "which needs the suffix mask"),
+            ("anat/sub-01_brain_mask.nii.gz", "which needs a name of BIDS, such as"),
+            ("anat/sub-01_echo-1_MEGRE.nii.gz", "which needs its part-phase"),
+            ("gre/sub-01_part-phase_GRE.nii.gz", "which needs to lie in anat, fmap or swi"),
+            ("sub-01_part-real_GRE.nii.gz", "which needs to lie in anat, fmap or swi"),
+        ],
+        ids=lambda text: text.split("/")[-1],
+    )
+    def test_what_sounds_like_a_gradient_echo_and_is_not_taken_is_named(
+        self, add, dataset, name, need
+    ):
+        add(f"sub-01/{name}", "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii")
+        with pytest.raises(DataError, match=re.escape(f"not used: {name.split('/')[-1]}, ")) as no:
+            search(dataset)
+        assert need in str(no.value)
+        assert "T1w" not in str(no.value)
+        assert "bold" not in str(no.value)
+        add(*echoes("02"))
+        [note] = search(dataset).notes()
+        assert need in note
+
+
+class TestFolders:
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("anat/sub-01_localfield.nii.gz", "is named sub-01 and lies in the folder of sub-02"),
+            ("anat/sub-01_mask.nii.gz", "is named sub-01 and lies in the folder of sub-02"),
+            (
+                "anat/sub-02_ses-a_mask.nii.gz",
+                "is named sub-02_ses-a and lies in the folder of sub-02",
+            ),
+            (
+                "ses-a/anat/sub-02_mask.nii.gz",
+                "is named sub-02 and lies in the folder of sub-02_ses-a",
+            ),
+            (
+                "ses-a/fmap/sub-02_ses-b_mask.nii.gz",
+                "named sub-02_ses-b and lies in the folder of sub",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("root", ["", f"{PREP}/"])
+    def test_another_name_than_the_folders(self, add, dataset, root, name, says):
+        add(*echoes("01"), *echoes("02"), f"{root}sub-02/{name}")
+        found = search(dataset)
+        assert [r.name for r in found.recordings] == ["sub-01"]
+        assert found.failures.keys() == {"sub-02"}
+        assert says in found.failures["sub-02"]
+
+    def test_a_copy_of_a_subject(self, add, dataset):
+        add(*echoes("01"))
+        (dataset / "sub-01 copy").symlink_to(dataset / "sub-01")
+        found = search(dataset)
+        assert [r.name for r in found.recordings] == ["sub-01"]
+        assert "lies in the folder of sub-01 copy" in found.failures["sub-01 copy"]
+
+    @pytest.mark.parametrize("folder", ["sub-02", "sub-02/anat", f"{PREP}/sub-02/ses-a/fmap"])
+    def test_a_folder_that_cannot_be_read(self, add, dataset, monkeypatch, folder):
+        add(*echoes("01"), *echoes("02"), f"{PREP}/sub-02/ses-a/fmap/sub-02_ses-a_mask.nii")
+        listed = type(dataset).iterdir
+
+        def refuse(path):
+            if path == dataset / folder:
+                raise PermissionError(13, "Permission denied")
+            return listed(path)
+
+        monkeypatch.setattr(type(dataset), "iterdir", refuse)
+        found = search(dataset)
+        assert [r.name for r in found.recordings] == ["sub-01"]
+        assert f"{folder}: cannot be read (Permission denied)" in found.failures["sub-02"]
+
+    @pytest.mark.parametrize(
+        ("link", "to"),
+        [("sub-02", "../sub-02"), ("sub-02/anat", "nothing"), (f"{PREP}", "nothing"),
+         ("sub-02", "sub-02"), ("sub-02/ses-a", ".git/annex/objects/xy")],
+    )  # fmt: skip
+    def test_a_link_to_no_folder(self, add, dataset, link, to):
+        add(*echoes("01"))
+        (dataset / link).parent.mkdir(parents=True, exist_ok=True)
+        (dataset / link).symlink_to(to)
+        found = search(dataset)
+        assert [r.name for r in found.recordings] == ["sub-01"]
+        [(name, reason)] = found.failures.items()
+        assert name == ("prep" if link == PREP else "sub-02")
+        assert f"{dataset / link}: " in reason
+        assert "datalad get" in reason
+
+    @pytest.mark.parametrize("folder", ["sub-02", "sub-02/ses-a/anat", PREP])
+    def test_an_empty_folder_is_noted(self, add, dataset, folder):
+        add(*echoes("01"))
+        (dataset / folder).mkdir(parents=True)
+        found = search(dataset)
+        [note] = found.notes()
+        assert f"/{folder.split('/')[-1]}, which is empty" in note
+        assert found.failures == {}
+
+    def test_a_file_in_place_of_a_folder_holds_nothing(self, add, find):
+        add(*echoes("01"), "sub-02", f"{PREP}", "sub-01/ses-a")
+        assert [r.name for r in find()] == ["sub-01"]
 
 
 class TestMask:
@@ -136,10 +303,37 @@ class TestMask:
             self.write(dataset / name)
         other = self.write(dataset / PREP / "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
         self.write(dataset / "derivatives/t1/sub-01/anat/sub-01_desc-brain_mask.nii.gz", (3, 4, 6))
-        (dataset / "derivatives/bad/sub-01/anat").mkdir(parents=True)
-        (dataset / "derivatives/bad/sub-01/anat/sub-01_mask.nii").write_text("no image")
         [found] = find()
         assert found.mask(found.echoes()[0][0]) == other
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("no image", "sub-01_mask.nii: this mask cannot be read"),
+            (
+                "../.git/annex/objects/x\n/annex/objects/MD5E-s9--00.nii\n",
+                "not downloaded, a pointer",
+            ),
+            (None, "not downloaded, a link of git-annex to nothing; run: datalad get"),
+        ],
+        ids=["damaged", "pointer", "link"],
+    )
+    @pytest.mark.parametrize("root", ["", f"{PREP}/"])
+    def test_one_that_may_fit_is_never_passed_over(self, find, dataset, root, content, says):
+        for name in echoes("01", count=1):
+            self.write(dataset / name)
+        path = dataset / root / "sub-01/anat/sub-01_mask.nii"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.symlink_to("../../.git/annex/objects/MD5E-s9--00.nii")
+        else:
+            path.write_text(content)
+        [found] = find()
+        if root:
+            with pytest.raises(DataError, match=says):
+                found.mask(found.echoes()[0][0])
+        else:  # what reads it says what is wrong
+            assert found.mask(found.echoes()[0][0]) == path
 
     def test_none_is_none(self, add, find):
         add(*echoes("01"), "sub-01/anat/sub-01_acq-x_mask.nii.gz")
@@ -174,6 +368,13 @@ class TestBadDatasets:
         with pytest.raises(DataError, match=says):
             find()
 
+    def test_a_description_that_was_not_downloaded(self, dataset, find):
+        description = dataset / "dataset_description.json"
+        description.unlink()
+        description.symlink_to(".git/annex/objects/MD5E-s9--00.json")
+        with pytest.raises(DataError, match=r"description.json: not downloaded, .*datalad get"):
+            find()
+
     def test_nothing_to_reconstruct(self, add, find):
         add("sub-01/anat/sub-01_T1w.nii.gz")
         with pytest.raises(DataError, match="nor part-phase MEGRE in sub-01; expected for example"):
@@ -188,24 +389,31 @@ class TestBadDatasets:
         ("names", "says"),
         [
             (echoes("01")[1:2] + echoes("01", 3)[4:], "echoes 1, 3 have a phase; they must count"),
-            (echoes("01")[1:], "echo 1 has a phase but no magnitude"),
-            ([*echoes("01"), echoes("01")[1].removesuffix(".gz")], "echo 1 is there twice"),
-            (["sub-01/anat/sub-01_part-phase_MEGRE.nii.gz"], "says no echo number"),
+            (echoes("01")[1:], "echo 1 has no part-mag; add it beside sub-01_echo-1_part-phase"),
+            ([*echoes("01"), echoes("01")[1].removesuffix(".gz")], r"twice: .*nii and .*nii.gz"),
+            ([ONE[0], ONE[0].removesuffix(".gz"), ONE[1]], r"T2starw.nii says .*T2starw.nii.gz;"),
+            ([ONE[0], echoes("01")[3]], "would both become the map of sub-01; keep one"),
+            ([ONE[0], ONE[0].replace("sub-01_", "sub-01_echo-2_"), ONE[1]], "says no echo number"),
+            ([CARTESIAN[0]], "echo 1 has no part-imag; add it beside sub-01_echo-1_part-real"),
+            ([CARTESIAN[1]], "echo 1 has no part-real; add it beside sub-01_echo-1_part-imag"),
+            ([*echoes("01", 1), *CARTESIAN[2:]], "echo 2 has no part-phase"),
+            (
+                [f"{root}sub-01/anat/sub-01_localfield.nii" for root in ("", f"{PREP}/")],
+                r"2 images fit as local field: .* and .*; keep one",
+            ),
         ],
-        ids=["gap", "no magnitude", "twice", "no number"],
-    )
-    def test_broken_echoes(self, add, find, names, says):
-        add(*names)
-        [found] = find()
-        with pytest.raises(DataError, match=says):
-            found.echoes()
-
-    def test_two_local_fields(self, add, find):
-        add("derivatives/a/sub-01/anat/sub-01_localfield.nii.gz")
-        add("derivatives/b/sub-01/anat/sub-01_localfield.nii.gz")
-        [found] = find()
-        with pytest.raises(DataError, match=r"2 images fit as local field: .* and .*; keep one"):
-            found.local_field()
+        ids=[
+            "gap", "no magnitude", "twice", "twice without a number", "two sequences",
+            "some with a number", "no imag", "no real", "mixed", "two fields",
+        ],
+    )  # fmt: skip
+    def test_images_that_make_no_recording(self, add, dataset, names, says):
+        add(*names, *echoes("02"))
+        found = search(dataset)
+        [(name, reason)] = found.failures.items()
+        assert name == "sub-01"
+        assert re.search(says, reason), reason
+        assert [r.name for r in found.recordings] == ["sub-02"]
 
 
 @pytest.fixture
@@ -240,6 +448,13 @@ class TestMetadata:
         assert load_metadata(image) == expected
         assert require_echo(image) == (0.02, 3.0)
 
+    def test_the_one_of_its_own_name_wins(self, image, write):
+        write("MEGRE.json", {"MagneticFieldStrength": 3, "EchoTime": 1})
+        anat = "sub-01/ses-a/anat/sub-01_ses-a"
+        write(f"{anat}_echo-2_part-phase_MEGRE.json", {"EchoTime": 0.02})
+        write(f"{anat}_part-phase_MEGRE.json", {"EchoTime": 0.01, "Units": "rad"})
+        assert load_metadata(image) == {"MagneticFieldStrength": 3, "EchoTime": 0.02}
+
     def test_files_above_the_dataset_do_not_count(self, image, dataset):
         (dataset.parent / "MEGRE.json").write_text('{"EchoTime": 0.02}')
         assert load_metadata(image) == {}
@@ -250,11 +465,21 @@ class TestMetadata:
         with pytest.raises(DataError, match=r"MEGRE.json and part-phase_MEGRE.json both apply"):
             load_metadata(image)
 
+    @pytest.mark.parametrize("content", ["/annex/objects/MD5E-s9--00.json\n", None])
+    def test_one_that_was_not_downloaded(self, image, write, dataset, content):
+        if content is None:
+            (dataset / "MEGRE.json").symlink_to(".git/annex/objects/MD5E-s9--00.json")
+        else:
+            write("MEGRE.json", content)
+        with pytest.raises(DataError, match=r"MEGRE.json: not downloaded, a .*datalad get"):
+            load_metadata(image)
+
     @pytest.mark.parametrize(
         ("content", "says"),
         [
             ({"MagneticFieldStrength": 3}, "EchoTime is not stated"),
             ({"EchoTime": 0.02}, "MagneticFieldStrength is not stated"),
+            ({"EchoTime": [0.01, 0.02]}, r"MEGRE.nii.gz: EchoTime is \[0.01, 0.02\], of several"),
             ({"EchoTime": "20 ms"}, "EchoTime is '20 ms', expected a number"),
             ("{", "not a JSON file"),
         ],

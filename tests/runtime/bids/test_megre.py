@@ -131,6 +131,86 @@ def test_integers_give_the_same_map_as_radians(run, chi, dataset, phases):
     np.testing.assert_allclose(chi(), radians, atol=0.01)
 
 
+def put_parts(dataset, phases, kind=np.float32, offset=0):
+    """Write real and imaginary parts of all echoes."""
+    for echo, (phase, time) in enumerate(zip(phases, TIMES_S, strict=True), 1):
+        signal = MASK * 1000 * math.exp(-time / 0.03)
+        for part, wave in (("real", np.cos), ("imag", np.sin)):
+            stem = f"{ANAT}/sub-01_echo-{echo}_part-{part}_MEGRE"
+            write(dataset, f"{stem}.nii.gz", (signal * wave(phase) + offset).astype(kind))
+            write(dataset, f"{stem}.json", {"EchoTime": time})
+
+
+def remove(dataset, *parts):
+    for part in parts:
+        for path in (dataset / ANAT).glob(f"*_part-{part}_*"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_real_and_imaginary_parts_give_the_same_map(run, chi, dataset, phases, kind):
+    assert run()[0] == 0
+    polar = chi()
+    put_parts(dataset, phases, kind)
+    code, _, err = run("--force")
+    assert code == 0
+    assert "taking phase and magnitude, not the real and imaginary parts (sub-01_echo-" in err
+    np.testing.assert_array_equal(chi(), polar)
+    remove(dataset, "phase", "mag")
+    code, _, err = run("--force")
+    assert code == 0
+    assert "3 echoes, phase in radians, of real and imaginary parts" in err
+    np.testing.assert_allclose(chi(), polar, atol=1e-4 if kind is np.float32 else 0.01)
+    sidecar = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.json"
+    assert sum("part-imag" in uri for uri in json.loads(sidecar.read_text())["Sources"]) == 3
+
+
+IMAGINARY = f"{ANAT}/sub-01_echo-2_part-imag_MEGRE"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (f"{IMAGINARY}.nii.gz", np.full(SHAPE, np.inf, "f4"), "the part-imag has NaN or Inf"),
+        (f"{IMAGINARY}.nii.gz", np.zeros((40, 36, 31), "f4"), "has shape (40, 36, 31)"),
+        (f"{IMAGINARY}.json", {"EchoTime": 0.02}, "EchoTime is 0.02, that of its"),
+        (f"{ANAT}/sub-01_echo-2_part-real_MEGRE.json", {}, "EchoTime is not stated"),
+    ],
+)
+def test_wrong_parts_are_named(run, dataset, phases, name, content, says):
+    remove(dataset, "phase", "mag")
+    put_parts(dataset, phases)
+    write(dataset, name, content)
+    code, _, err = run()
+    assert code == 3
+    [line] = [line for line in err.splitlines() if line.startswith("qsm-run: error: sub-01: ")]
+    assert says in line
+
+
+def test_parts_that_are_stored_around_another_value_than_0(run, dataset, phases):
+    remove(dataset, "phase", "mag")
+    put_parts(dataset, phases, np.int16, offset=2048)
+    code, _, err = run()
+    assert code == 3
+    assert "are nowhere negative" in err
+
+
+def test_echoes_in_one_file_are_named(run, dataset, phases):
+    remove(dataset, "phase", "mag")
+    for part in ("phase", "mag"):
+        stem = f"{ANAT}/sub-01_part-{part}_MEGRE"
+        write(dataset, f"{stem}.nii.gz", np.stack(phases, axis=-1))
+        write(dataset, f"{stem}.json", {"EchoTime": list(TIMES_S)})
+    code, _, err = run()
+    assert code == 3
+    assert "part-phase_MEGRE.nii.gz: EchoTime is [0.004, 0.01, 0.016], of several echoes" in err
+    write(dataset, f"{ANAT}/sub-01_part-phase_MEGRE.json", {"EchoTime": 0.004})
+    write(dataset, f"{ANAT}/sub-01_part-mag_MEGRE.json", {})
+    code, _, err = run()
+    assert code == 3
+    assert "part-phase_MEGRE.nii.gz: 4-D of shape (40, 36, 32, 3)" in err
+
+
 def test_negate_turns_the_map(run, chi):
     assert run()[0] == 0
     upright = chi()
