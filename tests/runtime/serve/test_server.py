@@ -124,6 +124,7 @@ class TestFaults:
         answer = running.talk(dipole_stream)
         assert answer.errors == ["ERR ZeroDivisionError('division by zero')"]
         assert len(answer.images) == 8
+        wait_until(lambda: running.log)
         assert "ZeroDivisionError" in capsys.readouterr().err
         engine.session.run = run
         is_well(running)
