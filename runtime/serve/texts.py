@@ -140,14 +140,16 @@ def _parse_xml(text: str, what: str, root_tag: str | None = None) -> Element:
     """Return the root of XML, with characters that its writer should have escaped or left out."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # it could expand to more than it is
         raise ProtocolError("XML with a document type; this server takes none")
-    try:
+    escaped, faults = BARE_AMPERSAND.sub("&amp;", text), []
+    whole = escaped.strip(BLANK).replace("\0", REPLACEMENT)
+    for attempt in (_before_nul(text), _before_nul(escaped), whole):
         try:
-            root = fromstring(_before_nul(text))
-        except ParseError:
-            repaired = text.strip(BLANK).replace("\0", REPLACEMENT)
-            root = fromstring(BARE_AMPERSAND.sub("&amp;", repaired))
-    except (ParseError, ValueError) as error:
-        raise ProtocolError(f"the {what} not XML ({error})") from None
+            root = fromstring(attempt)
+            break
+        except (ParseError, ValueError) as error:
+            faults.append(error)
+    else:
+        raise ProtocolError(f"the {what} not XML ({faults[0]})")
     if root_tag is not None and _local(root.tag) != root_tag:
         raise ProtocolError(f"the {what} <{_local(root.tag)}>, expected <{root_tag}>")
     return root
