@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.serve.chi_images import chi_frames, encode_chi, free_series
@@ -37,6 +39,7 @@ from qsm_deploy.runtime.serve.texts import (
 )
 from qsm_deploy.runtime.serve.turns import TakingTurns
 
+TRACE_CHARACTERS = 10_000
 CONFIGURATIONS: dict[Config, Configuration] = {
     "qsm": source_from_echoes,
     "dipole": source_from_field,
@@ -121,7 +124,8 @@ class MrdSession:
         elif isinstance(error, MemoryError):
             said = "out of memory; send a smaller volume"
         else:
-            said, self.trace = repr(error), printable("".join(traceback.format_exception(error)))
+            trace = "".join(traceback.format_exception(error))
+            said, self.trace = repr(error), printable(trace[:TRACE_CHARACTERS])
         self.error = one_line(said)
         return text_frame("ERR", self.error)
 
@@ -173,7 +177,8 @@ class MrdSession:
         # the turn is given back while the host takes a line: a slow one holds nobody up
         lines = configuration(Request(self.images, self._header, parameters), self.stages)
         while True:
-            with reconstructor.turn():
+            # what overflows is Inf, which is refused by what it is
+            with reconstructor.turn(), np.errstate(over="ignore", invalid="ignore"):
                 try:
                     line = next(lines)
                 except StopIteration as finished:

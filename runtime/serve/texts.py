@@ -4,7 +4,6 @@ Hosts write UTF-8, or what their country's Windows writes. Whatever matters here
 of these share, so what is not UTF-8 is replaced and the rest is read.
 """
 
-import codecs
 import html
 import json
 import re
@@ -19,6 +18,7 @@ REPLACEMENT = "\ufffd"
 LINE_CHARACTERS = 700
 # XML 1.0 has no place for these; NUL, which ends a text in C, stays
 FORBIDDEN = dict.fromkeys({*range(1, 32), 0xFFFE, 0xFFFF} - {*b"\t\n\r"}, REPLACEMENT)
+UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0")
 BLANK = "\ufeff\0 \t\r\n"
 BARE_AMPERSAND = re.compile("&(?!(?:amp|lt|gt|quot|apos);)")
 VALUE = r"\s*<value>([^<]*)</value>"
@@ -26,9 +26,9 @@ META = re.compile(rf"<meta>\s*<name>([^<]*)</name>((?:{VALUE})+)\s*</meta>")
 
 
 def decoded(content: bytes) -> str:
-    """Return a text; what is neither UTF-8 nor marked as UTF-16, or no character, is replaced."""
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if wide else "utf-8-sig", "replace").translate(FORBIDDEN)
+    """Return a text in UTF-8 or UTF-16; what is neither, or no character of XML, is replaced."""
+    encoding = "utf-16" if UTF16.match(content) else "utf-8-sig"
+    return content.decode(encoding, "replace").translate(FORBIDDEN)
 
 
 def one_line(text: str) -> str:
