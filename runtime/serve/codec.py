@@ -11,20 +11,26 @@ Inati et al., Magn Reson Med 77:411-421 (2017); the ``ismrmrd.h`` of version 1.
 
 import ctypes
 import math
+import re
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import ProtocolError
+from qsm_deploy.kernels.errors import DataError, ProtocolError
 from qsm_deploy.runtime.serve.limits import Limits
-from qsm_deploy.runtime.serve.texts import refuse_entities
+from qsm_deploy.runtime.serve.texts import (
+    Attributes,
+    decoded,
+    one_line,
+    parse_attributes,
+    whole_attributes,
+)
 
 with warnings.catch_warnings():  # importing it changes the filters of the whole process
     from ismrmrd import Meta
@@ -34,7 +40,6 @@ with warnings.catch_warnings():  # importing it changes the filters of the whole
 
 Level = Literal["INFO", "WRN", "ERR"]  # Siemens' log viewer colours by the first three letters
 Buffer = bytes | bytearray | memoryview
-Attributes = dict[str, list[str]]
 
 
 class Id(IntEnum):
@@ -51,6 +56,11 @@ class Id(IntEnum):
 
 
 CONFIG_FILE_BYTES = 1024
+# of those used here, what the header cannot stand in for
+ONLY_IN_ATTRIBUTES = (
+    *("ImageRowDir", "ImageColumnDir", "ImageSliceNormDir"),
+    *("RescaleSlope", "RescaleIntercept"),
+)
 LENGTH_BYTES = 4
 IMAGE_HEAD_BYTES = ctypes.sizeof(ImageHeader) + 8  # the length of the attributes follows it
 # as ismrmrd.h has them; the package takes type 4 for eight bytes
@@ -88,12 +98,30 @@ class Image:
         (channel, z, y, x) view of ``body``.
     frame
         The bytes of its header with the length of its attributes, and of what follows.
+    fault
+        What is wrong with the attributes, of which those that are whole were read.
     """
 
     head: Any
     attributes: Attributes
     pixels: NDArray[Any]
     frame: tuple[Buffer, Buffer]
+    fault: str | None = None
+
+    def values(self, name: str) -> list[str]:
+        """Return the values of an attribute; none where it was not sent.
+
+        Raises
+        ------
+        DataError
+            If it was, or may have been, in what could not be read of the attributes.
+        """
+        if self.fault is not None and name not in self.attributes:
+            text = decoded(bytes(memoryview(self.frame[1])[: -self.pixels.nbytes]))
+            cut = "<ismrmrdMeta" in text and "</ismrmrdMeta" not in text
+            if re.search(rf"\b{name}\b", text) or (cut and name in ONLY_IN_ATTRIBUTES):
+                raise DataError(f"cannot read the attribute {name} of an image: {self.fault}")
+        return self.attributes.get(name, [])
 
     @property
     def nbytes(self) -> int:
@@ -176,7 +204,7 @@ class Decoder:
         return self._text(b"") if length == 0 else None
 
     def _text(self, piece: Buffer) -> Message:
-        return Text(self._id, _decoded(piece, self._id.name))
+        return Text(self._id, decoded(bytes(piece)).rstrip("\0"))
 
     def _image_head(self, piece: Buffer) -> Message | None:
         head = ImageHeader.from_buffer_copy(piece)
@@ -198,8 +226,11 @@ class Decoder:
 
         def image(body: Buffer) -> Message:
             view = np.frombuffer(body, kind, offset=attributes).reshape(shape)
-            text = _decoded(memoryview(body)[:attributes], "attributes of an image")
-            return Image(head, parse_attributes(text), view, (piece, body))
+            text = decoded(bytes(memoryview(body)[:attributes]))
+            try:
+                return Image(head, parse_attributes(text), view, (piece, body))
+            except ProtocolError as error:  # the image itself is whole
+                return Image(head, whole_attributes(text), view, (piece, body), str(error))
 
         self._expect(attributes + pixels, "pixels", image)
         return None
@@ -229,7 +260,7 @@ class Decoder:
 
 def text_frame(level: Level, text: str) -> bytes:
     """Return a TEXT message, one log line; hosts read the level off its first three letters."""
-    line = f"{level} {' '.join(text.split())}\0".encode()
+    line = f"{level} {one_line(text)}\0".encode()
     return struct.pack("<HI", Id.TEXT, len(line)) + line
 
 
@@ -265,31 +296,3 @@ def resent_frames(image: Image) -> tuple[Buffer, ...]:
     """Return the IMAGE message that an image came in, byte for byte."""
     head, body = image.frame
     return struct.pack("<H", Id.IMAGE) + bytes(head), body
-
-
-def parse_attributes(text: str) -> Attributes:
-    """Return the attributes of an image, each a list of texts.
-
-    Raises
-    ------
-    ProtocolError
-        If they are not what the protocol asks for.
-    """
-    if not text.strip("\0 \n"):
-        return {}
-    refuse_entities(text)
-    try:
-        meta = Meta.deserialize(text.rstrip("\0"))
-    except (ParseError, AssertionError, AttributeError, ValueError) as error:
-        raise ProtocolError(f"the attributes of an image are not ismrmrdMeta ({error})") from None
-    return {
-        str(name): [v or "" for v in (value if isinstance(value, list) else [value])]
-        for name, value in meta.items()
-    }
-
-
-def _decoded(piece: Buffer, what: str) -> str:
-    try:
-        return bytes(piece).split(b"\0", 1)[0].decode()
-    except UnicodeDecodeError:
-        raise ProtocolError(f"the {what} is not text in UTF-8") from None

@@ -52,7 +52,7 @@ def role_of(image: Image) -> Role:
 
 def image_tokens(image: Image) -> set[str]:
     """Return the words of an image's type, such as ``ORIGINAL``, ``P`` and ``ND``."""
-    values = [v for name in TYPE_ATTRIBUTES for v in image.attributes.get(name, [])]
+    values = [v for name in TYPE_ATTRIBUTES for v in image.values(name)]
     return {token.strip().upper() for value in values for token in value.split("\\")}
 
 
@@ -83,7 +83,7 @@ def number_attribute(image: Image, name: str) -> float | None:
     DataError
         If it is none.
     """
-    values = image.attributes.get(name, [])
+    values = image.values(name)
     if not values:
         return None
     try:

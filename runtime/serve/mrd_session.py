@@ -5,8 +5,11 @@ and CLOSE, which is last whatever happens. What is wrong with the stream itself 
 what is wrong with its content is told at the end, so that the host gets its images back.
 """
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
 from qsm_deploy.runtime.console.stages import Stages
@@ -26,9 +29,17 @@ from qsm_deploy.runtime.serve.dipole_config import source_from_field
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.parameters import Config, Parameters, parameters_from, require_config
 from qsm_deploy.runtime.serve.qsm_config import source_from_echoes
-from qsm_deploy.runtime.serve.texts import parse_config, parse_header, parse_parameters
+from qsm_deploy.runtime.serve.texts import (
+    BLANK,
+    one_line,
+    parse_config,
+    parse_header,
+    parse_parameters,
+    printable,
+)
 from qsm_deploy.runtime.serve.turns import TakingTurns
 
+TRACE_CHARACTERS = 10_000
 CONFIGURATIONS: dict[Config, Configuration] = {
     "qsm": source_from_echoes,
     "dipole": source_from_field,
@@ -48,7 +59,9 @@ class MrdSession:
     complete
         Whether CLOSE came.
     error
-        What went wrong, if anything did.
+        What went wrong, if anything did, as one line.
+    trace
+        Where it did, if that is a bug; as text, since frames would keep the images alive.
     summary
         What was reconstructed, for the server's log.
     stages
@@ -59,14 +72,15 @@ class MrdSession:
     images: list[Image] = field(default_factory=list)
     complete: bool = False
     error: str | None = None
+    trace: str = ""
     summary: str = "no map"
     stages: Stages = field(default_factory=Stages)
     _config: str | None = None
     _header: dict[str, list[str]] | None = None
     _parameters: Parameters | None = None
-    _content_error: QsmDeployError | None = None
+    _content_error: Exception | None = None
     _bytes: int = 0
-    _resent: bool = False
+    _resent: int = 0
 
     def receive(self, message: Message) -> None:
         """Take a message.
@@ -86,7 +100,7 @@ class MrdSession:
             self.images.append(message)
         try:
             self._take(message)
-        except QsmDeployError as error:
+        except Exception as error:  # told after CLOSE: the host gets all its images back
             self._content_error = self._content_error or error
 
     def answer(self, reconstructor: TakingTurns) -> Iterator[Buffer]:
@@ -99,21 +113,25 @@ class MrdSession:
             else:
                 yield from self._answer_images(reconstructor)
             yield close_frame()
-        except (QsmDeployError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the host gets its images back
             yield self.reason(error)
             yield from self.ending()
 
     def reason(self, error: Exception) -> bytes:
         """Note what went wrong and return the line that tells the host."""
-        self.error = str(error) if isinstance(error, QsmDeployError) else repr(error)
-        if isinstance(error, MemoryError):
-            self.error = "out of memory; send a smaller volume"
+        if isinstance(error, QsmDeployError):
+            said = str(error)
+        elif isinstance(error, MemoryError):
+            said = "out of memory; send a smaller volume"
+        else:
+            trace = "".join(traceback.format_exception(error))
+            said, self.trace = repr(error), printable(trace[:TRACE_CHARACTERS])
+        self.error = one_line(said)
         return text_frame("ERR", self.error)
 
     def ending(self) -> Iterator[Buffer]:
-        """Yield the frames after a reason: the images, unless they were sent, and CLOSE."""
-        if not self._resent:
-            yield from self._originals()
+        """Yield the frames after a reason: the images that were not sent yet, and CLOSE."""
+        yield from self._originals()
         yield close_frame()
 
     def _take(self, message: Message) -> None:
@@ -128,18 +146,17 @@ class MrdSession:
             raise DataError("raw data (ACQUISITION); let the host send reconstructed images")
 
     def _take_text(self, message: Text) -> None:
-        if message.id == Id.CONFIG_FILE:
-            self._config = message.text.strip()
-        elif message.id == Id.CONFIG_TEXT:
-            self._config = parse_config(message.text)
+        if message.id in (Id.CONFIG_FILE, Id.CONFIG_TEXT):
+            self._config = message.text
         elif message.id == Id.HEADER:
             self._header = parse_header(message.text)
-        elif self._parameters is None:  # the first TEXT is the JSON, later ones are for people
+        elif self._parameters is None and message.text.strip(BLANK):
+            # the first TEXT is the JSON, later ones are for people
             self._parameters = parameters_from(parse_parameters(message.text))
 
     def _answer_images(self, reconstructor: TakingTurns) -> Iterator[Buffer]:
         parameters = self._parameters or Parameters()
-        name = parameters.config or self._config
+        name = parameters.config or parse_config(self._config or "")
         if not name:
             raise UsageError("no configuration: send CONFIG_FILE (1), or the parameter config")
         configuration = CONFIGURATIONS[require_config(name)]
@@ -147,6 +164,12 @@ class MrdSession:
         if parameters.unknown:
             names = ", ".join(parameters.unknown)[:500]
             yield text_frame("WRN", f"parameters without meaning here: {names}")
+        if faults := [image.fault for image in self.images if image.fault is not None]:
+            yield text_frame(
+                "WRN",
+                f"the attributes of {len(faults)} images are broken, and used as far as they can "
+                f"be read: {faults[0]}",
+            )
         if parameters.send_original:
             yield from self._originals()
         if reconstructor.busy:
@@ -154,7 +177,8 @@ class MrdSession:
         # the turn is given back while the host takes a line: a slow one holds nobody up
         lines = configuration(Request(self.images, self._header, parameters), self.stages)
         while True:
-            with reconstructor.turn():
+            # what overflows is Inf, which is refused by what it is
+            with reconstructor.turn(), np.errstate(over="ignore", invalid="ignore"):
                 try:
                     line = next(lines)
                 except StopIteration as finished:
@@ -176,9 +200,9 @@ class MrdSession:
         yield from chi_frames(encoded.codes, source.stack, series, comment)
 
     def _originals(self) -> Iterator[Buffer]:
-        self._resent = True
-        for image in self.images:
-            yield from resent_frames(image)
+        while self._resent < len(self.images):
+            self._resent += 1
+            yield from resent_frames(self.images[self._resent - 1])
 
     def _timing(self) -> str:
         return "stages: " + ", ".join(f"{n} {s:.3f} s" for n, s in self.stages.seconds.items())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit
@@ -42,16 +42,21 @@ class Parameters:
     unknown: tuple[str, ...] = ()
 
 
-def parameters_from(values: Mapping[str, str]) -> Parameters:
-    """Return the parameters in a host's JSON.
+def parameters_from(values: Mapping[str, Any]) -> Parameters:
+    """Return the parameters in a host's JSON; null and empty ones were not given.
 
     Raises
     ------
     UsageError
-        If a value is none of those allowed.
+        If a value is none of those allowed, or one was given twice.
     """
     known = {"config", "customconfig", "sendoriginal", "units", "phasescale", "negate"}
-    given = {name.lower(): value for name, value in values.items() if value != ""}
+    given: dict[str, str] = {}
+    for name, value in values.items():
+        text = "" if value is None else str(value).strip()
+        key = name.lower()
+        if key in known and text and given.setdefault(key, text) != text:
+            raise UsageError(f"the parameter {key} is {given[key]!r} and {text!r}; send one")
     config = given.get("customconfig", given.get("config"))
     return Parameters(
         config=None if config is None else require_config(config),
@@ -59,7 +64,7 @@ def parameters_from(values: Mapping[str, str]) -> Parameters:
         units=cast(FieldUnit | None, _choice(given, "units", UNITS)),
         phase_scale=_choice(given, "phasescale", (AUTO, *SCALES)) or AUTO,
         negate=_flag(given, "negate", default=False),
-        unknown=tuple(sorted(given.keys() - known)),
+        unknown=tuple(sorted(name for name in values if name.lower() not in known)),
     )
 
 

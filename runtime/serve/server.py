@@ -5,7 +5,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -107,9 +106,20 @@ class MrdServer:
             connection.close()
             return
         handle = self._refuse if others >= self._limits.clients else self._handle
-        thread = threading.Thread(target=handle, args=(connection, peer), daemon=True)
+
+        def run() -> None:
+            try:
+                handle(connection, peer)
+            finally:
+                self._threads.discard(thread)
+
+        thread = threading.Thread(target=run, daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads in this process; the next client may have one
+            self._threads.discard(thread)
+            connection.close()
 
     def _refuse(self, connection: socket.socket, peer: str) -> None:
         line = f"{self._limits.clients} sessions are open, as many as allowed; try later"
@@ -117,7 +127,6 @@ class MrdServer:
             self._send(connection, [text_frame("ERR", line), close_frame()])
             self._hang_up(connection)
         self._log(f"{peer}: refused, {self._limits.clients} sessions are open")
-        self._threads.discard(threading.current_thread())
 
     def _handle(self, connection: socket.socket, peer: str) -> None:
         began = time.monotonic()
@@ -131,7 +140,6 @@ class MrdServer:
         finally:
             self._report(session, peer, time.monotonic() - began)
             session.images.clear()
-            self._threads.discard(threading.current_thread())
             return_freed_memory()
 
     def _converse(self, connection: socket.socket, session: MrdSession) -> None:
@@ -141,10 +149,7 @@ class MrdServer:
         except OSError:
             raise  # there is nobody to tell
         except Exception as error:
-            known = isinstance(error, ProtocolError)
-            if not known:
-                sys.stderr.write(traceback.format_exc())
-            stopped = known and self._stopping
+            stopped = isinstance(error, ProtocolError) and self._stopping
             reason = ProtocolError("the server is shutting down") if stopped else error
             self._send(connection, [session.reason(reason)])
             if not session.complete:
@@ -220,6 +225,7 @@ class MrdServer:
             self._served += 1
             self._failed += session.error is not None
             counts = f"{self._served} sessions, {self._failed} failed"
+        sys.stderr.write(session.trace)
         result = "ok" if session.error is None else f"failed: {session.error}"
         self._log(
             f"{peer}: {session.summary}; {len(session.images)} images, {seconds:.2f} s, {result}; "

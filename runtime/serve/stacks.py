@@ -150,7 +150,7 @@ def _image_voxel_mm(image: Image) -> Vector:
 
 
 def _direction(image: Image, name: str, in_header: list[float]) -> Vector:
-    stated = image.attributes.get(name)
+    stated = image.values(name)
     try:
         vector = np.array([float(v) for v in stated] if stated else in_header)
     except ValueError:

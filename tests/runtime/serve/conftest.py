@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from qsm_deploy.runtime.reconstruction.network import CpuNetwork
 from qsm_deploy.runtime.reconstructor import Reconstructor
 from qsm_deploy.runtime.serve.codec import Decoder, Image
 from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.mrd_session import MrdSession
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns
 
@@ -147,6 +149,56 @@ def dipole_stream(serialise, mrd_header, mrd_images, local_field) -> bytes:
     """Return a valid session of configuration dipole."""
     messages = [ConfigFile("dipole"), mrd_header(), {"units": "ppm"}, *mrd_images(local_field)]
     return serialise(*messages, None)
+
+
+@pytest.fixture
+def image_message() -> Callable[..., bytes]:
+    """Return a function that makes an IMAGE message with any bytes as its attributes."""
+
+    def make(image, attributes: bytes) -> bytes:
+        head = struct.pack("<H", 1022) + bytes(image.getHead())
+        return head + struct.pack("<Q", len(attributes)) + attributes + image.data.tobytes()
+
+    return make
+
+
+@dataclass
+class Frames:
+    """An answer as it goes out."""
+
+    frames: list[bytes]
+    session: MrdSession
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.frames)
+
+    @property
+    def texts(self) -> list[str]:
+        return [f[6:-1].decode() for f in self.frames if f[:2] == struct.pack("<H", 5)]
+
+    @property
+    def told(self) -> list[str]:
+        return [text for text in self.texts if not text.startswith("INFO")]
+
+    @property
+    def map(self) -> list[bytes]:
+        return [f for f in self.frames if f[:2] == struct.pack("<H", 1022) and b"QSM chi" in f]
+
+
+@pytest.fixture
+def answered(decoded, engine) -> Callable[..., Frames]:
+    """Return a function that answers a stream."""
+
+    def run(stream: bytes) -> Frames:
+        session = MrdSession(Limits())
+        for message in decoded(stream):
+            session.receive(message)
+        frames = [bytes(frame) for frame in session.answer(engine)]
+        assert frames[-1] == struct.pack("<H", 4)
+        return Frames(frames, session)
+
+    return run
 
 
 @pytest.fixture

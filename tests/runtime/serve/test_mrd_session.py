@@ -285,6 +285,16 @@ def test_nan_in_the_field(talk, session_of, mrd_images, local_field):
     assert "1 of 384 voxels inside the mask are NaN or Inf" in texts[-1]
 
 
+def test_values_beyond_single_precision(talk, session_of, mrd_images, local_field):
+    field = local_field.astype(np.float64)
+    field[4, 4, 4] = 1e300
+    images = mrd_images(field, RescaleSlope="1e38", RescaleIntercept="0")
+    texts, images, session = talk(session_of(images=images))
+    assert texts[-1].startswith("ERR ")
+    assert "NaN or Inf" in texts[-1]
+    assert (len(images), session.trace) == (8, "")
+
+
 def test_a_mask_of_nothing(talk, session_of, mrd_images, local_field):
     texts, _, _ = talk(session_of(images=mrd_images(np.zeros_like(local_field))))
     assert "the mask is empty" in texts[-1]

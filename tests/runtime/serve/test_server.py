@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.serve.codec import Decoder
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
+
+import ismrmrd  # isort: skip  # after the codec, which keeps it from changing the warnings
 
 CHI_SERIES = 99
 SOAK_GROWTH = 0.05
@@ -124,8 +128,110 @@ class TestFaults:
         answer = running.talk(dipole_stream)
         assert answer.errors == ["ERR ZeroDivisionError('division by zero')"]
         assert len(answer.images) == 8
+        wait_until(lambda: running.log)
         assert "ZeroDivisionError" in capsys.readouterr().err
         engine.session.run = run
+        is_well(running)
+
+
+class TestBugs:
+    """Whatever goes wrong and wherever: the images once, byte for byte, CLOSE, one line."""
+
+    ERRORS = (
+        OSError(28, "No space"),
+        MemoryError(),
+        KeyError("\x1b"),
+        RecursionError(),
+        StopIteration(),
+    )
+
+    @pytest.fixture
+    def images_come_back(self, serve, dipole_stream, boundaries, is_well, monkeypatch):
+        """Return a function that tries a session; afterwards the next one is served."""
+
+        def check(said, last=b""):
+            start, *_, end = boundaries(dipole_stream)[2:-1]  # of the images
+            running = serve()
+            with running.connect() as connection, connection.makefile("rb") as stream:
+                connection.sendall(dipole_stream[:-2] + last + dipole_stream[-2:])
+                connection.shutdown(socket.SHUT_WR)
+                answer = stream.read()
+            assert answer.endswith(struct.pack("<H", 4))
+            assert answer.count(dipole_stream[start:end]) == 1
+            assert answer.count(b"ERR ") == 1
+            assert said in answer
+            wait_until(lambda: running.log)
+            (line,) = running.log
+            assert "8 images" in line
+            assert "failed: " in line
+            assert line.isprintable()
+            monkeypatch.undo()
+            is_well(running)
+
+        return check
+
+    @pytest.mark.parametrize("error", ERRORS, ids=repr)
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "mrd_session.parse_header",
+            "mrd_session.parameters_from",
+            "mrd_session.require_config",
+            "dipole_config.field_volume",
+            "turns.TakingTurns.chi_ppm",
+            "mrd_session.encode_chi",
+            "mrd_session.chi_frames",
+        ],
+    )
+    def test_a_step_that_fails(self, images_come_back, monkeypatch, place, error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(f"qsm_deploy.runtime.serve.{place}", fail)
+        said = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+        images_come_back(said.encode())
+
+    def test_a_network_that_fails(self, images_come_back, engine, monkeypatch):
+        monkeypatch.setattr(engine.session, "run", lambda tensors: Path("/no/library").stat())
+        images_come_back(b"No such file")
+
+    @pytest.mark.parametrize("error", [MemoryError(), KeyError("\x1b")], ids=repr)
+    def test_a_message_after_the_images(self, images_come_back, serialise, monkeypatch, error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(Decoder, "_waveform_head", fail)
+        wave = serialise(ismrmrd.Waveform.from_array(np.ones((3, 5), dtype=np.uint32)))
+        images_come_back(b"memory" if isinstance(error, MemoryError) else b"KeyError", wave)
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_a_log_that_fails(self, engine, quick, dipole_stream):
+        def log(line):
+            raise OSError("no space for the log")
+
+        server = MrdServer("127.0.0.1", 0, engine, quick, log)
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        for _ in range(2 * quick.clients + 1):
+            with socket.create_connection(server.address, timeout=20) as connection:
+                connection.sendall(dipole_stream)
+                connection.shutdown(socket.SHUT_WR)
+                with connection.makefile("rb") as stream:
+                    assert stream.read().endswith(struct.pack("<H", 4))
+        server.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    def test_no_thread_for_a_client(self, serve, is_well, monkeypatch):
+        running = serve()
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with running.connect() as connection:
+                assert connection.recv(1) == b""
         is_well(running)
 
 
