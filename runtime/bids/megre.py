@@ -21,7 +21,7 @@ from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, 
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
-from qsm_deploy.runtime.scan.phase_scale import Said, phase_of_echoes
+from qsm_deploy.runtime.scan.phase_scale import Said, is_vague, phase_of_echoes
 from qsm_deploy.runtime.scan.scan import Scan, geometry_from
 from qsm_deploy.runtime.scan.units import require_ppm
 
@@ -138,7 +138,8 @@ def _radians(
                 "to 0"
             )
         metadata = load_metadata(image)
-        units = next((str(metadata[k]) for k in ("Units", "RescaleType") if metadata.get(k)), None)
+        stated_units = [str(metadata.get(name, "")) for name in ("Units", "RescaleType")]
+        units = next((unit for unit in stated_units if not is_vague(unit)), None)
         slope, intercept = volume.scaling
         said.append(Said(stated, units, slope, intercept, str(metadata.get("Manufacturer", ""))))
     names = [image.path.name for image in images]

@@ -1,7 +1,7 @@
 """Acquisition parameters from a JSON file, in the dialects that accompany field maps."""
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _numbers(
         values = value if isinstance(value, list) else [value]
         if expected not in (None, len(values)) or not all(map(_is_number, values)):
             what = {1: "one number", 3: "three numbers", None: "a number or a list of them"}
-            raise DataError(f"{path}: {name} is {value!r}, expected {what[expected]}")
+            raise DataError(f"{path}: {name} is {repr(value)[:80]}, expected {what[expected]}")
         found[name] = tuple(map(float, values))
     if len(set(found.values())) > 1:
         seen = " and ".join(f"{name} = {content[name]}" for name in found)
@@ -109,4 +109,4 @@ def _numbers(
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

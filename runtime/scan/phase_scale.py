@@ -189,6 +189,11 @@ def phase_of_echoes(
     return np.stack(radians), notes
 
 
+def is_vague(units: str) -> bool:
+    """Return whether a unit says nothing of the scale, as BIDS's ``arbitrary``."""
+    return UNITS.get(units.strip().lower()) == ()
+
+
 def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseScale | None, str]:
     """Return the scale that unit or header state, if one does, and which of them."""
     units = (said.units or "").strip().lower()

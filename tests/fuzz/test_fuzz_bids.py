@@ -232,8 +232,7 @@ def damage_image(root, dice):
 def damage_json(root, dice):
     path = a_file(root, dice, ".json")
     text = damaged_json(json.loads(path.read_text()), dice)
-    if "0" * 400 not in text:  # what no float holds is judged with the parameters of all programs
-        path.write_text(text, encoding="utf-8", errors="replace")
+    path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def plainer_json(root, dice):

@@ -327,7 +327,7 @@ def test_a_geometry_that_the_network_was_not_trained_for(check, engine, field, t
 
 def test_hertz_given_as_ppm(check, engine, field, tmp_path) -> None:
     given = (engine(), field(lambda values: values * 128), "-m", tmp_path / "mask.nii")
-    refused(check(*given), 3, "looks like Hz: pass --units hz")
+    refused(check(*given), 3, "0.045 if it is in hz")
     units = ("--units", "hz", "--field-strength", "3", "--patch", "off", "--backend", "onnxruntime")
     assert check(*given, *units)[0] == 0
 

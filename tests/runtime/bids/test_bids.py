@@ -39,7 +39,7 @@ def dataset(tmp_path, field):
         stem = f"sub-{name}_ses-a"
         write_image(anat / f"{stem}_localfield.nii.gz", field * np.float32(scale))
         write_json(anat / f"{stem}_localfield.json", {"Units": unit, "MagneticFieldStrength": 3})
-        write_image(anat / f"{stem}_desc-brain_mask.nii.gz", (field > 0).astype(np.uint8))
+        write_image(anat / f"{stem}_desc-brain_mask.nii.gz", (field != 0).astype(np.uint8))
         write_json(anat / f"{stem}_desc-brain_mask.json", {"Type": "Brain"})
     return root
 
@@ -84,7 +84,7 @@ class TestResult:
         for name in ("01", "02"):
             image = nib.load(chi(name))
             np.testing.assert_array_equal(image.affine, ODD.astype(np.float32))
-            expected = 2 * field * (field > 0)
+            expected = 2 * field * (field != 0)
             np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-6)
 
     def test_the_validator_accepts_raw_data_and_derivatives(self, run, dataset, validate, chi):

@@ -33,7 +33,7 @@ def models(cards, write_model) -> list[Path]:
 def smooth(write_volume) -> Path:
     """Return a file of a smooth field on an oblique, anisotropic grid."""
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (22, 18, 15)], indexing="ij")
-    field = 0.05 * np.exp(-4 * (x**2 + y**2 + z**2)) * (x**2 + y**2 + z**2 < 0.8)
+    field = (0.05 * np.exp(-4 * (x**2 + y**2 + z**2)) - 0.004) * (x**2 + y**2 + z**2 < 0.8)
     turn = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.diag([1.0, 1.0, 1.5])
     affine = np.eye(4)
     affine[:3, :3] = turn

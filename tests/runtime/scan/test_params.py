@@ -58,6 +58,7 @@ def test_reads_the_in_vivo_folder(shared):
         ({"B0": True}, "B0 is True"),
         ({"B0": [3, 3]}, "expected one number"),
         ({"B0": float("nan")}, "B0 is nan"),
+        ({"EchoTime": 10**400}, "EchoTime is 1000"),
         ({"B0_dir": [0, 1]}, "expected three numbers"),
         ({"B0_dir": 1}, "expected three numbers"),
         ({"TE": ["a"]}, "expected a number or a list"),
