@@ -18,11 +18,10 @@ from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, requ
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
-from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.phase_scale import Said, is_vague, phase_of_echoes
-from qsm_deploy.runtime.scan.scan import Scan, geometry_from
+from qsm_deploy.runtime.scan.scan import Scan, geometry_from, mask_of_file
 from qsm_deploy.runtime.scan.units import require_ppm
 
 Pair = tuple[BidsImage, BidsImage]
@@ -78,10 +77,8 @@ def scan_from_echoes(
             phase, scales = _radians([image for image, _ in pairs], phases, phase_scale)
             magnitude = np.stack([_magnitude(image, first) for _, image in pairs])
         notes = [f"{len(pairs)} echoes, {'; '.join(scales)}"]
-        mask = None
-        if mask_path is not None:
-            mask, found = mask_from_values(load_on_grid(mask_path, first).data, str(mask_path))
-            notes += found
+        notes += [note for volume in phases[1:] for note in volume.notes]
+        mask = None if mask_path is None else mask_of_file(mask_path, first, notes)
         del phases
     params = load_params_of(pairs[0][0])
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)

@@ -7,8 +7,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 1 << 20
 
 
-def unpacked(content: bytes, most: int) -> tuple[bytes, list[str]]:
-    """Return what gzip packed, no more than that many bytes, and a note on what follows it.
+def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
+    """Return what gzip packed, no more than was announced, and notes on what follows.
 
     Every member is read to its end, where gzip has its checksum. Content that is not packed stays.
 
@@ -18,13 +18,18 @@ def unpacked(content: bytes, most: int) -> tuple[bytes, list[str]]:
         If a member is cut short or damaged.
     """
     if not content.startswith(GZIP_MAGIC):
-        return content, []
-    kept, end = bytearray(), 0
+        return content[:announced], _left(len(content) - announced, "the voxels")
+    kept, size, end = bytearray(), 0, 0
     for piece, at in pieces(content):
-        kept += piece[: most - len(kept)]
+        kept += piece[: announced - len(kept)]
+        size += len(piece)
         end = at
-    left = len(content) - end
-    return bytes(kept), [f"{left} bytes after the compressed data were ignored"] if left else []
+    after_data = _left(len(content) - end, "the compressed data")
+    return bytes(kept), _left(size - announced, "the voxels") + after_data
+
+
+def _left(count: int, what: str) -> list[str]:
+    return [f"{count} bytes after {what} were ignored"] if count > 0 else []
 
 
 def pieces(content: bytes) -> Iterator[tuple[bytes, int]]:

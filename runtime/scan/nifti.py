@@ -109,7 +109,8 @@ def load_volume(path: Path) -> NiftiVolume:
         data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
     with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
         values = np.ascontiguousarray(data, dtype=np.float32)
-    return NiftiVolume(path, values, header, transforms, (*notes, *more, *transforms.notes))
+    said = tuple(f"{path}: {note}" for note in (*notes, *more))
+    return NiftiVolume(path, values, header, transforms, said)
 
 
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
@@ -303,7 +304,8 @@ def _check_offset(path: Path, header: nib.Nifti1Header, head: bytes) -> list[str
 
 def _transforms(path: Path, header: nib.Nifti1Header) -> Transforms:
     try:
-        transforms = transforms_of(header)
+        with np.errstate(all="ignore"):  # numbers beyond all sense are refused, not warned of
+            transforms = transforms_of(header)
         Geometry.from_affine((2, 2, 2), transforms.affine)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from None

@@ -277,7 +277,7 @@ def geometry_from(
         If the header does not tell where B0 was, and nothing else does.
     """
     header = volume.geometry
-    notes += volume.notes
+    notes += [*volume.notes, *volume.transforms.notes]
     voxel_size, direction = header.voxel_size_mm, header.b0_direction
     for source, params in (("the parameter file", from_file), ("the command line", flags)):
         if params.voxel_size_mm is not None:
@@ -301,6 +301,22 @@ def geometry_from(
     return Geometry(header.shape, voxel_size, direction)
 
 
+def mask_of_file(path: Path, like: NiftiVolume, notes: list[str]) -> NDArray[np.bool_]:
+    """Return a mask on the grid of a volume, and add notes on it.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, is empty, or is no mask.
+    GeometryError
+        If it lies on another grid.
+    """
+    volume = load_on_grid(path, like)
+    mask, found = mask_from_values(volume.data, str(path))
+    notes += [*volume.notes, *found]
+    return mask
+
+
 def _mask(path: Path | None, volume: NiftiVolume, notes: list[str]) -> NDArray[np.bool_]:
     if path is None:
         mask: NDArray[np.bool_] = volume.data != 0
@@ -309,9 +325,7 @@ def _mask(path: Path | None, volume: NiftiVolume, notes: list[str]) -> NDArray[n
         if not mask.any():
             raise DataError(f"{volume.path}: the field is zero everywhere; check the file")
         return mask
-    mask, found = mask_from_values(load_on_grid(path, volume).data, str(path))
-    notes += found
-    return mask
+    return mask_of_file(path, volume, notes)
 
 
 def _require_finite(

@@ -143,7 +143,7 @@ def _qform(header: nib.Nifti1Header) -> _Form | None:
     if not (code := _code(header, "qform_code")):
         return None
     names = ("quatern_b", "quatern_c", "quatern_d")
-    square = sum(float(header[name]) ** 2 for name in names)
+    square = float(sum(header[name].astype(np.longdouble) ** 2 for name in names))
     if 1 < square <= 1 + QUATERNION_ROUNDING:
         for name in names:
             header[name] = np.float32(float(header[name]) / np.sqrt(square) * (1 - 1e-7))

@@ -181,8 +181,10 @@ def test_trailing_bytes_do_no_harm(path, compress, rest):
     path.write_bytes(nifti_bytes(VALUES, OBLIQUE, compress=compress) + rest)
     volume = load_volume(path)
     np.testing.assert_array_equal(volume.data, VALUES)
-    note = f"{len(rest)} bytes after the compressed data were ignored"
-    assert volume.notes == ((note,) if compress and rest else ())
+    what = "the compressed data" if compress else "the voxels"
+    assert volume.notes == (
+        (f"{path}: {len(rest)} bytes after {what} were ignored",) if rest else ()
+    )
 
 
 def test_several_members_are_one_file(path):

@@ -107,7 +107,7 @@ def test_lengths_become_millimetres(tmp_path, unit, voxel, mm, forms):
     path.write_bytes(nib.Nifti1Image(np.ones(SHAPE, np.float32), None, header).to_bytes())
     volume = load_volume(path)
     np.testing.assert_allclose(volume.geometry.voxel_size_mm, mm, rtol=1e-6)
-    assert any("lengths in" in note for note in volume.notes) == (unit != "unknown")
+    assert any("lengths in" in note for note in volume.transforms.notes) == (unit != "unknown")
 
 
 @pytest.mark.parametrize(
