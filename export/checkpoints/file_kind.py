@@ -127,10 +127,16 @@ def no_pickle(path: Path) -> str:
     return "truncated, or not a PyTorch file"
 
 
-def refused_pickle(path: Path) -> str:
-    """Return what a file is whose pickle asks for code."""
+def refused_pickle(path: Path, error: str) -> str:
+    """Return what a file is that PyTorch refused to unpickle with that error."""
     if not _head(path).startswith((b"\x80", *ZIP)):
         return no_pickle(path)
+    asked = re.search(r"GLOBAL (\S+)", error)
+    if asked is None:
+        return (
+            "a pickle of another protocol than 2, or damaged, refused without running it; "
+            "save it again by torch.save"
+        )
     if b"_parameters" in path.read_bytes():
         return (
             "a whole pickled nn.Module, refused without running it; where you trust it, save its "
@@ -138,7 +144,8 @@ def refused_pickle(path: Path) -> str:
             "'weights.pth')"
         )
     return (
-        "a pickle with more than tensors in it, refused without running it; save model.state_dict()"
+        f"a pickle with more than tensors in it ({asked[1]}), refused without running it; "
+        "save model.state_dict()"
     )
 
 
@@ -166,7 +173,7 @@ def _zip_format(path: Path) -> Format:
             f"{path}: a ZIP archive, truncated or damaged; get the file again"
         ) from error
     if wrong is not None:
-        raise WeightsError(f"{path}: damaged, {wrong} in it has another checksum; get it again")
+        raise WeightsError(f"{path}: damaged, {wrong!r} in it has another checksum; get it again")
     names = [entry.filename for entry in entries]
     for pattern, words in ZIP_OTHERS:
         if any(re.search(pattern, name) for name in names):
@@ -176,8 +183,8 @@ def _zip_format(path: Path) -> Format:
     if all(name.endswith(".npy") for name in names):
         return "npz"
     raise WeightsError(
-        f"{path}: a ZIP archive of {names[0]} and others, not a PyTorch file; unpack it and pass a "
-        "file in it"
+        f"{path}: a ZIP archive of {names[0]!r} and others, not a PyTorch file; unpack it and "
+        "pass a file in it"
     )
 
 

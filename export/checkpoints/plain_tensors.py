@@ -11,6 +11,7 @@ from qsm_deploy.kernels.errors import WeightsError
 
 FLOAT_BYTES = 4
 UNUSABLE: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
+    (lambda t: t.is_nested, "is a nested tensor, expected one of a fixed shape"),
     (lambda t: t.is_meta, "has no values (device meta); load them before you save it"),
     (lambda t: t.is_quantized, "is quantised already ({}); pass the weights in floating point"),
     (lambda t: t.is_complex(), "is of type {}, expected real numbers; pass the network's weights"),

@@ -90,11 +90,13 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        with warnings.catch_warnings():
+        # unchecked indices of a sparse tensor end the process
+        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
             warnings.simplefilter("ignore", UserWarning)  # odd protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path torch believes the suffix
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: {refused_pickle(path)}") from error
+        raise WeightsError(f"{path}: {refused_pickle(path, str(error))}") from error
     except DAMAGED as error:
         raise WeightsError(f"{path}: {no_pickle(path)}") from error
     if not isinstance(content, Mapping):
