@@ -72,7 +72,9 @@ def load_state(
 def _load_file(path: Path, fits: Fits) -> tuple[StateDict, str]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
-    content = _reader(weights_format(path))(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd protocols, headers of Python 2
+        content = _reader(weights_format(path))(path)
     state, note = unwrap(content, fits, path)
     strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strangers or not state:
@@ -90,11 +92,9 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        # unchecked indices of a sparse tensor end the process
-        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-            warnings.simplefilter("ignore", UserWarning)  # odd protocols
-            with path.open("rb") as file:  # of a path torch believes the suffix
-                content = torch.load(file, map_location="cpu", weights_only=True)
+        # unchecked indices of a sparse tensor end the process; of a path torch believes the suffix
+        with torch.sparse.check_sparse_tensor_invariants(), path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {refused_pickle(path, str(error))}") from error
     except DAMAGED as error:

@@ -1,4 +1,4 @@
-"""Damaged weights, from the file to the network: refused in one line, or right as far as seen."""
+"""Damaged weights, from the file to the network: refused, or right as far as seen."""
 
 import io
 import random
@@ -26,7 +26,7 @@ from tests.fuzz.damage import damaged
 
 State = dict[str, Tensor]
 Damage = Callable[[bytes, random.Random], bytes]
-TRIES = 400
+TRIES = 800
 LONGEST_S, MOST_BYTES = 10.0, 2**28
 
 
@@ -97,8 +97,8 @@ def test_damage_is_refused_or_does_no_harm(case: str, tmp_path: Path) -> None:
         try:
             loaded = load_state(path, fits=recognise)
             network = build_network(REGISTRY["xqsm-unet"], loaded, Choices())
-        except WeightsError as error:
-            counts["refused" if "\n" not in str(error) else "in several lines"] += 1
+        except WeightsError:
+            counts["refused"] += 1
         else:
             same = state_sha256(loaded) == right
             assert same or not checked
@@ -107,7 +107,7 @@ def test_damage_is_refused_or_does_no_harm(case: str, tmp_path: Path) -> None:
             assert {key: value.shape for key, value in built.items()} == shapes
             assert all(value.isfinite().all() for value in built.values())
         longest = max(longest, time.monotonic() - start)
-    assert counts.total() - counts["in several lines"] == TRIES, counts
+    assert counts.total() == TRIES
     assert counts["refused"] > TRIES // 3, counts
     assert counts["same"] + counts["other"] > 0, counts
     assert longest < LONGEST_S
