@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints.file_kind import (
     DAMAGED,
+    TENSORFLOW,
     Format,
     no_pickle,
     refused_pickle,
@@ -70,6 +71,8 @@ def load_state(
 
 
 def _load_file(path: Path, fits: Fits) -> tuple[StateDict, str]:
+    if Path(f"{path}.index").is_file():
+        raise WeightsError(f"{path}: a checkpoint {TENSORFLOW}")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
     with warnings.catch_warnings():
@@ -92,8 +95,9 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        # unchecked indices of a sparse tensor end the process; of a path torch believes the suffix
-        with torch.sparse.check_sparse_tensor_invariants(), path.open("rb") as file:
+        # unchecked indices of a sparse tensor end the process
+        checked = torch.sparse.check_sparse_tensor_invariants()  # type: ignore[no-untyped-call]
+        with checked, path.open("rb") as file:  # of a path torch believes the suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {refused_pickle(path, str(error))}") from error

@@ -1,7 +1,7 @@
 """What training puts around a network's weights, taken off where the keys then fit a network."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from qsm_deploy.kernels.errors import WeightsError
 
+Place = tuple[str, ...]  # the names of the mappings around it
 Fits = Callable[[Collection[str]], object]
 # parts of a key that DataParallel, torch.compile and FSDP add, at the start or between
 ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 COUNT_OF_AVERAGES = "n_averaged"  # beside the weights in torch.optim.swa_utils.AveragedModel
 PARTS_SUFFIX = "_model_state"  # of the names under which one file holds the parts of a network
-DEEPEST = 3
+MOST_PREFIXES = 8
 
 
 def unwrap(content: Mapping[Any, Any], fits: Fits, path: Path) -> tuple[dict[str, Any], str]:
@@ -45,59 +46,77 @@ def unwrap(content: Mapping[Any, Any], fits: Fits, path: Path) -> tuple[dict[str
     WeightsError
         If several state dicts fit; the message names them.
     """
-    states = dict(_states(content, ""))
-    fitting = {name: found for name, state in states.items() if (found := _fitting(state, fits))}
-    averaged = [name for name in fitting if "ema" in re.split(r"[^a-z]+", name.lower())]
-    if "" in fitting or not fitting:
-        chosen = "" if "" in states else next(iter(states), "")
-    elif len(fitting) == 1 or len(averaged) == 1:
-        (chosen,) = averaged if len(averaged) == 1 else fitting
-    else:
-        wanted = "".join(f"[{part!r}]" for part in next(iter(fitting)).split("."))
-        raise WeightsError(
-            f"{path}: several sets of weights in it ({', '.join(fitting)}); save the wanted one: "
-            f"torch.save(torch.load({str(path)!r}){wanted}, 'weights.pth')"
-        )
+    states = _states(content)
+    fitting = {place: keys for place, state in states.items() if (keys := _fitting(state, fits))}
+    most = max(states, key=lambda place: _tensors(states[place]), default=())
+    chosen = _choose(fitting, path) if fitting else most
     state = states.get(chosen, {str(key): value for key, value in content.items()})
     keys = fitting.get(chosen) or _without_added(state)
-    seen = {".".join(filter(None, (chosen, key))): name for key, name in keys.items()}
-    note = next((f"{key} is read as {name}" for key, name in seen.items() if key != name), "")
-    if note:
-        note += ", the others likewise"
-    if others := [name for name in fitting if name != chosen]:
-        note += f"; left out: {', '.join(others)}"
-    return {name: state[key] for key, name in keys.items()}, note
+    seen = {_name((*chosen, key)): name for key, name in keys.items()}
+    changed = [f"{key} is read as {name}" for key, name in seen.items() if key != name]
+    notes = [f"{note}, the others likewise" for note in changed[:1]]
+    if others := ", ".join(_name(place) for place in fitting if place != chosen):
+        notes.append(f"left out: {others}")
+    return {name: state[key] for key, name in keys.items()}, "; ".join(notes)
 
 
-def _states(content: Mapping[Any, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the mappings that hold tensors, the outermost first, by their names in dots."""
-    state, inner = dict[str, Any](), dict[str, Mapping[Any, Any]]()
-    for key, value in content.items():
-        if not isinstance(value, Mapping):
-            state[str(key)] = value
-        elif str(key).endswith(PARTS_SUFFIX):
-            state |= {f"{key}.{part}": of_part for part, of_part in value.items()}
-        else:
-            inner[".".join(filter(None, (name, str(key))))] = value
-    if any(isinstance(value, Tensor) for value in state.values()):
-        yield name, state
-    if name.count(".") < DEEPEST:
-        for path, value in inner.items():
-            yield from _states(value, path)
+def _choose(fitting: Collection[Place], path: Path) -> Place:
+    averaged = [place for place in fitting if "ema" in re.split(r"[^a-z]+", _name(place).lower())]
+    for clear in (fitting, averaged):
+        if len(clear) == 1:
+            return next(iter(clear))
+    if () in fitting:
+        return ()
+    wanted = "".join(f"[{part!r}]" for part in next(iter(fitting)))
+    raise WeightsError(
+        f"{path}: several sets of weights in it ({', '.join(map(_name, fitting))}); save the "
+        f"wanted one: torch.save(torch.load({str(path)!r}){wanted}, 'weights.pth')"
+    )
+
+
+def _name(place: Place) -> str:
+    return ".".join(place)
+
+
+def _tensors(state: Mapping[str, Any]) -> int:
+    return sum(isinstance(value, Tensor) for value in state.values())
+
+
+def _states(content: Mapping[Any, Any]) -> dict[Place, dict[str, Any]]:
+    """Return the mappings that hold tensors by their places, the outermost first."""
+    states: dict[Place, dict[str, Any]] = {}
+    waiting: list[tuple[Place, Mapping[Any, Any]]] = [((), content)]
+    known = set[int]()  # a mapping may be in itself
+    for place, mapping in waiting:
+        if id(mapping) in known:
+            continue
+        known.add(id(mapping))
+        state = {str(key): value for key, value in mapping.items()}
+        inner = {key: value for key, value in state.items() if isinstance(value, Mapping)}
+        for key, value in inner.items():
+            if key.endswith(PARTS_SUFFIX):
+                del state[key]
+                state |= {f"{key}.{name}": part for name, part in value.items()}
+            else:
+                waiting.append(((*place, key), value))
+        if _tensors(state):
+            states[place] = state
+    return states
 
 
 def _fitting(keys: Collection[str], fits: Fits) -> dict[str, str] | None:
     """Return names that fit by the keys that they are made of, if there are any."""
-    names = {key: key for key in keys}
     if fits(keys):
-        return names
+        return {key: key for key in keys}
     names = _without_added(keys)
-    while not fits(names.values()):
+    for _ in range(MOST_PREFIXES):
+        if fits(names.values()):
+            return names
         firsts = {name.partition(".")[0] for name in names.values()}
         names = {key: name.partition(".")[2] for key, name in names.items()}
         if len(firsts) != 1 or "" in names.values():
-            return None
-    return names
+            break
+    return None
 
 
 def _without_added(keys: Collection[str]) -> dict[str, str]:

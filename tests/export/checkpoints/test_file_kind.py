@@ -198,5 +198,11 @@ def test_a_shard_of_tensorflow_is_known_by_its_name(tmp_path) -> None:
         load_state(tmp_path / "net.data-00000-of-00001")
 
 
+def test_the_name_that_tensorflow_gives_a_checkpoint_is_no_file(tmp_path) -> None:
+    (tmp_path / "net.index").touch()
+    with pytest.raises(WeightsError, match=f"net: a checkpoint {TENSORFLOW}"):
+        load_state(tmp_path / "net")
+
+
 def test_the_bytes_of_onnx_are_those_that_are_looked_for() -> None:
     assert onnx.load_from_string(onnx_model()).ir_version == onnx_model()[1]

@@ -119,6 +119,22 @@ def test_the_one_state_dict_that_fits_is_found(wrap, state, load) -> None:
     assert f"is read as {KEY}" in notes[0]
 
 
+def test_one_state_dict_under_two_names_is_one(state, load) -> None:
+    content: dict[str, Any] = {"model": state, "best": state, "": {}}
+    content[""][""] = content[""]
+    assert same(load(content)[0], state)
+
+
+def test_what_no_network_fits_is_the_largest_there_is(load) -> None:
+    unknown = {"0.weight": torch.ones(2), "2.weight": torch.ones(3)}
+    assert same(load({"step": torch.tensor(3), "weights": unknown})[0], unknown)
+
+
+def test_a_mapping_among_the_weights_is_no_tensor(state, load) -> None:
+    with pytest.raises(WeightsError, match="'config' is not a tensor"):
+        load(state | {"config": {"depth": 2}})
+
+
 def test_the_averaged_weights_are_taken_and_the_others_named(state, load) -> None:
     _, (note,) = load({"params": other(state), "params_ema": state})
     assert f"params_ema.{KEY} is read as {KEY}" in note
@@ -128,7 +144,7 @@ def test_the_averaged_weights_are_taken_and_the_others_named(state, load) -> Non
 @pytest.mark.parametrize("names", [("params", "best"), ("ema_1", "ema_2"), ("schema", "model")])
 def test_several_that_fit_are_refused_by_name(names: tuple[str, str], state, load) -> None:
     with pytest.raises(WeightsError, match=rf"several .*\({', '.join(names)}\).*\['{names[0]}'\]"):
-        load(dict.fromkeys(names, state))
+        load({name: dict(state) for name in names})
 
 
 def test_two_files_each_with_its_wrapper(load, tmp_path) -> None:
