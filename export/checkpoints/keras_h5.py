@@ -17,7 +17,7 @@ def load_keras_h5(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     WeightsError
-        If the file is damaged, of another kind, or holds anything but numbers.
+        If the file is damaged, of another kind, or holds anything but numbers, or not itself.
     """
     arrays: dict[str, Tensor] = {}
 
@@ -25,7 +25,7 @@ def load_keras_h5(path: Path) -> dict[str, Tensor]:
         if isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise WeightsError(f"{path}: the values of {name} are in another file; copy them")
-            refuse_inflated(path, item.nbytes)
+            refuse_inflated(path, item.nbytes + sum(array.nbytes for array in arrays.values()))
             array = np.asarray(item[()])
             if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
                 raise WeightsError(f"{path}: {name} is of type {array.dtype}, expected numbers")

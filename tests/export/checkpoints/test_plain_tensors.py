@@ -148,6 +148,18 @@ def test_hdf5_whose_values_are_elsewhere_or_nowhere(create, words: str, tmp_path
         load_state(tmp_path / "w.h5")
 
 
+def test_hdf5_is_measured_as_a_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(file_kind, "MOST_BYTES", 2**20)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for name in ("a", "b"):
+            file.create_dataset(name, (2**17,), "f4")
+    assert load_state(tmp_path / "w.h5").keys() == {"a", "b"}
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        file.create_dataset("c", (2,), "f4")
+    with pytest.raises(WeightsError, match=r"unpack to 0\.00105 GB"):
+        load_state(tmp_path / "w.h5")
+
+
 def _layout_of(other: str) -> h5py.VirtualLayout:
     layout = h5py.VirtualLayout((4,), "f4")
     layout[:] = h5py.VirtualSource(other, "w", (4,))
