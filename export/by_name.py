@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.export.networks.network_spec import flag
-from qsm_deploy.export.networks.registry import network_spec
+from qsm_deploy.export.networks.registry import network_spec, recognise
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GraphPrecision
@@ -139,7 +139,7 @@ def export_network(
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
     refuse_models(files, spec.name)
-    state = load_state(*files)
+    state = load_state(*files, fits=recognise, say=say)
     refuse_quantised(state)
     direction = None
     if b0_direction is not None:

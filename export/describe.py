@@ -34,7 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
         return {"file": path.name, "card": json.loads(card.to_json())}
     from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 
-    state = load_state(path)
+    state = load_state(path, fits=recognise)
     widths = [
         tensor.shape[_channels_axis(key)] for key, tensor in state.items() if tensor.ndim == 5
     ]

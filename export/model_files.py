@@ -49,7 +49,7 @@ def refuse_quantised(state: Mapping[str, Tensor]) -> None:
         If a tensor is quantised.
     """
     for name, value in state.items():
-        if value.is_quantized or value.dtype in (torch.int8, torch.uint8):
+        if value.dtype in (torch.int8, torch.uint8):
             raise WeightsError(
                 f"{name} is quantised already ({str(value.dtype).removeprefix('torch.')}); pass "
                 "the weights in floating point"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsm_deploy.export.networks.registry import REGISTRY, SPECS
+from qsm_deploy.export.networks.registry import REGISTRY, SPECS, recognise
 from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
@@ -255,7 +255,7 @@ def _module(card: ModelCard, weights: Sequence[Path], normalisation: Sequence[Pa
     spec = REGISTRY[card.network]
     options = {name: value for name, value in card.options.items() if name in spec.options}
     choices = Choices(options, load_normalisation(normalisation), card.geometry.b0_direction)
-    state = load_state(*weights)
+    state = load_state(*weights, fits=recognise)
     module = build_network(spec, state, choices)
     own = provisional_card(spec, module, choices, card.licence, state_sha256(state))
     return ModuleSession(module, own)
@@ -263,9 +263,8 @@ def _module(card: ModelCard, weights: Sequence[Path], normalisation: Sequence[Pa
 
 def _require_same_weights(card: ModelCard, weights: Sequence[Path]) -> None:
     from qsm_deploy.export.checkpoints.state import load_state, state_sha256
-    from qsm_deploy.export.networks.registry import recognise
 
-    state = load_state(*weights)
+    state = load_state(*weights, fits=recognise)
     found = state_sha256(state)
     if found == card.weights_sha256:
         return

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qsm_deploy.export.checkpoints.file_kind import DAMAGED, refuse_inflated
 from qsm_deploy.kernels.errors import WeightsError
-
-# what h5py raises on damaged bytes, found by damaging them
-DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def load_keras_h5(path: Path) -> dict[str, Tensor]:
@@ -19,12 +17,15 @@ def load_keras_h5(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     WeightsError
-        If the file is damaged, of another kind, or holds anything but numbers.
+        If the file is damaged, of another kind, or holds anything but numbers, or not itself.
     """
     arrays: dict[str, Tensor] = {}
 
     def collect(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise WeightsError(f"{path}: the values of {name} are in another file; copy them")
+            refuse_inflated(path, item.nbytes + sum(array.nbytes for array in arrays.values()))
             array = np.asarray(item[()])
             if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
                 raise WeightsError(f"{path}: {name} is of type {array.dtype}, expected numbers")

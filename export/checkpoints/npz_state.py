@@ -1,23 +1,14 @@
 """Variables of a TensorFlow checkpoint, saved by name in a NumPy ``.npz`` file."""
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qsm_deploy.export.checkpoints.file_kind import DAMAGED
 from qsm_deploy.kernels.errors import WeightsError
 
-# what numpy and zipfile raise on damaged bytes, found by damaging them
-DAMAGED = (
-    *(ValueError, OSError, EOFError, LookupError, SyntaxError, NotImplementedError, TypeError),
-    *(AttributeError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, OverflowError),
-    tokenize.TokenError,
-)
 NUMBERS = "fiu"
 
 
@@ -41,6 +32,8 @@ def load_npz(path: Path) -> dict[str, Tensor]:
             ) from error
         raise WeightsError(f"{path}: truncated, or not a NumPy .npz file") from error
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise WeightsError(f"{path}: {name} is no NumPy array, expected numbers")
         if array.dtype.kind not in NUMBERS or array.dtype.itemsize > 8:
             raise WeightsError(f"{path}: {name} is of type {array.dtype}, expected numbers")
     # torch knows only the byte order of this machine

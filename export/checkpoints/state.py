@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
@@ -14,35 +13,55 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qsm_deploy.export.checkpoints.file_kind import is_pickle, no_pickle, other_kind
+from qsm_deploy.export.checkpoints.file_kind import (
+    DAMAGED,
+    TENSORFLOW,
+    Format,
+    no_pickle,
+    refused_pickle,
+    weights_format,
+)
+from qsm_deploy.export.checkpoints.npz_state import load_npz
+from qsm_deploy.export.checkpoints.plain_tensors import plain_tensors
+from qsm_deploy.export.checkpoints.unwrapping import Fits, unwrap
 from qsm_deploy.kernels.errors import WeightsError
 
-WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
-STATE_SUFFIX = "_model_state"  # of the names under which one file holds several state dicts
-# what torch's unpickler raises on damaged bytes, found by damaging them
-DAMAGED = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError),
-    *(AttributeError, TypeError, struct.error),
-)
+BATCH_COUNTER = ".num_batches_tracked"
 StateDict = dict[str, Tensor]
 
 
-def load_state(*paths: Path) -> StateDict:
-    """Read the file or files of one network, as float32, without the ``module.`` prefix.
+def load_state(
+    *paths: Path,
+    fits: Fits = lambda keys: False,
+    say: Callable[[str], None] = lambda note: None,
+) -> StateDict:
+    """Read the file or files of one network, as float32, without what training wrapped it in.
 
-    PyTorch pickles, safetensors, Keras ``.h5`` and ``.npz`` of TensorFlow variables. Several
-    files are one network in parts. Of a pickle with several state dicts each key gets the name of
-    its own in front.
+    PyTorch pickles, safetensors, Keras ``.h5`` and ``.npz`` of TensorFlow variables, each told by
+    its content. Several files are one network in parts.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    fits
+        Whether keys are those of a network: tells its own from those with a wrapper's prefix, and
+        its state dict from others in the file.
+    say
+        Called with a line on what was taken off the keys of a file.
 
     Raises
     ------
     WeightsError
-        If a file is missing, damaged, holds anything but tensors by name, or is a pickle with
-        code in it (nothing of which is run), or two files share a key.
+        If a file is missing, damaged, of another kind, holds several state dicts that fit or
+        anything but tensors by name, or is a pickle with code in it (nothing of which is run), or
+        two files share a key.
     """
     state: StateDict = {}
     for path in paths:
-        part = _load_file(path)
+        part, note = _load_file(path, fits)
+        if note:
+            say(f"{path}: {note}")
         if twice := state.keys() & part.keys():
             raise WeightsError(
                 f"{path}: has the key {min(twice)}, as another of the files; pass each file once"
@@ -51,50 +70,37 @@ def load_state(*paths: Path) -> StateDict:
     return state
 
 
-def _load_file(path: Path) -> StateDict:
+def _load_file(path: Path, fits: Fits) -> tuple[StateDict, str]:
+    if Path(f"{path}.index").is_file():
+        raise WeightsError(f"{path}: a checkpoint {TENSORFLOW}")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
-    if kind := other_kind(path):
-        raise WeightsError(f"{path}: {kind}")
-    content = _reader(path.suffix.lower())(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    named = _without_prefix(content)
-    for name, value in content.items():
-        if isinstance(value, Mapping) and name.endswith(STATE_SUFFIX):
-            del named[name]
-            named |= {f"{name}.{key}": v for key, v in _without_prefix(value).items()}
-    strangers = [key for key, value in named.items() if not isinstance(value, Tensor)]
-    if strangers or not named:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd protocols, headers of Python 2
+        content = _reader(weights_format(path))(path)
+    state, note = unwrap(content, fits, path)
+    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strangers or not state:
         what = f"{strangers[0]!r} is not a tensor" if strangers else "it is empty"
         raise WeightsError(f"{path}: not a state dict ({what}); save model.state_dict()")
-    return {
-        key: value.float() if value.is_floating_point() else value for key, value in named.items()
-    }
-
-
-def _without_prefix(content: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return plain_tensors(state, path), note
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, *DAMAGED) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # odd protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # unchecked indices of a sparse tensor end the process
+        checked = torch.sparse.check_sparse_tensor_invariants()  # type: ignore[no-untyped-call]
+        with checked, path.open("rb") as file:  # of a path torch believes the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        more = "a pickle with more than tensors in it, refused without running it; "
-        what = more + "save model.state_dict()" if is_pickle(path) else no_pickle(path)
-        raise WeightsError(f"{path}: {what}") from error
+        raise WeightsError(f"{path}: {refused_pickle(path, str(error))}") from error
     except DAMAGED as error:
         raise WeightsError(f"{path}: {no_pickle(path)}") from error
     if not isinstance(content, Mapping):
@@ -104,18 +110,13 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
     return dict(content)
 
 
-def _reader(suffix: str) -> Callable[[Path], Mapping[str, Any]]:
-    if suffix == ".safetensors":
-        return _load_safetensors
-    if suffix in (".h5", ".hdf5", ".keras"):
+def _reader(kind: Format) -> Callable[[Path], Mapping[str, Any]]:
+    if kind == "hdf5":
         from qsm_deploy.export.checkpoints.keras_h5 import load_keras_h5
 
         return load_keras_h5
-    if suffix == ".npz":
-        from qsm_deploy.export.checkpoints.npz_state import load_npz
-
-        return load_npz
-    return _load_pickle
+    readers = {"safetensors": _load_safetensors, "npz": load_npz, "pickle": _load_pickle}
+    return readers[kind]
 
 
 def load_strictly(
@@ -125,6 +126,9 @@ def load_strictly(
     authors_keys: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Copy ``state`` into ``module``, every key and every shape of it.
+
+    Only the counters of batches may lack, as in files of PyTorch before 0.4.1: no inference uses
+    them.
 
     Parameters
     ----------
@@ -143,7 +147,8 @@ def load_strictly(
         If a key is missing, left over, of another shape, or not finite.
     """
     own = module.state_dict()
-    given = {key: value for key, value in state.items() if key not in unused}
+    given = {key: value for key, value in own.items() if key.endswith(BATCH_COUNTER)}
+    given |= {key: value for key, value in state.items() if key not in unused}
     name = type(module).__name__
 
     def both(key: str) -> str:

@@ -152,8 +152,7 @@ def state_from_keras(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     for n, name in norms.items():
         for theirs, ours in NORMS.items():
             renamed[f"{MODEL}batch_normalization_{n}/{theirs}:0"] = f"{name}.{ours}"
-    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms.values()}
-    torch_state = counters | {
+    torch_state = {
         renamed.get(key, key): value.permute(4, 3, 0, 1, 2) if value.ndim == 5 else value
         for key, value in state.items()
     }

@@ -6,7 +6,6 @@ TensorFlow keeps the channels of a kernel last: (x, y, z, in, out) for a convolu
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from qsm_deploy.export.checkpoints.state import require_keys
@@ -68,9 +67,7 @@ def state_from_tf1(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     keys = torch_keys()
     require_keys(variables, list(keys), "qsmnet")
-    state: dict[str, Tensor] = {
-        f"{layer}.bn.num_batches_tracked": torch.tensor(0) for layer in CONVS
-    }
+    state: dict[str, Tensor] = {}
     for name, value in variables.items():
         if name.rpartition("/")[2] in TRAINING_ONLY:
             continue

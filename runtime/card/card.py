@@ -18,6 +18,7 @@ from qsm_deploy.kernels.errors import CardError
 METADATA_KEY = "qsm_deploy.card"
 SCHEMA = 1
 MAX_BYTES = 4000
+MOST = 2**53  # of a whole number: those that every JSON parser keeps
 MOST_ORIENTATIONS = 3
 
 Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
@@ -168,6 +169,8 @@ class ModelCard:
         if (self.tkd is None) == (self.pipeline == "tkd+cnn"):
             has = "has no" if self.tkd is None else "has"
             yield f"pipeline {self.pipeline} {has} tkd settings"
+        if (self.patchable == "split") != (self.pipeline in UNROLLED):
+            yield f"pipeline {self.pipeline} is patchable: {self.patchable}"
         if (self.why_whole is None) != (self.patchable != "no"):
             yield f"patchable is {self.patchable}, why_whole is {self.why_whole}"
         if self.patchable != "no" and None in (
@@ -184,6 +187,8 @@ class ModelCard:
     def _tensor_contradictions(self) -> Iterator[str]:
         if self.inputs and not self.inputs[0].is_volume:
             yield f"{self.inputs[0].name}, the first input, is no volume"
+        if not self.output.is_volume:
+            yield f"{self.output.name}, the output, is no volume"
         for tensor in (*self.inputs, self.output):
             if tensor.unit != UNITS.get(tensor.name):
                 yield f"{tensor.name} in {tensor.unit}, expected {UNITS.get(tensor.name)}"
@@ -296,13 +301,17 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise _mismatch(where, "an object", value)
-        return {k: _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            _parse(str, k, where): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()
+        }
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number and abs(value) <= sys.float_info.max:
         return float(value)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind in (int, str) and type(value) is kind:
+    if kind is int and type(value) is int and abs(value) <= MOST:
+        return value
+    if kind is str and isinstance(value, str) and value.isprintable():
         return value
     raise _mismatch(where, kind.__name__, value)
 

@@ -11,12 +11,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import read_card
-from qsm_deploy.runtime.sessions.open import cannot_load
+from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 UNREADABLE = (
     *(status.Fail, status.InvalidArgument, status.InvalidGraph),
-    *(status.InvalidProtobuf, status.NotImplemented),
+    *(status.InvalidProtobuf, status.NotImplemented, UnicodeDecodeError),
 )
 
 
@@ -50,22 +50,22 @@ class OnnxRuntimeSession:
         options.log_severity_level = 4  # what fails is raised, in one line
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            self.card = read_card(
+                path,
+                self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
+                [i.name for i in self._session.get_inputs()],
+                [o.name for o in self._session.get_outputs()],
             )
         except UNREADABLE as error:
             raise cannot_load(path, "ONNX Runtime", error) from error
-        self.card = read_card(
-            path,
-            self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
-            [i.name for i in self._session.get_inputs()],
-            [o.name for o in self._session.get_outputs()],
-        )
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
         try:
-            output: NDArray[np.float32] = self._session.run(None, dict(tensors))[0]
+            output = self._session.run(None, dict(tensors))[0]
         except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
             reason = str(error).splitlines()[0]
             raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error
-        return output
+        return require_output(output, tensors, self.card)

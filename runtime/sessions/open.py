@@ -3,11 +3,15 @@
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
+from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
@@ -133,3 +137,24 @@ def cannot_load(path: Path, library: str, error: Exception) -> EngineError:
             "TensorRT with its plugin runs plugin)"
         )
     return EngineError(f"{path}: {library} cannot load it ({text.splitlines()[-1]})")
+
+
+def require_output(
+    output: Any, tensors: Mapping[str, NDArray[np.float32]], card: ModelCard
+) -> NDArray[np.float32]:
+    """Return what a model gave, if that is the volume that its card says.
+
+    Raises
+    ------
+    EngineError
+        If its shape or its type is another.
+    """
+    shape = tensors[card.inputs[0].name].shape
+    expected = (shape[0], card.output.shape[1], *shape[2:])
+    seen = getattr(output, "shape", None), getattr(output, "dtype", type(output))
+    if seen != (expected, np.float32):
+        raise EngineError(
+            f"the model of {card.network} gives {seen[0]} of {seen[1]}, its card says {expected} "
+            "of float32; export the model again"
+        )
+    return cast(NDArray[np.float32], output)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import read_card
-from qsm_deploy.runtime.sessions.open import cannot_load
+from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
@@ -42,16 +42,16 @@ class OpenVinoSession:
         }
         try:
             self._model = self._core.read_model(path)
-        except RuntimeError as error:
+            stored = ["framework", METADATA_KEY]
+            has_card = self._model.has_rt_info(stored)
+            self.card = read_card(
+                path,
+                str(self._model.get_rt_info(stored).astype(str)) if has_card else None,
+                [i.get_any_name() for i in self._model.inputs],
+                [o.get_any_name() for o in self._model.outputs],
+            )
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise cannot_load(path, "OpenVINO", error) from error
-        stored = ["framework", METADATA_KEY]
-        has_card = self._model.has_rt_info(stored)
-        self.card = read_card(
-            path,
-            str(self._model.get_rt_info(stored).astype(str)) if has_card else None,
-            [i.get_any_name() for i in self._model.inputs],
-            [o.get_any_name() for o in self._model.outputs],
-        )
         if self.card.precision == "int8":  # what the graph says, not what OpenVINO makes of it
             self._settings["LP_TRANSFORMS_MODE"] = "NO"
         self._request: Any = None
@@ -71,8 +71,7 @@ class OpenVinoSession:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise EngineError(f"OpenVINO failed ({reason}); export the model again") from error
-        output: NDArray[np.float32] = results[0]
-        return output
+        return require_output(results[0], tensors, self.card)
 
     def _require_bf16(self) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -142,8 +142,8 @@ FILES = {
         write_halves,
     ),
 }
-# keys that may lack: settings with a default, the half of the other part, the optimiser's
-OPTIONAL = ("setting_", REFINE, "/Adam", "power")
+# keys that may lack: settings with a default, the half of the other part, the optimiser's, counters
+OPTIONAL = ("setting_", REFINE, "/Adam", "power", "num_batches_tracked")
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,11 @@ def test_a_value_of_the_wrong_type_is_named(path):
         ("pipeline", "gan", "card.pipeline"),
         ("patchable", "perhaps", "card.patchable"),
         ("precision", "fp8", "card.precision"),
+        ("divisor", 2**53 + 1, "card.divisor"),
+        ("memory.onnxruntime.fixed_bytes", 10**400, "card.memory.onnxruntime.fixed_bytes"),
+        ("network", "\ud800", "card.network"),
+        ("licence", "one\nother", "card.licence"),
+        ("options", {"\ud800": "x"}, "card.options"),
     ],
 )
 def test_what_is_wrong_deep_inside_is_named(path, value, where):
@@ -229,6 +234,8 @@ def test_any_other_json_is_refused(value):
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", 1, "x", "x", "z"))}, "must have the shape"),
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", "c", "x", "y", "z"))}, "has c channels"),
         ({"inputs": (TensorInfo("local_field_ppm", "ppm", (1,)), CARD.inputs[1])}, "is no volume"),
+        ({"output": TensorInfo("chi_ppm", "ppm", (1,))}, "chi_ppm, the output, is no volume"),
+        ({"patchable": "split"}, r"pipeline tkd\+cnn is patchable: split"),
         ({"patchable": "no"}, "patchable is no, why_whole is None"),
         ({"why_whole": "it is"}, "patchable is yes, why_whole is it is"),
         ({"receptive_field": ReceptiveField(None, None, 1.0)}, "receptive field has no end"),

@@ -238,3 +238,42 @@ def test_a_bare_dipole_node_says_how_to_export_instead(backend, tmp_path) -> Non
     onnx.save(model, path)
     with pytest.raises(EngineError, match=r"no operator qsm::DipoleConv; export .* matmul"):
         open_session(path, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("axes", "kind", "seen"),
+    [
+        ((2, 3, 4), TensorProto.FLOAT, r"\(1, 1, 1, 1, 1\) of float32"),
+        ((), TensorProto.DOUBLE, r"\(1, 1, 8, 12, 16\) of float64"),
+    ],
+)
+def test_an_output_of_another_shape_or_type_than_the_card_says(
+    backend, axes, kind, seen, tmp_path
+) -> None:
+    volume = ["n", 1, "x", "y", "z"]
+    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, volume) for n in SPEC.inputs]
+    sizes = [1 if axis in axes else size for axis, size in enumerate(volume)]
+    output = helper.make_tensor_value_info("chi_ppm", kind, sizes)
+    nodes = [
+        helper.make_node("Add", list(SPEC.inputs), ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "axes"], ["mean"], noop_with_empty_axes=1),
+        helper.make_node("Cast", ["mean"], ["chi_ppm"], to=kind),
+    ]
+    reduced = helper.make_tensor("axes", TensorProto.INT64, (len(axes),), axes)
+    graph = helper.make_graph(nodes, "other", given, [output], [reduced])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
+    onnx.save(model, tmp_path / "other.onnx")
+    session = open_session(tmp_path / "other.onnx", backend)
+    with pytest.raises(EngineError, match=rf"gives {seen}, its card says \(1, 1, 8, 12, 16\)"):
+        session.run(inputs(1, 1, 8, 12, 16))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_text_that_is_no_utf8_is_an_engine_error(backend, model, tmp_path, capfd) -> None:
+    path = tmp_path / "latin.onnx"
+    path.write_bytes(model.read_bytes().replace(b'"tkd-unet"', b'"tkd-\xff\xff\xff\xff"'))
+    with pytest.raises(EngineError, match=r"latin\.onnx: .*cannot load it"):
+        open_session(path, backend)
+    assert capfd.readouterr().out == ""
