@@ -103,10 +103,9 @@ def _load(files: VolumeFiles, card: ModelCard, reading: Reading) -> Scan:
     try:
         scan = load_scan(ScanFiles(files.fields, files.mask), reading)
     except UnitsError as error:
-        text = str(error).split(": pass ")[0].replace("--units", "--calibration-units")
+        text = str(error).replace("--units", "--calibration-units")
         raise UnitsError(
-            f"{first}: {text}; say what the calibration maps hold with --calibration-units, with "
-            "echo_time_s and field_strength_t in params.json beside them"
+            f"{text}; echo_time_s and field_strength_t are taken from params.json beside the maps"
         ) from None
     if found := deviations(card.geometry, scan.geometry):
         raise GeometryError(

@@ -5,6 +5,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from qsm_deploy.calibration.budgets import DEFAULTS
+from qsm_deploy.runtime.job.arguments import field_unit
+from qsm_deploy.runtime.scan.unit_names import UNITS
 
 if TYPE_CHECKING:
     from qsm_deploy.calibration.int8.choice import Int8Result
@@ -24,7 +26,8 @@ def add_int8(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--calibration-units",
-        choices=("ppm", "hz", "rad"),
+        type=field_unit,
+        metavar="|".join(UNITS),
         help="of the maps, default ppm; echo_time_s and field_strength_t are in params.json "
         "beside them",
     )

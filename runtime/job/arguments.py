@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         "FIELD (.nii or .nii.gz), "
         "for some networks one for each orientation, registered, or a wrapped phase",
     )
-    p.add_argument("-m", "--mask", type=Path, help="non-zero inside the brain; else where FIELD is")
+    p.add_argument(
+        "-m", "--mask", type=Path, help="above 0 inside the brain; else where FIELD is not 0"
+    )
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
     _add_bids(p.add_argument_group("a whole dataset"))
     _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))

@@ -159,6 +159,11 @@ class Reading:
                 f"this network takes the wrapped phase in radians, not a field in {units}; pass "
                 "the phase, or a network for local fields"
             )
+        if self.quantity != "phase_rad" and self.phase_scale is not None:
+            raise UnitsError(
+                "--phase-scale is for a wrapped phase, this network takes a local field; state its "
+                "unit with --units, or take phase and magnitude with --bids"
+            )
         sign = -1.0 if self.negate else 1.0
         echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
         factor = ppm_per_unit(units, echo_time_s=echo_time_s, field_strength_t=field_strength_t)
