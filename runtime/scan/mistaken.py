@@ -7,7 +7,7 @@ from qsm_deploy.kernels.errors import DataError
 
 MOST_LABELS = 64  # a field in whole ppb has more values
 LARGEST_TRUTH_PPM = 10.0  # 99th percentile; of bone, calcification and blood it stays within 3
-CHI = "chi ["  # how the header of a map that this package wrote is described
+CHI = ("chi [", "susceptibility")  # in the header of maps that this package and others wrote
 
 
 def refuse_other_than_field(values: NDArray[np.float32], description: str = "") -> None:
@@ -25,12 +25,12 @@ def refuse_other_than_field(values: NDArray[np.float32], description: str = "") 
     DataError
         If they are a susceptibility map by the header, or look like a mask, labels or a magnitude.
     """
-    if description.startswith(CHI):
+    if any(words in description.lower() for words in CHI):
         raise DataError(
             f"a susceptibility map by its header ({description!r}), not a field; pass the local "
             "field that it was made of"
         )
-    if (few := few_whole_numbers(values)) > 1:
+    if values.any() and (few := few_whole_numbers(values)):
         raise DataError(
             f"{few} different whole numbers inside the mask, as of a mask or labels; pass the "
             "local field as FIELD and the mask with -m"

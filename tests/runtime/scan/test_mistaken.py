@@ -16,12 +16,13 @@ FIELD = (0.02 * RNG.standard_normal(3000)).astype(np.float32)
     ("values", "says"),
     [
         (RNG.integers(0, 2, 3000), "2 different whole numbers inside the mask, as of a mask"),
+        (np.ones(3000), "1 different whole numbers inside the mask, as of a mask"),
         (RNG.integers(-1, 20, 3000), "21 different whole numbers inside the mask, as of a mask or"),
         (RNG.random(3000), "nowhere negative inside the mask"),
         (RNG.integers(0, 4000, 3000), "nowhere negative inside the mask .*, as of a magnitude"),
         (-0.1 - RNG.random(3000), "nowhere positive inside the mask"),
     ],
-    ids=["mask", "labels", "magnitude", "stored magnitude", "offset"],
+    ids=["mask", "its inside", "labels", "magnitude", "stored magnitude", "offset"],
 )
 def test_what_is_no_field_is_named(values, says):
     with pytest.raises(DataError, match=says):
@@ -53,7 +54,12 @@ def test_truths_pass():
 def test_a_map_of_this_program_is_no_field(tmp_path):
     path = tmp_path / "chi.nii"
     volume = (0.05 * RNG.standard_normal((9, 8, 7))).astype(np.float32)
-    for description, refused in (("chi [ppm] tkd-unet", True), ("local field", False)):
+    described = {
+        "chi [ppm] tkd-unet": True,
+        "qsm-deploy phantom: susceptibility [ppm]": True,
+        "local field": False,
+    }
+    for description, refused in described.items():
         path.write_bytes(nifti_bytes(volume, np.eye(4), description=description, compress=False))
         if refused:
             with pytest.raises(DataError, match=r"chi\.nii: a susceptibility map by its header"):
