@@ -62,6 +62,10 @@ class Said:
     manufacturer: str = ""
 
 
+class _SeveralError(UnitsError):
+    """Several scales are possible, and nothing says which."""
+
+
 class _Values:
     """The values of a phase, and how they lie on a scale."""
 
@@ -164,13 +168,15 @@ def phase_of_echoes(
         If the scale of an echo cannot be told; the message says of which.
     """
     scales: list[PhaseScale | None] = []
-    doubts: dict[int, UnitsError] = {}
+    doubts: dict[int, _SeveralError] = {}
     for n, (phase, about) in enumerate(zip(echoes, said, strict=True)):
         try:
             scales.append(phase_scale(phase, about, option=option))
-        except UnitsError as error:
+        except _SeveralError as error:
             scales.append(None)
             doubts[n] = error
+        except UnitsError as error:
+            raise UnitsError(f"{names[n]}: {error}") from None
     for n, doubt in doubts.items():
         stored = _Values(echoes[n])
         alike = {
@@ -240,7 +246,7 @@ def _only(values: _Values, said: Said, reach: str, option: str) -> PhaseScale:
             f"{reach}{_whole(values)}, which is no scale known here: is the scaling (scl_slope) in "
             f"the header stale? Correct it, or pass {option} with one of {', '.join(SCALES)}"
         )
-    raise UnitsError(
+    raise _SeveralError(
         f"{reach} and does not fill a turn, so it could be {shares}; pass {option} NAME with what "
         "the scanner wrote"
     )

@@ -155,6 +155,12 @@ class TestEchoes:
         assert notes == ["phase in -4096 to 4095, 8192 per turn"]
         np.testing.assert_allclose(radians[0], stripped_phase(0.6), atol=1e-3)
 
+    def test_nor_if_it_contradicts_what_is_said(self):
+        said = [Said(slope=2, intercept=-4096)] * 2
+        values = [stored(noisy_phase(n), s) for n, s in enumerate(("signed8192", "signed4096"))]
+        with pytest.raises(UnitsError, match=r"^e2: .* all of -2048 to 2047"):
+            phase_of_echoes(values, said, self.NAMES[:2])
+
     @pytest.mark.parametrize("kind", ["other slope", "other step", "too large"])
     def test_but_not_if_it_was_stored_otherwise(self, kind):
         early = 2 * stored(stripped_phase(0.6), "signed4096")
