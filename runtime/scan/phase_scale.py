@@ -3,20 +3,21 @@
 Nothing is guessed. A scale is *stated* by the user, by the unit in a sidecar, or by a slope and an
 intercept that spread the whole numbers of a converter over a turn. It is *seen* where the values
 reach both ends of a turn, or nearly and jump from one to the other between neighbours, as wrapped
-phase and noise do. What is stated must
-not contradict what is seen. Else one scale alone must be possible.
+phase and noise do. What is stated must not contradict what is seen. Else one scale alone must be
+possible. A background of one value, as masks leave it, counts for nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UnitsError
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.scan.unit_names import SCALES, TURN, PhaseScale
-from qsm_deploy.runtime.scan.wraps import FEWEST_JUMPS, JUMP, count_jumps
+from qsm_deploy.runtime.scan.wraps import FEWEST_JUMPS, JUMPING_SHARE, count_jumps
 
 # what sidecars call a unit (BIDS: rad and arbitrary), and the scales that it may be
 RADIANS, MILLIRADIANS = ("radians", "radians2pi"), ("milliradians", "milliradians2pi")
@@ -35,7 +36,9 @@ MAKERS = {
 }
 STORED_BITS = (10, 12, 16)  # of the whole numbers that a slope spreads over a turn
 ROUNDING = 1e-3  # relative: float32 pi, and slopes that were stored with few digits
-FULL, LEAST_SHARE, CONCEIVABLE = 0.95, 0.75, 0.2  # of a turn
+FULL, WRAPPED_SHARE, LEAST_SHARE, CONCEIVABLE = 0.95, 0.9, 0.75, 0.2  # of a turn
+WHOLE_RANGE = 0.9  # of the range of the values: what neighbours differ by where they wrap
+BACKGROUND = 0.05  # of the volume: with less, the value of a corner is no background
 SMALLEST_RAD = 0.05  # stated radians that stay within it were scaled once too often
 
 
@@ -67,11 +70,16 @@ class _SeveralError(UnitsError):
 
 
 class _Values:
-    """The values of a phase, and how they lie on a scale."""
+    """The values of a phase but for a constant background, and how they lie on a scale."""
 
     def __init__(self, phase: Volume) -> None:
         self.volume = phase
-        self.low, self.high = float(phase.min()), float(phase.max())
+        around = phase[0, 0, 0]  # what a mask that was multiplied with leaves, if anything
+        self.inside: Mask = phase != around
+        if np.count_nonzero(~self.inside) < BACKGROUND * phase.size or not self.inside.any():
+            self.inside = np.ones(phase.shape, dtype=bool)
+        inside = phase[self.inside]
+        self.low, self.high = float(inside.min()), float(inside.max())
         self.whole = bool(np.array_equal(phase, np.rint(phase)))
 
     @property
@@ -96,9 +104,18 @@ class _Values:
         if not self.fit(scale) or self.share(scale) < FULL:
             return False
         ends = max(self.low - scale.low, scale.high - self.high)
-        if ends <= ROUNDING * scale.steps:
-            return True
-        return count_jumps(self.volume, JUMP * scale.steps) >= FEWEST_JUMPS
+        return ends <= ROUNDING * scale.steps or self.wrapped
+
+    @cached_property
+    def wrapped(self) -> bool:
+        """Whether neighbours jump by the whole range: a turn is no more than that."""
+        jumps = count_jumps(self.volume, WHOLE_RANGE * (self.high - self.low), self.inside)
+        return jumps >= max(FEWEST_JUMPS, JUMPING_SHARE * np.count_nonzero(self.inside))
+
+    def possible(self) -> dict[str, PhaseScale]:
+        """Return the scales that they may be on, by name."""
+        least = WRAPPED_SHARE if self.wrapped else CONCEIVABLE
+        return {n: s for n, s in SCALES.items() if self.fit(s) and self.share(s) >= least}
 
 
 def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> PhaseScale:
@@ -119,19 +136,22 @@ def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> 
         If none or several scales are possible, or what is said contradicts the values.
     """
     values = _Values(phase)
-    reach = f"the phase reaches from {values.low:.5g} to {values.high:.5g}"
-    if said.scale is not None:
-        if not values.fit(SCALES[said.scale]):
-            raise UnitsError(f"{reach}, not {SCALES[said.scale].name} as {option} says")
-        return SCALES[said.scale]
+    reach = f"the phase reaches from {values.low:.5g} to {values.high:.5g}{_whole(values)}"
     told, by = _told(said, values, reach, option)
     seen = next((scale for scale in SCALES.values() if values.fill(scale)), None)
-    if told and seen and told.steps != seen.steps:
+    if told is None:
+        return seen or _only(values, said, reach, option)
+    if seen and told.steps != seen.steps:
         raise UnitsError(
             f"{reach}, which is all of {seen.name}, but {by} says {told.name}: correct it, or pass "
             f"{option}"
         )
-    return told or seen or _only(values, said, reach, option)
+    if values.wrapped and values.share(told) < WRAPPED_SHARE:
+        raise UnitsError(
+            f"{reach} and jumps by all of that between neighbours, so that a turn is no more, but "
+            f"{by} says {told.name}: is the scaling (scl_slope) in the header stale?"
+        )
+    return told
 
 
 def phase_of_echoes(
@@ -144,7 +164,7 @@ def phase_of_echoes(
     """Return the phase of all echoes in radians, and notes on the scales that they came in.
 
     Every echo is judged by itself. One that leaves several scales open has that of the others, if
-    it was stored in the same steps and with the same slope.
+    it is among these and the echo was stored in the same steps and with the same slope.
 
     Parameters
     ----------
@@ -184,7 +204,7 @@ def phase_of_echoes(
             for phase, about, scale in zip(echoes, said, scales, strict=True)
             if scale is not None and about == said[n] and _Values(phase).step == stored.step
         }
-        if len(alike) != 1 or not stored.fit(*alike):
+        if len(alike) != 1 or not alike <= set(stored.possible().values()):
             raise UnitsError(f"{names[n]}: {doubt}")
         scales[n] = alike.pop()
     found = [scale for scale in scales if scale is not None]
@@ -202,6 +222,10 @@ def is_vague(units: str) -> bool:
 
 def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseScale | None, str]:
     """Return the scale that unit or header state, if one does, and which of them."""
+    if said.scale is not None:
+        if not values.fit(SCALES[said.scale]):
+            raise UnitsError(f"{reach}, not {SCALES[said.scale].name} as {option} says")
+        return SCALES[said.scale], option
     units = (said.units or "").strip().lower()
     if units not in UNITS:
         raise UnitsError(
@@ -213,7 +237,7 @@ def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseSc
         largest = max(abs(values.low), abs(values.high)) * TURN / SCALES[names[0]].steps
         if not fitting or largest < SMALLEST_RAD:
             raise UnitsError(
-                f"{reach}{_whole(values)}, which is no wrapped phase in {units}: is the scaling "
+                f"{reach}, which is no wrapped phase in {units}: is the scaling "
                 f"(scl_slope) in the header stale? Correct it or the unit, or pass {option}"
             )
         return fitting[0], "Units"
@@ -228,24 +252,23 @@ def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseSc
 
 def _only(values: _Values, said: Said, reach: str, option: str) -> PhaseScale:
     """Return the one scale that is possible, of the manufacturer's if it is known."""
-    possible = {
-        name: scale
-        for name, scale in SCALES.items()
-        if values.fit(scale) and values.share(scale) >= CONCEIVABLE
-    }
-    for maker, names in MAKERS.items():
-        if said.manufacturer.lower().startswith(maker) and possible.keys() & set(names):
-            possible = {name: possible[name] for name in names if name in possible}
-    if len(possible) == 1 and values.share(*possible.values()) >= LEAST_SHARE:
-        return next(iter(possible.values()))
+    possible = values.possible()
+    if not possible:
+        jumps = " and jumps by all of that between neighbours" if values.wrapped else ""
+        raise UnitsError(
+            f"{reach}{jumps}, which is no scale known here: is the scaling (scl_slope) in the "
+            f"header stale? Correct it, or pass {option} with one of {', '.join(SCALES)}"
+        )
+    fullest = max(possible, key=lambda name: values.share(possible[name]))
+    makers = [
+        names for maker, names in MAKERS.items() if said.manufacturer.lower().startswith(maker)
+    ]
+    written = [name for name in possible if not makers or name in makers[0]]
+    if written == [fullest] and values.share(possible[fullest]) >= LEAST_SHARE:
+        return possible[fullest]
     shares = " or ".join(
         f"{name} ({100 * values.share(scale):.0f} % of a turn)" for name, scale in possible.items()
     )
-    if not shares:
-        raise UnitsError(
-            f"{reach}{_whole(values)}, which is no scale known here: is the scaling (scl_slope) in "
-            f"the header stale? Correct it, or pass {option} with one of {', '.join(SCALES)}"
-        )
     raise _SeveralError(
         f"{reach} and does not fill a turn, so it could be {shares}; pass {option} NAME with what "
         "the scanner wrote"

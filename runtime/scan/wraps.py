@@ -11,21 +11,18 @@ from qsm_deploy.kernels.geometry import Mask, Volume
 JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
 FEWEST_JUMPS = 10
 JUMPING_SHARE = 1e-4  # of the voxels in the mask
-SPREAD = 0.1  # of the range: median deviation of a phase; 1/4 if it is even, fields have less
+SPREAD = 0.05  # of the range: median deviation of a phase; of fields 0.03 and less
 UNRELATED = 0.2  # mean cosine of the step between neighbours: 0.95 and more in a head
 
 
-def count_jumps(volume: Volume, least: float, mask: Mask | None = None) -> int:
-    """Return how many pairs of neighbours, of a mask if there is one, differ by that much."""
+def count_jumps(volume: Volume, least: float, mask: Mask) -> int:
+    """Return how many pairs of neighbours in a mask differ by that much."""
     count = 0
     for axis in range(3):
-        moved = np.moveaxis(volume, axis, 0)
-        inside = None if mask is None else np.moveaxis(mask, axis, 0)
+        moved, inside = np.moveaxis(volume, axis, 0), np.moveaxis(mask, axis, 0)
         for n in range(len(moved) - 1):  # plane by plane, which takes little memory
             jumps = np.abs(moved[n + 1] - moved[n]) >= least
-            if inside is not None:
-                jumps &= inside[n] & inside[n + 1]
-            count += int(np.count_nonzero(jumps))
+            count += int(np.count_nonzero(jumps & inside[n] & inside[n + 1]))
     return count
 
 
@@ -67,7 +64,7 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
 
 
 def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
-    """Correct slices that are half a turn off their neighbours, in place, and return a note.
+    """Correct slices that are half a turn off their neighbours, in place, and return notes.
 
     Images of a scanner that leaves its complex images unshifted along slices are like that.
 
@@ -81,22 +78,26 @@ def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
     Raises
     ------
     UnitsError
-        If neighbours have nothing to do with each other.
+        If neighbours in the first have nothing to do with each other.
     """
     notes = []
     for axis in range(3):
-        alike = _likeness(np.moveaxis(phase_rad[0], axis, 0), np.moveaxis(mask, axis, 0))
-        if alike < -UNRELATED:
-            np.moveaxis(phase_rad, axis + 1, 0)[1::2] += np.float32(math.pi)
-            notes.append(
-                f"the phase of every second slice along voxel axis {axis + 1} was half a turn off "
-                "(complex images unshifted along slices, as of GE): corrected"
-            )
-        elif alike < UNRELATED:
+        along = np.moveaxis(phase_rad, axis + 1, 1)
+        alike = [_likeness(phase, np.moveaxis(mask, axis, 0)) for phase in along]
+        if abs(alike[0]) < UNRELATED:
             raise UnitsError(
                 f"neighbours along voxel axis {axis + 1} have unrelated phase (mean cosine of the "
-                f"step {alike:.2f} in the mask): noise, no phase at all, or read on a wrong scale; "
-                "check the file, its scaling and the mask"
+                f"step {alike[0]:.2f} in the mask): noise, no phase at all, or read on a wrong "
+                "scale; check the file, its scaling and the mask"
+            )
+        off = [n for n, cosine in enumerate(alike) if cosine < -UNRELATED]
+        for n in off:
+            along[n, 1::2] += np.float32(math.pi)
+        if off:
+            some = f" of echo {', '.join(str(n + 1) for n in off)}" * (len(off) < len(alike))
+            notes.append(
+                f"the phase of every second slice along voxel axis {axis + 1}{some} was half a "
+                "turn off (complex images unshifted along slices, as of GE): corrected"
             )
     return notes
 

@@ -100,11 +100,21 @@ def test_where_several_would_do_none_is_taken(name, largest, could_be):
     assert all(text in str(refused.value) for text in (*could_be, "pass --phase-scale NAME"))
 
 
+@pytest.mark.parametrize(
+    ("name", "largest", "offset"), [("unsigned4096", 2.3, 0.4), ("milliradians2pi", 1.7, 2.0)]
+)
+def test_a_background_of_one_value_counts_for_nothing(name, largest, offset):
+    """Jumps from the head to the 0 around it are no wraps, and 0 is no end of the scale."""
+    values = np.where(BRAIN, stored(stripped_phase(largest) + offset, name), 0).astype(np.float32)
+    for maker in ("", "Siemens"):
+        with pytest.raises(UnitsError, match="does not fill a turn, so it could be"):
+            phase_scale(values, Said(units="arbitrary", manufacturer=maker))
+
+
 def test_a_manufacturer_writes_one_of_them():
     values = stored(stripped_phase(2.9), "milliradians")
     assert phase_scale(values, Said(manufacturer="GE MEDICAL SYSTEMS")) is SCALES["milliradians"]
-    values = stored(stripped_phase(2.4), "signed8192")
-    assert phase_scale(values, Said(manufacturer="Siemens")) is SCALES["signed8192"]
+    assert phase_scale(values, Said(manufacturer="Philips")) is SCALES["milliradians"]
     with pytest.raises(UnitsError, match=r"signed4096 .* or signed8192"):  # both are Siemens'
         phase_scale(stored(stripped_phase(1.4), "signed8192"), Said(manufacturer="SIEMENS"))
 
@@ -119,16 +129,17 @@ def test_a_manufacturer_writes_one_of_them():
         (30 * Z, Said(units="rad"), "no wrapped phase in rad"),
         (noisy_phase(), Said(units="Hz"), "Units are 'Hz', the phase reaches from"),
         (stored(noisy_phase(), "signed4096"), Said(slope=2, intercept=-4096), "all of -2048"),
-        (noisy_phase(), Said("signed8192", units="rad"), None),
+        (noisy_phase(), Said("signed8192", units="rad"), "but --phase-scale says -4096"),
+        (stored(noisy_phase(), "unsigned4096"), Said("signed8192"), "all of 0 to 4095"),
+        (noisy_phase() / 2, Said(units="rad"), "a turn is no more, but Units says radians"),
+        (noisy_phase() / math.pi, Said(), "jumps by all of that .* no scale known here"),
+        (noisy_phase() / math.pi, Said("radians"), "a turn is no more, but --phase-scale says"),
         (stored(noisy_phase(), "signed8192"), Said("radians"), "not radians from -pi to pi"),
         (1e6 * Z, Said(), "no scale known here"),
     ],
 )
 def test_what_contradicts_itself_is_refused(values, said, says):
     values = values.astype(np.float32)
-    if says is None:  # what the user says wins over everything that it fits
-        assert phase_scale(values, said) is SCALES[said.scale]
-        return
     with pytest.raises(UnitsError, match=says):
         phase_scale(values, said)
 
@@ -148,18 +159,33 @@ class TestEchoes:
             assert np.abs(apart[BRAIN]).max() < 2e-3
 
     def test_one_that_leaves_it_open_has_that_of_its_siblings(self):
-        early = 2 * stored(stripped_phase(0.6), "signed4096")
+        early = 2 * stored(stripped_phase(0.9), "signed4096")
         others = [2 * stored(noisy_phase(n), "signed4096") for n in range(2)]
         said = [Said(slope=2, intercept=0)] * 3
         radians, notes = phase_of_echoes([early, *others], said, self.NAMES)
         assert notes == ["phase in -4096 to 4095, 8192 per turn"]
-        np.testing.assert_allclose(radians[0], stripped_phase(0.6), atol=1e-3)
+        np.testing.assert_allclose(radians[0], stripped_phase(0.9), atol=1e-3)
 
     def test_nor_if_it_contradicts_what_is_said(self):
         said = [Said(slope=2, intercept=-4096)] * 2
         values = [stored(noisy_phase(n), s) for n, s in enumerate(("signed8192", "signed4096"))]
         with pytest.raises(UnitsError, match=r"^e2: .* all of -2048 to 2047"):
             phase_of_echoes(values, said, self.NAMES[:2])
+
+    @pytest.mark.parametrize(
+        ("mine", "its", "largest"),
+        [
+            ("radians", "milliradians", 0.9),
+            ("milliradians", "signed65536", 2.0),
+            ("signed1024", "signed4096", 1.8),
+        ],
+    )
+    def test_nor_if_its_siblings_scale_is_none_of_the_possible(self, mine, its, largest):
+        values = [stored(stripped_phase(largest), mine), stored(noisy_phase(), its)]
+        if mine == "radians":
+            values[1] += np.float32(0.25) * (values[1] != 0)
+        with pytest.raises(UnitsError, match=r"^e1: .* does not fill a turn"):
+            phase_of_echoes(values, [Said()] * 2, self.NAMES[:2])
 
     @pytest.mark.parametrize("kind", ["other slope", "other step", "too large"])
     def test_but_not_if_it_was_stored_otherwise(self, kind):

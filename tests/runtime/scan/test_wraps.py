@@ -59,8 +59,8 @@ def test_a_field_of_a_sphere_passes(head):
 def test_jumps_are_counted_within_the_mask():
     volume = np.zeros((4, 4, 4), dtype=np.float32)
     volume[2:] = 1
-    assert count_jumps(volume, 0.9) == 16
     mask = np.ones_like(volume, dtype=bool)
+    assert count_jumps(volume, 0.9, mask) == 16
     mask[2, :2] = False
     assert count_jumps(volume, 0.9, mask) == 8
 
