@@ -17,7 +17,12 @@ from scipy.ndimage import gaussian_filter
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
-from qsm_deploy.runtime.local_field.bipolar import even_echo_offset
+from qsm_deploy.runtime.local_field.agreement import (
+    even_echo_offset,
+    plane_in,
+    require_agreement,
+    require_different,
+)
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 
@@ -90,7 +95,7 @@ def map_field(echoes: Echoes, mask: Mask) -> tuple[Volume, list[str]]:
     Raises
     ------
     DataError
-        If the echo times do not rise, or the third echo contradicts the first two.
+        If the echo times do not rise, an echo is there twice, or echoes contradict each other.
 
     References
     ----------
@@ -105,14 +110,19 @@ def map_field(echoes: Echoes, mask: Mask) -> tuple[Volume, list[str]]:
     if len(times) == 1:
         rad_per_s = unwrap(phase[0], mask, magnitude[0]) / times[0]
     else:
+        require_different(phase)
         growth = unwrap(wrap(phase[1] - phase[0]), mask, magnitude[0], phase[0])
-        even = _even_echoes(phase, magnitude, times, growth, mask) if len(times) > 2 else None
+        even = None
+        if len(times) == 2:
+            notes.append("two echoes do not tell whether the readout was bipolar; it must not be")
+        else:
+            even = even_echo_offset(phase, magnitude, times, growth, mask)
         if even is not None:
             growth -= even
             size = float(np.abs(even[mask]).mean())
             notes.append(f"bipolar readout: even echoes {size:.2f} rad off, corrected by a plane")
         rad_per_s = growth / (times[1] - times[0])
-        initial = _smooth(wrap(phase[0] - rad_per_s * times[0]), magnitude[0] * mask, echoes)
+        initial = _initial(wrap(phase[0] - rad_per_s * times[0]), magnitude[0], mask, echoes)
         phase = phase - initial
         if even is not None:
             phase[1::2] -= even
@@ -122,18 +132,15 @@ def map_field(echoes: Echoes, mask: Mask) -> tuple[Volume, list[str]]:
     return field, notes
 
 
-def _even_echoes(
-    phase_rad: Volume, magnitude: Volume, times: Volume, growth: Volume, mask: Mask
-) -> Volume | None:
-    """Return what even echoes are off by, if they are, by what the third echo shows.
-
-    With ``growth = w (t2 - t1) + offset`` the third echo, extrapolated from the first two, is off
-    by ``-ratio offset``.
-    """
-    ratio = (times[2] - times[0]) / (times[1] - times[0])
-    excess = wrap(phase_rad[2] - phase_rad[0] - ratio * growth)
-    plane = even_echo_offset(excess, magnitude[2], mask)
-    return None if plane is None else -plane / ratio
+def _initial(raw_rad: Volume, magnitude: Volume, mask: Mask, echoes: Echoes) -> Volume:
+    """Return the smooth phase at excitation: a plane, and what is smooth of the rest."""
+    weight = magnitude * mask
+    plane = plane_in(raw_rad, weight, mask)
+    smooth = _smooth(wrap(raw_rad - plane), weight, echoes)
+    rest = wrap(raw_rad - plane - smooth)
+    require_agreement(rest, mask, "echo 2 contradicts echo 1 at the time of excitation")
+    initial: Volume = plane + smooth
+    return initial
 
 
 def _smooth(phase_rad: Volume, weight: Volume, echoes: Echoes) -> Volume:
