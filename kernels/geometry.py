@@ -49,7 +49,7 @@ class Geometry:
         if not all(smallest <= size <= largest for size in voxel):
             raise GeometryError(
                 f"voxel size must be positive, {smallest:g} to {largest:g} mm, got "
-                f"{vector_text(voxel)} mm; correct the header or pass --voxel-size X Y Z"
+                f"{vector_text(voxel)} mm; correct the header, or what was stated"
             )
         direction = np.asarray(_three_floats("b0_direction", self.b0_direction))
         norm = float(np.linalg.norm(direction)) if np.abs(direction).max() < 1e100 else np.inf

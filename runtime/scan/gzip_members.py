@@ -1,10 +1,12 @@
 """What gzip packed, read piece by piece, so that nothing takes more memory than it announced."""
 
+import re
 import zlib
 from collections.abc import Iterator
 
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 1 << 20
+PADDING = re.compile(rb"\0*")  # as tapes and gzip itself leave it between members
 
 
 def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
@@ -51,3 +53,5 @@ def pieces(content: bytes) -> Iterator[tuple[bytes, int]]:
             piece = member.decompress(packed, PIECE_BYTES)
             at -= len(member.unused_data)
             yield piece, at
+        after = PADDING.match(content, at).end()  # type: ignore[union-attr]  # nothing matches too
+        at = after if content.startswith(GZIP_MAGIC, after) else at

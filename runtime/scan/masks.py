@@ -10,6 +10,7 @@ from qsm_deploy.kernels.geometry import Mask
 
 ROUNDING = 1e-3  # that interpolation may leave a probability outside of 0 to 1
 HALF = 0.5  # a probability above it is inside
+SOFT_VALUES = 16  # whole numbers, most of them the largest: probabilities in per cent or bytes
 MOST_LABELS = 256  # an image has more values, an atlas hardly
 USUAL_SHARE = 0.6  # of a volume; more than this is no brain
 
@@ -43,6 +44,9 @@ def mask_from_values(values: NDArray[Any], name: str) -> tuple[Mask, list[str]]:
         found = np.unique(values)
         if np.count_nonzero(found < 0) > 1 or found.size > MOST_LABELS:
             raise _no_mask(name, f"{found.size} whole numbers from {low:g} to {high:g}")
+        if found.size >= SOFT_VALUES and low == 0 and np.mean(values[values > 0] == high) > HALF:
+            note = f"{name}: {_list(found)}, most of them {high:g}; above {high / 2:g} is inside"
+            return _judged(values > high / 2, name, [note])
         usual = found.size == 1 or (found.size == 2 and found[0] == 0)
         notes = [] if usual else [f"{name}: {_list(found)}; above 0 is inside"]
         return _judged(values > 0, name, notes)

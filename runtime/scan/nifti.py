@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -24,8 +25,9 @@ from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
 AFFINE_TOLERANCE_MM = 1e-2
-HEAD_BYTES = 544  # of a NIfTI-2 file, up to its first voxel at the earliest
+HEAD_BYTES = 548  # of a NIfTI-2 file, with the size of its first extension
 LARGEST_OFFSET = 1 << 30
+OFFSET_ZERO = "vox_offset is 0"
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
 OTHER_KINDS = (
@@ -99,6 +101,9 @@ def load_volume(path: Path) -> NiftiVolume:
         header, shape, notes = _read_header(path, content)
         announced = header.get_data_offset() + _data_bytes(header)
         raw, more = unpacked(content, announced)
+        if more and any(OFFSET_ZERO in note for note in notes):
+            follow = more[0].replace("were ignored", "follow")
+            raise DataError(f"{path}: {notes[0]}, but {follow}; correct the header")
         if len(raw) < announced:
             raise DataError(
                 f"{path}: truncated, {len(raw)} bytes of the {announced} that its header "
@@ -291,9 +296,18 @@ def _data_bytes(header: nib.Nifti1Header) -> int:
 def _check_offset(path: Path, header: nib.Nifti1Header, head: bytes) -> list[str]:
     """Refuse voxels within the header, unless an offset of 0 means right after it."""
     least, offset = int(header.single_vox_offset), float(header["vox_offset"])
-    if offset == 0 and head[least - 4 : least] == bytes(4):  # no extension in between
+    extends = head[least - 4 : least - 3] != b"\0"
+    if extends and offset in (0, least):
+        order: Literal["big", "little"] = "big" if header.endianness == ">" else "little"
+        size = int.from_bytes(head[least : least + 4], order)
+        if size and size % 16 == 0 and size < LARGEST_OFFSET:
+            raise DataError(
+                f"{path}: the header's vox_offset is {offset:g}, where an extension of {size} "
+                "bytes lies; correct the header"
+            )
+    if offset == 0 and not extends:
         header["vox_offset"] = least
-        return [f"vox_offset is 0: reading the voxels from byte {least}, after the header"]
+        return [f"{OFFSET_ZERO}: reading the voxels from byte {least}, after the header"]
     if not (least <= offset < LARGEST_OFFSET and offset == int(offset)):
         raise DataError(
             f"{path}: the header's vox_offset is {offset:g}, it must be {least} or more; correct "

@@ -127,8 +127,8 @@ def _choice(forms: list[_Form]) -> tuple[_Form, list[str], str | None]:
         apart = next((how for other in others if (how := chosen.differs(other))), None)
         if len(having) == 2 and apart and shear_deg(having[1].affine) <= LARGEST_SHEAR_DEG:
             both = " and ".join(f"{f.name} {vector_text(f.grid.b0_direction)}" for f in having)
-            says = f"qform and sform both say {SPACES[code]} and disagree"
-            return chosen, [], f"{says}: B0 along {both}; {STATE}"
+            says = f"qform and sform both say {SPACES[code]}, and the {others[0].name} {apart}"
+            return chosen, [], f"{says}: B0 along {both}; correct the header, or {STATE}"
         notes = [f"B0 from the {chosen}; the {others[0]} {apart}"] if apart else []
         if code == ALIGNED:
             notes.append(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit
+from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 
 Config = Literal["qsm", "dipole"]
 
@@ -61,7 +61,7 @@ def parameters_from(values: Mapping[str, Any]) -> Parameters:
     return Parameters(
         config=None if config is None else require_config(config),
         send_original=_flag(given, "sendoriginal", default=True),
-        units=cast(FieldUnit | None, _choice(given, "units", UNITS)),
+        units=_units(given),
         phase_scale=_choice(given, "phasescale", (AUTO, *SCALES)) or AUTO,
         negate=_flag(given, "negate", default=False),
         unknown=tuple(sorted(name for name in values if name.lower() not in known)),
@@ -86,6 +86,11 @@ def _choice(given: Mapping[str, str], name: str, choices: tuple[str, ...]) -> st
     if value is not None and value.lower() not in choices:
         raise UsageError(f"the parameter {name} is {value[:80]!r}; it may be {', '.join(choices)}")
     return None if value is None else value.lower()
+
+
+def _units(given: Mapping[str, str]) -> FieldUnit | None:
+    unit = unit_named(given.get("units", ""))
+    return unit or cast(FieldUnit | None, _choice(given, "units", UNITS))
 
 
 def _flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -9,6 +9,8 @@ from qsm_deploy.runtime.scan.masks import mask_from_values
 RNG = np.random.default_rng(0)
 BRAIN = np.zeros((16, 15, 14), dtype=bool)
 BRAIN[4:12, 3:11, 4:10] = True
+SOFT = BRAIN.astype(float)
+SOFT[3, 3:11, 4:10], SOFT[12, 3:11, 4:10] = RNG.uniform(0.05, 0.45, (2, 8, 6))
 
 
 @pytest.mark.parametrize(
@@ -23,8 +25,22 @@ BRAIN[4:12, 3:11, 4:10] = True
         (np.where(BRAIN, 1, 1e-9), 1),
         (np.where(BRAIN, RNG.uniform(0.51, 1, BRAIN.shape), RNG.uniform(0, 0.5, BRAIN.shape)), 1),
         (np.where(BRAIN, 1.0004, -0.0004), 1),
+        (np.rint(255 * SOFT), 1),
+        (np.rint(100 * SOFT), 1),
     ],
-    ids=["bool", "uint8", "float", "255", "-1", "labels", "1e-9", "probability", "interpolated"],
+    ids=[
+        "bool",
+        "uint8",
+        "float",
+        "255",
+        "-1",
+        "labels",
+        "1e-9",
+        "probability",
+        "interpolated",
+        "bytes",
+        "%",
+    ],
 )
 def test_the_brain_is_inside(values, notes):
     mask, said = mask_from_values(values, "m.nii")

@@ -190,7 +190,7 @@ def test_trailing_bytes_do_no_harm(path, compress, rest):
 def test_several_members_are_one_file(path):
     whole = nifti_bytes(VALUES, OBLIQUE, compress=False)
     cuts = [whole[:100], whole[100:400], whole[400:]]
-    path.write_bytes(b"".join(gzip.compress(piece) for piece in cuts))
+    path.write_bytes(bytes(40).join(gzip.compress(piece) for piece in cuts))
     np.testing.assert_array_equal(load_volume(path).data, VALUES)
     packed = bytearray(path.read_bytes())
     packed[-3] ^= 1  # the length of the last
@@ -215,6 +215,29 @@ def test_an_offset_of_zero_means_after_the_header(path, kind):
     np.testing.assert_array_equal(volume.data, VALUES)
     assert "vox_offset is 0" in volume.notes[0]
     assert nib.load(path).header["vox_offset"] == 0
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("offset", [0, 352])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_offset_that_forgets_an_extension_is_refused(path, kind, offset, order):
+    image = kind(VALUES, OBLIQUE, kind.header_class(endianness=order))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"words" * 9))
+    raw = bytearray(image.to_bytes())
+    size = image.header.sizeof_hdr
+    header = image.header_class(bytes(raw[:size]), endianness=order, check=False)
+    assert header["vox_offset"] > size + 4
+    header["vox_offset"] = offset and size + 4
+    raw[:size] = header.binaryblock
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="where an extension of 64 bytes lies"):
+        load_volume(path)
+
+
+def test_an_offset_of_zero_and_bytes_too_many_are_refused(path):
+    path.write_bytes(image_bytes(vox_offset=0) + bytes(64))
+    with pytest.raises(DataError, match=r"vox_offset is 0.*, but 64 bytes after the voxels follow"):
+        load_volume(path)
 
 
 @pytest.mark.parametrize("offset", [1, 100, 348, 351, 352.5, np.inf, 1e30])

@@ -94,7 +94,7 @@ def test_no_unit_fits_two_that_differ_much():
 def test_a_field_that_is_said_to_be_in_ppm_may_be_large_or_small(field):
     for factor in (10, 1e-3):
         (note,) = require_ppm(np.float32(factor) * field[field != 0], "ppm")
-        assert "usually it lies between 0.005 and 0.15" in note
+        assert "usually it lies between 0.005 and 0.1" in note
     with pytest.raises(UnitsError, match="too much for tissue"):
         require_ppm(10 * field[field != 0], "ppm", stated=False)
     with pytest.raises(UnitsError, match=r"check the unit \(hz\), field strength and echo time"):

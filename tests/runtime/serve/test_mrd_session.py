@@ -195,7 +195,7 @@ class TestErrors:
             ({"config": "grappa"}, "no configuration 'grappa'"),
             ({"config": None}, "no configuration: send CONFIG_FILE"),
             ({"parameters": None}, "the unit of the local field is not stated"),
-            ({"parameters": [("units", "T")]}, "the parameter units is 'T'"),
+            ({"parameters": [("units", "G")]}, "the parameter units is 'G'"),
             ({"parameters": [("units", "ppm"), ("sendoriginal", "?")]}, "sendoriginal"),
             ({"parameters": [("units", "hz"), ("sendoriginal", "False")]}, "too much for tissue"),
             ({"config": "qsm"}, "no phase images"),
