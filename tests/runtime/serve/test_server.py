@@ -16,36 +16,14 @@ from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.codec import Decoder
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
+from tests.runtime.serve.waiting import wait_until
 
 import ismrmrd  # isort: skip  # after the codec, which keeps it from changing the warnings
+from ismrmrd.serialization import ConfigFile  # isort: skip
 
 CHI_SERIES = 99
 SOAK_GROWTH = 0.05
 few_and_many = pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
-
-
-@pytest.fixture
-def is_well(dipole_stream):
-    """Return a function that has a valid session answered."""
-
-    def check(running):
-        def answered():
-            answer = running.talk(dipole_stream)
-            # sessions before this one may still be ending on a busy machine
-            return None if any("try later" in line for line in answer.errors) else answer
-
-        answer = wait_until(answered)
-        assert (answer.errors, len(answer.series(CHI_SERIES)), answer.closed) == ([], 8, True)
-
-    return check
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 def test_a_session_and_its_health_line(serve, is_well):
@@ -97,8 +75,8 @@ class TestFaults:
         assert b"unknown message id 4242" in answer
         is_well(running)
 
-    def test_gone_at_every_message_boundary(self, serve, dipole_stream, boundaries, is_well):
-        running = serve()
+    def test_gone_at_every_message_boundary(self, serve, quick, dipole_stream, boundaries, is_well):
+        running = serve(replace(quick, clients=64))
         ends = [0, *boundaries(dipole_stream)]
         for end in ends:
             with running.connect() as connection:
@@ -222,18 +200,6 @@ class TestBugs:
         thread.join(20)
         assert not thread.is_alive()
 
-    def test_no_thread_for_a_client(self, serve, is_well, monkeypatch):
-        running = serve()
-
-        def start(thread):
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", start)
-            with running.connect() as connection:
-                assert connection.recv(1) == b""
-        is_well(running)
-
 
 class TestTime:
     def test_a_silent_client(self, serve, quick, dipole_stream, is_well):
@@ -253,11 +219,39 @@ class TestTime:
                 time.sleep(0.05)
             assert b"took more than 0.6 s" in stream.read()
 
+    def test_a_client_that_never_stops(self, serve, quick, serialise):
+        wave = serialise(ismrmrd.Waveform.from_array(np.ones((3, 5000), dtype=np.uint32)))
+        running = serve(replace(quick, idle_seconds=5, session_seconds=0.6))
+        with running.connect() as connection:
+            with pytest.raises(OSError, match="Broken pipe|reset"):  # once the server hung up
+                for _ in range(10_000_000):
+                    connection.sendall(wave)
+        wait_until(lambda: running.log)
+        assert "took more than 0.6 s" in running.log[0]
+
+    @pytest.mark.parametrize("pause", [0, 0.05], ids=["at once", "drop by drop"])
+    def test_a_client_that_takes_too_long_to_read(
+        self, serve, quick, serialise, mrd_images, mrd_header, pause
+    ):
+        """As long as it takes something it is not silent; its time ends nevertheless."""
+        volume = np.zeros((200, 200, 60), dtype=np.float32)
+        start = serialise(ConfigFile("dipole"), mrd_header(), {"units": "ppm"})
+        running = serve(replace(quick, idle_seconds=5, session_seconds=1.0))
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(running.server.address)
+            connection.sendall(start + serialise(*mrd_images(volume), None))
+            while not running.log and pause:
+                connection.recv(100)
+                time.sleep(pause)
+            wait_until(lambda: running.log)
+        (line,) = running.log
+        assert "the client is gone (timed out)" in line
+        assert float(line.split(" images, ")[1].split(" s")[0]) < 4
+
     def test_a_client_that_never_reads(
         self, serve, quick, serialise, mrd_images, mrd_header, is_well
     ):
-        from ismrmrd.serialization import ConfigFile
-
         volume = np.random.default_rng(0).standard_normal((200, 200, 60), dtype=np.float32) * 0.01
         start = serialise(ConfigFile("dipole"), mrd_header(), {"units": "ppm"})
         stream = start + serialise(*mrd_images(volume), None)
@@ -316,7 +310,7 @@ class TestTogether:
         with running.connect() as first, first.makefile("rb") as stream:
             time.sleep(0.1)
             with running.connect() as second, second.makefile("rb") as refused:
-                assert b"1 sessions are open, as many as allowed" in refused.read()
+                assert b"1 sessions of 127.0.0.1 are open, as many as allowed" in refused.read()
             first.sendall(dipole_stream)
             first.shutdown(socket.SHUT_WR)
             assert stream.read().endswith(struct.pack("<H", 4))
