@@ -16,7 +16,7 @@ Attributes = dict[str, list[str]]
 
 REPLACEMENT = "\ufffd"
 LINE_CHARACTERS = 700
-MOST_TAGS = 100_000  # since a tag of three bytes takes a hundred times as much when parsed
+MOST_TAGS = 20_000  # since a tag of three bytes takes a hundred times as much when parsed
 # XML 1.0 has no place for these; NUL, which ends a text in C, stays
 FORBIDDEN = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0")

@@ -6,8 +6,6 @@ import signal
 import socket
 import threading
 
-import pytest
-
 from qsm_deploy.runtime.serve import seldom
 from qsm_deploy.runtime.serve.server import MrdServer
 from tests.runtime.serve.waiting import wait_until
