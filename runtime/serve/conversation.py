@@ -73,7 +73,6 @@ class Conversation:
             message = decoder.feed(self._read(decoder, deadline, session.held_bytes, hold))
             if message is not None:
                 session.receive(message)
-                hold(session.held_bytes)
         self._client.receiving = False
 
     def _read(self, decoder: Decoder, deadline: float, held: int, hold: Hold) -> memoryview:

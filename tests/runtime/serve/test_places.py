@@ -6,15 +6,16 @@ import struct
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
+from qsm_deploy.runtime.serve.conversation import Conversation
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.places import Client, Places
 from tests.runtime.serve.waiting import wait_until
 
 CLOSE = struct.pack("<H", 4)
-NEVER = 1e9
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def test_a_client_that_does_not_read_makes_room(
     """Its answer is on the way, and it takes none of it: it is ended without words."""
     images = mrd_images(local_field, Comment="x" * 60_000)
     start = dipole_stream[: dipole_stream.index(struct.pack("<H", 1022))]
-    running = serve(replace(quick, clients=2, idle_seconds=60, yield_seconds=0.3))
+    limits = replace(quick, clients=2, idle_seconds=60, session_seconds=60, yield_seconds=0.3)
+    running = serve(limits)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(running.server.address)
@@ -112,6 +114,18 @@ def test_a_client_that_does_not_read_makes_room(
         is_well(running)
         wait_until(lambda: len(running.log) >= 2)
     assert any("failed: silent for" in line for line in running.log)
+
+
+def test_whose_session_is_ended_has_one_silence_to_take_the_rest():
+    """By one byte at a time it would have the whole time of a session."""
+
+    def send(view):
+        time.sleep(0.05)
+        return 1
+
+    client = Client(Mock(send=send, recv=lambda size: b""), "10.0.0.1", 1, reason="x" * 50)
+    with pytest.raises(TimeoutError):
+        Conversation(client, Limits(idle_seconds=0.5)).refuse()
 
 
 def test_a_byte_now_and_then_holds_no_place_for_longer_than_a_session(

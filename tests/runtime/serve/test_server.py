@@ -1,12 +1,14 @@
 """Clients that misbehave: the server says why where it can, stays up, and keeps no memory."""
 
+import io
 import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.codec import Decoder
+from qsm_deploy.runtime.serve.conversation import Conversation
+from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.mrd_session import MrdSession
+from qsm_deploy.runtime.serve.places import Client
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
 from tests.runtime.serve.waiting import wait_until
@@ -220,14 +226,33 @@ class TestTime:
                 time.sleep(0.05)
             assert b"took more than 0.6 s" in stream.read()
 
-    def test_a_client_that_never_stops(self, serve, quick, serialise):
-        wave = serialise(ismrmrd.Waveform.from_array(np.ones((3, 5000), dtype=np.uint32)))
-        running = serve(replace(quick, idle_seconds=5, session_seconds=0.6))
-        with running.connect() as connection, suppress(OSError):  # once the server hung up
-            while not running.log:
-                connection.sendall(wave)
-        wait_until(lambda: running.log)
-        assert "took more than 0.6 s" in running.log[0]
+    @pytest.mark.parametrize("way", ["sends", "takes"])
+    def test_a_client_that_never_lets_the_server_wait(self, engine, dipole_stream, way):
+        """No call times out, and the time of the session ends nevertheless."""
+        limits = Limits(session_seconds=0.3, all_sessions_bytes=1 << 30)
+        began, stream = time.monotonic(), io.BytesIO(dipole_stream)
+        note = struct.pack("<HI", 5, 1) + b"."
+
+        def receive(place):
+            assert time.monotonic() - began < 5
+            if way == "sends" and stream.tell() == len(dipole_stream) - 2:
+                place[:] = (note * 2)[receive.at : receive.at + len(place)]
+                receive.at = (receive.at + len(place)) % len(note)
+                return len(place)
+            return stream.readinto(place)
+
+        def send(view):
+            assert time.monotonic() - began < 5
+            return 1 if way == "takes" else len(view)
+
+        receive.at = 0
+        connection = Mock(recv_into=receive, send=send, recv=lambda size: b"")
+        session, client = MrdSession(limits), Client(connection, "10.0.0.1", 1)
+        expected = pytest.raises(TimeoutError) if way == "takes" else nullcontext()
+        with expected:
+            Conversation(client, limits).converse(session, engine, lambda size: None)
+        assert session.complete == (way == "takes")
+        assert session.complete or "took more than 0.3 s" in session.error
 
     @pytest.mark.parametrize("pause", [0, 0.05], ids=["at once", "drop by drop"])
     def test_a_client_that_takes_too_long_to_read(
