@@ -75,7 +75,7 @@ def chi_frames(codes: Codes, stack: Stack, series: int, comment: str) -> Iterato
         head.image_series_index = series
         head.image_index = n + 1
         own = {"SliceNo": [str(head.slice)], "ImageNumber": [str(n + 1)]}
-        kept = {k: image.attributes[k] for k in KEPT_ATTRIBUTES if k in image.attributes}
+        kept = {k: v for k in KEPT_ATTRIBUTES if (v := image.attributes.get(k))}
         yield image_frames(head, kept | common | own, slab.transpose(2, 1, 0))
 
 

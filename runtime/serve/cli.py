@@ -1,6 +1,7 @@
 """``qsm-serve``: reconstruct what scanner hosts send, over the ISMRMRD streaming protocol."""
 
 import argparse
+import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,16 @@ from qsm_deploy.runtime.serve.limits import PORT
 NAME = "qsm-serve"
 LIMITS = {  # and the flags that set them
     "session_bytes": "max_session",
+    "all_sessions_bytes": "max_all_sessions",
     "idle_seconds": "idle_seconds",
     "session_seconds": "session_seconds",
     "clients": "max_clients",
+    "allowed": "allow",
 }
 EPILOG = """\
 examples:
   qsm-serve                                   # the bundled tkd-unet, on 127.0.0.1:9002
-  qsm-serve ir2qsm.onnx --host 0.0.0.0 --port 9002
+  qsm-serve ir2qsm.onnx --host 0.0.0.0 --allow 192.168.2.1
   qsm-serve --openrecon package/              # what an OpenRecon image is built from
 
 exit codes: 0 stopped, 2 usage, 3 data, 4 model or backend, 6 memory, 130 interrupted
@@ -75,13 +78,17 @@ def parser() -> argparse.ArgumentParser:
     add("--memory-limit", type=memory_size, metavar="SIZE",
         help="of a reconstruction, such as 6G; default four fifths of what is free")
     add("--max-session", type=memory_size, metavar="SIZE", default=None,
-        help="most bytes of images in a session, such as 4G (default: 2G)")
+        help="most memory that a session may hold, such as 4G (default: 2G)")
+    add("--max-all-sessions", type=memory_size, metavar="SIZE", default=None,
+        help="the same of all sessions together (default: half of --memory-limit's default)")
     add("--idle-seconds", type=seconds, metavar="S", default=None,
         help="longest silence of a client (default: 60)")
     add("--session-seconds", type=seconds, metavar="S", default=None,
         help="longest time to send a session, and again to take the answer (default: 1800)")
     add("--max-clients", type=client_count, metavar="N", default=None,
-        help="most connections at a time (default: 8)")
+        help="most connections at a time, half of them of one address (default: 8)")
+    add("--allow", type=network, metavar="ADDRESS", action="append",
+        help="take connections only of this address or network, such as 10.0.0.0/24; repeatable")
     add("--openrecon", type=Path, metavar="DIR",
         help="write what a Siemens OpenRecon package is built from into DIR, and stop")
     add("--force", action="store_true", help="overwrite the files of --openrecon")
@@ -109,6 +116,14 @@ def seconds(text: str) -> float:
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return number
+
+
+def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return an address, or the addresses of a network."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, as in 10.0.0.5 or 10.0.0.0/24") from None
 
 
 def client_count(text: str) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError
+from qsm_deploy.runtime.serve.budget import held_bytes
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.texts import (
     Attributes,
@@ -61,6 +62,7 @@ ONLY_IN_ATTRIBUTES = (
     *("ImageRowDir", "ImageColumnDir", "ImageSliceNormDir"),
     *("RescaleSlope", "RescaleIntercept"),
 )
+OBJECT_BYTES = 2000  # of an image's objects, besides what they hold; measured
 LENGTH_BYTES = 4
 IMAGE_HEAD_BYTES = ctypes.sizeof(ImageHeader) + 8  # the length of the attributes follows it
 # as ismrmrd.h has them; the package takes type 4 for eight bytes
@@ -121,12 +123,14 @@ class Image:
             cut = "<ismrmrdMeta" in text and "</ismrmrdMeta" not in text
             if re.search(rf"\b{name}\b", text) or (cut and name in ONLY_IN_ATTRIBUTES):
                 raise DataError(f"cannot read the attribute {name} of an image: {self.fault}")
+            self.attributes[name] = []  # searched once: the text may be long
         return self.attributes.get(name, [])
 
     @property
-    def nbytes(self) -> int:
-        """Size of the message."""
-        return sum(len(part) for part in self.frame)
+    def held_bytes(self) -> int:
+        """What Python holds it in."""
+        texts = held_bytes(self.attributes) + held_bytes(self.fault)
+        return OBJECT_BYTES + sum(len(part) for part in self.frame) + texts
 
 
 @dataclass(frozen=True)

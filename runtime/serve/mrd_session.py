@@ -13,6 +13,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.serve.budget import held_bytes
 from qsm_deploy.runtime.serve.chi_images import chi_frames, encode_chi, free_series
 from qsm_deploy.runtime.serve.codec import (
     Buffer,
@@ -66,6 +67,8 @@ class MrdSession:
         What was reconstructed, for the server's log.
     stages
         What each stage took.
+    held_bytes
+        What Python holds of it in memory.
     """
 
     limits: Limits
@@ -75,11 +78,12 @@ class MrdSession:
     trace: str = ""
     summary: str = "no map"
     stages: Stages = field(default_factory=Stages)
+    held_bytes: int = 0
     _config: str | None = None
     _header: dict[str, list[str]] | None = None
     _parameters: Parameters | None = None
     _content_error: Exception | None = None
-    _bytes: int = 0
+    _texts: dict[Id, int] = field(default_factory=dict)
     _resent: int = 0
 
     def receive(self, message: Message) -> None:
@@ -91,12 +95,13 @@ class MrdSession:
             If there is more than the limits allow, and the stream must not go on.
         """
         if isinstance(message, Image):
-            self._bytes += message.nbytes
-            if len(self.images) == self.limits.images or self._bytes > self.limits.session_bytes:
+            held = self.held_bytes + message.held_bytes
+            if len(self.images) == self.limits.images or held > self.limits.session_bytes:
                 raise ProtocolError(
                     f"more than {self.limits.images} images or {self.limits.session_bytes} bytes "
                     "of them in one session"
                 )
+            self.held_bytes = held
             self.images.append(message)
         try:
             self._take(message)
@@ -148,11 +153,19 @@ class MrdSession:
     def _take_text(self, message: Text) -> None:
         if message.id in (Id.CONFIG_FILE, Id.CONFIG_TEXT):
             self._config = message.text
+            self._keep(Id.CONFIG_FILE, self._config)
         elif message.id == Id.HEADER:
             self._header = parse_header(message.text)
+            self._keep(Id.HEADER, self._header)
         elif self._parameters is None and message.text.strip(BLANK):
             # the first TEXT is the JSON, later ones are for people
             self._parameters = parameters_from(parse_parameters(message.text))
+            self._keep(Id.TEXT, self._parameters.unknown)
+
+    def _keep(self, place: Id, text: object) -> None:
+        """Count a text in place of the one that it replaces."""
+        before, self._texts[place] = self._texts.get(place, 0), held_bytes(text)
+        self.held_bytes += self._texts[place] - before
 
     def _answer_images(self, reconstructor: TakingTurns) -> Iterator[Buffer]:
         parameters = self._parameters or Parameters()

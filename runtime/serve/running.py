@@ -1,6 +1,7 @@
 """From a model to a running server, and to its end."""
 
 import importlib.util
+import ipaddress
 import signal
 import sys
 import time
@@ -61,6 +62,12 @@ def run_server(
         signal.signal(number, stop)
     name, port = server.address
     _log(f"ready on {name}:{port}: {opened.name}, loaded and warmed up in {ready_s:.1f} s")
+    if not ipaddress.ip_address(name).is_loopback:
+        who = ", ".join(map(str, limits.allowed)) or "anyone who reaches the port"
+        _log(
+            f"warning: {name} is not this machine alone, and the protocol has no password and no "
+            f"encryption: {who} may use the server; --allow ADDRESS and a firewall keep others out"
+        )
     server.serve()
     return "stopped"
 

@@ -4,8 +4,11 @@ import io
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.mrd_session import MrdSession
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns
+from tests.runtime.serve.waiting import wait_until
 
 import ismrmrd  # isort: skip  # after the codec, which keeps it from changing the warnings
 from ismrmrd.serialization import ConfigFile, ProtocolDeserializer, ProtocolSerializer  # isort: skip
@@ -313,7 +317,69 @@ def serve(engine) -> Iterator[Callable[..., Running]]:
         one.stop()
 
 
+@dataclass
+class Log:
+    """What a server process wrote to stderr; whole once it ended."""
+
+    text: str = ""
+
+
+@pytest.fixture(scope="session")
+def server_process() -> Callable[..., object]:
+    """Return a context manager that runs qsm-serve on a free port.
+
+    At its end the process must have stopped as SIGTERM, which the test sends, asks for.
+    """
+
+    @contextmanager
+    def run(*flags: str, failing: bool = False, descriptors: int | None = None):
+        command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0", *flags]
+        if descriptors is not None:
+            command = ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
+        log, read = Log(), threading.Event()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            ready = process.stderr.readline()
+            assert "ready on " in ready
+            assert "tkd-unet fp32" in ready
+
+            def follow():
+                for line in process.stderr:
+                    log.text += line
+                read.set()
+
+            threading.Thread(target=follow, daemon=True).start()
+            try:
+                yield process, int(ready.split("ready on ")[1].split(":")[1]), log
+                assert (process.wait(30), process.stdout.read()) == (0, "stopped\n")
+            finally:
+                process.kill()
+        assert read.wait(10)
+        assert "volumes that are being reconstructed will be finished" in log.text
+        assert ("failed:" in log.text) == failing
+        assert "Traceback" not in log.text
+
+    return run
+
+
 @pytest.fixture
 def quick() -> Limits:
     """Return the limits of the tests."""
     return QUICK
+
+
+@pytest.fixture
+def is_well(dipole_stream) -> Callable[[Running], None]:
+    """Return a function that has a valid session answered."""
+
+    def check(running):
+        def answered():
+            answer = running.talk(dipole_stream)
+            # sessions before this one may still be ending on a busy machine
+            return None if any("try later" in line for line in answer.errors) else answer
+
+        answer = wait_until(answered)
+        assert (answer.errors, len(answer.series(99)), answer.closed) == ([], 8, True)
+
+    return check

@@ -270,9 +270,10 @@ class TestErrors:
         assert texts[-1] == "ERR out of memory; send a smaller volume"
 
     def test_limits(self, decoded, dipole_stream):
+        messages, whole = decoded(dipole_stream), MrdSession(Limits())
+        [whole.receive(message) for message in messages[:4]]  # up to the first image
         few = MrdSession(Limits(images=3))
-        small = MrdSession(Limits(session_bytes=1000))
-        messages = decoded(dipole_stream)
+        small = MrdSession(Limits(session_bytes=whole.held_bytes))
         for session in (few, small):
             with pytest.raises(ProtocolError, match="more than"):
                 [session.receive(message) for message in messages]

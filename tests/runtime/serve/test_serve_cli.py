@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -37,26 +36,9 @@ GEOMETRY_PPB = 0.001  # what a geometry in single precision, in the headers, doe
 BOUND_PPB = 2047
 
 
-@contextmanager
-def server_process():
-    """Start qsm-serve on a free port; at the end it must have stopped as SIGTERM asks."""
-    command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        ready = process.stderr.readline()
-        assert "ready on 127.0.0.1:" in ready
-        assert "tkd-unet fp32" in ready
-        yield process, int(ready.split("127.0.0.1:")[1].split(":")[0])
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (0, "stopped\n")
-        assert "volumes that are being reconstructed will be finished" in err
-        assert err.count("failed:") == 0
-
-
 @pytest.fixture(scope="module")
-def port():
-    with server_process() as (process, number):
+def port(server_process):
+    with server_process() as (process, number, _):
         yield number
         process.send_signal(signal.SIGTERM)
 
@@ -153,11 +135,11 @@ def test_multi_echo_phase_and_magnitude(port, tmp_path):
     assert np.corrcoef(ppm[head.mask], head.chi_ppm[head.mask])[0, 1] > 0.7
 
 
-def test_sigterm_lets_the_running_volume_finish(serialise, mrd_header, mrd_images):
+def test_sigterm_lets_the_running_volume_finish(server_process, serialise, mrd_header, mrd_images):
     volume = np.random.default_rng(1).normal(0, 0.02, (72, 72, 72)).astype(np.float32)
     start = (ConfigFile("dipole"), mrd_header(), {"units": "ppm", "sendoriginal": "False"})
     stream = serialise(*start, *mrd_images(volume), None)
-    with server_process() as (process, number):
+    with server_process() as (process, number, _):
         connection = socket.create_connection(("127.0.0.1", number), timeout=30)
         with connection, connection.makefile("rb") as answer:
             connection.sendall(stream)
@@ -188,12 +170,34 @@ def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--port", "70000"], ["--idle-seconds", "0"], ["--max-clients", "0"]]
+    "words",
+    [
+        ["--port", "70000"],
+        ["--idle-seconds", "0"],
+        ["--max-clients", "0"],
+        ["--allow", "scanner"],
+        ["--allow", "10.0.0.1/8"],
+    ],
 )
 def test_impossible_options(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(words)
     assert words[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "who"),
+    [
+        ((), None),
+        (("--host", "0.0.0.0"), "anyone who reaches the port"),
+        (("--host", "0.0.0.0", "--allow", "10.0.0.0/8", "--allow", "::1"), "10.0.0.0/8, ::1/128"),
+    ],
+)
+def test_listening_to_other_machines_is_warned_of(server_process, flags, who):
+    with server_process(*flags) as (process, _, log):
+        process.send_signal(signal.SIGTERM)
+    assert ("warning: 0.0.0.0 is not this machine alone" in log.text) == (who is not None)
+    assert f"no encryption: {who} may use" in log.text or who is None
 
 
 def test_help_is_quick():

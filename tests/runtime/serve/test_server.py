@@ -1,11 +1,14 @@
 """Clients that misbehave: the server says why where it can, stays up, and keeps no memory."""
 
+import io
 import socket
 import struct
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,38 +17,20 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory, rss_bytes
 from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.codec import Decoder
+from qsm_deploy.runtime.serve.conversation import Conversation
+from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.mrd_session import MrdSession
+from qsm_deploy.runtime.serve.places import Client
 from qsm_deploy.runtime.serve.server import MrdServer
 from qsm_deploy.runtime.serve.turns import TakingTurns, open_taking_turns
+from tests.runtime.serve.waiting import wait_until
 
 import ismrmrd  # isort: skip  # after the codec, which keeps it from changing the warnings
+from ismrmrd.serialization import ConfigFile  # isort: skip
 
 CHI_SERIES = 99
 SOAK_GROWTH = 0.05
 few_and_many = pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
-
-
-@pytest.fixture
-def is_well(dipole_stream):
-    """Return a function that has a valid session answered."""
-
-    def check(running):
-        def answered():
-            answer = running.talk(dipole_stream)
-            # sessions before this one may still be ending on a busy machine
-            return None if any("try later" in line for line in answer.errors) else answer
-
-        answer = wait_until(answered)
-        assert (answer.errors, len(answer.series(CHI_SERIES)), answer.closed) == ([], 8, True)
-
-    return check
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 def test_a_session_and_its_health_line(serve, is_well):
@@ -97,8 +82,8 @@ class TestFaults:
         assert b"unknown message id 4242" in answer
         is_well(running)
 
-    def test_gone_at_every_message_boundary(self, serve, dipole_stream, boundaries, is_well):
-        running = serve()
+    def test_gone_at_every_message_boundary(self, serve, quick, dipole_stream, boundaries, is_well):
+        running = serve(replace(quick, clients=64))
         ends = [0, *boundaries(dipole_stream)]
         for end in ends:
             with running.connect() as connection:
@@ -222,18 +207,6 @@ class TestBugs:
         thread.join(20)
         assert not thread.is_alive()
 
-    def test_no_thread_for_a_client(self, serve, is_well, monkeypatch):
-        running = serve()
-
-        def start(thread):
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", start)
-            with running.connect() as connection:
-                assert connection.recv(1) == b""
-        is_well(running)
-
 
 class TestTime:
     def test_a_silent_client(self, serve, quick, dipole_stream, is_well):
@@ -253,11 +226,57 @@ class TestTime:
                 time.sleep(0.05)
             assert b"took more than 0.6 s" in stream.read()
 
+    @pytest.mark.parametrize("way", ["sends", "takes"])
+    def test_a_client_that_never_lets_the_server_wait(self, engine, dipole_stream, way):
+        """No call times out, and the time of the session ends nevertheless."""
+        limits = Limits(session_seconds=0.3, all_sessions_bytes=1 << 30)
+        began, stream = time.monotonic(), io.BytesIO(dipole_stream)
+        note = struct.pack("<HI", 5, 1) + b"."
+
+        def receive(place):
+            assert time.monotonic() - began < 5
+            if way == "sends" and stream.tell() == len(dipole_stream) - 2:
+                place[:] = (note * 2)[receive.at : receive.at + len(place)]
+                receive.at = (receive.at + len(place)) % len(note)
+                return len(place)
+            return stream.readinto(place)
+
+        def send(view):
+            assert time.monotonic() - began < 5
+            return 1 if way == "takes" else len(view)
+
+        receive.at = 0
+        connection = Mock(recv_into=receive, send=send, recv=lambda size: b"")
+        session, client = MrdSession(limits), Client(connection, "10.0.0.1", 1)
+        expected = pytest.raises(TimeoutError) if way == "takes" else nullcontext()
+        with expected:
+            Conversation(client, limits).converse(session, engine, lambda size: None)
+        assert session.complete == (way == "takes")
+        assert session.complete or "took more than 0.3 s" in session.error
+
+    @pytest.mark.parametrize("pause", [0, 0.05], ids=["at once", "drop by drop"])
+    def test_a_client_that_takes_too_long_to_read(
+        self, serve, quick, serialise, mrd_images, mrd_header, pause
+    ):
+        """As long as it takes something it is not silent; its time ends nevertheless."""
+        volume = np.zeros((200, 200, 60), dtype=np.float32)
+        start = serialise(ConfigFile("dipole"), mrd_header(), {"units": "ppm"})
+        running = serve(replace(quick, idle_seconds=5, session_seconds=1.0))
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(running.server.address)
+            connection.sendall(start + serialise(*mrd_images(volume), None))
+            while not running.log and pause:
+                connection.recv(100)
+                time.sleep(pause)
+            wait_until(lambda: running.log)
+        (line,) = running.log
+        assert "the client is gone (timed out)" in line
+        assert float(line.split(" images, ")[1].split(" s")[0]) < 4
+
     def test_a_client_that_never_reads(
         self, serve, quick, serialise, mrd_images, mrd_header, is_well
     ):
-        from ismrmrd.serialization import ConfigFile
-
         volume = np.random.default_rng(0).standard_normal((200, 200, 60), dtype=np.float32) * 0.01
         start = serialise(ConfigFile("dipole"), mrd_header(), {"units": "ppm"})
         stream = start + serialise(*mrd_images(volume), None)
@@ -316,7 +335,7 @@ class TestTogether:
         with running.connect() as first, first.makefile("rb") as stream:
             time.sleep(0.1)
             with running.connect() as second, second.makefile("rb") as refused:
-                assert b"1 sessions are open, as many as allowed" in refused.read()
+                assert b"1 sessions of 127.0.0.1 are open, as many as allowed" in refused.read()
             first.sendall(dipole_stream)
             first.shutdown(socket.SHUT_WR)
             assert stream.read().endswith(struct.pack("<H", 4))
