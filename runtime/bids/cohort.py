@@ -32,7 +32,7 @@ from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
-from qsm_deploy.runtime.scan.unit_names import FieldUnit
+from qsm_deploy.runtime.scan.unit_names import NOMINAL, FieldUnit
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,11 @@ def _with_strength(image: BidsImage, stated: float | None) -> Params:
     params = load_params_of(image)
     if stated is None:
         return params
-    if params.field_strength_t not in (None, stated):
+    if params.field_strength_t is None:
+        return replace(params, field_strength_t=stated)
+    if abs(params.field_strength_t - stated) > NOMINAL * stated:
         raise UnitsError(
             f"{image.path.name}: MagneticFieldStrength is {params.field_strength_t:g}, "
             f"--field-strength {stated:g}; drop --field-strength"
         )
-    return replace(params, field_strength_t=stated)
+    return params

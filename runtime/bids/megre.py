@@ -16,6 +16,7 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.local_field.complex_parts import require_parts_of_one
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
@@ -104,7 +105,7 @@ def _times(pairs: Sequence[Pair]) -> tuple[list[float], float]:
     """Return the echo times [s] and the field strength [T], which all images must agree on."""
     stated = [require_echo(phase) for phase, _ in pairs]
     strengths = sorted({strength for _, strength in stated})
-    if len(strengths) > 1:
+    if strengths[-1] > 1.001 * strengths[0]:
         raise DataError(
             f"{pairs[0][0].path.name}: MagneticFieldStrength is {strengths[0]:g} in one echo and "
             f"{strengths[-1]:g} in another; correct the sidecars"
@@ -151,11 +152,7 @@ def _polar(pairs: Sequence[Pair], volumes: Sequence[NiftiVolume]) -> tuple[Volum
         for image, values in zip((first, second), parts, strict=True):
             if not np.isfinite(values).all():
                 raise DataError(f"{image.path}: the part-{image.part} has NaN or Inf")
-        if min(values.min() for values in parts) >= 0:
-            raise DataError(
-                f"{first.path.name} and {second.path.name} are nowhere negative; real and "
-                "imaginary parts lie around 0: check the scaling (scl_inter) in the header"
-            )
+        require_parts_of_one((first.path.name, second.path.name), parts)
     return np.arctan2(imaginary, real), np.hypot(real, imaginary)
 
 

@@ -66,7 +66,7 @@ def load_params_of(image: BidsImage) -> Params:
         If one of them is not a number (or three for the direction).
     """
     content = load_metadata(image)
-    names = ("EchoTime", "MagneticFieldStrength", "B0_dir")
+    names = ("EchoTime", "MagneticFieldStrength", "ImagingFrequency", "B0_dir")
     return params_from(_sidecar(image), {k: content[k] for k in names if k in content})
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.scan.unit_names import field_strength
 
 # Our own name, then those of the in-vivo folders (BIDS-like) and of QSM-CI.
 ECHO_TIME = ("echo_time_s", "EchoTime_s", "EchoTime", "TE")
 FIELD_STRENGTH = ("field_strength_t", "MagneticFieldStrength_T", "MagneticFieldStrength", "B0")
+FREQUENCY = ("ImagingFrequency",)  # of the proton [MHz]: exact, where the strength is nominal
 B0_DIRECTION = ("b0_direction", "B0_direction", "B0_dir")
 VOXEL_SIZE = ("voxel_size_mm", "voxel_size")
 
@@ -39,7 +41,7 @@ def load_params(path: Path) -> Params:
         disagree, or a value that is not a number (or three of them).
     """
     content = load_json_object(path)
-    known = (*ECHO_TIME, *FIELD_STRENGTH, *B0_DIRECTION, *VOXEL_SIZE)
+    known = (*ECHO_TIME, *FIELD_STRENGTH, *FREQUENCY, *B0_DIRECTION, *VOXEL_SIZE)
     if not content.keys() & set(known):
         seen = ", ".join(list(content)[:4]) or "nothing"
         raise DataError(
@@ -74,15 +76,17 @@ def params_from(path: Path, content: dict[str, Any]) -> Params:
     Raises
     ------
     DataError
-        If two names of one parameter disagree, or a value is not a number (or three of them).
+        If two names of one parameter disagree, field strength and frequency do, or a value is not
+        a number (or three of them).
     """
     echo_time = _numbers(path, content, ECHO_TIME)
     strength = _numbers(path, content, FIELD_STRENGTH, expected=1)
+    frequency = _numbers(path, content, FREQUENCY, expected=1)
     direction = _numbers(path, content, B0_DIRECTION, expected=3)
     voxel_size = _numbers(path, content, VOXEL_SIZE, expected=3)
     return Params(
         echo_time[0] if len(echo_time) == 1 else None,
-        strength[0] if strength else None,
+        _strength(path, *(found[0] if found else None for found in (strength, frequency))),
         (direction[0], direction[1], direction[2]) if direction else None,
         (voxel_size[0], voxel_size[1], voxel_size[2]) if voxel_size else None,
     )
@@ -106,6 +110,14 @@ def _numbers(
         seen = " and ".join(f"{name} = {content[name]}" for name in found)
         raise DataError(f"{path}: {seen} disagree; keep one")
     return next(iter(found.values()), ())
+
+
+def _strength(path: Path, stated_t: float | None, frequency_mhz: float | None) -> float | None:
+    """Return the strength of B0 [T]."""
+    try:
+        return field_strength(stated_t, frequency_mhz)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -4,10 +4,33 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from qsm_deploy.kernels.errors import DataError
+
 FieldUnit = Literal["ppm", "ppb", "hz", "rad/s", "tesla", "rad"]
 UNITS: tuple[FieldUnit, ...] = get_args(FieldUnit)
 ALIASES: dict[str, FieldUnit] = {"t": "tesla"}
+GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
+NOMINAL = 0.05  # what a nominal field strength is off at most: scanners of "3 T" have 2.89
 TURN = 2 * math.pi
+
+
+def field_strength(nominal_t: float | None, frequency_mhz: float | None) -> float | None:
+    """Return the strength of B0 [T]: by the frequency where it is known, which is exact.
+
+    Raises
+    ------
+    DataError
+        If the two are of different scanners.
+    """
+    if frequency_mhz is None:
+        return nominal_t
+    exact = frequency_mhz / GYROMAGNETIC_MHZ_PER_T
+    if nominal_t is not None and abs(exact - nominal_t) > NOMINAL * nominal_t:
+        raise DataError(
+            f"the field strength is {nominal_t:g} T, the frequency {frequency_mhz:g} MHz, which is "
+            f"that of {exact:.3g} T; correct one"
+        )
+    return exact
 
 
 def unit_named(name: str) -> FieldUnit | None:

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
-from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit
+from qsm_deploy.runtime.scan.unit_names import GYROMAGNETIC_MHZ_PER_T, UNITS, FieldUnit
 
 PPB_PER_PPM = 1000.0
-GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
 USUAL_P99_PPM = (0.005, 0.1)  # of local fields of heads
 # a field beyond is not in the unit that it is taken for, unless somebody says it is in ppm
 POSSIBLE_P99_PPM, STATED_P99_PPM = (1e-3, 0.3), (1e-5, 1.0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.scan.units import GYROMAGNETIC_MHZ_PER_T
+from qsm_deploy.runtime.scan.unit_names import field_strength
 from qsm_deploy.runtime.serve.image_roles import EchoKey
 
 HeaderValues = Mapping[str, Sequence[str]]
@@ -58,11 +58,12 @@ def field_strength_t(header: HeaderValues) -> float:
     DataError
         If the header does not say it, or it cannot be right.
     """
-    if header.get(FIELD_STRENGTH):
-        strength = _number(FIELD_STRENGTH, header[FIELD_STRENGTH][0])
-    elif header.get(RESONANCE):
-        strength = _number(RESONANCE, header[RESONANCE][0]) / (1e6 * GYROMAGNETIC_MHZ_PER_T)
-    else:
+    nominal, hertz = (
+        _number(name, header[name][0]) if header.get(name) else None
+        for name in (FIELD_STRENGTH, RESONANCE)
+    )
+    strength = field_strength(nominal, None if hertz is None else hertz / 1e6)
+    if strength is None:
         raise DataError(f"the header lacks the field strength: {FIELD_STRENGTH} or {RESONANCE}")
     weakest, strongest = FIELD_STRENGTHS_T
     if not weakest <= strength <= strongest:

@@ -73,3 +73,24 @@ def test_refuses_what_it_cannot_read(write, content, says):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.json: No such file"):
         load_params(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "strength"),
+    [
+        ({"MagneticFieldStrength": 3}, 3),
+        ({"MagneticFieldStrength": 3, "ImagingFrequency": 123.25}, 2.8948),
+        ({"ImagingFrequency": 297.2}, 6.9803),
+    ],
+)
+def test_the_frequency_is_more_exact_than_a_nominal_strength(tmp_path, content, strength):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content))
+    assert load_params(path).field_strength_t == pytest.approx(strength, rel=1e-4)
+
+
+def test_a_frequency_of_another_scanner_is_refused(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"MagneticFieldStrength": 1.5, "ImagingFrequency": 127.7}))
+    with pytest.raises(DataError, match=r"1\.5 T, the frequency 127\.7 MHz, which is that of 3 T"):
+        load_params(path)

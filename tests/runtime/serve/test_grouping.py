@@ -109,7 +109,11 @@ class TestEchoTimes:
 
 class TestFieldStrength:
     def test_stated_or_from_the_resonance(self):
-        assert field_strength_t({STRENGTH: ["2.89"], RESONANCE: ["1"]}) == 2.89
+        assert field_strength_t({STRENGTH: ["2.89"]}) == 2.89
+        both = {STRENGTH: ["3"], RESONANCE: ["123250000"]}
+        assert field_strength_t(both) == pytest.approx(2.8948, rel=1e-4)
+        with pytest.raises(DataError, match="which is that of 3 T; correct one"):
+            field_strength_t({STRENGTH: ["1.5"], RESONANCE: ["127731000"]})
         assert field_strength_t({RESONANCE: ["127731000"]}) == pytest.approx(3.0)
 
     @pytest.mark.parametrize(
