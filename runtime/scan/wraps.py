@@ -9,6 +9,9 @@ from qsm_deploy.kernels.errors import UnitsError
 from qsm_deploy.kernels.geometry import Mask, Volume
 
 JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
+SURE_JUMP = (
+    0.85  # of the range: between neighbours next to lesions and vessels of fields it is less
+)
 FEWEST_JUMPS = 10
 JUMPING_SHARE = 1e-4  # of the voxels in the mask
 SPREAD = 0.05  # of the range: median deviation of a phase; of fields 0.03 and less
@@ -47,14 +50,15 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
     values = field[mask]
     low, high = float(values.min()), float(values.max())
     span = high - low
+    jump = JUMP
     if turn is None:
         turn = span
-        if np.median(np.abs(values - np.median(values))) < SPREAD * span:
-            return
+        even = np.median(np.abs(values - np.median(values))) >= SPREAD * span
+        jump = JUMP if even else SURE_JUMP
     if turn == 0 or not JUMP * turn <= span <= 1.01 * turn:
         return
-    jumps = count_jumps(field, JUMP * turn, mask)
-    if jumps < max(FEWEST_JUMPS, JUMPING_SHARE * values.size):
+    jumps = count_jumps(field, jump * turn, mask)
+    if jumps < max(FEWEST_JUMPS, JUMPING_SHARE * values.size * (jump == JUMP)):
         return
     raise UnitsError(
         f"the field jumps by about its whole range of {span:.4g} between neighbours, at {jumps} "
