@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import StringIO
+from io import StringIO, TextIOWrapper
 
 from qsm_deploy.kernels.errors import (
     DataError,
@@ -79,6 +79,8 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 def _print(name: str, result: str) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):  # names come out in the bytes that they have
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         print(result, end="\n" if result else "", flush=True)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qsm_deploy.runtime.console.held import held, opened
 
-PREFIX = ".qsm-deploy-"  # of everything hidden beside outputs
+PREFIX = ".qsm-deploy-tmp-"  # of everything hidden beside outputs
 UNDO, DONE = b"undo", b"done"
 LARGEST = 1 << 20  # of a journal [bytes]
 

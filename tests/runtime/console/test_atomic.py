@@ -267,14 +267,14 @@ def test_nothing_that_others_put_there_is_taken_for_left(tmp_path):
     """A journal may come with somebody's data; it must not decide over files."""
     (tmp_path / "mine").write_bytes(b"mine")
     listed = [{"path": "mine", "inode": 1}, {"path": "../x", "inode": 2}, {"path": 3}]
-    (tmp_path / ".qsm-deploy-0").write_bytes(b"undo" + json.dumps(listed[:2]).encode())
-    (tmp_path / ".qsm-deploy-1").write_bytes(b"undo" + json.dumps(listed).encode())
-    (tmp_path / ".qsm-deploy-2").write_bytes(b"undo" + b"[" * 10**5)
-    (tmp_path / ".qsm-deploy-3").symlink_to("mine")
-    os.mkfifo(tmp_path / ".qsm-deploy-4")
+    (tmp_path / ".qsm-deploy-tmp-0").write_bytes(b"undo" + json.dumps(listed[:2]).encode())
+    (tmp_path / ".qsm-deploy-tmp-1").write_bytes(b"undo" + json.dumps(listed).encode())
+    (tmp_path / ".qsm-deploy-tmp-2").write_bytes(b"undo" + b"[" * 10**5)
+    (tmp_path / ".qsm-deploy-tmp-3").symlink_to("mine")
+    os.mkfifo(tmp_path / ".qsm-deploy-tmp-4")
     check_writable(tmp_path / "map.nii", force=False)
     assert (tmp_path / "mine").read_bytes() == b"mine"
-    for name in (".qsm-deploy-3", ".qsm-deploy-4"):
+    for name in (".qsm-deploy-tmp-3", ".qsm-deploy-tmp-4"):
         (tmp_path / name).unlink()
     assert content(tmp_path) == {"mine": b"mine"}
 
