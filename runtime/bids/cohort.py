@@ -23,6 +23,7 @@ from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.memory_limit import require_memory_to_load, within_process
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
 from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -125,6 +126,7 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     for note in found.notes():
         log.warn(note)
     baseline = rss_bytes()
+    cohort = replace(cohort, wants=within_process(cohort.wants, host.device, models))
     reconstructor = open_reconstructor(models, host, memory_limit=cohort.wants.memory_limit)
     reconstructor.inversion.require_fields(1)
     if reconstructor.inversion.needs.quantity != "local_field_ppm":
@@ -235,6 +237,7 @@ class _Run:
             )
         mask = recording.mask(pairs[0][0])
         limit = cohort.wants.memory_limit or available_bytes()
+        require_memory_to_load([image.path for pair in pairs for image in pair], limit)
         scan = scan_from_echoes(
             pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
         )

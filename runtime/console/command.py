@@ -39,7 +39,8 @@ def run_command(name: str, command: Callable[[], str]) -> int:
     except QsmDeployError as error:
         return fail(name, str(error), error.exit_code)
     except MemoryError as error:
-        reason = f"out of memory ({str(error) or 'no size given'}); use a smaller volume or patches"
+        seen = str(error) or "no size given"
+        reason = f"out of memory ({seen}); pass a smaller --patch or --memory-limit, or free memory"
         return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return fail(name, "interrupted", INTERRUPTED)

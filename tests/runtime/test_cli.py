@@ -133,10 +133,10 @@ class TestResult:
         np.testing.assert_allclose(nib.load(paths["chi"]).get_fdata(), 2 * field, atol=1e-7)
 
     def test_memory_decides_between_whole_and_patches(self, run, paths, card, write_model):
-        hungry = replace(card, memory={"openvino": MemoryUse(0, 10**5)})
+        hungry = replace(card, memory={"openvino": MemoryUse(0, 10**6)})
         paths["model"] = write_model(hungry, "hungry.onnx")
-        assert "whole volume: it fits" in run("model field -m mask --dry-run --memory-limit 1G")[1]
-        code, out, _ = run("model field -m mask --dry-run --memory-limit 600M")
+        assert "whole volume: it fits" in run("model field -m mask --dry-run --memory-limit 32G")[1]
+        code, out, _ = run("model field -m mask --dry-run --memory-limit 6G")
         assert code == 0
         assert "patches of" in out
         assert "the whole volume would need" in out
