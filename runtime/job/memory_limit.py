@@ -21,7 +21,10 @@ from qsm_deploy.runtime.sessions.open import gpu_number
 HEAD_BYTES = 544  # of a NIfTI-2 file
 MOST_PACKED = 1032  # bytes that gzip makes of one
 # how the backends say so
-NO_MEMORY = re.compile(r"bad_alloc|fail\w* to allocate|(out of|not enough) memory", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"bad_alloc|(fail\w* to|can't|cannot) alloc|(out of|not enough) memory|failed to map segment",
+    re.I,
+)
 HELP = "pass a smaller --patch or --memory-limit, or free memory"
 
 
@@ -93,7 +96,8 @@ def memory_errors() -> Iterator[None]:
         yield
     except EngineError as error:
         if NO_MEMORY.search(str(error)):
-            raise MemoryLimitError(f"{error}: there is too little memory; {HELP}") from error
+            seen = str(error).partition("; ")[0]  # what follows is for a model that is broken
+            raise MemoryLimitError(f"{seen}: there is too little memory; {HELP}") from error
         raise
 
 

@@ -1,15 +1,19 @@
 """A run that is killed at any moment leaves whole files or none."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from qsm_deploy import export
 
 
 @pytest.fixture
@@ -52,3 +56,94 @@ def test_no_partial_file_at_any_moment(command, tmp_path, how, kills):
         process.send_signal(how)
         process.communicate()
         assert whole_files(tmp_path / "out") <= everything
+
+
+STUDY = "sub-0{}/anat/sub-0{}_localfield"
+RUN = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+EXPORT = """
+import sys
+from qsm_deploy.export.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def killed_at_random(command, kills, rng, between, environment=None):
+    """Kill runs of a command at moments of which half lie where the last one wrote."""
+    began = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    lasts = time.monotonic() - began
+    for kill in range(kills):
+        between()
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        time.sleep(lasts * (rng.uniform(0.2, 1.0) if kill % 2 else rng.uniform(0.8, 1.1)))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.wait()
+        yield
+
+
+def left(folder):
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".qsm-deploy")]
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_force_leaves_old_or_new(command, tmp_path):
+    forced, out = [*command, "--force"], tmp_path / "out"
+    rng = random.Random(1)
+    for _ in killed_at_random(forced, 10, rng, lambda: None):
+        # a sidecar lies beside its map only, which this one always gives again
+        assert {p.name for p in out.iterdir() if not p.name.startswith(".")} <= {
+            *("chi.nii.gz", "chi.json", "run.json")
+        }
+    subprocess.run(forced, check=True, capture_output=True)
+    assert whole_files(out) == {"chi.nii.gz", "chi.json", "run.json"}
+
+
+@pytest.mark.slow
+def test_a_killed_cohort_is_completed_by_resume(write_volume, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    described = {"Name": "x", "BIDSVersion": "1.10.0"}
+    (study / "dataset_description.json").write_text(json.dumps(described))
+    field = np.random.default_rng(1).normal(0, 0.01, (48, 48, 48)).astype(np.float32)
+    volume = write_volume(field, "field.nii.gz").read_bytes()
+    for subject in range(4):
+        stem = study / STUDY.format(subject, subject)
+        stem.parent.mkdir(parents=True)
+        stem.with_name(f"{stem.name}.nii.gz").write_bytes(volume)
+        stem.with_name(f"{stem.name}.json").write_text(json.dumps({"Units": "ppm"}))
+    maps = study / "derivatives" / "qsm-deploy"
+    words = [sys.executable, "-c", RUN, "--bids", str(study), "--backend", "onnxruntime"]
+    resume = [*words, "--resume"]
+
+    def unmake():
+        for path in list(maps.rglob("*Chimap.nii.gz"))[:2]:
+            path.unlink()
+
+    for _ in killed_at_random(resume, 10, random.Random(2), unmake):
+        for path in maps.rglob("sub-*_Chimap.nii.gz"):
+            assert nib.load(path).get_fdata().shape == (48, 48, 48)
+            assert json.loads(path.with_name(f"{path.name[:-7]}.json").read_text())["units"]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert len(list(maps.rglob("sub-*_Chimap.nii.gz"))) == 4
+    assert left(study) == []
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path):
+    weights = Path(export.__path__[0]) / "weights" / "tkd-unet.safetensors"
+    for name in ("tmp", "cache", "out"):
+        (tmp_path / name).mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path / "tmp"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    words = [sys.executable, "-c", EXPORT, "--model", "tkd-unet", "--weights", str(weights)]
+    words += ["-o", str(tmp_path / "out" / "net.onnx"), "--force"]
+    for _ in killed_at_random(words, 10, random.Random(3), lambda: None, environment):
+        seen = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
+        assert seen <= {"net.onnx", "net.json"}
+    subprocess.run(words, check=True, capture_output=True, env=environment)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"net.onnx", "net.json"}
+    assert list((tmp_path / "tmp").glob("*qsm-deploy*")) == []
