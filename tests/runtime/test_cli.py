@@ -377,9 +377,9 @@ class TestBadInput:
             "importlib.util.find_spec", lambda name, *a: None if name in hidden else find(name, *a)
         )
         code, _, err = run("model field -m mask --backend openvino")
-        assert (code, "pip install 'qsm-deploy[openvino]'" in err) == (4, True)
+        assert (code, "pip install '.[openvino]'" in err) == (4, True)
         code, _, err = run("model field -m mask --figure chi.png")
-        assert (code, "pip install 'qsm-deploy[figure]'" in err) == (4, True)
+        assert (code, "pip install '.[figure]'" in err) == (4, True)
         code, out, _ = run("model field -m mask --dry-run")
         assert (code, "onnxruntime" in out) == (0, True)
         assert "openvino, which is faster, is not installed" in out

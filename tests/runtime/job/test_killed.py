@@ -91,7 +91,7 @@ def left(folder):
 def test_a_killed_run_with_force_leaves_old_or_new(command, tmp_path):
     forced, out = [*command, "--force"], tmp_path / "out"
     rng = random.Random(1)
-    for _ in killed_at_random(forced, 10, rng, lambda: None):
+    for _ in killed_at_random(forced, 14, rng, lambda: None):
         # a sidecar lies beside its map only, which this one always gives again
         assert {p.name for p in out.iterdir() if not p.name.startswith(".")} <= {
             *("chi.nii.gz", "chi.json", "run.json")
@@ -121,7 +121,7 @@ def test_a_killed_cohort_is_completed_by_resume(write_volume, tmp_path):
         for path in list(maps.rglob("*Chimap.nii.gz"))[:2]:
             path.unlink()
 
-    for _ in killed_at_random(resume, 10, random.Random(2), unmake):
+    for _ in killed_at_random(resume, 14, random.Random(2), unmake):
         for path in maps.rglob("sub-*_Chimap.nii.gz"):
             assert nib.load(path).get_fdata().shape == (48, 48, 48)
             assert json.loads(path.with_name(f"{path.name[:-7]}.json").read_text())["units"]
@@ -141,7 +141,7 @@ def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path):
     }
     words = [sys.executable, "-c", EXPORT, "--model", "tkd-unet", "--weights", str(weights)]
     words += ["-o", str(tmp_path / "out" / "net.onnx"), "--force"]
-    for _ in killed_at_random(words, 10, random.Random(3), lambda: None, environment):
+    for _ in killed_at_random(words, 2, random.Random(3), lambda: None, environment):
         seen = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
         assert seen <= {"net.onnx", "net.json"}
     subprocess.run(words, check=True, capture_output=True, env=environment)
