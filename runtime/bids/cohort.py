@@ -237,7 +237,7 @@ class _Run:
             )
         mask = recording.mask(pairs[0][0])
         limit = cohort.wants.memory_limit or available_bytes()
-        require_memory_to_load([image.path for pair in pairs for image in pair], limit)
+        require_memory_to_load([pairs[0][0].path], limit)  # which tells what all of them take
         scan = scan_from_echoes(
             pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
         )

@@ -17,6 +17,7 @@ from qsm_deploy.runtime.bids import cohort
 from qsm_deploy.runtime.bids import output as bids_output
 from qsm_deploy.runtime.bids.output import claim
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.job import memory_limit
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 BESIDE = "derivatives/qsm-deploy"
@@ -370,7 +371,8 @@ class TestFailures:
         assert f"{path}: " in err
         assert "not downloaded" in err
 
-    def test_the_first_failure_decides_the_exit_code(self, run, dataset, field):
+    def test_the_first_failure_decides_the_exit_code(self, run, dataset, field, monkeypatch):
+        monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none
         anat = dataset / "derivatives/prep/sub-00/anat"
         write_image(anat / "sub-00_localfield.nii.gz", field)
         write_json(anat / "sub-00_localfield.json", {"Units": "ppm"})
