@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from qsm_deploy import export
 from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.console.held import scratch_folder
 
 
 @pytest.fixture
@@ -68,16 +70,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def killed_at_random(command, kills, rng, between, environment=None):
+def killed_at_random(command, kills, rng, between):
     """Kill runs of a command at moments of which half lie where the last one wrote."""
     began = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    subprocess.run(command, check=True, capture_output=True)
     lasts = time.monotonic() - began
     for kill in range(kills):
         between()
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(lasts * (rng.uniform(0.2, 1.0) if kill % 2 else rng.uniform(0.8, 1.1)))
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
         process.wait()
@@ -131,19 +131,23 @@ def test_a_killed_cohort_is_completed_by_resume(write_volume, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path):
-    weights = Path(export.__path__[0]) / "weights" / "tkd-unet.safetensors"
-    for name in ("tmp", "cache", "out"):
-        (tmp_path / name).mkdir()
-    environment = os.environ | {
-        "TMPDIR": str(tmp_path / "tmp"),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path, monkeypatch, how):
+    weights = Path(next(iter(export.__path__))) / "weights" / "tkd-unet.safetensors"
+    scratch, out = tmp_path / "tmp", tmp_path / "out"
+    scratch.mkdir()
+    out.mkdir()
     words = [sys.executable, "-c", EXPORT, "--model", "tkd-unet", "--weights", str(weights)]
-    words += ["-o", str(tmp_path / "out" / "net.onnx"), "--force"]
-    for _ in killed_at_random(words, 2, random.Random(3), lambda: None, environment):
-        seen = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
-        assert seen <= {"net.onnx", "net.json"}
-    subprocess.run(words, check=True, capture_output=True, env=environment)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"net.onnx", "net.json"}
-    assert list((tmp_path / "tmp").glob("*qsm-deploy*")) == []
+    process = subprocess.Popen(
+        [*words, "-o", str(out / "net.onnx")],
+        env=os.environ | {"TMPDIR": str(scratch)},
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(scratch.glob("qsm-deploy-*/draft.onnx")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(how)
+    assert process.wait() == -how
+    assert list(out.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with scratch_folder() as folder:  # as the next does
+        assert list(scratch.glob("qsm-deploy-*")) == [folder]
