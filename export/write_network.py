@@ -1,7 +1,6 @@
 """The whole export: build, trace, verify, measure, write; the file appears last, or not at all."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from qsm_deploy.runtime.card.card import (
     Verification,
 )
 from qsm_deploy.runtime.console.atomic import check_writable, write_together
+from qsm_deploy.runtime.console.held import scratch_folder
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.sessions.open import installed_backends
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
@@ -154,8 +154,8 @@ def write_network(
     for line in _refusing(graphs, dipole_op, precision):
         say(line)
     card = replace(card, precision=precision)
-    with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
-        draft = Path(folder) / "draft.onnx"
+    with scratch_folder() as folder:
+        draft = folder / "draft.onnx"
         draft.write_bytes(with_card(graphs.written if graphs.running else graphs.standard, card))
         rounding, differences = None, list[Difference]()
         if found and precision == "int8":

@@ -53,7 +53,7 @@ class MissingDependencyError(EngineError):
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs {library}, which is not installed; "
-            f"install it with: pip install 'qsm-deploy[{extra}]'"
+            f"install it, in the source of qsm-deploy, with: pip install '.[{extra}]'"
         )
 
 

@@ -1,6 +1,5 @@
 """INT8 against PyTorch: which layers of a network go to it, and what a card says of the file."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from qsm_deploy.export.measure.verification import ModuleSession
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import AccuracyError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard, Verification
+from qsm_deploy.runtime.console.held import scratch_folder
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import installed_backends, open_session
 from qsm_deploy.runtime.sessions.session import Backend, Session
@@ -65,8 +65,8 @@ def find_int8(
     if is_quantised(model):
         raise ExportError("this network is quantised already; export its weights in floating point")
     evaluation = evaluation_of(module, card, evaluation_scans(card, data))
-    with tempfile.TemporaryDirectory(prefix="qsm-export-") as folder:
-        path = Path(folder) / "fp32.onnx"
+    with scratch_folder() as folder:
+        path = folder / "fp32.onnx"
         return choose_int8(
             *(float_graphs(model), evaluation, card, data, choices),
             *(lambda: exact_session(model, card, path), say),

@@ -1,7 +1,5 @@
 """``qsm-run --bids``: every recording of a BIDS dataset, with networks that are opened once."""
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from qsm_deploy.kernels.errors import (
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.megre import scan_from_echoes
 from qsm_deploy.runtime.bids.metadata import field_unit, load_params_of
-from qsm_deploy.runtime.bids.output import Derivative, make_folder
+from qsm_deploy.runtime.bids.output import Derivative, claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
@@ -25,6 +23,7 @@ from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.memory_limit import require_memory_to_load, within_process
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
 from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -33,6 +32,8 @@ from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstru
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import NOMINAL, FieldUnit
+
+HAS_MAP = "has a map already"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     for note in found.notes():
         log.warn(note)
     baseline = rss_bytes()
+    cohort = replace(cohort, wants=within_process(cohort.wants, host.device, models))
     reconstructor = open_reconstructor(models, host, memory_limit=cohort.wants.memory_limit)
     reconstructor.inversion.require_fields(1)
     if reconstructor.inversion.needs.quantity != "local_field_ppm":
@@ -138,8 +140,8 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     if not cohort.dry_run:
         derivative.describe()
     for recording in made:
-        log.tell(f"{recording.name}: has a map already")
-    run = _Run(cohort, reconstructor, derivative, baseline, log)
+        log.tell(f"{recording.name}: {HAS_MAP}")
+    run = _Run(cohort, reconstructor, derivative, wanted, baseline, log)
     without = without_recording(found, cohort.participant_labels or ())
     failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
     for name, reason in failures.items():
@@ -155,43 +157,56 @@ class _Run:
     cohort: Cohort
     reconstructor: Reconstructor
     derivative: Derivative
+    wanted: dict[str, Any]
     baseline_bytes: int
     log: TerminalLog
     outcome: Outcome = field(default_factory=Outcome)
 
     def all(self, recordings: list[Recording]) -> None:
-        """Reconstruct recordings one after the other."""
-        for recording in recordings:
-            self.log.about(recording.name)
-            try:
-                self._one(recording)
-            except QsmDeployError as error:
-                failure = Failure(recording.name, str(error), error.exit_code)
-            except MemoryError as error:
-                reason = f"out of memory ({str(error) or 'no size given'})"
-                failure = Failure(recording.name, reason, MemoryLimitError.exit_code)
-            except Exception as error:  # a fault of ours, or of a library, in one of many
-                reason = f"{type(error).__name__}: {error}"
-                failure = Failure(recording.name, reason, QsmDeployError.exit_code)
-            else:
-                continue
-            self.outcome.failures.append(failure)
-            self.log.tell(f"failed: {failure.reason}")
+        """Reconstruct recordings one after the other, last those that another process is at."""
+        theirs = [r for r in recordings if not self._tried(r, wait=False)]
+        for recording in theirs:
+            self._tried(recording, wait=True)
         self.log.about("")
+
+    def _tried(self, recording: Recording, *, wait: bool) -> bool:
+        """Reconstruct a recording, or note why not; false if another process is at it."""
+        self.log.about(recording.name)
+        try:
+            if self.cohort.dry_run:
+                self._one(recording)
+                return True
+            with claim(self.derivative.chi(recording), wait=wait) as ours:
+                if ours:
+                    self._missing(recording)
+                return ours
+        except QsmDeployError as error:
+            failure = Failure(recording.name, str(error), error.exit_code)
+        except MemoryError as error:
+            reason = f"out of memory ({str(error) or 'no size given'})"
+            failure = Failure(recording.name, reason, MemoryLimitError.exit_code)
+        except Exception as error:  # a fault of ours, or of a library, in one of many
+            reason = f"{type(error).__name__}: {error}"
+            failure = Failure(recording.name, reason, QsmDeployError.exit_code)
+        self.outcome.failures.append(failure)
+        self.log.tell(f"failed: {failure.reason}")
+        return True
+
+    def _missing(self, recording: Recording) -> None:
+        """Reconstruct a recording, unless another process has meanwhile."""
+        cohort = self.cohort
+        how = {"force": cohort.force, "resume": cohort.resume}
+        if maps_that_stay(self.derivative, [recording], self.wanted, **how):
+            self.log.tell(HAS_MAP)
+        else:
+            self._one(recording)
 
     def _one(self, recording: Recording) -> None:
         """Reconstruct one recording."""
         stages = Stages(self.log.stage, baseline_bytes=self.baseline_bytes)
         chi = self.derivative.chi(recording)
         request, measured = self._measured(recording, stages)
-        if not request.dry_run:
-            make_folder(chi.parent)
-        try:
-            finished = run_scan(request, self.reconstructor, measured, self.log, stages)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.removedirs(chi.parent)  # as far up as nothing else is in it
-            raise
+        finished = run_scan(request, self.reconstructor, measured, self.log, stages)
         run = finished.report
         self.outcome.reports.append({"recording": recording.name, "map": str(chi), **run})
         if request.dry_run:
@@ -222,6 +237,7 @@ class _Run:
             )
         mask = recording.mask(pairs[0][0])
         limit = cohort.wants.memory_limit or available_bytes()
+        require_memory_to_load([pairs[0][0].path], limit)  # which tells what all of them take
         scan = scan_from_echoes(
             pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
         )

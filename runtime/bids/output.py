@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.held import held
+from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
 
@@ -111,6 +113,51 @@ class Derivative:
             "Sources": [f"bids:{SOURCE}:{name}" for name in inside],
             **stated,
         }
+
+
+@contextlib.contextmanager
+def claim(chi: Path, *, wait: bool) -> Iterator[bool]:
+    """Make the folder of a map, and keep other processes from that map until the body ends.
+
+    Parameters
+    ----------
+    chi
+        The map.
+    wait
+        Whether to wait while another process makes it.
+
+    Yields
+    ------
+    bool
+        Whether the map is this process's to make.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be made, or nothing created in it.
+    """
+    name = f"{PREFIX}{chi.name.partition('.')[0]}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, chi.parent)  # last of all
+        taken = False
+        while not taken:
+            make_folder(chi.parent)
+            try:
+                descriptor = stack.enter_context(held(chi.with_name(name), wait=wait))
+                taken = True
+            except FileNotFoundError:  # another process that failed has removed the folder
+                continue
+            except OSError as error:
+                raise DataError(
+                    f"cannot write to {chi.parent}: {error.strerror}; choose another --output"
+                ) from error
+        yield descriptor is not None
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder and those above it, as far up as nothing else is in them."""
+    with contextlib.suppress(OSError):
+        os.removedirs(folder)
 
 
 def make_folder(folder: Path) -> None:

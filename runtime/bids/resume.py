@@ -7,6 +7,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.output import Derivative
+from qsm_deploy.runtime.console.journal import clear_leftovers
 from qsm_deploy.runtime.reconstruction.correction import Correction
 
 
@@ -34,12 +35,16 @@ def maps_that_stay(
 ) -> list[Recording]:
     """Return the recordings whose maps exist and are to be kept.
 
+    What killed processes left beside any of them is undone and removed first.
+
     Raises
     ------
     UsageError
         If maps exist and nothing says what becomes of them, or they are to be kept although
         they were made otherwise.
     """
+    for folder in {derivative.chi(r).parent for r in recordings}:
+        clear_leftovers(folder)
     existing = [r for r in recordings if os.path.lexists(derivative.chi(r))]
     if force or not existing:
         return []

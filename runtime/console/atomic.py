@@ -1,19 +1,22 @@
 """Files that appear whole or not at all."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.console.held import held
+from qsm_deploy.runtime.console.journal import Journal, clear_leftovers, hidden_in, journal_in
 
 
 def check_writable(path: Path, *, force: bool) -> None:
     """Refuse an output that exists or cannot be created, before any work is done for it.
+
+    What killed processes left in its folder is undone and removed first.
 
     Raises
     ------
@@ -30,6 +33,7 @@ def check_writable(path: Path, *, force: bool) -> None:
 
 def _check_writable(path: Path, *, force: bool) -> None:
     folder = path.parent
+    clear_leftovers(folder)
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -56,13 +60,15 @@ def write_atomically(path: Path, data: bytes, *, force: bool) -> None:
 def write_together(files: Mapping[Path, bytes], *, force: bool) -> None:
     """Write several files so that all of them appear, each whole, or none.
 
-    On Linux the bytes go to nameless files first, which vanish with the process however it
-    ends; they get their names, in the order given, when all are complete and on disk. If one
-    cannot, those named before are taken back, and files that they replaced are there again. To
-    replace a file a new one passes through a hidden name beside it, for the instant between two
-    system calls. A process that is killed between two names leaves the files before; what they
-    replaced, and on file systems without nameless files what was being written, may remain under
-    a hidden name.
+    On Linux the bytes go to nameless files first, which vanish with the process however it ends.
+    When all are complete and on disk, what they replace but the first is put aside, the last
+    first, and they get their names in the order given, the first in one step: at no moment does
+    an old file lie beside a new one. If one cannot get its name, everything is as it was.
+
+    Should the process be killed between two names, the files before are there without those
+    after, and a journal under a hidden name. The next that writes to the folder, or looks whether
+    it could, undoes them and gives back what they replaced. A symbolic link is replaced itself,
+    and what it points to stays.
 
     Raises
     ------
@@ -73,14 +79,42 @@ def write_together(files: Mapping[Path, bytes], *, force: bool) -> None:
     """
     for path in files:
         check_writable(path, force=force)
-    with ExitStack() as unnamed, ExitStack() as named:
+    with ExitStack() as written:
         complete: dict[Path, Callable[[Path], None]] = {}
+        inodes: dict[Path, int] = {}
         for path, data in files.items():
             with _about(path):
-                complete[path] = unnamed.enter_context(_complete_file(path, data))
-        for path, give_name in complete.items():
+                complete[path], inodes[path] = written.enter_context(_complete_file(path, data))
+        for first in list(files)[:1]:
+            with _about(first):
+                journal = written.enter_context(journal_in(first.parent))
+                journal.begin(inodes)
+            _name_all(complete, journal, force=force)
+
+
+def _name_all(
+    complete: Mapping[Path, Callable[[Path], None]], journal: Journal, *, force: bool
+) -> None:
+    """Give files their names; if one cannot get it, everything is as before."""
+    paths = list(complete)
+    try:
+        replaced = [n for n, path in enumerate(paths) if force and os.path.lexists(path)]
+        for number in reversed(replaced):
+            path, old = paths[number], journal.hidden(paths[number], number, "old")
             with _about(path):
-                named.enter_context(_named(path, give_name, force=force))
+                (os.rename if number else _copy)(path, old)
+        for number, (path, give_name) in enumerate(complete.items()):
+            with _about(path):
+                if number == 0 and replaced[:1] == [0]:
+                    new = journal.hidden(path, number, "new")
+                    give_name(new)
+                    os.replace(new, path)
+                else:
+                    give_name(path)
+    except BaseException:
+        journal.undo()
+        raise
+    journal.commit()
 
 
 @contextmanager
@@ -94,49 +128,21 @@ def _about(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _complete_file(path: Path, data: bytes) -> Iterator[Callable[[Path], None]]:
-    """Write a file in the folder of ``path`` and give what names it, never over another file."""
+def _complete_file(path: Path, data: bytes) -> Iterator[tuple[Callable[[Path], None], int]]:
+    """Write a file in the folder of ``path``, give what names it, over no other, and its inode."""
     try:
         descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
     except (AttributeError, OSError):  # no nameless files on this system or file system
-        part = _hidden(path, ".part")
-        try:
-            with part.open("xb") as file:
+        part = hidden_in(path.parent)
+        with held(part, wait=True) as shared:
+            assert shared is not None, "it waited"
+            with os.fdopen(os.dup(shared), "wb") as file:
                 _write_through(file, data)
-            yield partial(_name_part, part)
-        finally:
-            part.unlink(missing_ok=True)
+            yield partial(_name_part, part), os.fstat(shared).st_ino
         return
     with os.fdopen(descriptor, "wb") as file:
         _write_through(file, data)
-        yield partial(_name_nameless, file)
-
-
-@contextmanager
-def _named(path: Path, give_name: Callable[[Path], None], *, force: bool) -> Iterator[None]:
-    """Give a file its name; if the body fails, what was at that place before is there again."""
-    new, old = _hidden(path), _hidden(path, ".old")
-    if replaces := force and os.path.lexists(path):
-        _copy(path, old)
-    try:
-        give_name(new if replaces else path)
-        if replaces:
-            os.replace(new, path)
-    except BaseException:
-        for name in (new, old):
-            name.unlink(missing_ok=True)
-        raise
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
-            if replaces:
-                os.replace(old, path)
-            else:
-                path.unlink()
-        raise
-    with suppress(OSError):
-        old.unlink()
+        yield partial(_name_nameless, file), os.fstat(descriptor).st_ino
 
 
 def _copy(path: Path, copy: Path) -> None:
@@ -167,10 +173,6 @@ def _name_part(part: Path, path: Path) -> None:
         raise
     except (OSError, AttributeError):  # no hard links
         os.replace(part, path)
-
-
-def _hidden(path: Path, suffix: str = "") -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
 def _write_through(file: BinaryIO, data: bytes) -> None:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import StringIO
+from io import StringIO, TextIOWrapper
 
 from qsm_deploy.kernels.errors import (
     DataError,
@@ -39,7 +39,8 @@ def run_command(name: str, command: Callable[[], str]) -> int:
     except QsmDeployError as error:
         return fail(name, str(error), error.exit_code)
     except MemoryError as error:
-        reason = f"out of memory ({str(error) or 'no size given'}); use a smaller volume or patches"
+        seen = str(error) or "no size given"
+        reason = f"out of memory ({seen}); pass a smaller --patch or --memory-limit, or free memory"
         return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return fail(name, "interrupted", INTERRUPTED)
@@ -79,6 +80,8 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 def _print(name: str, result: str) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):  # names come out in the bytes that they have
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         print(result, end="\n" if result else "", flush=True)
     except OSError as error:

@@ -23,7 +23,7 @@ def not_downloaded(path: Path) -> str | None:
     ``None`` where there is content, or nothing at all.
     """
     try:
-        if path.is_symlink() and not path.exists():
+        if path.is_symlink() and not os.path.exists(path):
             target = os.readlink(path)
             if "annex" in target:
                 return f"not downloaded, a link of git-annex to nothing; run: datalad get {path}"
@@ -42,20 +42,26 @@ def not_downloaded(path: Path) -> str | None:
 
 
 def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
-    """Refuse inputs that are not there, before anything is said of the outputs.
+    """Refuse inputs that are no regular files, before anything is said of the outputs.
+
+    Pipes and devices, which may never end, are not opened.
 
     Raises
     ------
     DataError
-        If one is missing, a folder, or was not downloaded.
+        If one is missing, a folder, a pipe, a socket or a device, or was not downloaded.
     """
     for path in paths:
         if path is None:
             continue
         if left := not_downloaded(path):
             raise DataError(f"{path}: {left}")
-        if not os.path.isfile(path):  # which takes a name of any length
-            raise DataError(f"{path}: {A_FOLDER if os.path.isdir(path) else f'no such {kind}'}")
+        if os.path.isfile(path):  # which takes a name of any length
+            continue
+        if os.path.exists(path):
+            other = A_FOLDER if os.path.isdir(path) else "no regular file; write it to one first"
+            raise DataError(f"{path}: {other}")
+        raise DataError(f"{path}: no such {kind}")
 
 
 def refuse_weights(path: Path) -> None:

@@ -23,6 +23,11 @@ def peak_rss_bytes() -> int:
     return _from_status("VmHWM") or since_start
 
 
+def address_space_bytes() -> int:
+    """Return the address space in use now [bytes], 0 where the system does not tell."""
+    return _from_status("VmSize") or 0
+
+
 def reset_peak() -> None:
     """Let the peak start again from the memory in use now, where the system can do that."""
     with contextlib.suppress(OSError):

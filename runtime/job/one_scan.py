@@ -12,8 +12,14 @@ from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.memory_limit import (
+    memory_errors,
+    require_memory_to_load,
+    within_process,
+)
 from qsm_deploy.runtime.job.request import Outputs, Request
 from qsm_deploy.runtime.reconstruction.inversion import Made
+from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.scan import Scan, load_scan
@@ -40,9 +46,21 @@ class Finished:
 
 
 def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
-    """Return the acquisition as it was measured, in the quantity that is needed."""
+    """Return the acquisition as it was measured, in the quantity that is needed.
+
+    Raises
+    ------
+    MemoryLimitError
+        If its headers announce more than the memory that it may take.
+    QsmDeployError
+        If a file cannot be read, or is not what it should be.
+    """
     reconstructor.inversion.require_fields(len(request.files.fields))
     quantity = reconstructor.inversion.needs.quantity
+    files, limit = request.files, request.wants.memory_limit
+    if reconstructor.inversion.facts()["backend"]["device"] != CPU:
+        limit = None  # that of the GPU
+    require_memory_to_load((*files.fields, files.mask, files.truth, files.labels), limit)
     return load_scan(request.files, replace(request.reading, quantity=quantity))
 
 
@@ -82,7 +100,7 @@ def run_scan(
         return Finished(run, planned, None)
     for note in planned.task.notes:
         log.warn(note)
-    with log.progress(planned.task.runs) as bar:
+    with log.progress(planned.task.runs) as bar, memory_errors():
         made = reconstructor.run(planned, stages, bar.update)
     run |= made.findings
     if "precision_error" in made.findings:
@@ -163,9 +181,9 @@ def run_request(request: Request, models: Sequence[Path], host: Host, log: Termi
         If anything is wrong with models, files or options, or what runs the network fails.
     """
     stages = Stages(log.stage)
+    gpu_limit = request.wants.memory_limit
+    request = replace(request, wants=within_process(request.wants, host.device, models))
     with stages("load"):
-        reconstructor = open_reconstructor(
-            models, host, stays=False, memory_limit=request.wants.memory_limit
-        )
+        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=gpu_limit)
         measured = read_scan(request, reconstructor)
     return run_scan(request, reconstructor, measured, log, stages)

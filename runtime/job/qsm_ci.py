@@ -9,10 +9,12 @@ References
 QSM-CI submission contract, github.com/QSMxT/QSM-CI, CONTRACT.md.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.params import load_json_object, load_params
 
 FIELD, MASK, PARAMS, CONFIG = "localfield.nii.gz", "mask.nii.gz", "params.json", "config.json"
@@ -63,10 +65,15 @@ def flags_of(config: Path) -> dict[str, str]:
 
     Raises
     ------
+    DataError
+        If it is no file, or holds no JSON object.
     UsageError
         If it sets a parameter that is not declared, or one to what is no number and no word.
     """
-    content = load_json_object(config) if config.exists() else {}
+    if not os.path.lexists(config):
+        return {}
+    require_files([config])
+    content = load_json_object(config)
     for name, value in content.items():
         if name not in PARAMETERS:
             raise UsageError(

@@ -91,8 +91,9 @@ def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """Return a JSON file for people and programs."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    """Return a JSON file for people and programs; a name that is no UTF-8 is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def json_line(content: dict[str, Any]) -> str:

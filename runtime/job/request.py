@@ -163,7 +163,7 @@ def make_request(
         None if p is None else Path(p) for p in (output, report, figure)
     )
     require_files(inputs, "model file")
-    require_files([*files.fields, *paths[:3]])
+    require_files([*files.fields, *paths])
     reading = reading_from(
         units=units,
         echo_time=echo_time,

@@ -4,12 +4,14 @@ Every stage holds known volumes; what libraries need on top was measured, in byt
 """
 
 import math
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.bounding_box import bounding_box
 from qsm_deploy.runtime.scan.scan import Scan
@@ -31,7 +33,13 @@ LIBRARIES_BYTES = 30.5e6
 MATPLOTLIB_BYTES = 45e6  # the same for figures
 
 MEMINFO = Path("/proc/meminfo")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUP = Path("/sys/fs/cgroup")
+# limit, what is used, and what of that is files that nobody reads, of both versions
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 SHARE_OF_AVAILABLE = 0.8
 
 
@@ -133,14 +141,42 @@ def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse
 
 
 def available_bytes() -> int:
-    """Return four fifths of the memory that the system and the control group have left."""
+    """Return four fifths of what is left of the memory that this process may take.
+
+    That is the least of what the system, every control group that it is in, of either version,
+    and the limit of its address space leave.
+    """
     free = [int(line.split()[1]) * 1024 for line in _lines(MEMINFO) if "MemAvailable" in line]
-    limit, current = _lines(CGROUP / "memory.max"), _lines(CGROUP / "memory.current")
-    if limit and current and limit[0].isdigit():
-        free.append(int(limit[0]) - int(current[0]))
+    for group in _control_groups():
+        for limit, used, key in CGROUP_FILES:
+            most, now = (_number(_lines(group / name)) for name in (limit, used))
+            if most is not None and now is not None:
+                stat = [
+                    row.split()[1:] for row in _lines(group / "memory.stat") if f"{key} " in row
+                ]
+                free.append(most - now + sum(_number(row) or 0 for row in stat[:1]))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        free.append(address_space - address_space_bytes())
     if not free:
         return 2**63
-    return int(SHARE_OF_AVAILABLE * min(free))
+    return int(SHARE_OF_AVAILABLE * max(0, min(free)))
+
+
+def _control_groups() -> Iterator[Path]:
+    """Yield the folders of the groups that this process is in, each with those that it is in."""
+    for line in _lines(OWN_CGROUPS):
+        _, controllers, inner = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        for root in (CGROUP / "memory",) if controllers else (CGROUP, CGROUP / "unified"):
+            group = root / inner.lstrip("/")
+            yield group
+            yield from (above for above in group.parents if above.is_relative_to(root))
+
+
+def _number(words: list[str]) -> int | None:
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 def _lines(path: Path) -> list[str]:

@@ -140,9 +140,9 @@ def test_the_other_flavour_builds_without_cuda_s_bindings(
     profile = profile_from("16,32,64", 8, patchable=True)
     plan = build_plan(model, with_target, profile, choices)
     assert plan.data
-    assert r"pip install 'qsm-deploy[cuda]'" in json.loads(plan.layers)["why_no_engine"]
+    assert "pip install '.[cuda]'" in json.loads(plan.layers)["why_no_engine"]
     install("tensorrt")
-    with pytest.raises(MissingDependencyError, match=r"pip install 'qsm-deploy\[cuda\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[cuda\]'"):
         plan_target(PlanChoices("tensorrt"))
 
 

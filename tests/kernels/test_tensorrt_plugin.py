@@ -16,7 +16,7 @@ def test_it_is_looked_for_under_the_name_that_files_give_the_node():
 
 def test_without_tensorrt_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'qsm-deploy\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[tensorrt\]'"):
         load_dipole_plugin()
 
 

@@ -133,10 +133,10 @@ class TestResult:
         np.testing.assert_allclose(nib.load(paths["chi"]).get_fdata(), 2 * field, atol=1e-7)
 
     def test_memory_decides_between_whole_and_patches(self, run, paths, card, write_model):
-        hungry = replace(card, memory={"openvino": MemoryUse(0, 10**5)})
+        hungry = replace(card, memory={"openvino": MemoryUse(0, 10**6)})
         paths["model"] = write_model(hungry, "hungry.onnx")
-        assert "whole volume: it fits" in run("model field -m mask --dry-run --memory-limit 1G")[1]
-        code, out, _ = run("model field -m mask --dry-run --memory-limit 600M")
+        assert "whole volume: it fits" in run("model field -m mask --dry-run --memory-limit 32G")[1]
+        code, out, _ = run("model field -m mask --dry-run --memory-limit 6G")
         assert code == 0
         assert "patches of" in out
         assert "the whole volume would need" in out
@@ -235,7 +235,7 @@ class TestBadInput:
             ("model nowhere.nii", 3, "nowhere.nii: no such file"),
             ("nowhere.onnx field", 3, "nowhere.onnx: no such model file"),
             ("model field -m nowhere.nii", 3, "nowhere.nii: no such file"),
-            ("model field --params nowhere.json", 3, "nowhere.json: No such file"),
+            ("model field --params nowhere.json", 3, "nowhere.json: no such file"),
             ("model field -o nowhere/chi.nii.gz", 3, "nowhere is not a folder"),
             ("model field -o @field/chi.nii.gz", 3, "is not a folder"),
             ("model model field", 2, "one model runs alone, or the two parts of after-qsm"),
@@ -377,9 +377,9 @@ class TestBadInput:
             "importlib.util.find_spec", lambda name, *a: None if name in hidden else find(name, *a)
         )
         code, _, err = run("model field -m mask --backend openvino")
-        assert (code, "pip install 'qsm-deploy[openvino]'" in err) == (4, True)
+        assert (code, "pip install '.[openvino]'" in err) == (4, True)
         code, _, err = run("model field -m mask --figure chi.png")
-        assert (code, "pip install 'qsm-deploy[figure]'" in err) == (4, True)
+        assert (code, "pip install '.[figure]'" in err) == (4, True)
         code, out, _ = run("model field -m mask --dry-run")
         assert (code, "onnxruntime" in out) == (0, True)
         assert "openvino, which is faster, is not installed" in out
@@ -416,7 +416,7 @@ print(sum(name.startswith("qsm_deploy.") and not hasattr(module, "__path__")
           for name, module in sys.modules.items()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 43
+    assert int(done.stdout.split()[-1]) < 45
 
 
 def test_openvino_does_not_call_home(paths):

@@ -109,7 +109,7 @@ def test_what_does_not_go_together_is_one_line(folder, arguments, message, capsy
 def test_an_engine_that_is_missing_or_a_stub_names_the_extra(folder, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert export("-o", "a.plan", "--engine", "tensorrt", "--quiet") == 4
-    assert "pip install 'qsm-deploy[tensorrt]'" in capsys.readouterr().err
+    assert "pip install '.[tensorrt]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", json)
     with pytest.raises(MissingDependencyError, match=r"qsm-deploy\[tensorrt-rtx\]"):
         open_library("tensorrt-rtx", "--engine tensorrt-rtx")

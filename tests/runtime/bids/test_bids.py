@@ -3,6 +3,10 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -11,7 +15,9 @@ import pytest
 
 from qsm_deploy.runtime.bids import cohort
 from qsm_deploy.runtime.bids import output as bids_output
+from qsm_deploy.runtime.bids.output import claim
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.job import memory_limit
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 BESIDE = "derivatives/qsm-deploy"
@@ -233,6 +239,64 @@ class TestSeveralRuns:
         assert "network none, this run has twice" in err
 
 
+PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+class TestAtOnce:
+    def test_two_processes_share_the_work(self, dataset, model, field):
+        prep = dataset / "derivatives" / "prep"
+        for name in ("03", "04", "05", "06"):
+            anat = prep / f"sub-{name}" / "anat"
+            write_image(anat / f"sub-{name}_localfield.nii.gz", field)
+            write_json(anat / f"sub-{name}_localfield.json", {"Units": "ppm"})
+        words = [sys.executable, "-c", PROGRAM, str(model), "--bids", str(dataset), "--resume"]
+        both = [
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [process.communicate(timeout=120) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        made = sorted(line for out, _ in said for line in out.splitlines())
+        assert made == sorted(map(str, dataset.glob(f"{BESIDE}/**/*_Chimap.nii.gz")))
+        assert len(made) == 6
+        assert not list(dataset.rglob(".qsm-deploy-*"))
+
+    def test_a_map_that_another_process_finished_meanwhile_is_made(self, run, chi, monkeypatch):
+        at_once, finished = cohort.run_scan, []
+
+        def meanwhile(*given):
+            if not finished:
+                finished.append(None)
+                finished.append(run("--resume --participant-label 02")[0])
+            return at_once(*given)
+
+        monkeypatch.setattr(cohort, "run_scan", meanwhile)
+        code, out, err = run("--resume")
+        assert finished == [None, 0]
+        assert (code, out.split()) == (0, [str(chi("01"))])
+        assert "sub-02_ses-a: has a map already" in err
+        assert chi("02").exists()
+
+    def test_one_that_another_process_is_at_comes_last(self, run, chi):
+        with ThreadPoolExecutor(1) as pool:
+            with claim(chi("01"), wait=False) as ours:
+                assert ours
+                running = pool.submit(run, "--resume")
+                while not (chi("02").exists() or running.done()):
+                    time.sleep(0.02)
+                assert not running.done()
+            code, out, _ = running.result()
+        assert (code, out.split()) == (0, [str(chi("02")), str(chi("01"))])
+
+    def test_what_a_killed_process_claimed_is_free(self, run, chi):
+        chi("01").parent.mkdir(parents=True)
+        left = chi("01").with_name(".qsm-deploy-tmp-sub-01_ses-a_Chimap")
+        left.touch()
+        code, out, _ = run("--resume")
+        assert (code, len(out.split())) == (0, 2)
+        assert not left.exists()
+
+
 class TestFailures:
     def test_one_failure_does_not_stop_the_others(self, run, chi, dataset):
         path = dataset / "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_localfield.nii.gz"
@@ -307,7 +371,8 @@ class TestFailures:
         assert f"{path}: " in err
         assert "not downloaded" in err
 
-    def test_the_first_failure_decides_the_exit_code(self, run, dataset, field):
+    def test_the_first_failure_decides_the_exit_code(self, run, dataset, field, monkeypatch):
+        monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none
         anat = dataset / "derivatives/prep/sub-00/anat"
         write_image(anat / "sub-00_localfield.nii.gz", field)
         write_json(anat / "sub-00_localfield.json", {"Units": "ppm"})

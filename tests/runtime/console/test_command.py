@@ -75,7 +75,7 @@ def test_a_bug_keeps_its_trace():
 
 def test_a_missing_library_names_its_extra():
     error = errors.MissingDependencyError("openvino", "openvino", "--backend openvino")
-    assert "pip install 'qsm-deploy[openvino]'" in str(error)
+    assert "pip install '.[openvino]'" in str(error)
     assert error.exit_code == 4
 
 

@@ -1,5 +1,7 @@
 """Inputs that are missing or were not downloaded, and weights in the place of a model."""
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,24 @@ def test_what_is_there_is_no_matter(tmp_path):
 def test_what_is_missing_is_named(tmp_path, name, says):
     with pytest.raises(DataError, match=f"{name}: {says}"):
         require_files([None, tmp_path / name])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "/dev/zero", "/dev/stdin", "loop", "link"])
+def test_what_may_never_end_is_not_opened(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    path = Path(kind)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "link":
+        os.mkfifo("fifo")
+        path.symlink_to("fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "socket":
+            server.bind(kind)
+        with pytest.raises(DataError, match=r"no regular file|does not exist"):
+            require_files([path])
 
 
 @pytest.mark.parametrize("name", ["x.pth", "model.PT", "w.safetensors", "w.h5"])

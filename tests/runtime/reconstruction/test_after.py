@@ -11,6 +11,7 @@ import pytest
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import TensorInfo
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.job import memory_limit
 from qsm_deploy.runtime.reconstruction.after import in_order
 
 SHAPE = ("n", 1, "x", "y", "z")
@@ -99,6 +100,9 @@ def test_one_part_alone_is_refused(models, smooth, capsys) -> None:
         assert "--part recon|refine" in capsys.readouterr().err
 
 
-def test_a_limit_too_small_for_the_first_part_is_refused(models, smooth, capsys) -> None:
+def test_a_limit_too_small_for_the_first_part_is_refused(
+    models, smooth, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none
     assert main([*map(str, models), str(smooth), "--memory-limit", "12M"]) == 6
     assert "would need" in capsys.readouterr().err

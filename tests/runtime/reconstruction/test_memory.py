@@ -7,6 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from qsm_deploy.runtime.reconstruction import memory
+from qsm_deploy.runtime.reconstruction.memory import available_bytes
+
 TOLERANCE = 0.15
 PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -29,6 +32,72 @@ def command(write_volume, tmp_path):
         ]
 
     return words
+
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Return a function that makes a system with 64 GiB free and control groups."""
+
+    def make(own, groups):
+        (tmp_path / "own").write_text(own)
+        (tmp_path / "meminfo").write_text(f"MemAvailable: {64 * 2**20} kB\n")
+        for name, files in groups.items():
+            folder = tmp_path / "cgroup" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, content in files.items():
+                (folder / file).write_text(f"{content}\n")
+        monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(memory, "CGROUP", tmp_path / "cgroup")
+
+    return make
+
+
+def v1(limit, used, cached=0):
+    stat = f"inactive_file 7\ntotal_inactive_file {cached}"
+    return {
+        "memory.limit_in_bytes": limit,
+        "memory.usage_in_bytes": used,
+        "memory.stat": stat,
+    }
+
+
+def v2(limit, used, cached=0):
+    return {
+        "memory.max": limit,
+        "memory.current": used,
+        "memory.stat": f"anon 1\ninactive_file {cached}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "left"),
+    [
+        ("0::/a/b", {}, 64),
+        ("0::/", {"": v2(8 * GIB, 3 * GIB)}, 5),
+        ("0::/a/b", {"a/b": v2("max", 3 * GIB), "a": v2(8 * GIB, 6 * GIB, GIB)}, 3),
+        ("0::/a/b", {"a/b": v2(2 * GIB, GIB), "a": v2(8 * GIB, 6 * GIB)}, 1),
+        ("0::/a", {"a": v2(GIB, 2 * GIB)}, 0),
+        ("4:cpu:/x\n3:memory:/a/b", {"memory/a": v1(8 * GIB, 6 * GIB, GIB)}, 3),
+        ("3:memory:/a\n0::/a", {"memory/a": v1(2**63 - 4096, 0), "memory": v1(4 * GIB, 0)}, 4),
+        ("3:memory:/outside/x\n0::/", {"memory": v1(4 * GIB, GIB)}, 3),  # in a container
+        ("4:cpu:/a", {"memory/a": v1(GIB, 0)}, 64),
+        ("0::/a", {"unified/a": v2(2 * GIB, 0)}, 2),
+    ],
+)
+def test_the_tightest_control_group_decides(system, own, groups, left):
+    system(f"{own}\n", groups)
+    assert available_bytes() == int(0.8 * left * GIB)
+
+
+def test_the_limit_of_the_address_space_counts(system, monkeypatch):
+    system("", {})
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (9 * GIB, 99 * GIB))
+    monkeypatch.setattr(memory, "address_space_bytes", lambda: 4 * GIB)
+    assert available_bytes() == 4 * GIB
 
 
 @pytest.mark.slow

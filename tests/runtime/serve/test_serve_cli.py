@@ -166,7 +166,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch, capsys):
     missing = lambda name, *more: None if name == "ismrmrd" else find(name, *more)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", missing)
     assert main([]) == 4
-    assert "pip install 'qsm-deploy[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

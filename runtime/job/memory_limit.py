@@ -1,0 +1,131 @@
+"""``--memory-limit`` is of the whole process: what it takes already, and what reading takes."""
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+
+from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
+from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.memory import FLOAT, available_bytes
+from qsm_deploy.runtime.sessions.open import gpu_number
+
+HEAD_BYTES = 544  # of a NIfTI-2 file
+MOST_PACKED = 1032  # bytes that gzip makes of one
+# how the backends say so
+NO_MEMORY = re.compile(
+    r"bad_alloc|(fail\w* to|can't|cannot) alloc|(out of|not enough) memory|failed to map segment",
+    re.I,
+)
+HELP = "pass a smaller --patch or --memory-limit, or free memory"
+
+
+def within_process(wants: Wants, device: str, models: Sequence[Path]) -> Wants:
+    """Return wants whose memory limit is what the one of the whole process leaves.
+
+    A limit of a GPU's memory stays, as does that of a call in somebody else's process.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the program alone takes as much.
+    """
+    limit = wants.memory_limit
+    if limit is None or gpu_number(device, models) is not None:
+        return wants
+    if limit <= (taken := rss_bytes()):
+        raise MemoryLimitError(
+            f"the program alone takes {memory_text(taken)}, the limit is {memory_text(limit)}; "
+            "raise --memory-limit"
+        )
+    return replace(wants, memory_limit=limit - taken)
+
+
+def require_memory_to_load(paths: Iterable[Path | None], limit_bytes: int | None) -> None:
+    """Refuse volumes whose headers announce more than there is memory for, before reading them.
+
+    What is wrong with a file besides is left to whoever reads it.
+
+    Parameters
+    ----------
+    paths
+        NIfTI files, in the order in which they are read.
+    limit_bytes
+        The memory they may take; ``None`` takes what is free.
+
+    Raises
+    ------
+    MemoryLimitError
+        If there is not enough.
+    """
+    limit = available_bytes() if limit_bytes is None else limit_bytes
+    held = 0
+    for path in paths:
+        if path is None or (announced := _announced(path)) is None:
+            continue
+        shape, raw, floats = announced
+        # the file, its voxels unpacked and as an array, and the float32 that stays
+        needed = held + path.stat().st_size + 2 * raw + floats
+        if needed > limit:
+            raise MemoryLimitError(
+                f"{path}: its header announces {'x'.join(map(str, shape))} voxels; reading them "
+                f"takes {memory_text(needed)}, the limit is {memory_text(limit)}; raise "
+                "--memory-limit, free memory or crop the volume"
+            )
+        held += floats
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Tell a backend that gets no memory from one that fails.
+
+    Raises
+    ------
+    MemoryLimitError
+        If it says so.
+    """
+    try:
+        yield
+    except EngineError as error:
+        if NO_MEMORY.search(str(error)):
+            seen = str(error).partition("; ")[0]  # what follows is for a model that is broken
+            raise MemoryLimitError(f"{seen}: there is too little memory; {HELP}") from error
+        raise
+
+
+def _announced(path: Path) -> tuple[tuple[int, ...], int, int] | None:
+    """Return the shape in a header, and the bytes of its voxels as they are and as float32.
+
+    They are no more than the file can hold, which whoever reads it finds truncated.
+    """
+    try:
+        most = path.stat().st_size
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as opened:
+            head = opened.read(HEAD_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return None
+    kinds = (nib.Nifti1Header, nib.Nifti2Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(head)), None)
+    if kind is None:
+        return None
+    try:
+        header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        voxel_bytes = int(header.get_data_dtype().itemsize)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return None
+    if min(shape, default=0) < 1:
+        return None
+    most *= MOST_PACKED if packed else 1
+    voxels = math.prod(shape)
+    return shape, min(voxels * voxel_bytes, most), FLOAT * voxels * (voxels * voxel_bytes <= most)

@@ -1,0 +1,119 @@
+"""A memory limit holds for the process: what it is, what reading takes, what a backend asks for."""
+
+import gzip
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
+from qsm_deploy.runtime.console.peak_memory import rss_bytes
+from qsm_deploy.runtime.job.memory_limit import (
+    memory_errors,
+    require_memory_to_load,
+    within_process,
+)
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+
+# prints the exit code and the peak of a run [bytes]
+PROGRAM = """
+import resource, sys
+from qsm_deploy.runtime.cli import main
+if limit := int(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(main(sys.argv[2:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+MIB = 1 << 20
+
+
+def run(*words, address_space=0):
+    command = [sys.executable, "-c", PROGRAM, str(address_space), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    code, peak = done.stdout.split()[-2:]
+    return int(code), int(peak), done.stderr
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """Return a gzip file of 1 MB whose header announces 1 GiB of voxels, and which holds them."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 1024))
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path = tmp_path / "bomb.nii.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(1024):
+            file.write(bytes(MIB))
+    return path
+
+
+def test_a_header_that_announces_too_much_is_refused_unread(bomb):
+    code, peak, error = run(bomb, "--memory-limit", "500M")
+    assert (code, peak < 500 * MIB) == (6, True)
+    assert "bomb.nii.gz: its header announces 512x512x1024 voxels; reading them takes" in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_file_cannot_hold_is_left_to_its_reader(tmp_path, bomb):
+    cut = tmp_path / "cut.nii"
+    with gzip.open(bomb) as whole:
+        cut.write_bytes(whole.read(1000))
+    require_memory_to_load([None, cut, tmp_path / "gone.nii"], MIB)
+    cut.write_bytes(b"\x1f\x8b\0")
+    require_memory_to_load([cut], MIB)
+
+
+def test_volumes_that_stay_add_up(write_volume):
+    paths = [write_volume(np.zeros((64, 64, 64), np.float32), f"{n}.nii") for n in range(3)]
+    require_memory_to_load(paths[:2], 6 * MIB)
+    with pytest.raises(MemoryLimitError, match=r"2\.nii: its header announces 64x64x64"):
+        require_memory_to_load(paths, 6 * MIB)
+
+
+def test_the_program_counts():
+    limit = rss_bytes() + 100 * MIB
+    left = within_process(Wants(memory_limit=limit), "cpu", [BUNDLED_MODEL]).memory_limit
+    assert left == pytest.approx(100 * MIB, abs=50 * MIB)
+    assert within_process(Wants(), "cpu", [BUNDLED_MODEL]).memory_limit is None
+    assert within_process(Wants(memory_limit=MIB), "cuda:0", []).memory_limit == MIB
+    with pytest.raises(MemoryLimitError, match="the program alone takes"):
+        within_process(Wants(memory_limit=MIB), "cpu", [BUNDLED_MODEL])
+
+
+@pytest.mark.parametrize(
+    "says", ["std::bad_alloc", "Failed to allocate memory for requested buffer", "can't alloc"]
+)
+def test_a_backend_without_memory_is_no_broken_model(says):
+    helps = "smaller --patch or --memory-limit"
+    with pytest.raises(MemoryLimitError, match=helps), memory_errors():
+        raise EngineError(f"ONNX Runtime failed ({says}); export the model again")
+    with pytest.raises(EngineError), memory_errors():
+        raise EngineError("ONNX Runtime failed (a shape); export the model again")
+
+
+@pytest.mark.parametrize(("backend", "mib"), [("onnxruntime", 600), ("openvino", 1000)])
+def test_an_address_space_that_is_too_small(write_volume, backend, mib):
+    path = write_volume(np.random.default_rng(0).normal(0, 0.02, (128,) * 3), "field.nii")
+    words = (path, "--backend", backend, "--patch", "off", "--threads", "1")
+    code, _, error = run(*words, "--memory-limit", "64G", address_space=mib * MIB)
+    assert code == 6, error
+    assert "pass a smaller --patch or --memory-limit" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [48, 96])
+@pytest.mark.parametrize("limit", [160, 300])
+def test_the_peak_stays_within_the_limit(write_volume, size, backend, limit):
+    field = np.random.default_rng(0).normal(0, 0.02, (size,) * 3).astype(np.float32)
+    path = write_volume(field, "field.nii.gz")
+    words = (path, "--backend", backend, "--memory-limit", f"{limit}M", "--force")
+    for patch in ("off", "auto"):
+        code, peak, error = run(*words, "--patch", patch)
+        print(backend, size, patch, limit, code, round(peak / MIB))  # noqa: T201
+        assert code in (0, 6), error
+        assert peak <= limit * MIB

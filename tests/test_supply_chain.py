@@ -1,0 +1,39 @@
+"""What is installed from where: never by our name, which on an index is somebody else's."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+tomllib = pytest.importorskip("tomllib", reason="no GPU is needed, but Python 3.11")
+
+ROOT = Path(__file__).parents[1]
+BY_NAME = re.compile(r"pip install[^\n]*[\s'\"]qsm-deploy(?!\[[a-z,-]+\] @)")
+
+
+def test_nothing_installs_the_bare_name():
+    assert BY_NAME.search("pip install 'qsm-deploy[serve]'")
+    assert BY_NAME.search("pip install -U qsm-deploy")
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*Dockerfile", "Makefile", "*.ipynb", ".ci/run"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout.split()  # fmt: skip
+    found = [
+        name
+        for name in tracked
+        if name != "tests/test_supply_chain.py" and BY_NAME.search((ROOT / name).read_text())
+    ]
+    assert found == []
+
+
+def test_the_constraints_have_what_the_extras_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = list(project["dependencies"])
+    for extra in ("export", "figure", "openvino", "serve"):
+        needed += project["optional-dependencies"][extra]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in map(Requirement, needed):
+        assert requirement.specifier.contains(tested[requirement.name]), requirement
