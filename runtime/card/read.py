@@ -1,22 +1,17 @@
 """The card in a model file, ONNX or a plan, without the library that made it or runs it."""
 
 import ctypes.util
-import io
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, parse_card
+from qsm_deploy.runtime.card.protobuf import fields, read, whole
 
 ONNX, PLAN = ".onnx", ".plan"
 FIRST_FIELD = b'{"constants":'  # of the canonical form
 ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
-VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # how protobuf holds a field
-LONGEST_VARINT = 10  # bytes
 
 
 def load_card(path: Path) -> ModelCard:
@@ -62,10 +57,12 @@ def card_from(text: str | None, path: Path) -> ModelCard:
     Raises
     ------
     CardError
-        If there is none, or it is malformed.
+        If there is none, it is malformed, or longer than any that is written.
     """
     if not text:
         raise CardError(f"{path} has no model card; export it with qsm-export")
+    if len(text) > MAX_BYTES:
+        raise CardError(f"{path}: the model's card has {len(text)} bytes, at most {MAX_BYTES} fit")
     try:
         return parse_card(text)
     except CardError as error:
@@ -102,7 +99,7 @@ def card_in_plan(data: bytes, path: Path) -> ModelCard:
     text = data[start : start + MAX_BYTES].decode("latin-1") if start >= 0 else ""
     try:
         _, length = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CardError(
             f"{path} has no whole model card: it is truncated, or not a plan of qsm-export; "
             "export it again"
@@ -129,51 +126,24 @@ def refuse_plan(path: Path) -> EngineError:
     )
 
 
+def not_whole(path: Path) -> EngineError:
+    """Return what to say of an ONNX file that is no whole protobuf message."""
+    return EngineError(
+        f"{path}: not a valid .onnx model, truncated or damaged: cannot load it; export it again"
+    )
+
+
 def _metadata(path: Path) -> dict[str, str]:
     """Return the metadata of an ONNX file."""
     found = {}
     try:
         with path.open("rb") as file:
-            for _, entry in _fields(file, METADATA_PROPS):
-                pair = dict(_fields(io.BytesIO(entry), ENTRY_KEY, ENTRY_VALUE))
-                found[pair.get(ENTRY_KEY, b"").decode()] = pair.get(ENTRY_VALUE, b"").decode()
+            for _, entry in fields(file, whole(file), (METADATA_PROPS,)):
+                pair = {
+                    number: read(file, text).decode()
+                    for number, text in fields(file, entry, (ENTRY_KEY, ENTRY_VALUE))
+                }
+                found[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
     except ValueError:
-        raise EngineError(
-            f"{path}: not a valid .onnx model, truncated or damaged: cannot load it; export it "
-            "again"
-        ) from None
+        raise not_whole(path) from None
     return found
-
-
-def _fields(message: BinaryIO, *wanted: int) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of a protobuf message's wanted fields; skip the others unread.
-
-    Raises
-    ------
-    ValueError
-        If this is no whole message.
-    """
-    end = message.seek(0, os.SEEK_END)
-    message.seek(0)
-    while message.tell() < end:
-        number, kind = divmod(_varint(message), 8)
-        if kind == VARINT:
-            _varint(message)
-            continue
-        size = _varint(message) if kind == LENGTH else FIXED_BYTES.get(kind, end)
-        if size > end - message.tell():
-            raise ValueError("a field ends beyond the message")
-        if number in wanted and kind == LENGTH:
-            yield number, message.read(size)
-        else:
-            message.seek(size, os.SEEK_CUR)
-
-
-def _varint(message: BinaryIO) -> int:
-    value = 0
-    for n in range(LONGEST_VARINT):
-        (byte,) = message.read(1)  # raises ValueError at the end
-        value |= (byte & 0x7F) << 7 * n
-        if byte < 0x80:
-            return value
-    raise ValueError("a number without an end")

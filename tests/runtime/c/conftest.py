@@ -311,7 +311,7 @@ def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
         "small": replace(card, divisor=2, options={"fake": "small"}),
         "nan": replace(card, options={"fake": "nan"}),
         "eroded": constants(1.0),
-        "erodes-all": constants(1e9),
+        "erodes-all": constants(4096.0),
         "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
     }
     for name, made in cards.items():
