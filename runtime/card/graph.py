@@ -19,10 +19,11 @@ FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN = 1, 7, 10
 OPERATOR, ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 SUBGRAPH, SUBGRAPHS = 6, 11
 
-DEEPEST = 8  # functions called by functions
+DEEPEST = 8  # functions called by functions, branches in branches
 MOST_NODES = 100_000  # with every function in the place of its call; the largest network has 3,000
 
 Name = tuple[bytes, bytes]  # of an operator: its domain, and its own
+BRANCH: Name = b"", b"If"
 
 
 def require_bounded_graph(path: Path) -> None:
@@ -31,9 +32,8 @@ def require_bounded_graph(path: Path) -> None:
     Raises
     ------
     EngineError
-        If a node has a graph of its own, as loops and branches have, functions are nested deeper
-        than ``DEEPEST`` or call themselves, there would be more than ``MOST_NODES`` nodes, or the
-        file is damaged.
+        If it has loops, branches or functions nested deeper than ``DEEPEST``, functions that call
+        themselves, or would have more than ``MOST_NODES`` nodes, or if the file is damaged.
     """
     calls: dict[Name | None, list[Name]] = {}  # of the graph itself under no name
     try:
@@ -61,17 +61,18 @@ def require_bounded_graph(path: Path) -> None:
         raise _refusal(path, f"{nodes} nodes when written out, at most {MOST_NODES} are run")
 
 
-def _nodes(file: BinaryIO, span: Span, number: int, path: Path) -> Iterator[Name]:
-    """Yield what each node of a graph or a function calls."""
+def _nodes(file: BinaryIO, span: Span, number: int, path: Path, deep: int = 0) -> Iterator[Name]:
+    """Yield what each node of a graph or a function calls, those of branches included."""
+    if deep > DEEPEST:
+        raise _refusal(path, f"branches more than {DEEPEST} deep")
     for _, node in fields(file, span, (number,)):
-        name = _name(file, node, NODE_DOMAIN, OPERATOR)
+        yield (name := _name(file, node, NODE_DOMAIN, OPERATOR))
         for _, attribute in fields(file, node, (ATTRIBUTE,)):
-            for _ in fields(file, attribute, (SUBGRAPH, SUBGRAPHS)):
-                operator = name[1][:40].decode("ascii", "backslashreplace")
-                raise _refusal(
-                    path, f"{operator!r}, a node with a graph of its own: it may not end"
-                )
-        yield name
+            for _, graph in fields(file, attribute, (SUBGRAPH, SUBGRAPHS)):
+                if name != BRANCH:
+                    operator = name[1][:40].decode("ascii", "backslashreplace")
+                    raise _refusal(path, f"{operator!r}, which repeats a graph and may never end")
+                yield from _nodes(file, graph, GRAPH_NODE, path, deep + 1)
 
 
 def _name(file: BinaryIO, span: Span, domain: int, own: int) -> Name:
