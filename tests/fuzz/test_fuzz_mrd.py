@@ -216,7 +216,7 @@ def of_field() -> Sent:
     """Return a local field, stored as whole numbers."""
     rng = np.random.default_rng(5)
     stored = np.zeros(SHAPE, dtype=np.int16)
-    stored[1:-1, 1:-1, 1:-1] = rng.integers(-90, 90, (6, 5, 4))
+    stored[1:-1, 1:-1, 1:-1] = rng.normal(0, 40, (6, 5, 4))
     scale = {"RescaleSlope": "0.5", "RescaleIntercept": "0"}
     return Sent(b"dipole", {"units": "ppb"}, _slices(stored, image_type=3, series=1, **scale))
 
