@@ -6,7 +6,6 @@ fields that contradict each other, is an error.
 """
 
 import dataclasses
-import functools
 import json
 import reprlib
 from collections.abc import Iterator
@@ -230,11 +229,11 @@ class ModelCard:
             yield "geometry.b0_direction is zero"
 
     def _number_contradictions(self) -> Iterator[str]:
-        fields = dataclasses.asdict(self)
+        fields: Any = dataclasses.asdict(self)
         for path, (least, most) in RANGES.items():
-            value = functools.reduce(
-                lambda part, name: (part or {}).get(name), path.split("."), fields
-            )
+            value = fields
+            for name in path.split("."):
+                value = (value or {}).get(name)
             if value is not None and not least <= value <= most:
                 yield f"{path} is {value}, expected {least:g} to {most:g}"
         for name, use in self.memory.items():
