@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-FUZZ_RUNS, FUZZ_SECONDS = 40_000, 60
+FUZZ_RUNS, FUZZ_SECONDS = 20_000, 60
 SUPPRESSIONS = Path(__file__).with_name("valgrind.supp")
 
 
