@@ -36,7 +36,7 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "truncated": text[: len(text) // 2],
         "more after the end": text + "}",
         "embedded zero": text.replace("{", "{\0", 1),
-        "deep": "[" * 100_000,
+        "deep": "[" * 3_000,
         "a list": "[]",
         "a name twice": text.replace('{"', '{"schema":1,"', 1),
         "bad escape": text.replace("tkd-twice", "\\q"),
