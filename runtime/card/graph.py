@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.card.protobuf import Span, fields, read, whole
-from qsm_deploy.runtime.card.read import not_whole
+from qsm_deploy.runtime.card.read import Span, fields, not_whole, read, whole
 
 # fields of onnx.proto, in a model, a graph, a function, a node, and an attribute
 GRAPH, FUNCTION = 7, 25
