@@ -2,6 +2,8 @@
 #include "card.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "error.h"
@@ -12,7 +14,9 @@ namespace qsm::host {
 namespace {
 
 constexpr int64_t kSchema = 1;
-constexpr int64_t kLargest = int64_t{1} << 53;  // sizes: sums of a few stay far from overflow
+constexpr size_t kMostBytes = 4000;
+constexpr int64_t kMost = int64_t{1} << 53;  // sizes: sums of a few stay far from overflow
+constexpr double kLargest = std::numeric_limits<float>::max();  // networks compute in float32
 
 [[noreturn]] void mismatch(const std::string &where, const std::string &expected) {
     throw Error(QSM_ENGINE_ERROR,
@@ -59,12 +63,13 @@ std::string string_from(const Json &value, const std::string &where) {
 
 int64_t integer_from(const Json &value, const std::string &where) {
     if (value.kind != Json::kInteger) mismatch(where, "a whole number");
-    if (value.integer > kLargest || value.integer < -kLargest) mismatch(where, "a smaller number");
+    if (value.integer > kMost || value.integer < -kMost) mismatch(where, "a smaller number");
     return value.integer;
 }
 
 double number_from(const Json &value, const std::string &where) {
     if (value.kind != Json::kInteger && value.kind != Json::kReal) mismatch(where, "a number");
+    if (std::fabs(value.number) > kLargest) mismatch(where, "a smaller number");
     return value.number;
 }
 
@@ -220,7 +225,7 @@ Card card_from(const Json &json) {
     card.normalisation = take("normalisation", map(number_from));
     card.constants = take("constants", map(number_from));
     card.options = take("options", map(string_from));
-    card.precision = take("precision", word({"fp32", "fp16", "bf16"}));
+    card.precision = take("precision", word({"fp32", "fp16", "bf16", "int8"}));
     card.memory = take("memory", map(memory_from));
     take("verified", [](const Json &value, const std::string &where) {
         read_verified(value, where);
@@ -235,6 +240,10 @@ Card card_from(const Json &json) {
 }  // namespace
 
 Card parse_card(const std::string &text) {
+    if (text.size() > kMostBytes) {
+        throw Error(QSM_ENGINE_ERROR, "the model's card has " + std::to_string(text.size()) +
+                                          " bytes, at most " + std::to_string(kMostBytes) + " fit");
+    }
     Json json;
     try {
         json = parse_json(text);

@@ -27,8 +27,39 @@ const std::map<std::string, std::vector<std::string>> kFirstInputs = {
     {"spinet", {"prior_input"}},
     {"after", {"local_field_ppm", "rough_chi_ppm"}}};
 
-// Sizes beyond these are no network's; sums and products of them fit 64 bits.
-constexpr int64_t kLargestDivisor = 4096, kLargestPad = 4096;
+struct Range {
+    const char *path;
+    std::optional<double> value;
+    double least, most;
+};
+
+// As RANGES in runtime/card/card.py; sums and products of such sizes fit 64 bits.
+std::vector<Range> ranges(const Card &card) {
+    constexpr double kMostVoxels = 4096, kMostRounds = 1000, kLargest = FLT_MAX;
+    const ReceptiveField &field = card.receptive_field;
+    const GeometryLimits &limits = card.geometry;
+    const auto pad = card.tkd ? std::optional<double>(card.tkd->pad_voxels) : std::nullopt;
+    const auto constant = [&](const char *name) {
+        const auto found = card.constants.find(name);
+        return found == card.constants.end() ? std::nullopt : std::optional<double>(found->second);
+    };
+    return {{"divisor", double(card.divisor), 1, kMostVoxels},
+            {"tkd.pad_voxels", pad, 0, kMostVoxels},
+            {"receptive_field.halo", field.halo, 0, kMostVoxels},
+            {"receptive_field.theoretical", field.theoretical, 0, kMostVoxels},
+            {"receptive_field.energy_kept", field.energy_kept, 0, 1},
+            {"geometry.voxel_tolerance", limits.voxel_tolerance, 0, kLargest},
+            {"geometry.b0_tolerance_deg", limits.b0_tolerance_deg, 0, kLargest},
+            {"constants.mask_erosion_voxels", constant("mask_erosion_voxels"), 0, kMostVoxels},
+            {"constants.iterations", constant("iterations"), 1, kMostRounds},
+            {"constants.cg_steps", constant("cg_steps"), 1, kMostRounds}};
+}
+
+// What the loops around the unrolled ones compute with.
+const std::map<std::string, std::vector<const char *>> kLoops = {
+    {"lpcnn", {"alpha", "iterations", "chi_mean", "chi_std"}},
+    {"modl", {"step", "iterations", "chi_mean", "chi_std", "field_mean", "field_std"}},
+    {"spinet", {"lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"}}};
 
 bool contains(const std::vector<std::string> &all, const std::string &one) {
     return std::find(all.begin(), all.end(), one) != all.end();
@@ -84,22 +115,21 @@ std::string geometry_contradiction(const GeometryLimits &limits) {
 }
 
 std::string number_contradiction(const Card &card) {
-    const ReceptiveField &field = card.receptive_field;
-    const GeometryLimits &limits = card.geometry;
-    if (!(field.energy_kept >= 0 && field.energy_kept <= 1)) {
-        return "receptive_field.energy_kept is no share";
+    for (const Range &range : ranges(card)) {
+        if (!range.value || (range.least <= *range.value && *range.value <= range.most)) continue;
+        return text("%s is %g, expected %g to %g", range.path, *range.value, range.least, range.most);
     }
     for (const auto &[backend, use] : card.memory) {
         if (use.fixed_bytes < 0 || use.bytes_per_voxel < 1) {
             return "memory." + backend + " too small";
         }
     }
-    if (card.divisor < 1) return "divisor too small";
-    if (card.tkd && card.tkd->pad_voxels < 0) return "tkd.pad_voxels too small";
-    if (limits.voxel_tolerance.value_or(0) < 0) return "geometry.voxel_tolerance too small";
-    if (limits.b0_tolerance_deg.value_or(0) < 0) return "geometry.b0_tolerance_deg too small";
-    if (field.halo.value_or(0) < 0) return "receptive_field.halo too small";
-    if (field.theoretical.value_or(0) < 0) return "receptive_field.theoretical too small";
+    std::vector<const char *> needed;
+    if (const auto loop = kLoops.find(card.pipeline); loop != kLoops.end()) needed = loop->second;
+    for (const char *name : needed) {
+        if (card.constants.count(name) || card.normalisation.count(name)) continue;
+        return "pipeline " + card.pipeline + " has no " + name;
+    }
     return "";
 }
 
@@ -117,6 +147,9 @@ std::string pipeline_contradiction(const Card &card) {
     }
     std::sort(names.begin(), names.end());
     if (std::adjacent_find(names.begin(), names.end()) != names.end()) return "an input twice";
+    if ((card.patchable == "split") != (kLoops.count(card.pipeline) == 1)) {
+        return "pipeline " + card.pipeline + " is patchable: " + card.patchable;
+    }
     if (card.why_whole.has_value() != (card.patchable == "no")) {
         return "patchable is " + card.patchable + ", why_whole does not go with it";
     }
@@ -128,6 +161,7 @@ std::string pipeline_contradiction(const Card &card) {
         return text("tkd.threshold is %g, expected in (0, 2/3]", card.tkd->threshold);
     }
     if (!card.inputs[0].is_volume()) return names[0] + ", the first input, is no volume";
+    if (!card.output.is_volume()) return card.output.name + ", the output, is no volume";
     return "";
 }
 
@@ -166,15 +200,12 @@ void require_supported(const Card &card) {
                    ", which this library cannot give; use the Python runtime, qsm-run");
         }
     }
-    if (card.output.name != "chi_ppm" || !card.output.is_volume()) {
-        refuse("gives " + card.output.name + ", expected a volume chi_ppm; export it again");
-    }
-    if (card.divisor > kLargestDivisor || (card.tkd && card.tkd->pad_voxels > kLargestPad)) {
-        refuse("has a divisor or a padding beyond 4096 voxels; export it again");
+    if (card.output.name != "chi_ppm" || card.output.shape[1].number != 1) {
+        refuse("gives " + card.output.name + " of " + std::to_string(card.output.shape[1].number) +
+               " channels, expected chi_ppm of one; export it again");
     }
     if (card.memory.empty()) {
-        throw Error(QSM_ENGINE_ERROR,
-                    "the model's card has no memory measurements; export the model again");
+        refuse("has no memory measurements in its card; export it again");
     }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 #include <system_error>
 
@@ -92,15 +94,14 @@ class Reader {
         return value;
     }
 
+    // Printable ASCII, as all text of a card is.
     std::string string() {
         std::string value;
         for (++at_; at_ < text_.size() && text_[at_] != '"'; ++at_) {
-            if (static_cast<unsigned char>(text_[at_]) < 0x20) fail("a control character");
-            if (text_[at_] == '\\') {
-                escape(value);
-            } else {
-                value += text_[at_];
-            }
+            const unsigned code =
+                text_[at_] == '\\' ? escaped() : static_cast<unsigned char>(text_[at_]);
+            if (code < 0x20 || code > 0x7e) fail("a character other than printable ASCII");
+            value += static_cast<char>(code);
         }
         if (at_ == text_.size()) fail("a string without end");
         ++at_;
@@ -108,20 +109,13 @@ class Reader {
     }
 
     // Leaves at_ on the escape's last character.
-    void escape(std::string &value) {
+    unsigned escaped() {
         static const char names[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
         const char name = ++at_ < text_.size() ? text_[at_] : '\0';
-        if (const char *found = name ? std::strchr(names, name) : nullptr) {
-            value += meanings[found - names];
-            return;
-        }
-        if (name != 'u') fail("an unknown escape");
-        unsigned code = hex4();
-        if (code >= 0xd800 && code < 0xdc00 && text_.compare(at_ + 1, 2, "\\u") == 0) {
-            at_ += 2;
-            code = 0x10000 + ((code - 0xd800) << 10) + (hex4() - 0xdc00);
-        }
-        append_utf8(code, value);
+        if (name == 'u') return hex4();
+        const char *found = name ? std::strchr(names, name) : nullptr;
+        if (!found) fail("an unknown escape");
+        return static_cast<unsigned>(meanings[found - names]);
     }
 
     unsigned hex4() {
@@ -135,24 +129,6 @@ class Reader {
             code = code * 16 + static_cast<unsigned>(found - digits);
         }
         return code;
-    }
-
-    static void append_utf8(unsigned code, std::string &value) {
-        const auto tail = [&](int shift) {
-            value += static_cast<char>(0x80 | ((code >> shift) & 0x3f));
-        };
-        if (code < 0x80) {
-            value += static_cast<char>(code);
-        } else if (code < 0x800) {
-            value += static_cast<char>(0xc0 | (code >> 6));
-            tail(0);
-        } else if (code < 0x10000) {
-            value += static_cast<char>(0xe0 | (code >> 12));
-            tail(6), tail(0);
-        } else {
-            value += static_cast<char>(0xf0 | ((code >> 18) & 7));
-            tail(12), tail(6), tail(0);
-        }
     }
 
     Json number_or_word() {
@@ -191,13 +167,14 @@ class Reader {
             value.kind = Json::kReal;
         }
         if (!right || at < word.size()) fail("expected a value");
-        // Not strtod, which reads as the host's locale says.
+        std::istringstream stream(word);
+        stream.imbue(std::locale::classic());  // whatever the host's
+        if (!(stream >> value.number)) fail("a number too large");
         const char *begin = word.c_str(), *end = begin + word.size();
-        std::errc error = std::from_chars(begin, end, value.number).ec;
-        if (error == std::errc() && value.kind == Json::kInteger) {
-            error = std::from_chars(begin, end, value.integer).ec;
+        if (value.kind == Json::kInteger &&
+            std::from_chars(begin, end, value.integer).ec != std::errc()) {
+            value.kind = Json::kReal;
         }
-        if (error != std::errc()) fail("a number too large");
     }
 
     const std::string &text_;

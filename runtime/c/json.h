@@ -1,4 +1,4 @@
-// JSON as RFC 8259 has it, read strictly: a model's card, and nothing larger.
+// JSON as RFC 8259 has it, read strictly, its text printable ASCII: a model's card, nothing larger.
 #ifndef QSM_RUNTIME_JSON_H
 #define QSM_RUNTIME_JSON_H
 
@@ -14,7 +14,7 @@ struct Json {
 
     Kind kind = kNull;
     bool boolean = false;
-    int64_t integer = 0;
+    int64_t integer = 0;  // what does not fit is real
     double number = 0;  // of an integer too
     std::string string;
     std::vector<Json> items;

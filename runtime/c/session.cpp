@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -9,6 +10,13 @@ namespace qsm::host {
 
 namespace {
 constexpr int kOnnxFirstByte = 0x08;  // the tag of ir_version
+
+template <class Sizes>
+std::string shape_text(const Sizes &sizes) {
+    std::string all;
+    for (const auto size : sizes) all += (all.empty() ? "" : ", ") + std::to_string(size);
+    return "(" + all + ")";
+}
 }
 
 bool is_plan(const std::string &path) { return std::filesystem::path(path).extension() == ".plan"; }
@@ -25,6 +33,16 @@ void require_onnx_file(const std::string &path) {
     if (file.get() != kOnnxFirstByte) {
         throw Error(QSM_ENGINE_ERROR, path + ": not an ONNX model; make one with qsm-export");
     }
+}
+
+void require_output(const Card &card, const std::vector<size_t> &expected,
+                    const std::vector<int64_t> &seen, const std::string &type) {
+    if (std::equal(seen.begin(), seen.end(), expected.begin(), expected.end()) && type == "f32") {
+        return;
+    }
+    throw Error(QSM_ENGINE_ERROR, "the model of " + card.network + " gives " + shape_text(seen) +
+                                      " of " + type + ", its card says " + shape_text(expected) +
+                                      " of f32; export the model again");
 }
 
 Card read_card(const std::string &path, const std::string &json) {

@@ -26,8 +26,8 @@ class Session {
     // The engine's name in the card's memory measurements.
     virtual const char *backend() const = 0;
 
-    // Runs the network once. Returns the first channel of its output, of the shape of the first
-    // input, which stays until the next run.
+    // Runs the network once. Returns its output, of the shape of the first input, which stays until
+    // the next run.
     virtual const float *run(const std::vector<Tensor> &inputs) = 0;
 
   protected:
@@ -43,6 +43,10 @@ bool is_plan(const std::string &path);
 // Checks that there is a file; and that it begins as an ONNX model does.
 void require_file(const std::string &path);
 void require_onnx_file(const std::string &path);
+
+// Checks what a network gives: float32 ("f32") of the shape of its first input.
+void require_output(const Card &card, const std::vector<size_t> &expected,
+                    const std::vector<int64_t> &seen, const std::string &type);
 
 // Reads the card in a model's metadata; errors begin with the path.
 Card read_card(const std::string &path, const std::string &json);

@@ -1,4 +1,5 @@
 // Networks in OpenVINO on the CPU, compiled for one shape at a time.
+#include <openvino/op/util/multi_subgraph_base.hpp>
 #include <openvino/runtime/core.hpp>
 
 #include "openvino_call.h"
@@ -23,10 +24,13 @@ class OpenVinoSession final : public Session {
         } catch (const std::exception &error) {
             throw cannot_load(path, error.what());
         }
+        require_bounded(path);
         const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
         card_ = read_card(
             path, has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
         require_names(path, card_, names_of(model_->inputs()), names_of(model_->outputs()));
+        // What the graph says, not what OpenVINO makes of it.
+        if (card_.precision == "int8") settings_["LP_TRANSFORMS_MODE"] = std::string("NO");
     }
 
     const char *backend() const override { return "openvino"; }
@@ -43,14 +47,8 @@ class OpenVinoSession final : public Session {
         });
         const ov::Tensor output = request_.get_output_tensor();
         const ov::Shape shape = output.get_shape();
-        const std::vector<size_t> &wanted = inputs[0].shape;
-        bool same = shape.size() == 5 && shape[0] == 1 && shape[1] >= 1;
-        for (size_t axis = 2; same && axis < 5; ++axis) same = shape[axis] == wanted[axis];
-        if (!same || output.get_element_type() != ov::element::f32) {
-            throw Error(QSM_ENGINE_ERROR,
-                        "the network's output is no float32 volume of the shape "
-                        "of its input; export it again");
-        }
+        require_output(card_, inputs[0].shape, {shape.begin(), shape.end()},
+                       output.get_element_type().to_string());
         return output.data<const float>();
     }
 
@@ -67,6 +65,16 @@ class OpenVinoSession final : public Session {
         shapes_ = shapes;
     }
 
+    // Networks of qsm-export have neither loops nor branches, which may never end.
+    void require_bounded(const std::string &path) const {
+        for (const auto &node : model_->get_ops()) {
+            if (!ov::is_type<ov::op::util::MultiSubGraphOp>(node)) continue;
+            throw Error(QSM_ENGINE_ERROR,
+                        path + ": its graph has a " + node->get_type_name() +
+                            ", which may never end; export the network with qsm-export");
+        }
+    }
+
     static Error cannot_load(const std::string &path, const std::string &why) {
         if (why.find("DipoleConv") != std::string::npos) {
             return {QSM_ENGINE_ERROR, path +
@@ -77,7 +85,7 @@ class OpenVinoSession final : public Session {
     }
 
     ov::Core core_;
-    const ov::AnyMap settings_;
+    ov::AnyMap settings_;
     std::shared_ptr<ov::Model> model_;
     ov::InferRequest request_;
     std::map<std::string, ov::PartialShape> shapes_;

@@ -115,13 +115,8 @@ class TensorRtSession final : public DeviceSession {
             }
         }
         const Dims shape = context_->getTensorShape(card_.output.name.c_str());
-        const Dims wanted = dims_of(inputs[0].shape);
-        if (shape.nbDims != 5 || !std::equal(shape.d + 2, shape.d + 5, wanted.d + 2) ||
-            shape.d[0] != 1 || shape.d[1] != 1) {
-            throw Error(QSM_ENGINE_ERROR,
-                        "the network's output has another shape than its input; "
-                        "export it again");
-        }
+        const int32_t axes = std::max(shape.nbDims, 0);  // -1: the engine cannot tell
+        require_output(card_, inputs[0].shape, {shape.d, shape.d + axes}, "f32");
         if (!context_->setTensorAddress(card_.output.name.c_str(), output)) {
             throw failed("TensorRT refuses the address of its output");
         }

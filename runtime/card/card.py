@@ -7,7 +7,7 @@ fields that contradict each other, is an error.
 
 import dataclasses
 import json
-import sys
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -19,6 +19,19 @@ METADATA_KEY = "qsm_deploy.card"
 SCHEMA = 1
 MAX_BYTES = 4000
 MOST = 2**53  # of a whole number: those that every JSON parser keeps
+LARGEST = (2 - 2**-23) * 2.0**127  # of any number: that of float32, which networks compute in
+RANGES: dict[str, tuple[float, float]] = {  # of what is there; runtime/c/card_check.cpp repeats it
+    "divisor": (1, 4096),
+    "tkd.pad_voxels": (0, 4096),
+    "receptive_field.halo": (0, 4096),
+    "receptive_field.theoretical": (0, 4096),
+    "receptive_field.energy_kept": (0, 1),
+    "geometry.voxel_tolerance": (0, LARGEST),
+    "geometry.b0_tolerance_deg": (0, LARGEST),
+    "constants.mask_erosion_voxels": (0, 4096),
+    "constants.iterations": (1, 1000),
+    "constants.cg_steps": (1, 1000),
+}
 MOST_ORIENTATIONS = 3
 
 Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
@@ -38,7 +51,13 @@ UNITS = {
     "prior_output": "1",
     "chi_ppm": "ppm",
 }
-UNROLLED: tuple[Pipeline, ...] = ("lpcnn", "modl", "spinet")
+# what the loops around the unrolled ones compute with
+LOOPS: dict[Pipeline, tuple[str, ...]] = {
+    "lpcnn": ("alpha", "iterations", "chi_mean", "chi_std"),
+    "modl": ("step", "iterations", "chi_mean", "chi_std", "field_mean", "field_std"),
+    "spinet": ("lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"),
+}
+UNROLLED = tuple(LOOPS)
 # what the first input of each pipeline may be
 FIRST_INPUTS: dict[Pipeline, tuple[str, ...]] = {
     "cnn": ("local_field_ppm", "phase_rad"),
@@ -210,23 +229,19 @@ class ModelCard:
             yield "geometry.b0_direction is zero"
 
     def _number_contradictions(self) -> Iterator[str]:
-        limits, field = self.geometry, self.receptive_field
-        if not 0 <= field.energy_kept <= 1:
-            yield f"receptive_field.energy_kept is {field.energy_kept}, expected a share"
-        counts: dict[str, float] = {
-            f"memory.{name}": min(use.fixed_bytes, use.bytes_per_voxel - 1)
-            for name, use in self.memory.items()
-        }
-        counts |= {
-            "divisor": self.divisor - 1,
-            "tkd.pad_voxels": self.tkd.pad_voxels if self.tkd else 0,
-            "geometry.voxel_tolerance": limits.voxel_tolerance or 0,
-            "geometry.b0_tolerance_deg": limits.b0_tolerance_deg or 0,
-            "receptive_field.halo": field.halo or 0,
-            "receptive_field.theoretical": field.theoretical or 0,
-        }
-        if below := [name for name, at_least_zero in counts.items() if at_least_zero < 0]:
-            yield f"{', '.join(below)} too small"
+        fields: Any = dataclasses.asdict(self)
+        for path, (least, most) in RANGES.items():
+            value = fields
+            for name in path.split("."):
+                value = (value or {}).get(name)
+            if value is not None and not least <= value <= most:
+                yield f"{path} is {value}, expected {least:g} to {most:g}"
+        for name, use in self.memory.items():
+            if use.fixed_bytes < 0 or use.bytes_per_voxel < 1:
+                yield f"memory.{name} too small"
+        numbers = self.constants | self.normalisation
+        if missing := [name for name in LOOPS.get(self.pipeline, ()) if name not in numbers]:
+            yield f"pipeline {self.pipeline} has no {', '.join(missing)}"
 
     def to_json(self) -> str:
         """Return the canonical form: sorted keys, no spaces, ASCII.
@@ -251,16 +266,31 @@ def parse_card(text: str) -> ModelCard:
         If it is not a card of this schema, word for word.
     """
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise CardError(f"the model's card is not JSON ({error}); export the model again") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        seen = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+        is_object = isinstance(fields, dict)
+        seen = reprlib.repr(fields.get("schema")) if is_object else type(fields).__name__
         raise CardError(
             f"the model's card has schema {seen}, this version reads {SCHEMA}; "
             "export the model again with this version"
         )
     return cast(ModelCard, _parse(ModelCard, fields, "card"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON whose names can be printed, and differ."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs) or not all(map(_is_text, fields)):
+        raise ValueError(
+            f"a name twice, or of other than printable ASCII, in {reprlib.repr(fields)}"
+        )
+    return fields
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
@@ -305,16 +335,16 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             _parse(str, k, where): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()
         }
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number and abs(value) <= sys.float_info.max:
+    if kind is float and number and abs(value) <= LARGEST:
         return float(value)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and type(value) is int and abs(value) <= MOST:
         return value
-    if kind is str and isinstance(value, str) and value.isprintable():
+    if kind is str and _is_text(value):
         return value
     raise _mismatch(where, kind.__name__, value)
 
 
 def _mismatch(where: str, expected: str, value: Any) -> CardError:
-    return CardError(f"the model's card has {where} = {value!r}, expected {expected}")
+    return CardError(f"the model's card has {where} = {reprlib.repr(value)}, expected {expected}")

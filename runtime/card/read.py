@@ -1,10 +1,9 @@
 """The card in a model file, ONNX or a plan, without the library that made it or runs it."""
 
 import ctypes.util
-import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,8 +14,10 @@ ONNX, PLAN = ".onnx", ".plan"
 FIRST_FIELD = b'{"constants":'  # of the canonical form
 ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
+Span = tuple[int, int]  # of a message: its first byte, and that after its last
 VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # how protobuf holds a field
 LONGEST_VARINT = 10  # bytes
+MOST_FIELDS = 2**20  # of one message; a network's graph has thousands
 
 
 def load_card(path: Path) -> ModelCard:
@@ -62,10 +63,12 @@ def card_from(text: str | None, path: Path) -> ModelCard:
     Raises
     ------
     CardError
-        If there is none, or it is malformed.
+        If there is none, it is malformed, or longer than any that is written.
     """
     if not text:
         raise CardError(f"{path} has no model card; export it with qsm-export")
+    if len(text) > MAX_BYTES:
+        raise CardError(f"{path}: the model's card has {len(text)} bytes, at most {MAX_BYTES} fit")
     try:
         return parse_card(text)
     except CardError as error:
@@ -102,7 +105,7 @@ def card_in_plan(data: bytes, path: Path) -> ModelCard:
     text = data[start : start + MAX_BYTES].decode("latin-1") if start >= 0 else ""
     try:
         _, length = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CardError(
             f"{path} has no whole model card: it is truncated, or not a plan of qsm-export; "
             "export it again"
@@ -129,50 +132,68 @@ def refuse_plan(path: Path) -> EngineError:
     )
 
 
+def not_whole(path: Path) -> EngineError:
+    """Return what to say of an ONNX file that is no whole protobuf message."""
+    return EngineError(
+        f"{path}: not a valid .onnx model, truncated or damaged: cannot load it; export it again"
+    )
+
+
 def _metadata(path: Path) -> dict[str, str]:
     """Return the metadata of an ONNX file."""
     found = {}
     try:
         with path.open("rb") as file:
-            for _, entry in _fields(file, METADATA_PROPS):
-                pair = dict(_fields(io.BytesIO(entry), ENTRY_KEY, ENTRY_VALUE))
-                found[pair.get(ENTRY_KEY, b"").decode()] = pair.get(ENTRY_VALUE, b"").decode()
+            for _, entry in fields(file, whole(file), (METADATA_PROPS,)):
+                pair = {
+                    number: read(file, text).decode()
+                    for number, text in fields(file, entry, (ENTRY_KEY, ENTRY_VALUE))
+                }
+                found[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
     except ValueError:
-        raise EngineError(
-            f"{path}: not a valid .onnx model, truncated or damaged: cannot load it; export it "
-            "again"
-        ) from None
+        raise not_whole(path) from None
     return found
 
 
-def _fields(message: BinaryIO, *wanted: int) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of a protobuf message's wanted fields; skip the others unread.
+def whole(file: BinaryIO) -> Span:
+    """Return where the message that is the whole file lies."""
+    return 0, file.seek(0, os.SEEK_END)
+
+
+def fields(file: BinaryIO, span: Span, wanted: Container[int]) -> Iterator[tuple[int, Span]]:
+    """Yield number and place of the wanted fields of a message that have a length.
 
     Raises
     ------
     ValueError
-        If this is no whole message.
+        If this is no whole message, or one of more than ``MOST_FIELDS``.
     """
-    end = message.seek(0, os.SEEK_END)
-    message.seek(0)
-    while message.tell() < end:
-        number, kind = divmod(_varint(message), 8)
-        if kind == VARINT:
-            _varint(message)
-            continue
-        size = _varint(message) if kind == LENGTH else FIXED_BYTES.get(kind, end)
-        if size > end - message.tell():
+    at, end = span
+    for _ in range(MOST_FIELDS):
+        if at >= end:
+            return
+        file.seek(at)
+        number, kind = divmod(_varint(file), 8)
+        size = _varint(file) if kind in (VARINT, LENGTH) else FIXED_BYTES.get(kind, end)
+        start = file.tell()
+        at = start + (0 if kind == VARINT else size)
+        if at > end:
             raise ValueError("a field ends beyond the message")
         if number in wanted and kind == LENGTH:
-            yield number, message.read(size)
-        else:
-            message.seek(size, os.SEEK_CUR)
+            yield number, (start, at)
+    raise ValueError("too many fields")
 
 
-def _varint(message: BinaryIO) -> int:
+def read(file: BinaryIO, span: Span) -> bytes:
+    """Return the content of a field."""
+    file.seek(span[0])
+    return file.read(span[1] - span[0])
+
+
+def _varint(file: BinaryIO) -> int:
     value = 0
     for n in range(LONGEST_VARINT):
-        (byte,) = message.read(1)  # raises ValueError at the end
+        (byte,) = file.read(1)  # raises ValueError at the end
         value |= (byte & 0x7F) << 7 * n
         if byte < 0x80:
             return value

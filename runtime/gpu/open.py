@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import DataError, EngineError
+from qsm_deploy.runtime.card.graph import require_bounded_graph
 from qsm_deploy.runtime.card.read import PLAN, card_in_plan
 
 if TYPE_CHECKING:
@@ -103,4 +104,5 @@ def _open_onnx(path: Path, device: int, memory_limit: int | None) -> "DeviceSess
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
     from qsm_deploy.runtime.gpu.engines.onnxruntime_cuda import OnnxRuntimeCudaSession
 
+    require_bounded_graph(path)
     return OnnxRuntimeCudaSession(path, CudaDevice(device), memory_limit)

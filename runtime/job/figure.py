@@ -300,5 +300,13 @@ def _draw_title(figure: "Figure", title: str, subtitle: str) -> None:
     """Write two lines into the top left corner."""
     width, height = figure.get_size_inches()
     left = LEFT_INCH / width
-    figure.text(left, 1 - 0.3 / height, title, color=FOREGROUND, fontsize=13, fontweight="bold")
+    figure.text(
+        left,
+        1 - 0.3 / height,
+        title,
+        color=FOREGROUND,
+        fontsize=13,
+        fontweight="bold",
+        parse_math=False,
+    )
     figure.text(left, 1 - 0.52 / height, subtitle, color=MUTED, fontsize=8)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.graph import require_bounded_graph
 from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
@@ -113,7 +114,7 @@ def open_session(
     DataError
         If the file is missing.
     EngineError
-        If the backend cannot load it or does not support the precision.
+        If the backend cannot load it or does not support the precision, or it may never end.
     CardError
         If it has no card, or one that contradicts the graph.
     MissingDependencyError
@@ -124,6 +125,7 @@ def open_session(
     if path.suffix == PLAN:
         raise refuse_plan(path)
     require_onnx(path)
+    require_bounded_graph(path)
     return require_backend(backend)(path, precision=precision, threads=threads)
 
 

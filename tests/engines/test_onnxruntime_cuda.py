@@ -243,3 +243,22 @@ def test_a_model_without_a_card_or_a_broken_one(gpu, write, tmp_path) -> None:
     path.write_bytes(b"\x08\x0anothing")
     with pytest.raises(EngineError, match="cannot load it"):
         open_device_session(path)
+
+
+def test_an_output_of_another_shape_is_refused_where_it_would_be_written(gpu, write, model, buffer):
+    model.graph.node[1].output[0] = "full"
+    node = helper.make_node("AveragePool", ["full"], ["chi_ppm"], kernel_shape=[2, 2, 2])
+    model.graph.node.append(node)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    session = open_device_session(write())
+    with pytest.raises(EngineError, match=r"\{2,1,16,24,32\}.*\{2,1,15,23,31\}.*export the model"):
+        run(session, buffer)
+
+
+def test_an_output_of_another_type_is_refused(gpu, write, model) -> None:
+    model.graph.node[1].output[0] = "single"
+    kind = onnx.TensorProto.DOUBLE
+    model.graph.node.append(helper.make_node("Cast", ["single"], ["chi_ppm"], to=kind))
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    with pytest.raises(EngineError, match=r"chi_ppm is tensor\(double\), expected tensor\(float\)"):
+        open_device_session(write())

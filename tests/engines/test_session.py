@@ -146,6 +146,16 @@ def test_an_output_of_unknown_shape(session, levers) -> None:
         session.output_shape(SHAPES)
 
 
+def test_an_output_of_another_shape_than_the_card_says(session) -> None:
+    output = replace(session.card.output, shape=("n", 3, "x", "y", "z"))
+    session.card = replace(session.card, output=output)
+    with pytest.raises(
+        EngineError, match="gives 2x1x16x24x32, its card says 2x3x16x24x32"
+    ) as caught:
+        session.output_shape(SHAPES)
+    one_line(caught.value)
+
+
 def test_memory_that_was_not_promised_is_not_written_to(session, levers) -> None:
     levers.fails.add("grows")
     with pytest.raises(EngineError, match=r"now wants \d+ bytes of scratch, before \d+"):

@@ -24,6 +24,7 @@ from qsm_deploy.runtime.sessions.open import cannot_load
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 
+FLOAT = "tensor(float)"
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = (
     "it is in onnxruntime-gpu, which takes the place of onnxruntime: pip uninstall -y onnxruntime "
@@ -99,6 +100,11 @@ class OnnxRuntimeCudaSession:
                 [i.name for i in self._session.get_inputs()],
                 [o.name for o in self._session.get_outputs()],
             )
+            for tensor in (*self._session.get_inputs(), *self._session.get_outputs()):
+                if tensor.type != FLOAT:
+                    raise EngineError(
+                        f"{path}: {tensor.name} is {tensor.type}, expected {FLOAT}; export it again"
+                    )
         except EngineError:
             gpu.close_stream(self._stream)
             raise

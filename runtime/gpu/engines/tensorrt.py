@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import CardError, EngineError
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.read import read_card
 from qsm_deploy.runtime.gpu.device import ALIGNMENT, DeviceProperties
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget, rebuild_command
-from qsm_deploy.runtime.gpu.engines.shapes import ServedShapes
+from qsm_deploy.runtime.gpu.engines.shapes import ServedShapes, bound_shape
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
     RUNS,
     Library,
@@ -140,6 +141,11 @@ class TensorRtSession:
         shape = _sizes(self._ask(shapes).get_tensor_shape(self.card.output.name))
         if not shape or min(shape) < 1:
             raise EngineError(f"TensorRT cannot tell the output's shape: {self.log.reason()}")
+        if shape != (expected := bound_shape(self.card, shapes)):
+            raise EngineError(
+                f"the plan of {self.card.network} gives {shape_text(shape)}, its card says "
+                f"{shape_text(expected)}; export it again"
+            )
         return shape
 
     def scratch_bytes(self, shapes: Shapes) -> int:

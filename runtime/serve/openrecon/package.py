@@ -29,7 +29,7 @@ FROM --platform=linux/amd64 python:3.11-slim
 LABEL "{label_name}"="{label}"
 COPY wheels /opt/wheels
 RUN pip install --no-cache-dir --find-links /opt/wheels \\
-    "qsm-deploy[serve,openvino]=={version}" && rm -r /opt/wheels
+    "/opt/wheels/{wheel}[serve,openvino]" && rm -r /opt/wheels
 COPY {model} start.sh /opt/
 ENV HOME=/tmp
 EXPOSE {port}

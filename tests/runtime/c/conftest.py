@@ -186,14 +186,14 @@ def debug(*flags: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def build_driver(compiler: str, run: Callable[..., str]) -> Callable[..., Path]:
-    """Return what builds the driver that calls a library with the fake engine, beside it."""
+    """Return what builds a program that calls a library with the fake engine, beside it."""
 
-    def build(library: Path, *flags: str) -> Path:
+    def build(library: Path, *flags: str, source: str = "driver.cpp") -> Path:
         folder = library.parent
-        driver = folder / "driver"
+        driver = folder / Path(source).stem
         run(
             *(compiler, "-std=c++17", "-Wall", "-Wextra", *flags),
-            *(f"-I{SOURCES}", HERE / "driver.cpp", "-o", driver, library),
+            *(f"-I{SOURCES}", HERE / source, "-o", driver, library),
             *(f"-Wl,-rpath,{folder}", "-pthread", "-ldl"),
         )
         run(compiler, "-x", "c", "-shared", "-fPIC", HERE / "fake_driver.c", "-o", folder / DRIVER)
@@ -208,13 +208,14 @@ def build_fake(
     build_driver: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
-    """Return what builds the library anew, with the fake engine, and its driver."""
+    """Return what builds the library anew, with the fake engine, and a program that calls it."""
 
-    def build(sanitize: str = "", *more: str) -> Path:
+    def build(sanitize: str = "", *more: str, source: str = "driver.cpp") -> Path:
         flags = ["-O0", "-g1", "-Werror"]
         options = [f"-DQSM_FAKE_ENGINE={FAKE}", f"-DQSM_SANITIZE={sanitize}", *debug(*flags)]
         library = build_c_library(tmp_path_factory.mktemp("fake"), options=[*options, *more])
-        return build_driver(library, *flags, *([f"-fsanitize={sanitize}"] if sanitize else []))
+        flags += [f"-fsanitize={sanitize}"] if sanitize else []
+        return build_driver(library, *flags, source=source)
 
     return build
 
@@ -311,7 +312,7 @@ def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
         "small": replace(card, divisor=2, options={"fake": "small"}),
         "nan": replace(card, options={"fake": "nan"}),
         "eroded": constants(1.0),
-        "erodes-all": constants(1e9),
+        "erodes-all": constants(4096.0),
         "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
     }
     for name, made in cards.items():

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard
+from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
 from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
 
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
@@ -78,10 +78,16 @@ def test_a_model_needs_a_card_that_fits_its_graph(
     onnx.save(model, path)
     with pytest.raises(call_error, match="contradicts the graph: inputs local_field_ppm -> chi_"):
         library.open(path)
-    text = card.to_json().replace('"cnn"', '"lpcnn"').replace('"local_field_ppm"', '"prior_input"')
-    text = text.replace('"unit":"ppm"}],"licence"', '"unit":"1"}],"licence"')
+    prior = replace(
+        card,
+        pipeline="lpcnn",
+        patchable="split",
+        inputs=(TensorInfo("prior_input", "1", card.output.shape),),
+        constants={"alpha": 1.0, "iterations": 3.0},
+        normalisation={"chi_mean": 0.0, "chi_std": 1.0},
+    )
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {METADATA_KEY: text})
+    onnx.helper.set_model_props(model, {METADATA_KEY: prior.to_json()})
     onnx.save(model, path)
     with pytest.raises(call_error, match="use the Python runtime, qsm-run, or export it as one"):
         library.open(path)
@@ -91,23 +97,82 @@ def test_the_card_can_be_read(open_engine: Callable[..., Any], engine: Any) -> N
     assert engine.card == onnx.load(BUNDLED_MODEL).metadata_props[0].value
 
 
-def test_a_network_that_gives_another_shape_is_refused(
-    card: ModelCard, open_engine: Callable[..., Any], call_error: Any, tmp_path: Path
+@pytest.fixture
+def write_graph(card: ModelCard, tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a model of nodes from ``local_field_ppm`` to ``chi_ppm``, with a card."""
+
+    def write(
+        nodes: list[onnx.NodeProto], kind: int = onnx.TensorProto.FLOAT, **constants: Any
+    ) -> Path:
+        field = onnx.helper.make_tensor_value_info("local_field_ppm", 1, card.output.shape)
+        chi = onnx.helper.make_tensor_value_info("chi_ppm", kind, None)
+        values = [onnx.numpy_helper.from_array(np.array(v), k) for k, v in constants.items()]
+        graph = onnx.helper.make_graph(nodes, "made", [field], [chi], values)
+        opset = onnx.helper.make_opsetid("", 20)
+        model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+        onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+        onnx.save(model, tmp_path / "made.onnx")
+        return tmp_path / "made.onnx"
+
+    return write
+
+
+def node(operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    return onnx.helper.make_node(operator, ["local_field_ppm", *inputs], ["chi_ppm"], **attributes)
+
+
+@pytest.mark.parametrize(
+    ("made", "constants", "seen"),
+    [
+        (node("MaxPool", kernel_shape=[2, 2, 2]), {}, r"\(1, 1, 11, 11, 11\) of f32"),
+        (node("Concat", "local_field_ppm", axis=1), {}, r"\(1, 2, 12, 12, 12\) of f32"),
+        (node("ReduceMean", keepdims=0), {}, r"\(\) of f32"),
+        (node("Cast", to=11), {"kind": 11}, r"\(1, 1, 12, 12, 12\) of f64"),
+    ],
+    ids=["smaller", "two channels", "a number", "double"],
+)
+def test_a_network_that_gives_something_else_is_refused(
+    made: Any, constants: Any, seen: str, write_graph: Any, open_engine: Any, call_error: Any
 ) -> None:
-    shape = ("n", 1, "x", "y", "z")
-    field = onnx.helper.make_tensor_value_info("local_field_ppm", 1, shape)
-    chi = onnx.helper.make_tensor_value_info("chi_ppm", 1, ("n", 1, "u", "v", "w"))
-    node = onnx.helper.make_node(
-        "MaxPool", ["local_field_ppm"], ["chi_ppm"], kernel_shape=[2, 2, 2]
-    )
-    graph = onnx.helper.make_graph([node], "smaller", [field], [chi])
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
-    )
-    onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
-    onnx.save(model, tmp_path / "smaller.onnx")
-    with pytest.raises(call_error, match="no float32 volume of the shape of its input"):
-        open_engine(tmp_path / "smaller.onnx").reconstruct(*volumes())
+    says = rf"the model of twice gives {seen}, its card says \(1, 1, 12, 12, 12\) of f32"
+    with pytest.raises(call_error, match=says) as caught:
+        open_engine(write_graph([made], **constants)).reconstruct(*volumes())
+    assert caught.value.status == ENGINE
+
+
+def test_a_network_that_gives_nan_is_refused(
+    write_graph: Any, open_engine: Any, call_error: Any
+) -> None:
+    nothing = onnx.helper.make_node("Mul", ["local_field_ppm", "zero"], ["nothing"])
+    undefined = onnx.helper.make_node("Div", ["nothing", "nothing"], ["chi_ppm"])
+    engine = open_engine(write_graph([nothing, undefined], zero=np.float32(0)))
+    with pytest.raises(call_error, match="the network returned 1080 NaN or Inf voxels") as caught:
+        engine.reconstruct(*volumes())
+    assert caught.value.status == ENGINE
+
+
+def test_a_loop_or_a_branch_is_refused(write_graph: Any, library: Any, call_error: Any) -> None:
+    def value(name: str, kind: int = 1, shape: Any = None) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, kind, shape)
+
+    boolean, number = onnx.TensorProto.BOOL, onnx.TensorProto.INT64
+    steps = [onnx.helper.make_node("Identity", ["go_on"], ["again"])]
+    steps += [onnx.helper.make_node("Add", ["so_far", "so_far"], ["sum"])]
+    takes = [value("n", number, ()), value("go_on", boolean, ()), value("so_far")]
+    body = onnx.helper.make_graph(steps, "body", takes, [value("again", boolean, ()), value("sum")])
+    field = "local_field_ppm"
+    loop = onnx.helper.make_node("Loop", ["", "yes", field], ["chi_ppm"], body=body)
+    half = onnx.helper.make_node("Identity", [field], ["out"])
+    way = onnx.helper.make_graph([half], "way", [], [value("out")])
+    total = onnx.helper.make_node("ReduceSum", [field], ["sum"], keepdims=0)
+    test = onnx.helper.make_node("Cast", ["sum"], ["maybe"], to=boolean)
+    branch = onnx.helper.make_node("If", ["maybe"], ["chi_ppm"], then_branch=way, else_branch=way)
+    for nodes in ([loop], [total, test, branch]):
+        with pytest.raises(
+            call_error, match=rf"has a {nodes[-1].op_type}, which may never"
+        ) as caught:
+            library.open(write_graph(nodes, yes=True))
+        assert caught.value.status == ENGINE
 
 
 def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+FUZZ_RUNS, FUZZ_SECONDS = 20_000, 60
 SUPPRESSIONS = Path(__file__).with_name("valgrind.supp")
 
 
@@ -35,7 +36,7 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "truncated": text[: len(text) // 2],
         "more after the end": text + "}",
         "embedded zero": text.replace("{", "{\0", 1),
-        "deep": "[" * 100_000,
+        "deep": "[" * 3_000,
         "a list": "[]",
         "a name twice": text.replace('{"', '{"schema":1,"', 1),
         "bad escape": text.replace("tkd-twice", "\\q"),
@@ -119,3 +120,16 @@ def test_valgrind_finds_nothing(
     ]
     before += ["--errors-for-leak-kinds=all", f"--suppressions={SUPPRESSIONS}"]
     drive(plain_driver, *arguments, before=before)
+
+
+@pytest.mark.slow
+def test_damaged_cards_and_parameters_under_sanitizers(
+    build_fake: Callable[..., Path], drive: Callable[..., str], fake_models: Path
+) -> None:
+    fuzz = build_fake("address,undefined", source="fuzz.cpp")
+    cards = [fake_models / f"{name}.onnx" for name in ("cnn", "tkd", "eroded", "axial", "nan")]
+    said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *map(str, cards))
+    runs, refused, opened, mapped = map(int, said.split())
+    assert runs > FUZZ_RUNS // 20, "so slow that it shows nothing"
+    assert refused > runs // 4
+    assert opened > mapped > runs // 20

@@ -192,7 +192,8 @@ def test_a_value_of_the_wrong_type_is_named(path):
         ("memory.onnxruntime.fixed_bytes", 10**400, "card.memory.onnxruntime.fixed_bytes"),
         ("network", "\ud800", "card.network"),
         ("licence", "one\nother", "card.licence"),
-        ("options", {"\ud800": "x"}, "card.options"),
+        ("licence", "µ", "card.licence"),
+        ("constants", {"a": 1e39}, "card.constants.a"),
     ],
 )
 def test_what_is_wrong_deep_inside_is_named(path, value, where):
@@ -205,6 +206,40 @@ def test_what_is_wrong_deep_inside_is_named(path, value, where):
 def test_another_schema_is_refused_first(schema):
     with pytest.raises(CardError, match=r"this version reads 1; export the model again"):
         parse_card(json.dumps({"schema": schema, "anything": "else"}))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "constants", "missing"),
+    [
+        ("lpcnn", (), "alpha, iterations"),
+        ("modl", ("step",), "iterations"),
+        ("spinet", (), "lambda"),
+    ],
+)
+def test_a_loop_without_its_numbers_is_refused(pipeline, constants, missing):
+    grid = ("n", 2, "x", "y", "z")
+    card = {"pipeline": pipeline, "tkd": None, "patchable": "split"}
+    card |= {"constants": dict.fromkeys(constants, 1.0)}
+    tensors = {
+        "inputs": (TensorInfo("prior_input", "1", grid),),
+        "output": TensorInfo("prior_output", "1", grid),
+    }
+    with pytest.raises(CardError, match=f"pipeline {pipeline} has no {missing}"):
+        replace(CARD, **card, **tensors)
+
+
+def test_a_refusal_is_a_line_that_can_be_read():
+    for path, value in (("network", "x\n" * 500), ("divisor", 10**400), ("schema", "\n" * 900)):
+        with pytest.raises(CardError) as caught:
+            parse_card(changed(path, value))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 200
+
+
+def test_a_name_is_there_once_and_can_be_printed():
+    for name in ('"schema":1,"schema":1', '"a\\nb":1', '"\\ud800":1'):
+        with pytest.raises(CardError, match="a name twice, or of other than printable ASCII"):
+            parse_card(CARD.to_json().replace('"schema":1', name))
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", "[1]", "1", "null", '"card"', "[" * 100_000])
@@ -243,9 +278,15 @@ def test_any_other_json_is_refused(value):
         ({"tkd": None}, r"pipeline tkd\+cnn has no tkd settings"),
         ({"tkd": TkdSettings(0.0, 8, True)}, "tkd.threshold is 0.0"),
         ({"tkd": TkdSettings(0.7, 8, True)}, "tkd.threshold is 0.7"),
-        ({"tkd": TkdSettings(0.1, -1, True)}, "tkd.pad_voxels too small"),
-        ({"divisor": 0}, "divisor too small"),
-        ({"receptive_field": ReceptiveField(-1, -1, 1.0)}, "halo, receptive_field.theoretical too"),
+        ({"tkd": TkdSettings(0.1, -1, True)}, "tkd.pad_voxels is -1, expected 0 to 4096"),
+        ({"divisor": 0}, "divisor is 0, expected 1 to 4096"),
+        ({"receptive_field": ReceptiveField(-1, -1, 1.0)}, "halo is -1.*field.theoretical is -1"),
+        ({"constants": {"mask_erosion_voxels": -1.0}}, "mask_erosion_voxels is -1.0, expected 0"),
+        (
+            {"constants": {"iterations": 1e300}},
+            r"constants.iterations is 1e\+300, expected 1 to 1000",
+        ),
+        ({"memory": {"openvino": MemoryUse(0, 0)}}, "memory.openvino too small"),
         ({"geometry": GeometryLimits(None, 0.1, None, None)}, "voxel_size_mm and voxel_tolerance"),
         ({"geometry": GeometryLimits(None, None, (0, 0, 1), None)}, "b0_direction and b0_tol"),
         ({"geometry": GeometryLimits((1, 0, 1), 0.1, None, None)}, "expected positive sizes"),

@@ -136,6 +136,19 @@ def test_a_plan_cut_off_before_its_card_ends_is_refused(plan: Path, kept: int) -
     assert caught.value.exit_code == 4
 
 
+def test_a_plan_whose_card_is_nested_without_end_is_refused(plan: Path) -> None:
+    plan.write_bytes(BEFORE + b'{"constants":' + b"[" * 100_000)
+    with pytest.raises(CardError, match=r"x\.plan has no whole model card"):
+        load_card(plan)
+
+
+def test_a_card_longer_than_any_is_refused(tmp_path: Path) -> None:
+    text = CARD.to_json().replace("{", "{" + " " * 4000, 1)
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x0a" + entry(METADATA_KEY, text))
+    with pytest.raises(CardError, match=r"a\.onnx: the model's card has \d+ bytes, at most 4000"):
+        load_card(tmp_path / "a.onnx")
+
+
 def test_a_card_of_another_schema_is_refused_with_the_file(plan: Path) -> None:
     fields = json.loads(CARD.to_json()) | {"schema": 9}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))

@@ -43,6 +43,11 @@ def test_a_png_comes_back_and_is_reproducible():
     assert png != figure_png(ZEROS, ZEROS, MASK, GEOMETRY, title="another")
 
 
+def test_what_a_card_says_is_text_and_no_formula():
+    png = figure_png(ZEROS, ZEROS, MASK, GEOMETRY, title="$\\frac{$ tkd-unet $x$")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+
+
 def test_a_truth_adds_two_rows():
     without = draw(ZEROS)
     with_truth = pixels(figure_png(ZEROS, ZEROS, MASK, GEOMETRY, truth_ppm=ZEROS))

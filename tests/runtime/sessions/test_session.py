@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,8 +27,9 @@ from qsm_deploy.kernels.errors import (
     MissingDependencyError,
     UsageError,
 )
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
+from qsm_deploy.runtime.card.card import METADATA_KEY, MemoryUse, ModelCard, TensorInfo
 from qsm_deploy.runtime.card.read import read_card
+from qsm_deploy.runtime.model import open_model
 from qsm_deploy.runtime.sessions.open import (
     choose_backend,
     installed_backends,
@@ -38,7 +40,10 @@ from qsm_deploy.runtime.sessions.session import Backend
 
 SPEC = REGISTRY["tkd-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
-CARD = provisional_card(SPEC, TkdUnet((2, 4)), Choices(), "none", "0" * 64)
+CARD = replace(
+    provisional_card(SPEC, TkdUnet((2, 4)), Choices(), "none", "0" * 64),
+    memory=dict.fromkeys(BACKENDS, MemoryUse(10**6, 1000)),
+)
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -240,34 +245,61 @@ def test_a_bare_dipole_node_says_how_to_export_instead(backend, tmp_path) -> Non
         open_session(path, backend)
 
 
+@pytest.fixture
+def write_graph(tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a graph from ``sum``, that of its inputs, to ``chi_ppm``, with a card."""
+
+    def write(nodes: list[onnx.NodeProto], kind: int, **constants: Any) -> Path:
+        volume = ["n", 1, "x", "y", "z"]
+        given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, volume) for n in SPEC.inputs]
+        output = helper.make_tensor_value_info("chi_ppm", kind, None)
+        values = [onnx.numpy_helper.from_array(np.array(v), k) for k, v in constants.items()]
+        first = helper.make_node("Add", list(SPEC.inputs), ["sum"])
+        graph = helper.make_graph([first, *nodes], "other", given, [output], values)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
+        onnx.save(model, tmp_path / "other.onnx")
+        return tmp_path / "other.onnx"
+
+    return write
+
+
+def node(operator: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(operator, ["sum", *inputs], ["chi_ppm"], **attributes)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("axes", "kind", "seen"),
+    ("made", "kind", "seen"),
     [
-        ((2, 3, 4), TensorProto.FLOAT, r"\(1, 1, 1, 1, 1\) of float32"),
-        ((), TensorProto.DOUBLE, r"\(1, 1, 8, 12, 16\) of float64"),
+        (node("ReduceMean", "axes"), 1, r"\(1, 1, 1, 1, 1\) of float32"),
+        (node("ReduceMean", keepdims=0), 1, r"\(\) of float32"),
+        (node("Squeeze", "first"), 1, r"\(1, 8, 12, 16\) of float32"),
+        (node("MaxPool", kernel_shape=[2, 2, 2]), 1, r"\(1, 1, 7, 11, 15\) of float32"),
+        (node("Concat", "sum", "sum", axis=1), 1, r"\(1, 3, 8, 12, 16\) of float32"),
+        (node("Cast", to=11), 11, r"\(1, 1, 8, 12, 16\) of float64"),
     ],
+    ids=["one voxel", "a number", "four axes", "smaller", "channels", "double"],
 )
 def test_an_output_of_another_shape_or_type_than_the_card_says(
-    backend, axes, kind, seen, tmp_path
+    backend, made, kind, seen, write_graph
 ) -> None:
-    volume = ["n", 1, "x", "y", "z"]
-    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, volume) for n in SPEC.inputs]
-    sizes = [1 if axis in axes else size for axis, size in enumerate(volume)]
-    output = helper.make_tensor_value_info("chi_ppm", kind, sizes)
-    nodes = [
-        helper.make_node("Add", list(SPEC.inputs), ["sum"]),
-        helper.make_node("ReduceMean", ["sum", "axes"], ["mean"], noop_with_empty_axes=1),
-        helper.make_node("Cast", ["mean"], ["chi_ppm"], to=kind),
-    ]
-    reduced = helper.make_tensor("axes", TensorProto.INT64, (len(axes),), axes)
-    graph = helper.make_graph(nodes, "other", given, [output], [reduced])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
-    onnx.save(model, tmp_path / "other.onnx")
-    session = open_session(tmp_path / "other.onnx", backend)
+    constants = {"axes": [2, 3, 4], "first": [0]}
+    used = {name: value for name, value in constants.items() if name in made.input}
+    session = open_session(write_graph([made], kind, **used), backend)
     with pytest.raises(EngineError, match=rf"gives {seen}, its card says \(1, 1, 8, 12, 16\)"):
         session.run(inputs(1, 1, 8, 12, 16))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_output_that_is_not_finite_is_no_map(backend: Backend, write_graph) -> None:
+    nothing = helper.make_node("Mul", ["sum", "zero"], ["nothing"])
+    undefined = helper.make_node("Div", ["nothing", "nothing"], ["chi_ppm"])
+    opened = open_model(write_graph([nothing, undefined], 1, zero=np.float32(0)), backend=backend)
+    field = 0.02 * np.random.default_rng(0).standard_normal((8, 8, 8), dtype=np.float32)
+    field[:4] = 0  # outside the mask
+    with pytest.raises(EngineError, match=r"the network returned \d+ NaN or Inf voxels"):
+        opened.reconstruct(field, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,223 @@
+"""One list of cards, whole, at the limits and beyond, and damaged: both runtimes say the same."""
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.runtime.card.card import (
+    LARGEST,
+    MAX_BYTES,
+    METADATA_KEY,
+    MOST,
+    RANGES,
+    GeometryLimits,
+    ModelCard,
+)
+from qsm_deploy.runtime.card.read import card_from
+from qsm_deploy.runtime.sessions.open import open_session
+from tests.fuzz.damage import damaged_json
+
+TRIES = 3000
+OF_THE_CARD = ("the model's card", "contradictory card", "has no model card")
+
+Says = Callable[[str], str]
+
+
+@pytest.fixture
+def full(tkd_card: ModelCard) -> ModelCard:
+    """Return a card in which everything that has a range is there."""
+    constants = {"mask_erosion_voxels": 1.0, "iterations": 3.0, "cg_steps": 5.0}
+    limits = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
+    return replace(tkd_card, constants=constants, geometry=limits)
+
+
+@pytest.fixture
+def in_c(fake: Any, call_error: Any, tmp_path: Path) -> Says:
+    """Return what says what the C library makes of a card: "" for nothing."""
+
+    def says(text: str) -> str:
+        path = tmp_path / "card.onnx"
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            fake.open(path).close()
+        except call_error as error:
+            return str(error)
+        return ""
+
+    return says
+
+
+def in_python(text: str) -> str:
+    try:
+        card_from(text, Path("card.onnx"))
+    except CardError as error:
+        return str(error)
+    return ""
+
+
+def agreed(text: str, in_c: Says) -> bool:
+    """Return whether a card is accepted, which both must say, whether C runs its network or not."""
+    here, there = in_python(text), in_c(text)
+    refused = any(words in there for words in OF_THE_CARD)
+    assert bool(here) == refused, (text, here, there)
+    assert "\n" not in here + there
+    return not here
+
+
+def changed(card: ModelCard, path: str, value: Any) -> str:
+    """Return a card's JSON with one field set."""
+    *folders, name = path.split(".")
+    inner = fields = json.loads(card.to_json())
+    for folder in folders:
+        inner = inner[folder]
+    inner[name] = value
+    return json.dumps(fields)
+
+
+@pytest.mark.parametrize("path", list(RANGES))
+def test_ranges_end_where_they_end(path: str, full: ModelCard, in_c: Says) -> None:
+    for limit, away in zip(RANGES[path], (-1, 1), strict=True):
+        assert agreed(changed(full, path, limit), in_c), limit
+        beyond = limit + away * (1 if limit < LARGEST else 0.01 * limit)
+        assert not agreed(changed(full, path, beyond), in_c), beyond
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "accepted"),
+    [
+        ("precision", "int8", True),
+        ("precision", "fp8", False),
+        ("network", "x" * 99, True),
+        ("network", "a\nb", False),
+        ("network", "\x7f", False),
+        ("network", "µ", False),
+        ("network", "\u202egnp", False),
+        ("network", "\ud800", False),
+        ("licence", "$\\frac{$ \\ / ~", True),
+        ("options", {"a": "b", "": ""}, True),
+        ("options", {"a\tb": "x"}, False),
+        ("constants", {"a": 10**30, "b": -0.0, "c": 5e-324}, True),
+        ("constants", {"a": LARGEST, "b": -LARGEST}, True),
+        ("constants", {"a": 10**39}, False),
+        ("constants", {"a": math.nextafter(LARGEST, math.inf)}, False),
+        ("constants", {"a": math.nan}, False),
+        ("constants", {"a": True}, False),
+        ("memory", {}, True),
+        ("memory.openvino.fixed_bytes", MOST, True),
+        ("memory.openvino.fixed_bytes", MOST + 1, False),
+        ("memory.openvino.fixed_bytes", 10**400, False),
+        ("memory.openvino.bytes_per_voxel", 0, False),
+        ("inputs", [], False),
+        ("output.shape", ["n"], False),
+        ("output.shape", ["n", 2, "x", "y", "z"], True),
+        ("patchable", "split", False),
+        ("schema", 1.0, False),
+        ("schema", True, False),
+    ],
+)
+def test_what_a_field_may_be(path, value, accepted, full: ModelCard, in_c: Says) -> None:
+    assert agreed(changed(full, path, value), in_c) == accepted
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "accepted"),
+    [
+        ('"iterations":3.0', '"iterations":3e0', True),
+        ('"iterations":3.0', '"iterations":3', True),
+        ('"iterations":3.0', '"iterations":03', False),
+        ('"iterations":3.0', '"iterations":1e999', False),
+        ('"iterations":3.0', '"other":1e-999', True),
+        ('"iterations":3.0', '"other":0.' + "0" * 400 + "1", True),
+        ('"iterations":3.0', '"iterations":NaN', False),
+        ('"schema":1', '"schema":1,"schema":1', False),
+        ('"iterations":3.0', '"iterations":3.0,"iterations":3.0', False),
+        ("tkd-twice", "tkd\\u002dtwice\\/", True),
+        ("tkd-twice", "\\ud83d\\ude00", False),
+        ("tkd-twice", "\\u12", False),
+        ("{", "\ufeff{", False),
+        ("{", "{\0", False),
+        ("{", " \t\r\n{ ", True),
+        ("{", "\f{", False),
+    ],
+)
+def test_how_it_may_be_written(old: str, new: str, accepted: bool, full, in_c: Says) -> None:
+    text = full.to_json()
+    assert text.count(old) >= 1
+    assert agreed(text.replace(old, new, 1), in_c) == accepted
+
+
+def test_how_long_it_may_be(full: ModelCard, in_c: Says) -> None:
+    text = full.to_json()
+    longest = text + " " * (MAX_BYTES - len(text))
+    assert agreed(longest, in_c)
+    assert not agreed(longest + " ", in_c)
+
+
+@pytest.mark.parametrize("pipeline", ["lpcnn", "modl", "spinet"])
+def test_the_numbers_of_a_loop(pipeline: str, full: ModelCard, in_c: Says) -> None:
+    fields = json.loads(full.to_json()) | {"pipeline": pipeline, "patchable": "split", "tkd": None}
+    volume = {"unit": "1", "shape": ["n", 2, "x", "y", "z"]}
+    fields["inputs"] = [volume | {"name": "prior_input"}]
+    fields["output"] = volume | {"name": "prior_output"}
+    names = ("alpha", "step", "lambda", "p", "chi_mean", "chi_std", "field_mean", "field_std")
+    fields["normalisation"] = dict.fromkeys(names, 1.0)
+    assert agreed(json.dumps(fields), in_c)
+    for name in ("chi_std", "iterations"):
+        holder = fields["normalisation" if name in names else "constants"]
+        value = holder.pop(name)
+        assert not agreed(json.dumps(fields), in_c)
+        holder[name] = value
+
+
+@pytest.mark.slow
+def test_damaged_cards(full: ModelCard, in_c: Says) -> None:
+    dice, fields = random.Random("cards"), json.loads(full.to_json())
+    counts = Counter(agreed(damaged_json(fields, dice), in_c) for _ in range(TRIES))
+    assert counts[True] > TRIES / 100, counts
+    assert counts[False] > TRIES / 2, counts
+
+
+def test_a_network_in_int8_gives_what_it_gives_in_python(
+    card: ModelCard, open_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = replace(card, precision="int8", divisor=1)
+    rng = np.random.default_rng(0)
+    values = {
+        "scale": np.float32(0.003),
+        "zero": np.int8(0),
+        "weights": rng.integers(-127, 128, (1, 1, 3, 3, 3), dtype=np.int8),
+        "steps": np.float32([0.01]),
+        "none": np.int8([0]),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["local_field_ppm", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["weights", "steps", "none"], ["w"], axis=0),
+        helper.make_node("Conv", ["x", "w"], ["chi_ppm"], pads=[1] * 6),
+    ]
+    volumes = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, card.output.shape)
+        for name in ("local_field_ppm", "chi_ppm")
+    ]
+    constants = [onnx.numpy_helper.from_array(np.array(v), k) for k, v in values.items()]
+    graph = helper.make_graph(nodes, "q", volumes[:1], volumes[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: made.to_json()})
+    onnx.save(model, tmp_path / "int8.onnx")
+    field = rng.normal(0, 0.05, (12, 10, 9)).astype(np.float32)
+    chi = open_engine(tmp_path / "int8.onnx").reconstruct(field, np.ones(field.shape))
+    session = open_session(tmp_path / "int8.onnx", "openvino")
+    expected = session.run({"local_field_ppm": field[None, None]})[0, 0]
+    np.testing.assert_allclose(chi, expected, atol=1e-6, rtol=0)
+    assert np.abs(expected).max() > 0.05
