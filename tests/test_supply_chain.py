@@ -2,20 +2,19 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 
-tomllib = pytest.importorskip("tomllib", reason="no GPU is needed, but Python 3.11")
-
 ROOT = Path(__file__).parents[1]
-BY_NAME = re.compile(r"pip install[^\n]*[\s'\"]qsm-deploy(?!\[[a-z,-]+\] @)")
+BY_NAME = re.compile(r"pip install[^\n]*(?:\\+\n[^\n]*)*[\s'\"]qsm-deploy(?!\[[a-z,-]+\] @)")
 
 
 def test_nothing_installs_the_bare_name():
     assert BY_NAME.search("pip install 'qsm-deploy[serve]'")
     assert BY_NAME.search("pip install -U qsm-deploy")
+    assert BY_NAME.search("RUN pip install --no-cache-dir \\\n    'qsm-deploy[serve]==1'")
     tracked = subprocess.run(
         ["git", "ls-files", "*.py", "*.md", "*Dockerfile", "Makefile", "*.ipynb", ".ci/run"],
         capture_output=True, text=True, check=True, cwd=ROOT,

@@ -28,8 +28,8 @@ DOCKERFILE = """\
 FROM --platform=linux/amd64 python:3.11-slim
 LABEL "{label_name}"="{label}"
 COPY wheels /opt/wheels
-RUN pip install --no-cache-dir --find-links /opt/wheels \\
-    "/opt/wheels/{wheel}[serve,openvino]" && rm -r /opt/wheels
+RUN pip install --no-cache-dir "$(echo /opt/wheels/qsm_deploy-*.whl)[serve,openvino]" \\
+    && rm -r /opt/wheels
 COPY {model} start.sh /opt/
 ENV HOME=/tmp
 EXPOSE {port}
