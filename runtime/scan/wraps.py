@@ -24,7 +24,8 @@ def count_jumps(volume: Volume, least: float, mask: Mask) -> int:
     for axis in range(3):
         moved, inside = np.moveaxis(volume, axis, 0), np.moveaxis(mask, axis, 0)
         for n in range(len(moved) - 1):  # plane by plane, which takes little memory
-            jumps = np.abs(moved[n + 1] - moved[n]) >= least
+            with np.errstate(invalid="ignore", over="ignore"):  # outside the mask may be anything
+                jumps = np.abs(moved[n + 1] - moved[n]) >= least
             count += int(np.count_nonzero(jumps & inside[n] & inside[n + 1]))
     return count
 
@@ -53,7 +54,8 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
     jump = JUMP
     if turn is None:
         turn = span
-        even = np.median(np.abs(values - np.median(values))) >= SPREAD * span
+        with np.errstate(invalid="ignore", over="ignore"):  # a unit of its own is refused later
+            even = np.median(np.abs(values - np.median(values))) >= SPREAD * span
         jump = JUMP if even else SURE_JUMP
     if turn == 0 or not JUMP * turn <= span <= 1.01 * turn:
         return

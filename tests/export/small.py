@@ -25,6 +25,7 @@ from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+from qsm_deploy.runtime.card.card import LOOPS
 
 
 def iqsm(features: int) -> IQSM:
@@ -42,7 +43,8 @@ def qsmnet(flavour: Flavour, kernel: int) -> QSMnet:
 
 
 def prior(gen: nn.Sequential, channels: int, pipeline: str) -> Prior:
-    return Prior(gen, channels, pipeline, ANY_GEOMETRY, {}, {})
+    numbers = dict.fromkeys(LOOPS[pipeline], 1.0)
+    return Prior(gen, channels, pipeline, ANY_GEOMETRY, {}, numbers)
 
 
 def modl_gen() -> nn.Sequential:

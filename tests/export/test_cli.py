@@ -212,4 +212,4 @@ def test_a_missing_torch_names_the_extra(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.delitem(sys.modules, "qsm_deploy.export.checkpoints.state", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["--model", "ir2qsm", "--weights", str(tmp_path / "w.pth"), "--quiet"]) == 4
-    assert "qsm-deploy[export]" in capsys.readouterr().err
+    assert "'.[export]'" in capsys.readouterr().err

@@ -64,7 +64,7 @@ HEADER = b"""<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISM
 <acquisitionSystemInformation><systemFieldStrength_T>3</systemFieldStrength_T>
 </acquisitionSystemInformation><experimentalConditions><H1resonanceFrequency_Hz>127731000
 </H1resonanceFrequency_Hz></experimentalConditions>
-<sequenceParameters><TE>6</TE><TE>12</TE></sequenceParameters></ismrmrdHeader>"""
+<sequenceParameters><TE>6</TE><TE>12</TE><TE>18</TE></sequenceParameters></ismrmrdHeader>"""
 
 
 @dataclass
@@ -222,11 +222,11 @@ def of_field() -> Sent:
 
 
 def of_echoes() -> Sent:
-    """Return phase and magnitude of two echoes, and a mask."""
+    """Return phase and magnitude of three echoes, and a mask."""
     x, y, z = (np.linspace(-1, 1, n) for n in SHAPE)
     field_hz = 20 * np.add.outer(np.add.outer(x, y), z)
     slices = []
-    for n, time_s in enumerate((0.006, 0.012)):
+    for n, time_s in enumerate((0.006, 0.012, 0.018)):
         phase = np.rint((field_hz * time_s + 0.5) % 1 * 4095).astype(np.uint16)
         phase[0, 0, :2] = 0, 4095
         words = {"ImageType": "ORIGINAL\\PRIMARY\\P\\ND"}

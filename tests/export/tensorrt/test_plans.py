@@ -111,7 +111,7 @@ def test_an_engine_that_is_missing_or_a_stub_names_the_extra(folder, monkeypatch
     assert export("-o", "a.plan", "--engine", "tensorrt", "--quiet") == 4
     assert "pip install '.[tensorrt]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", json)
-    with pytest.raises(MissingDependencyError, match=r"qsm-deploy\[tensorrt-rtx\]"):
+    with pytest.raises(MissingDependencyError, match=r"\.\[tensorrt-rtx\]"):
         open_library("tensorrt-rtx", "--engine tensorrt-rtx")
 
 

@@ -20,11 +20,13 @@ from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
 
 # prints the exit code and the peak of a run [bytes]
 PROGRAM = """
-import resource, sys
+import re, resource, sys
 from qsm_deploy.runtime.cli import main
 if limit := int(sys.argv[1]):
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-print(main(sys.argv[2:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+code = main(sys.argv[2:])
+status = open("/proc/self/status").read()  # what getrusage says has its parent's peak in it
+print(code, 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]))
 """
 MIB = 1 << 20
 
