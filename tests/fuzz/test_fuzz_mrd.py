@@ -225,6 +225,7 @@ def of_echoes() -> Sent:
     """Return phase and magnitude of three echoes, and a mask."""
     x, y, z = (np.linspace(-1, 1, n) for n in SHAPE)
     field_hz = 20 * np.add.outer(np.add.outer(x, y), z)
+    field_hz[3:5, 3, 2:4] += 6  # what is left without background
     slices = []
     for n, time_s in enumerate((0.006, 0.012, 0.018)):
         phase = np.rint((field_hz * time_s + 0.5) % 1 * 4095).astype(np.uint16)
