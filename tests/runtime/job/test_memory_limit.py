@@ -109,7 +109,7 @@ def test_an_address_space_that_is_too_small(write_volume, backend, mib):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("size", [48, 96])
-@pytest.mark.parametrize("limit", [160, 300])
+@pytest.mark.parametrize("limit", [200, 300])  # libraries alone are paged in up to 170
 def test_the_peak_stays_within_the_limit(write_volume, size, backend, limit):
     field = np.random.default_rng(0).normal(0, 0.02, (size,) * 3).astype(np.float32)
     path = write_volume(field, "field.nii.gz")

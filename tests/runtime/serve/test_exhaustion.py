@@ -39,7 +39,7 @@ def test_few_descriptors(server_process, dipole_stream):
     """More clients than descriptors: those beyond are told, and the places are free again."""
     flags = ("--max-clients", "200", "--idle-seconds", "20")
     with server_process(*flags, descriptors=48, failing=True) as (process, port, log):
-        clients = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(60)]
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(50)]
         refused = read_all(clients[-1])
         assert b"ERR Too many open files; try later" in refused
         assert refused.endswith(CLOSE)
