@@ -23,7 +23,7 @@ from qsm_deploy.export.checkpoints.file_kind import (
 )
 from qsm_deploy.export.checkpoints.npz_state import load_npz
 from qsm_deploy.export.checkpoints.plain_tensors import plain_tensors
-from qsm_deploy.export.checkpoints.unwrapping import Fits, unwrap
+from qsm_deploy.export.checkpoints.wrappers import Fits, unwrap
 from qsm_deploy.kernels.errors import WeightsError
 
 BATCH_COUNTER = ".num_batches_tracked"

@@ -5,7 +5,6 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids.layout import BidsImage
-from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
 from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit, unit_named
 
@@ -41,20 +40,8 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
                 )
             applying = exact
         for path in applying:
-            merged |= load_json(path)
+            merged |= load_json_object(path)
     return merged
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a dataset.
-
-    Raises
-    ------
-    DataError
-        If it is missing, was not downloaded, or is not a JSON object.
-    """
-    require_files([path])
-    return load_json_object(path)
 
 
 def load_params_of(image: BidsImage) -> Params:

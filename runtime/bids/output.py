@@ -9,13 +9,13 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
-from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
+from qsm_deploy.runtime.scan.params import load_json_object
 
 BIDS_VERSION = "1.10.0"
 SOURCE = "source"  # the name of the input in links and BIDS URIs
@@ -55,7 +55,7 @@ class Derivative:
         path = self.root / DESCRIPTION
         if not os.path.lexists(path):
             return
-        makers = load_json(path).get("GeneratedBy")
+        makers = load_json_object(path).get("GeneratedBy")
         known = makers if isinstance(makers, list) else []
         if NAME not in [maker.get("Name") for maker in known if isinstance(maker, dict)]:
             raise UsageError(
@@ -73,7 +73,7 @@ class Derivative:
         path = self.root / DESCRIPTION
         if not path.exists():
             make_folder(self.root)
-            source = load_json(self.dataset / DESCRIPTION)
+            source = load_json_object(self.dataset / DESCRIPTION)
             with contextlib.suppress(UsageError):  # another process was quicker, with the same
                 write_atomically(path, json_bytes(self._description(source)), force=False)
 

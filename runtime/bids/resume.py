@@ -5,10 +5,10 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.bids.layout import Recording
-from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.bids.output import Derivative
 from qsm_deploy.runtime.console.journal import clear_leftovers
 from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.scan.params import load_json_object
 
 
 def wanted_facts(
@@ -55,7 +55,7 @@ def maps_that_stay(
         )
     for recording in existing:
         sidecar = derivative.sidecar(recording)
-        made = _made_facts(load_json(sidecar) if os.path.lexists(sidecar) else {})
+        made = _made_facts(load_json_object(sidecar) if os.path.lexists(sidecar) else {})
         for name, value in wanted.items():
             if made[name] != value:
                 raise UsageError(

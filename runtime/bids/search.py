@@ -20,8 +20,8 @@ from qsm_deploy.runtime.bids.layout import (
     Recording,
     Source,
 )
-from qsm_deploy.runtime.bids.metadata import load_json
 from qsm_deploy.runtime.console.inputs import require_files
+from qsm_deploy.runtime.scan.params import load_json_object
 
 DESCRIPTION = "dataset_description.json"
 FOLDERS = ("anat", "fmap", "swi")
@@ -271,7 +271,7 @@ def _require_dataset(dataset: Path) -> None:
         raise DataError(
             f"{dataset}: no BIDS dataset, it has no {DESCRIPTION}; pass the folder that holds it"
         )
-    description = load_json(dataset / DESCRIPTION)
+    description = load_json_object(dataset / DESCRIPTION)
     if lacking := {"Name", "BIDSVersion"} - description.keys():
         raise DataError(f"{dataset / DESCRIPTION}: lacks {min(lacking)}, which BIDS requires")
 

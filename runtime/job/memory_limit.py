@@ -13,12 +13,14 @@ from pathlib import Path
 import nibabel as nib
 
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
+from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, available_bytes
+from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
+from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
 from qsm_deploy.runtime.sessions.open import gpu_number
 
-HEAD_BYTES = 544  # of a NIfTI-2 file
 MOST_PACKED = 1032  # bytes that gzip makes of one
 # how the backends say so
 NO_MEMORY = re.compile(
@@ -76,7 +78,7 @@ def require_memory_to_load(paths: Iterable[Path | None], limit_bytes: int | None
         needed = held + path.stat().st_size + 2 * raw + floats
         if needed > limit:
             raise MemoryLimitError(
-                f"{path}: its header announces {'x'.join(map(str, shape))} voxels; reading them "
+                f"{path}: its header announces {shape_text(shape)} voxels; reading them "
                 f"takes {memory_text(needed)}, the limit is {memory_text(limit)}; raise "
                 "--memory-limit, free memory or crop the volume"
             )
@@ -109,7 +111,7 @@ def _announced(path: Path) -> tuple[tuple[int, ...], int, int] | None:
     try:
         most = path.stat().st_size
         with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         with gzip.open(path) if packed else path.open("rb") as opened:
             head = opened.read(HEAD_BYTES)
     except (OSError, EOFError, zlib.error):

@@ -181,9 +181,9 @@ def run_request(request: Request, models: Sequence[Path], host: Host, log: Termi
         If anything is wrong with models, files or options, or what runs the network fails.
     """
     stages = Stages(log.stage)
-    gpu_limit = request.wants.memory_limit
     request = replace(request, wants=within_process(request.wants, host.device, models))
+    limit = request.wants.memory_limit
     with stages("load"):
-        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=gpu_limit)
+        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=limit)
         measured = read_scan(request, reconstructor)
     return run_scan(request, reconstructor, measured, log, stages)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.params import load_json_object, load_params
 
 FIELD, MASK, PARAMS, CONFIG = "localfield.nii.gz", "mask.nii.gz", "params.json", "config.json"
@@ -72,7 +71,6 @@ def flags_of(config: Path) -> dict[str, str]:
     """
     if not os.path.lexists(config):
         return {}
-    require_files([config])
     content = load_json_object(config)
     for name, value in content.items():
         if name not in PARAMETERS:

@@ -10,7 +10,7 @@ PADDING = re.compile(rb"\0*")  # as tapes and gzip itself leave it between membe
 
 
 def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
-    """Return what gzip packed, no more than was announced, and notes on what follows.
+    """Return what gzip packed, no more than was announced, and what follows in words.
 
     Every member is read to its end, where gzip has its checksum. Content that is not packed stays.
 
@@ -31,7 +31,7 @@ def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
 
 
 def _left(count: int, what: str) -> list[str]:
-    return [f"{count} bytes after {what} were ignored"] if count > 0 else []
+    return [f"{count} bytes after {what}"] if count > 0 else []
 
 
 def pieces(content: bytes) -> Iterator[tuple[bytes, int]]:

@@ -56,7 +56,7 @@ def mask_from_values(values: NDArray[Any], name: str) -> tuple[Mask, list[str]]:
     return _judged(values > HALF, name, [note])
 
 
-def share_note(mask: Mask, name: str) -> list[str]:
+def _share_note(mask: Mask, name: str) -> list[str]:
     """Return a note where more of the volume is inside than a brain fills."""
     share = float(mask.mean())
     if share <= USUAL_SHARE:
@@ -72,7 +72,7 @@ def _judged(mask: Mask, name: str, notes: list[str] | None = None) -> tuple[Mask
         )
     if notes:
         notes = [f"{notes[0]}, {100 * mask.mean():.0f} % of the volume"]
-    return mask, (notes or []) + share_note(mask, name)
+    return mask, (notes or []) + _share_note(mask, name)
 
 
 def _no_mask(name: str, seen: str) -> DataError:

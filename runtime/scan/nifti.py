@@ -21,13 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.inputs import A_FOLDER, not_downloaded
-from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, pieces, unpacked
+from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, PIECE_BYTES, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
 AFFINE_TOLERANCE_MM = 1e-2
 HEAD_BYTES = 548  # of a NIfTI-2 file, with the size of its first extension
 LARGEST_OFFSET = 1 << 30
-OFFSET_ZERO = "vox_offset is 0"
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
 OTHER_KINDS = (
@@ -98,12 +97,11 @@ def load_volume(path: Path) -> NiftiVolume:
     """
     content = _content(path)
     with _faults_of(path):
-        header, shape, notes = _read_header(path, content)
+        header, shape, assumed = _read_header(path, content)
         announced = header.get_data_offset() + _data_bytes(header)
-        raw, more = unpacked(content, announced)
-        if more and any(OFFSET_ZERO in note for note in notes):
-            follow = more[0].replace("were ignored", "follow")
-            raise DataError(f"{path}: {notes[0]}, but {follow}; correct the header")
+        raw, left = unpacked(content, announced)
+        if assumed and left:
+            raise DataError(f"{path}: {assumed[0]}, but {left[0]} follow; correct the header")
         if len(raw) < announced:
             raise DataError(
                 f"{path}: truncated, {len(raw)} bytes of the {announced} that its header "
@@ -114,8 +112,8 @@ def load_volume(path: Path) -> NiftiVolume:
         data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
     with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
         values = np.ascontiguousarray(data, dtype=np.float32)
-    said = tuple(f"{path}: {note}" for note in (*notes, *more))
-    return NiftiVolume(path, values, header, transforms, said)
+    notes = (*assumed, *(f"{rest} were ignored" for rest in left))
+    return NiftiVolume(path, values, header, transforms, tuple(f"{path}: {n}" for n in notes))
 
 
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
@@ -154,7 +152,7 @@ def on_grid(path: Path, like: Path) -> bool:
 
 
 def _grid(path: Path) -> tuple[Transforms, tuple[int, int, int]]:
-    content = _content(path)
+    content = _content(path, PIECE_BYTES)
     with _faults_of(path):
         header, shape, _ = _read_header(path, content)
         return _transforms(path, header), shape
@@ -217,14 +215,15 @@ def nifti_bytes(
     return gzip.compress(raw, compresslevel=4, mtime=0) if compress else raw
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, most: int = -1) -> bytes:
     if left := not_downloaded(path):
         raise DataError(f"{path}: {left}")
     if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
         seen = A_FOLDER if os.path.isdir(path) else "no such file; pass one .nii or .nii.gz file"
         raise DataError(f"{path}: {seen}")
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -232,7 +231,7 @@ def _content(path: Path) -> bytes:
 def _read_header(
     path: Path, content: bytes
 ) -> tuple[nib.Nifti1Header, tuple[int, int, int], list[str]]:
-    """Return a header whose data lie where it says, the volume's shape, and notes."""
+    """Return a header whose data lie where it says, the volume's shape, and what was assumed."""
     head = content[:HEAD_BYTES]
     if content.startswith(GZIP_MAGIC):
         head = b""
@@ -307,7 +306,7 @@ def _check_offset(path: Path, header: nib.Nifti1Header, head: bytes) -> list[str
             )
     if offset == 0 and not extends:
         header["vox_offset"] = least
-        return [f"{OFFSET_ZERO}: reading the voxels from byte {least}, after the header"]
+        return [f"vox_offset is 0: reading the voxels from byte {least}, after the header"]
     if not (least <= offset < LARGEST_OFFSET and offset == int(offset)):
         raise DataError(
             f"{path}: the header's vox_offset is {offset:g}, it must be {least} or more; correct "

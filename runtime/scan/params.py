@@ -1,12 +1,14 @@
 """Acquisition parameters from a JSON file, in the dialects that accompany field maps."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.unit_names import field_strength
 
 # Our own name, then those of the in-vivo folders (BIDS-like) and of QSM-CI.
@@ -57,8 +59,10 @@ def load_json_object(path: Path) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If it is missing, not JSON, or holds something else.
+        If it is missing, was not downloaded, is not JSON, or holds something else.
     """
+    if os.path.lexists(path):
+        require_files([path])
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -9,9 +9,7 @@ from qsm_deploy.kernels.errors import UnitsError
 from qsm_deploy.kernels.geometry import Mask, Volume
 
 JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
-SURE_JUMP = (
-    0.85  # of the range: between neighbours next to lesions and vessels of fields it is less
-)
+SURE_JUMP = 0.85  # of the range; less between neighbours in fields, lesions and vessels too
 FEWEST_JUMPS = 10
 JUMPING_SHARE = 1e-4  # of the voxels in the mask
 SPREAD = 0.05  # of the range: median deviation of a phase; of fields 0.03 and less
