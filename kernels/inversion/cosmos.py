@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.fft
 
-from qsm_deploy.kernels.dipole import half_dipole_kernel
+from qsm_deploy.kernels.dipole import dipole_kernel, half_dipole_kernel
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, padded_box
@@ -124,10 +124,9 @@ def closed_form_cosmos(
 
 def coverage(b0_directions: Sequence[Vector], geometry: Geometry) -> Coverage:
     """Return how well orientations see the frequencies of a grid."""
-    squared = np.zeros((*geometry.shape[:2], geometry.shape[2] // 2 + 1), np.float32)
+    squared = np.zeros(geometry.shape, np.float32)
     for b in b0_directions:
-        kernel = half_dipole_kernel(replace(geometry, b0_direction=b))
-        squared += kernel * kernel
+        squared += dipole_kernel(replace(geometry, b0_direction=b)) ** 2
     mean = squared.ravel()[1:] / len(b0_directions)  # the zero frequency no field shows
     return Coverage(float(np.sqrt(mean.min())), float((mean < SEEN).mean()))
 

@@ -157,9 +157,10 @@ def _streaks(
     near_cone = np.abs(system.kernels[0]) < ILL_POSED
     squared = []
     for axis in range(3):
-        weight = _ramp(np.abs(gradient(fast, geometry, axis)), GRADIENT_PERCENTILES, mask)
+        known = mask & np.roll(mask, -1, axis)
+        weight = _ramp(np.abs(gradient(fast, geometry, axis)), GRADIENT_PERCENTILES, known)
         weight *= weight
-        weight *= mask
+        weight *= known
         squared.append(weight)
 
     def normal(x: Volume) -> Volume:
@@ -190,6 +191,8 @@ def _laplacian_size(f: Volume, mask: Mask, geometry: Geometry) -> Volume:
 
 def _ramp(v: Volume, percentiles: tuple[float, float], mask: Mask) -> Volume:
     """Return 1 up to the first percentile in the mask, 0 from the second, linear between."""
+    if not mask.any():
+        return np.zeros_like(v)
     low, high = np.percentile(v[mask], percentiles)
     ramp: Volume = (np.float32(high) - v) / np.float32(max(high - low, 1e-30))
     return ramp.clip(0, 1)
