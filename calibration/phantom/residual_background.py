@@ -6,8 +6,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from qsm_deploy.calibration.phantom.phantom import dipole_field
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 
-NEAREST_VOXELS, FARTHEST_VOXELS = 1.0, 5.0  # of its sources, from the mask
-SMOOTH_VOXELS = 2.5  # standard deviation; finer sources would not be seen deeper than the edge
+SHELL_VOXELS = 6.0  # its sources lie within, 1 to 5 from the mask
+SMOOTH_VOXELS = 2.0  # standard deviation; finer sources would not be seen deeper than the edge
 
 
 def residual_background(
@@ -31,8 +31,8 @@ def residual_background(
     (x, y, z) float32 array
         Field [ppm], 0 outside the mask.
     """
-    distance = distance_transform_edt(~mask)
-    shell = (distance >= NEAREST_VOXELS) & (distance <= FARTHEST_VOXELS)
+    across = np.minimum(distance_transform_edt(~mask) / SHELL_VOXELS, 1)
+    shell = np.sin(np.pi * across.astype(np.float32)) ** 2  # an edge would ring in the mask
     sources = gaussian_filter(rng.standard_normal(mask.shape, dtype=np.float32), SMOOTH_VOXELS)
     field = dipole_field(sources * shell, geometry) * mask
     field *= np.float32(rms_ppm / np.sqrt(np.mean(np.square(field[mask], dtype=float))))
