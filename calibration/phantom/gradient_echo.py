@@ -112,5 +112,5 @@ def excitation_phase(geometry: Geometry) -> Volume:
     """Return the (x, y, z) phase at no echo time [rad], that of transmit and receive coils."""
     x, y, z = np.ix_(*(axis / 100 for axis in HeadFrame(geometry).axes))
     linear = 1 + 2.2 * x - 1.6 * y + 1.2 * z
-    phase: Volume = linear + 1.5 * x * z - 1.2 * y * y + 0.8 * x * y * z + 0.6 * x**3
-    return phase
+    phase = linear + 1.5 * x * z - 1.2 * y * y + 0.8 * x * y * z + 0.6 * x**3
+    return np.asarray(phase, dtype=np.float32)

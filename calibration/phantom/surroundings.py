@@ -90,7 +90,7 @@ def _shims(field_ppm: Volume, mask: Mask, geometry: Geometry) -> Volume:
     x, y, z = np.ix_(*(axis / 100 for axis in HeadFrame(geometry).axes))
     one = np.ones(geometry.shape, dtype=np.float32)
     terms = (1, x, y, z, x * y, x * z, y * z, x * x - y * y, 2 * z * z - x * x - y * y)
-    inside = np.stack([(term * one)[mask] for term in terms], axis=1)
-    weights = np.linalg.lstsq(inside, field_ppm[mask])[0]
+    inside: NDArray[np.float32] = np.stack([(term * one)[mask] for term in terms], axis=1)
+    weights = np.linalg.lstsq(inside, field_ppm[mask], rcond=None)[0]
     fit: Volume = sum(weight * term for weight, term in zip(weights, terms, strict=True)) * one
     return fit
