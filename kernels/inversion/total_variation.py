@@ -163,7 +163,8 @@ class Solver:
             self._step()
             if before is not None:
                 before -= self.x
-                change = float(np.linalg.norm(before) / max(np.linalg.norm(self.x), 1e-30))
+                size = max(float(np.linalg.norm(self.x)), 1e-30)
+                change = float(np.linalg.norm(before)) / size
             if n < count - 1:
                 self._ask(term, self._limit)
             done()
@@ -406,8 +407,8 @@ def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
 
 def _tkd_multiplier(d: Volume) -> Volume:
     size = np.abs(d)
-    multiplier: Volume = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
-    return multiplier.astype(np.float32)
+    inverse = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
+    return inverse.astype(np.float32)
 
 
 def _squared_mean_one(weight: Volume, inside: Mask) -> Volume:

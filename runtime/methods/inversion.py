@@ -10,7 +10,7 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
@@ -207,7 +207,7 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     return chi, told | asdict(facts)
 
 
-def _weight_of_noise(noise_ppm: Volume, mask: Volume) -> tuple[Volume, float]:
+def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
     """Return trust in each voxel, none where no noise is stated, and the noise it stands for."""
     known = mask & (noise_ppm > 0)
     weight = np.zeros_like(noise_ppm)
@@ -251,7 +251,7 @@ def _cosmos(scan: Scan, method: Method, done: Done) -> Solved:
     """COSMOS; where a field is 0, it was not measured, since masks may differ."""
     directions = [scan.geometry.b0_direction, *scan.more_b0_directions]
     chi, fit = cosmos.cosmos(
-        scan.measured,
+        list(scan.measured),
         [scan.mask & (field != 0) for field in scan.measured],
         directions,
         scan.geometry,
