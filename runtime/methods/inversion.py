@@ -151,7 +151,6 @@ class MethodInversion:
         for flag, asked, why in (
             ("--data-consistency", wants.correction is not None, "explains its field already"),
             ("--patch, --overlap and --blend", wants.patches != PatchOptions(), "needs it whole"),
-            ("--resample", wants.resample, "takes any voxel size"),
             ("--allow-geometry", wants.allow_geometry, "takes any geometry"),
         ):
             if asked:
@@ -224,7 +223,7 @@ def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
         ]
     share = found.get("outliers", 0)
     if method.robust:
-        return [f"{share:.2%} of the mask's voxels were dropped as outliers"]
+        return [f"{share:.2%} of the mask's voxels were dropped as outliers"] if share else []
     if share > MANY_OUTLIERS:
         return [
             f"{share:.2%} of the mask's voxels have a field that this map misses by more than ten "
