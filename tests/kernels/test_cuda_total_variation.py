@@ -97,7 +97,7 @@ class Problem:
     def write(self, **volumes):
         for name, value in volumes.items():
             self.put(name, value.astype(np.float32))
-        self.tv = replace(self.tv, **{n: self.at[n] for n in volumes if n in VOLUMES + ("field",)})
+        self.tv = replace(self.tv, **{n: self.at[n] for n in volumes if n in (*VOLUMES, "field")})
 
     def split(self, first=False):
         tv = replace(self.tv, alpha=0.0) if first else self.tv
