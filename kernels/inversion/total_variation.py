@@ -1,16 +1,16 @@
 """Total variation: of all maps that explain the field, the one with the least edges.
 
-``min_x 1/2 |W (D x - f)|^2 + alpha sum_a |M_a G_a x|_1``, ``x = 0`` outside the support, by ADMM with
-``z1 = G x``, ``z2 = D x``, ``z3 = x``. Every iteration asks for ``q = z - s`` of each (``s`` the scaled
-dual) and takes what comes nearest to all three::
+``min_x 1/2 |W (D x - f)|^2 + alpha sum_a |M_a G_a x|_1``, ``x = 0`` outside the support, by ADMM
+with ``z1 = G x``, ``z2 = D x``, ``z3 = x``. Every iteration asks for ``q = z - s`` of each (``s``
+the scaled dual) and takes what comes nearest to all three::
 
     X  = (F b + mu2 D F q2) / (mu2 D^2 + mu1 L + mu3),   b = mu3 q3 + mu1 G^T q1
     v1 = G x + s1 ;  s1 = clip(v1, +-M alpha / mu1) ;   q1 = v1 - 2 s1
     v2 = D x + s2 ;  s2 = g (v2 - f) ;                   q2 = v2 - 2 s2,   g = W^2 / (W^2 + mu2)
     q3 = x in the support, q3 - x outside
 
-With W = 1 inside the mask, g is a half there and ``q2 = f``: outside, the field is filled in by what
-is predicted. It takes four transforms an iteration.
+With W = 1 inside the mask, g is a half there and ``q2 = f``: outside, the field is filled in by
+what is predicted. It takes four transforms an iteration.
 
 References
 ----------
@@ -21,6 +21,7 @@ Liu et al., Magn Reson Med 66:777-783 (2011): the edge mask M of a magnitude (ME
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +31,8 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.dipole import CONE, half_dipole_kernel
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, each_slab, grown, padded_box
 from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
+from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, each_slab, grown, padded_box
 
 MU1_PER_ALPHA, MU2, MU3 = 100.0, 1.0, 0.01
 START_THRESHOLD = 0.2  # of the TKD map that the iteration starts from
@@ -171,17 +172,20 @@ class Solver:
         solution = scipy.fft.rfftn(self._q2, workers=-1)
         del self.x, self._q2
 
-        def solve(rows: slice) -> None:
-            d, x = self._d[rows], solution[rows]
-            x *= d
-            x += spectrum[rows]
-            x *= self._inverse[rows]
-            np.multiply(x, d, out=spectrum[rows])
-
-        each_slab(solve, spectrum.shape)
+        each_slab(partial(self._solve, spectrum, solution), spectrum.shape)
         self.x = scipy.fft.irfftn(solution, s=self.geometry.shape, workers=-1)
         del solution
         self._q2 = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
+
+    def _solve(
+        self, spectrum: NDArray[np.complex64], solution: NDArray[np.complex64], rows: slice
+    ) -> None:
+        """Turn some planes of F b and F q2 into those of D X and X."""
+        d, x = self._d[rows], solution[rows]
+        x *= d
+        x += spectrum[rows]
+        x *= self._inverse[rows]
+        np.multiply(x, d, out=spectrum[rows])
 
     def _ask(self, term: DataTerm, limit: float) -> None:
         """Update the duals, and ask for q1 and q3 in b, and for q2."""
@@ -343,7 +347,7 @@ def total_variation(
 
 
 def _difference(x: Volume, after: Volume, axis: int) -> Volume:
-    """Return the forward difference of some planes, periodic; ``after`` is the plane behind them."""
+    """Return the forward difference of some planes, periodic; ``after`` is the next plane."""
     difference = np.empty_like(x)
     if axis == 0:
         np.subtract(x[1:], x[:-1], out=difference[:-1])
@@ -358,7 +362,7 @@ def _difference(x: Volume, after: Volume, axis: int) -> Volume:
 
 
 def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
-    """Add the adjoint of the difference to some planes; along x, the last one's share is missing."""
+    """Add the adjoint of the difference to some planes; the last one's along x is missing."""
     b -= q
     if axis == 0:
         b[1:] += q[:-1]

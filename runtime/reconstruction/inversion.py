@@ -57,13 +57,17 @@ class Wants:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an inversion takes: fields, on grids within limits, the mask eroded first."""
+    """What an inversion takes: fields, on grids within limits, the mask eroded first, a magnitude.
+
+    A magnitude that is needed is looked for where nobody names one.
+    """
 
     network: str
     quantity: Quantity
     field_counts: range
     geometry: GeometryLimits
     mask_erosion_voxels: float = 0
+    magnitude: bool = False
 
 
 def needs_of(card: ModelCard) -> Needs:
@@ -95,7 +99,7 @@ class Task:
     scan
         As it takes it.
     demand, decision
-        What decided how it is run, and how that is.
+        What decided how a network is run; how it is run.
     runs
         Patches in all, for whoever tells how far it is.
     notes
@@ -107,7 +111,7 @@ class Task:
     """
 
     scan: Scan
-    demand: Demand
+    demand: Demand | None
     decision: Decision
     runs: int
     notes: tuple[str, ...] = ()
