@@ -56,7 +56,7 @@ from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
@@ -215,7 +215,7 @@ def on_gpu(
     """Return a map made on the GPU, and what each stage took there."""
     work = DeviceWorkload(scan, gpu.session, gpu.library, correction, evaluates=False)
     stages = Stages()
-    chi, _ = reconstruct_on_device(gpu, work, plan, stages)
+    chi, _ = reconstruct_on_device(network_job(gpu, work, plan), stages)
     return chi, stages
 
 

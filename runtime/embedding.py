@@ -31,7 +31,7 @@ from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWorkload
 from qsm_deploy.runtime.gpu.network import GpuNetwork
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
+from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import Decision
@@ -122,7 +122,8 @@ class Engine:
         assert isinstance(task.demand, DeviceWorkload)  # or the network was refused
         work = replace(task.demand, field=field)
         self.last_decision = task.decision
-        chi, self.findings = reconstruct_to_device(gpu, work, task.decision.plan, Stages())
+        job = network_job(gpu, work, task.decision.plan)
+        chi, self.findings = reconstruct_to_device(job, Stages())
         return chi
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import Network, network_task
@@ -41,7 +41,8 @@ class GpuNetwork(Network[GpuSession]):
         """Return the map, and the field residual and data consistency where they were asked for."""
         plan = task.decision.plan
         if isinstance(task.demand, DeviceWorkload):
-            made = Made(*reconstruct_on_device(self.session.gpu, task.demand, plan, stages, done))
+            job = network_job(self.session.gpu, task.demand, plan)
+            made = Made(*reconstruct_on_device(job, stages, done))
         else:
             made = Made(network_output(self.session, task.scan, plan, stages, done))
         self.used()
