@@ -28,7 +28,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.dipole import CONE, half_dipole_kernel
+from qsm_deploy.kernels.dipole import dipole_convolve, half_dipole_kernel, tkd
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
@@ -39,6 +39,7 @@ START_THRESHOLD = 0.2  # of the TKD map that the iteration starts from
 ITERATIONS = 30
 HUBER_ITERATIONS = 20  # of a robust run, before outliers are dropped
 HUBER_SIGMAS, DROPPED_SIGMAS = 4.0, 6.0
+OUTLIER_SIGMAS = 10.0  # of the residual, where nothing was dropped
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ class Solver:
 
     def start(self, term: DataTerm) -> None:
         """Begin from a masked TKD map, with duals of zero."""
-        self.x = self._filtered(self.field_ppm, _tkd_multiplier)
+        self.x = tkd(self.field_ppm, self.geometry, threshold=START_THRESHOLD)
         self.x *= self.mask
-        self._q2 = self._filtered(self.x, lambda d: d)
+        self._q2 = dipole_convolve(self.x, self.geometry)
         self._q3 = self.x.copy()
         self._ask(term, limit=0)
 
@@ -231,16 +232,6 @@ class Solver:
 
         each_slab(fill, inverse.shape)
         return inverse
-
-    def _filtered(self, volume: Volume, g: Callable[[Volume], Volume]) -> Volume:
-        spectrum = scipy.fft.rfftn(volume, workers=-1)
-
-        def multiply(rows: slice) -> None:
-            spectrum[rows] *= g(self._d[rows])
-
-        each_slab(multiply, spectrum.shape)
-        filtered: Volume = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
-        return filtered
 
 
 def total_variation(
@@ -335,7 +326,7 @@ def total_variation(
     residual -= field
     residual *= inside
     if outliers is None:
-        outliers = float(np.mean(np.abs(residual[inside]) > 10 * sigma_ppm))
+        outliers = float(np.mean(np.abs(residual[inside]) > OUTLIER_SIGMAS * sigma_ppm))
     if trust is not None:
         residual *= trust
         field *= trust
@@ -372,12 +363,6 @@ def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
     else:
         b[..., 1:] += q[..., :-1]
         b[..., 0] += q[..., -1]
-
-
-def _tkd_multiplier(d: Volume) -> Volume:
-    size = np.abs(d)
-    multiplier: Volume = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
-    return multiplier.astype(np.float32)
 
 
 def _mean_one(weight: Volume, inside: Mask) -> Volume:
