@@ -178,7 +178,7 @@ class DeviceVariation(DeviceRun):
         tv, steps = replace(self._tv, alpha=0.0), []  # the first split shrinks nothing
         duals = [self._at[name] for name in DUALS]
         for left in reversed(range(self._work.iterations)):
-            self._library.tv_split(tv, *duals, self._stream)
+            self._library.tv_split(tv, duals[0], duals[1], self._stream)
             duals.reverse()
             # the last map goes where a dual was, to be compared with the one before
             tv = self._tv if left else replace(self._tv, x=duals[1])
