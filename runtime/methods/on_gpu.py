@@ -9,7 +9,8 @@ from qsm_deploy.kernels.inversion.field_noise import field_noise
 from qsm_deploy.kernels.inversion.total_variation import ITERATIONS
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu import open as gpu
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.arrays import DeviceView
+from qsm_deploy.runtime.gpu.reconstruction import DeviceJob, reconstruct_on_device
 from qsm_deploy.runtime.gpu.run import Place
 from qsm_deploy.runtime.gpu.session import SHARE_OF_FREE
 from qsm_deploy.runtime.gpu.total_variation import VariationWorkload, variation_job
@@ -80,18 +81,32 @@ class GpuVariation(MethodInversion):
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, what was found, and the field residual where it was asked for."""
-        assert isinstance(task.demand, VariationWorkload)
-        field, mask, grid = task.scan.measured[0], task.scan.mask, task.scan.geometry
         with stages("noise"):
-            sigma = field_noise(field, mask, grid)
-        alpha = weight_of_edges(self.method, sigma, grid)
-        job = variation_job(self.place, task.demand, alpha_ppm_mm=alpha, sigma_ppm=sigma)
+            job, told = self.job(task)
         chi, found = reconstruct_on_device(job, stages, done)
-        residual = {k: found.pop(k) for k in ("field_residual",) if k in found}
-        told = {"sigma_ppm": sigma, "sigma_from": "spectrum of the field", "alpha_ppm_mm": alpha}
+        residual = {name: found.pop(name) for name in {"field_residual"} & found.keys()}
         made = self.made(chi, told | found)
         made.findings |= residual
         return made
+
+    def job(self, task: Task, field: DeviceView | None = None) -> tuple[DeviceJob, dict[str, Any]]:
+        """Return what runs on the GPU, and what decided it: the noise of the scan's field.
+
+        Parameters
+        ----------
+        task
+            As :meth:`task` returned it.
+        field
+            The field where it lies on the GPU too.
+        """
+        assert isinstance(task.demand, VariationWorkload)
+        scan = task.scan
+        sigma = field_noise(scan.measured[0], scan.mask, scan.geometry)
+        alpha = weight_of_edges(self.method, sigma, scan.geometry)
+        work = replace(task.demand, field=field)
+        job = variation_job(self.place, work, alpha_ppm_mm=alpha, sigma_ppm=sigma)
+        told = {"sigma_ppm": sigma, "sigma_from": "spectrum of the field", "alpha_ppm_mm": alpha}
+        return job, told
 
     def _work(self, scan: Scan, wants: Wants) -> VariationWorkload:
         return VariationWorkload(
