@@ -126,6 +126,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "qsm_cuda_patch_finish": (c_int, [POINTER(Patch), *[c_void_p] * 5]),
     "qsm_cuda_combine": (c_int, [c_int64, Coefficient, c_void_p, Coefficient, c_void_p, c_void_p]),
     "qsm_cuda_dot": (c_int, [c_int64, *[c_void_p] * 5]),
+    "qsm_cuda_count_beyond": (c_int, [c_int64, c_void_p, c_float, *[c_void_p] * 3]),
     "qsm_cuda_tv_workspace": (c_int, [POINTER(Dipole), POINTER(c_size_t)]),
     "qsm_cuda_tv_split": (c_int, [POINTER(TotalVariation), *[c_void_p] * 3]),
     "qsm_cuda_tv_solve": (c_int, [POINTER(TotalVariation), c_void_p, c_size_t, c_void_p]),

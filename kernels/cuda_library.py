@@ -263,6 +263,12 @@ class CudaLibrary:
         """Enqueue the sum of ``x y`` into a float64; the workspace is ``DOT_WORKSPACE_BYTES``."""
         self._call("qsm_cuda_dot", count, x, y, result, workspace, stream)
 
+    def count_beyond(
+        self, count: int, x: int, limit: float, result: int, workspace: int, stream: int = 0
+    ) -> None:
+        """Enqueue how many ``|x|`` exceed a limit, as :meth:`dot` enqueues a sum."""
+        self._call("qsm_cuda_count_beyond", count, x, limit, result, workspace, stream)
+
     def tv_workspace_bytes(self, geometry: Geometry) -> int:
         """Make the plans of a grid, and return what :meth:`tv_solve` and the dipole need there."""
         needed = ctypes.c_size_t()

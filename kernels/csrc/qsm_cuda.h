@@ -197,6 +197,10 @@ QSM_CUDA_API qsm_cuda_status qsm_cuda_combine(int64_t count, qsm_cuda_coefficien
 QSM_CUDA_API qsm_cuda_status qsm_cuda_dot(int64_t count, const float *x, const float *y,
                                           double *result, void *workspace, void *stream);
 
+/* Enqueue *result = how many |x| exceed a limit, with a workspace as for the dot product. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_count_beyond(int64_t count, const float *x, float limit,
+                                                   double *result, void *workspace, void *stream);
+
 /* Make the plans of a grid on the current GPU; set `bytes` to what qsm_cuda_tv_solve needs, which
  * is enough for qsm_cuda_dipole_apply too. */
 QSM_CUDA_API qsm_cuda_status qsm_cuda_tv_workspace(const qsm_cuda_dipole *grid, size_t *bytes);

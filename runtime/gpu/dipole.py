@@ -96,7 +96,7 @@ class PaddedDipole:
 class DeviceVectors:
     """Sums and products of volumes on the GPU, all on one stream.
 
-    ``sums`` points to float64 numbers, ``dot`` to the workspace of dot products.
+    ``sums`` points to float64 numbers, ``dot`` to the workspace of sums.
     """
 
     library: CudaLibrary
@@ -112,6 +112,10 @@ class DeviceVectors:
     def product(self, x: int, y: int, index: int) -> None:
         """Enqueue the dot product of two volumes into a number."""
         self.library.dot(self.count, x, y, self.number(index), self.dot, self.stream)
+
+    def count_beyond(self, x: int, limit: float, index: int) -> None:
+        """Enqueue the number of voxels beyond +-limit into a number."""
+        self.library.count_beyond(self.count, x, limit, self.number(index), self.dot, self.stream)
 
     def combine(self, a: float | Ratio, x: int, b: float | Ratio, y: int) -> None:
         """Enqueue ``y = a x + b y``."""

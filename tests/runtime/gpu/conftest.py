@@ -27,7 +27,7 @@ GUARD = 4096
 NOTHING = 0xFF  # four of them are a NaN
 ENQUEUED = (
     *("dipole_apply", "patch_gather", "patch_accumulate", "patch_finish"),
-    *("combine", "dot", "tv_split", "tv_solve"),
+    *("combine", "dot", "count_beyond", "tv_split", "tv_solve"),
 )
 
 
