@@ -23,10 +23,11 @@ from qsm_deploy.kernels.cuda_library import (
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, PaddedBox, grown, padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
     ITERATIONS,
-    MU1_PER_ALPHA,
     MU3,
     OUTLIER_SIGMAS,
     START_THRESHOLD,
+    STEP_PER_FIELD,
+    TINY,
     Facts,
 )
 from qsm_deploy.runtime.gpu.arrays import DeviceView
@@ -126,7 +127,8 @@ class DeviceVariation(DeviceRun):
         chi: int,
     ) -> None:
         super().__init__(place, work, plan, holdings, chi)
-        self._work, self._grid, self._sigma = work, work.grid, sigma_ppm
+        self._work, self._grid = work, work.grid
+        self._sigma = sigma_ppm
         stage = self._stages[PADDED]
         self._at |= stage.at(self._scratch)
         self._workspace = self._at["workspace"], stage.sizes["workspace"]
@@ -134,8 +136,8 @@ class DeviceVariation(DeviceRun):
             name: self._at[name] for name in ("field", "mask", "support", "x", "q2", "b", "s3")
         }
         self._padded = replace(self._vectors, count=math.prod(self._grid.geometry.shape))
-        mu1 = MU1_PER_ALPHA * alpha_ppm_mm
-        self._tv = VariationBuffers(self._grid.geometry, alpha_ppm_mm, mu1, MU3, **named)
+        named = {name: self._at[name] for name in (*VOLUMES, *MASKS)}
+        self._tv = VariationBuffers(self._grid.geometry, alpha_ppm_mm, 1.0, MU3, **named)
 
     def run(self, done: Callable[[], object]) -> dict[str, Any]:
         """Make the map; return what was found."""
@@ -155,11 +157,15 @@ class DeviceVariation(DeviceRun):
         )
 
     def _upload(self) -> None:
+        """Enqueue field and masks; waits for the field's norm, which sets how fast edges shrink."""
         inside = self._grid.embed_mask(self._scan.mask)
         support = grown(inside, self._grid.geometry, SUPPORT_MM)
         self._send("mask", inside.view(np.uint8))
         self._send("support", support.view(np.uint8))
         self._take_field()
+        rms_ppm = math.sqrt(self.squared_norm(FIELD) / np.count_nonzero(inside))
+        mu1 = self._tv.alpha / max(STEP_PER_FIELD * rms_ppm, TINY)
+        self._tv = replace(self._tv, mu1=mu1)
 
     def _start(self) -> None:
         """Begin from a masked TKD map, with duals of zero."""

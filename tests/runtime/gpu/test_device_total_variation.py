@@ -117,7 +117,7 @@ def test_a_kernel_that_fails_leaves_nothing_behind(place, fake_device, scan, nam
 
 
 def test_a_map_that_is_not_finite_is_refused(place, scan):
-    field = np.where(scan.mask, np.float32(np.inf), np.float32(0))
+    field = np.where(scan.mask, np.float32(1e38), np.float32(0))
     broken = replace(scan, measured=field[None])
     with pytest.raises(EngineError, match="NaN or Inf voxels"):
         reconstruct_on_device(job_of(place, broken, iterations=FEW), Stages())
