@@ -137,7 +137,8 @@ class DeviceVariation(DeviceRun):
         }
         self._padded = replace(self._vectors, count=math.prod(self._grid.geometry.shape))
         named = {name: self._at[name] for name in (*VOLUMES, *MASKS)}
-        self._tv = VariationBuffers(self._grid.geometry, alpha_ppm_mm, 1.0, MU3, **named)
+        mu1 = 1.0  # until the field is there
+        self._tv = VariationBuffers(self._grid.geometry, alpha_ppm_mm, mu1, MU3, **named)
 
     def run(self, done: Callable[[], object]) -> dict[str, Any]:
         """Make the map; return what was found."""
