@@ -163,7 +163,8 @@ class Solver:
             self._step()
             if before is not None:
                 before -= self.x
-                change = float(np.linalg.norm(before) / max(np.linalg.norm(self.x), 1e-30))
+                size = max(float(np.linalg.norm(self.x)), 1e-30)
+                change = float(np.linalg.norm(before)) / size
             if n < count - 1:
                 self._ask(term, self._limit)
             done()
