@@ -13,6 +13,7 @@ from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator, MultiplierName
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.kernels.geometry import Geometry, Volume
+from qsm_deploy.kernels.inversion.grid import PaddedBox, padded_box
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import ALIGNMENT
@@ -86,6 +87,17 @@ class DeviceWork(ABC):
     def voxels(self) -> int:
         """Of the volume."""
         return math.prod(self.scan.geometry.shape)
+
+    @functools.cached_property
+    def grid(self) -> PaddedBox:
+        """The padded box of the mask."""
+        return padded_box(self.scan.mask, self.scan.geometry)
+
+    def boxed(self, workspace_bytes: int, **volumes: int) -> Layout:
+        """Return what volumes on the padded box need, by their components, with its masks."""
+        voxels = math.prod(self.grid.geometry.shape)
+        sizes = {name: n * FLOAT * voxels for name, n in volumes.items()}
+        return Layout(sizes | {"mask": voxels, "support": voxels, "workspace": workspace_bytes})
 
     @property
     def map_bytes(self) -> int:
@@ -198,9 +210,11 @@ class DeviceWorkload(DeviceWork):
 
     def consistency(self, correction: Correction) -> Layout:
         """Return what the data-consistency step needs."""
-        names = ["image"] if correction.iterations is None else ["image", "residual", "direction"]
-        more = {name: FLOAT * self.voxels for name in names}
-        return Layout(self.transform((PAD_VOXELS,) * 3, "dipole").sizes | more)
+        if correction.iterations is None:
+            image = {"image": FLOAT * self.voxels}
+            return Layout(self.transform((PAD_VOXELS,) * 3, "dipole").sizes | image)
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(self.grid.geometry))
+        return self.boxed(workspace, x=1, residual=1, direction=1, image=1, between=1)
 
     def _inference(self, plan: PatchPlan) -> Layout:
         shapes = self.shapes(plan)

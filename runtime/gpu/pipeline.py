@@ -3,15 +3,16 @@
 Run on an H100 with PyTorch as the engine.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qsm_deploy.kernels.cuda_library import PatchBox
 from qsm_deploy.runtime.gpu.device import Holdings
-from qsm_deploy.runtime.gpu.dipole import correct
+from qsm_deploy.runtime.gpu.dipole import closed_form, conjugate_gradients
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
@@ -130,7 +131,13 @@ class DevicePipeline(DeviceRun):
         if step is None:
             return {"field_residual": self._residual()} if self._work.evaluates else {}
         before = self._residual()
-        dipole, at = self._dipole(self._stages["data consistency"], (PAD_VOXELS,) * 3)
-        correct(self._at["chi"], self._at[FIELD], step, dipole, self._vectors, at)
+        stage, chi, field = self._stages["data consistency"], self._at["chi"], self._at[FIELD]
+        if step.iterations is None:
+            dipole, at = self._dipole(stage, (PAD_VOXELS,) * 3)
+            closed_form(chi, field, step.lam, dipole, self._vectors, at["image"])
+        else:
+            box, at = self._box(stage)
+            vectors = replace(self._vectors, count=math.prod(box.shape))
+            conjugate_gradients(chi, field, step.lam, step.iterations, box, vectors, at)
         self._mark("data consistency")
         return {"data_consistency": step.report(before, self._residual())}

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, grown
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
+from qsm_deploy.runtime.gpu.box import DeviceBox
 from qsm_deploy.runtime.gpu.device import Array, Device, Holdings, send
 from qsm_deploy.runtime.gpu.dipole import DeviceVectors, Pad, PaddedDipole
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWork, Layout, twice
@@ -52,7 +54,8 @@ class DeviceRun(ABC):
     def __init__(
         self, place: Place, work: DeviceWork, plan: PatchPlan, holdings: Holdings, chi: int
     ) -> None:
-        self._holdings, self._scan, self._taken = holdings, work.scan, work.field
+        self._holdings, self._scan, self._grid = holdings, work.scan, work.grid
+        self._taken = work.field
         self._device, self._library = place.device, place.library
         lasting, self._stages = work.lasting(plan), work.stages(plan)
         self._at = lasting.at(holdings.buffer(lasting.total)) | {"chi": chi}
@@ -120,6 +123,18 @@ class DeviceRun(ABC):
         mask = np.pad(self._scan.mask.view(np.uint8), [(p, p) for p in pad])
         self._copy_in(at["padded mask"], mask)
         return PaddedDipole(self._library, grid, pad, at, size, self._stream), at
+
+    def _box(self, stage: Layout) -> tuple[DeviceBox, dict[str, int]]:
+        """Return the padded box in the scratch buffer, with its masks, and the stage's pointers."""
+        at, grid = stage.at(self._scratch), self._grid
+        inside = grid.embed_mask(self._scan.mask)
+        support = grown(inside, grid.geometry, SUPPORT_MM)
+        for name, mask in (("mask", inside), ("support", support)):
+            self._copy_in(at[name], mask.view(np.uint8))
+        workspace = at["workspace"], stage.sizes["workspace"]
+        return DeviceBox(
+            self._library, grid, at["mask"], at["support"], *workspace, self._stream
+        ), at
 
     def _residual(self) -> float:
         """Return the field residual of the map; this one waits for the GPU."""

@@ -4,9 +4,8 @@ Every iteration is one pointwise kernel and one in k-space between two transform
 of them are enqueued before the first is waited for.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,10 +16,8 @@ from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
 from qsm_deploy.kernels.cuda_library import (
     CudaLibrary,
     DipoleOperator,
-    PatchBox,
     VariationBuffers,
 )
-from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, PaddedBox, grown, padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
     ITERATIONS,
     MU3,
@@ -31,6 +28,7 @@ from qsm_deploy.kernels.inversion.total_variation import (
     Facts,
 )
 from qsm_deploy.runtime.gpu.arrays import DeviceView
+from qsm_deploy.runtime.gpu.box import DeviceBox
 from qsm_deploy.runtime.gpu.device import Holdings
 from qsm_deploy.runtime.gpu.layout import DOUBLE, FIELD, FLOAT, DeviceWork, Layout
 from qsm_deploy.runtime.gpu.reconstruction import DeviceJob
@@ -40,7 +38,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 NUMBERS = 5  # sums that are needed at the same time
 PADDED = "inversion"  # the stage on the padded grid
-VOLUMES, MASKS, DUALS = ("field", "x", "q2", "b", "s3"), ("mask", "support"), ("s1", "s1_next")
+VOLUMES, DUALS = ("field", "x", "q2", "b", "s3"), ("s1", "s1_next")
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ class VariationWorkload(DeviceWork):
     field: DeviceView | None = None
     iterations: int = ITERATIONS
 
-    @functools.cached_property
-    def grid(self) -> PaddedBox:
-        """The padded box of the mask."""
-        return padded_box(self.scan.mask, self.scan.geometry)
-
     def lasting(self, plan: PatchPlan) -> Layout:
         """Return what lives through the whole reconstruction."""
         numbers = {"sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
@@ -73,13 +66,11 @@ class VariationWorkload(DeviceWork):
 
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
         """Return what each stage needs for itself, in their order."""
-        voxels = math.prod(self.grid.geometry.shape)
-        sizes = dict.fromkeys(VOLUMES, FLOAT * voxels) | dict.fromkeys(MASKS, voxels)
-        sizes |= dict.fromkeys(DUALS, 3 * FLOAT * voxels)
-        sizes["workspace"] = self.library.tv_workspace_bytes(self.grid.geometry)
-        return {PADDED: Layout(sizes)} | (
-            {"field residual": self.residual()} if self.evaluates else {}
-        )
+        volumes = dict.fromkeys(VOLUMES, 1) | dict.fromkeys(DUALS, 3)
+        stages = {
+            PADDED: self.boxed(self.library.tv_workspace_bytes(self.grid.geometry), **volumes)
+        }
+        return stages | ({"field residual": self.residual()} if self.evaluates else {})
 
     def advice(self, free: str) -> str:
         """Return what to do where so little memory is free."""
@@ -127,83 +118,67 @@ class DeviceVariation(DeviceRun):
         chi: int,
     ) -> None:
         super().__init__(place, work, plan, holdings, chi)
-        self._work, self._grid = work, work.grid
-        self._sigma = sigma_ppm
-        stage = self._stages[PADDED]
-        self._at |= stage.at(self._scratch)
-        self._workspace = self._at["workspace"], stage.sizes["workspace"]
-        named = {
-            name: self._at[name] for name in ("field", "mask", "support", "x", "q2", "b", "s3")
-        }
+        self._work, self._alpha, self._sigma = work, alpha_ppm_mm, sigma_ppm
         self._padded = replace(self._vectors, count=math.prod(self._grid.geometry.shape))
-        named = {name: self._at[name] for name in (*VOLUMES, *MASKS)}
-        mu1 = 1.0  # until the field is there
-        self._tv = VariationBuffers(self._grid.geometry, alpha_ppm_mm, mu1, MU3, **named)
 
     def run(self, done: Callable[[], object]) -> dict[str, Any]:
         """Make the map; return what was found."""
         self._mark("")
-        self._upload()
+        box, at = self._box(self._stages[PADDED])
+        self._take_field()
+        tv = self._problem(box, at)
         self._mark("upload")
-        self._start()
-        x, steps = self._iterate()
-        self._store(x)
+        self._start(tv, box, at)
+        x, steps = self._iterate(tv, box, at)
+        self._store(tv, box, x)
         self._mark(PADDED)
         for step in steps:  # everything is enqueued: waiting holds nothing up
             self._device.finish(step)
             done()
-        facts = self._facts()
-        return asdict(facts) | (
-            {"field_residual": self._residual()} if self._work.evaluates else {}
-        )
+        found = asdict(self._facts())
+        return found | ({"field_residual": self._residual()} if self._work.evaluates else {})
 
-    def _upload(self) -> None:
-        """Enqueue field and masks; waits for the field's norm, which sets how fast edges shrink."""
-        inside = self._grid.embed_mask(self._scan.mask)
-        support = grown(inside, self._grid.geometry, SUPPORT_MM)
-        self._send("mask", inside.view(np.uint8))
-        self._send("support", support.view(np.uint8))
-        self._take_field()
-        rms_ppm = math.sqrt(self.squared_norm(FIELD) / np.count_nonzero(inside))
-        mu1 = self._tv.alpha / max(STEP_PER_FIELD * rms_ppm, TINY)
-        self._tv = replace(self._tv, mu1=mu1)
+    def _problem(self, box: DeviceBox, at: Mapping[str, int]) -> VariationBuffers:
+        """Return what is solved; this waits for the field's norm, by which edges shrink."""
+        rms_ppm = math.sqrt(self.squared_norm(FIELD) / np.count_nonzero(self._scan.mask))
+        mu1 = self._alpha / max(STEP_PER_FIELD * rms_ppm, TINY)
+        volumes = {name: at[name] for name in VOLUMES}
+        masks = {"mask": box.mask, "support": box.support}
+        return VariationBuffers(box.grid.geometry, self._alpha, mu1, MU3, **masks, **volumes)
 
-    def _start(self) -> None:
+    def _start(self, tv: VariationBuffers, box: DeviceBox, at: Mapping[str, int]) -> None:
         """Begin from a masked TKD map, with duals of zero."""
-        tv, grid, library = self._tv, self._grid, self._library
-        corner = [box.start - inner.start for box, inner in zip(grid.box, grid.inner, strict=True)]
-        box = PatchBox(grid.shape, corner, grid.geometry.shape)
-        library.patch_gather(box, self._at[FIELD], tv.field, self._stream)
-        self._filter(DipoleOperator(tv.geometry, "tkd", threshold=START_THRESHOLD), tv.field, tv.b)
-        self._masked(tv.b, tv.x)
-        self._filter(DipoleOperator(tv.geometry), tv.x, tv.q2)
+        box.load(self._at[FIELD], tv.field)
+        box.apply(DipoleOperator(tv.geometry, "tkd", threshold=START_THRESHOLD), tv.field, tv.b)
+        box.masked(tv.b, tv.x)
+        box.apply(DipoleOperator(tv.geometry), tv.x, tv.q2)
         for name in ("s1", "s3"):
-            self._device.zero(self._at[name], self._stages[PADDED].sizes[name], self._stream)
+            self._device.zero(at[name], self._stages[PADDED].sizes[name], self._stream)
 
-    def _iterate(self) -> tuple[int, list[int]]:
+    def _iterate(
+        self, tv: VariationBuffers, box: DeviceBox, at: Mapping[str, int]
+    ) -> tuple[int, list[int]]:
         """Enqueue all iterations; return the last map's pointer, and an event after each."""
-        tv, steps = replace(self._tv, alpha=0.0), []  # the first split shrinks nothing
-        duals = [self._at[name] for name in DUALS]
+        workspace, steps = (box.workspace, box.workspace_bytes), []
+        duals = [at[name] for name in DUALS]
+        asked = replace(tv, alpha=0.0)  # the first split shrinks nothing
         for left in reversed(range(self._work.iterations)):
-            self._library.tv_split(tv, duals[0], duals[1], self._stream)
+            self._library.tv_split(asked, duals[0], duals[1], self._stream)
             duals.reverse()
             # the last map goes where a dual was, to be compared with the one before
-            tv = self._tv if left else replace(self._tv, x=duals[1])
-            self._library.tv_solve(tv, *self._workspace, self._stream)
+            asked = tv if left else replace(tv, x=duals[1])
+            self._library.tv_solve(asked, *workspace, self._stream)
             steps.append(self._holdings.event(self._stream))
-        return tv.x, steps
+        return asked.x, steps
 
-    def _store(self, x: int) -> None:
+    def _store(self, tv: VariationBuffers, box: DeviceBox, x: int) -> None:
         """Enqueue the map on the scan's grid, and the sums that tell what is to be known of it."""
-        tv, grid, vectors = self._tv, self._grid, self._padded
+        vectors = self._padded
         vectors.product(x, x, 0)
         vectors.combine(-1, x, 1, tv.x)
         vectors.product(tv.x, tv.x, 1)
-        self._masked(x, tv.b)
-        corner = [inner.start - box.start for box, inner in zip(grid.box, grid.inner, strict=True)]
-        box = PatchBox(grid.geometry.shape, corner, grid.shape)
-        self._library.patch_gather(box, tv.b, self._at["chi"], self._stream)
-        self._masked(tv.q2, tv.s3)
+        box.store(x, tv.b, self._at["chi"])
+        box.masked(tv.q2, tv.s3)
         vectors.combine(-1, tv.field, 1, tv.s3)
         vectors.product(tv.s3, tv.s3, 2)
         vectors.product(tv.field, tv.field, 3)
@@ -220,11 +195,3 @@ class DeviceVariation(DeviceRun):
             float(outliers / np.count_nonzero(self._scan.mask)),
             self._grid.geometry.shape,
         )
-
-    def _filter(self, operator: DipoleOperator, x: int, y: int) -> None:
-        self._library.dipole_apply(operator, x, y, *self._workspace, self._stream)
-
-    def _masked(self, x: int, y: int) -> None:
-        shape = self._grid.geometry.shape
-        box = PatchBox(shape, (0, 0, 0), shape)
-        self._library.patch_finish(box, x, y, mask=self._tv.mask, stream=self._stream)
