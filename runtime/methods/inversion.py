@@ -10,7 +10,7 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
@@ -35,7 +35,7 @@ from qsm_deploy.runtime.reconstruction.memory import (
     stages_after,
 )
 from qsm_deploy.runtime.reconstruction.network import CPU
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_whole
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -113,15 +113,9 @@ class MethodInversion:
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run: the whole volume, or a refusal."""
         self._require(scan, wants)
-        held = LIBRARIES_BYTES + scan.nbytes
         padded = padded_box(scan.mask, scan.geometry).geometry.shape
-        volume = FLOAT * math.prod(scan.geometry.shape)
-        each = self._runner.bytes_per_voxel(scan, self.method)
-        stages = {
-            "load": loading(scan),
-            "inversion": held + volume + each * math.prod(padded),
-        } | stages_after(scan, held + volume, evaluates=wants.evaluates, draws=wants.draws)
         whole = plan_whole(padded, 1)
+        stages = self.stage_bytes(scan, whole, wants)
         decision = Decision(whole, "a method takes the whole volume", True, stages)
         if decision.peak_bytes > limit_bytes:
             raise MemoryLimitError(
@@ -132,12 +126,25 @@ class MethodInversion:
         steps = self._runner.rounds * (self.method.iterations or self._runner.iterations)
         return Task(scan, None, decision, steps + self.method.robust * HUBER_ITERATIONS)
 
+    def stage_bytes(self, scan: Scan, whole: PatchPlan, wants: Wants) -> Mapping[str, float]:
+        """Return the memory of every stage, the inversion's on the whole padded grid [bytes]."""
+        held = LIBRARIES_BYTES + scan.nbytes + FLOAT * math.prod(scan.geometry.shape)
+        each = self._runner.bytes_per_voxel(scan, self.method)
+        inversion = held + each * math.prod(whole.patch_shape)
+        return {"load": loading(scan), "inversion": inversion} | stages_after(
+            scan, held, evaluates=wants.evaluates, draws=wants.draws
+        )
+
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and what the method found."""
         with stages("inversion"):
             chi, found = self._runner.solve(task.scan, self.method, done)
+        return self.made(chi, found)
+
+    def made(self, chi_ppm: Volume, found: dict[str, Any]) -> Made:
+        """Return the map with what was found, and what the user should know of it."""
         notes = _notes(found, self.method)
-        return Made(chi, {"inversion": found} | ({"notes": notes} if notes else {}))
+        return Made(chi_ppm, {"inversion": found} | ({"notes": notes} if notes else {}))
 
     def _require(self, scan: Scan, wants: Wants) -> None:
         """Refuse what makes no sense for a method, with the reason."""
@@ -183,13 +190,11 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     weight, sigma, source = scan.magnitude, field_noise(field, mask, grid), "spectrum of the field"
     if scan.noise_ppm is not None:
         weight, sigma, source = *_weight_of_noise(scan.noise_ppm, mask), "noise map"
-    alpha = method.alpha or alpha_of_noise(sigma, grid)
+    alpha = weight_of_edges(method, sigma, grid)
     edges = None
     if method.name == "medi":
         assert scan.magnitude is not None  # or it was refused
         edges = edges_of_magnitude(scan.magnitude, mask, grid)
-    if not alpha > 0:
-        raise DataError("the field is the same everywhere, so that no map can be told from it")
     chi, facts = total_variation(
         field,
         mask,
@@ -204,6 +209,20 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     )
     told = {"sigma_ppm": sigma, "sigma_from": source, "alpha_ppm_mm": alpha}
     return chi, told | asdict(facts)
+
+
+def weight_of_edges(method: Method, sigma_ppm: float, geometry: Geometry) -> float:
+    """Return alpha [ppm mm], by the noise of the field unless it was said.
+
+    Raises
+    ------
+    DataError
+        If the field has no noise at all.
+    """
+    alpha = method.alpha or alpha_of_noise(sigma_ppm, geometry)
+    if not alpha > 0:
+        raise DataError("the field is the same everywhere, so that no map can be told from it")
+    return alpha
 
 
 def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
