@@ -24,7 +24,7 @@ PLACE = {"voxel_size_mm": GRID.voxel_size_mm, "b0_direction": GRID.b0_direction}
 
 @pytest.fixture(scope="module")
 def head():
-    """A head, its field at 0.0025 ppm of noise, and a magnitude."""
+    """Return a head, its field at 0.0025 ppm of noise, and a magnitude."""
     head = head_phantom(GRID, seed=7, noise_ppm=0.0025)
     magnitude = (1 + 0.05 * head.labels.astype(np.float32)) * head.mask
     return head, magnitude
@@ -32,7 +32,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def files(head, tmp_path_factory):
-    """The same in files, with the truth."""
+    """Return the same in files, with the truth, by name."""
     folder = tmp_path_factory.mktemp("head")
     phantom, magnitude = head
     affine = np.diag([*GRID.voxel_size_mm, 1.0])
@@ -93,7 +93,8 @@ class TestMaps:
         chi = qsm.reconstruct(
             phantom.local_field_ppm, phantom.mask, method=name, **PLACE, **more, **said
         )
-        assert np.array_equal(chi, written)
+        # a header holds voxel sizes in single precision
+        assert np.abs(chi - written).max() < 1e-4 * np.abs(chi).max()
         assert not chi[~phantom.mask].any()
 
     def test_tkd_is_the_kernel(self, head):
@@ -160,8 +161,7 @@ class TestMaps:
                 b0_direction=[g.b0_direction for g in grids],
             )
 
-    def test_the_bundled_network_by_name(self, head):
-        phantom, _ = head
+    def test_the_bundled_network_by_name(self):
         model = qsm.open_model(method="tkd-unet")
         assert model.card.network == "tkd-unet"
         with pytest.raises(UsageError, match="is no network"):
@@ -180,7 +180,7 @@ class TestRefusals:
             ("--method cosmos", "one for each orientation"),
             ("--method tv --data-consistency auto", "--data-consistency: tv explains"),
             ("--patch 32", "--patch, --overlap and --blend: tv needs it whole"),
-            ("--resample", "--resample: tv takes any voxel size"),
+            ("--resample", "tv takes any voxel size; drop --resample"),
             ("--allow-geometry", "takes any geometry"),
             ("--backend onnxruntime", "--backend onnxruntime is for networks"),
             ("--threads 1", "--threads 1 is for networks"),
@@ -217,7 +217,7 @@ class TestRefusals:
 
     def test_memory(self, head):
         phantom, _ = head
-        with pytest.raises(MemoryLimitError, match="tv would need .* the limit is 1 MiB"):
+        with pytest.raises(MemoryLimitError, match=r"tv would need .* the limit is 1 MiB"):
             qsm.reconstruct(phantom.local_field_ppm, phantom.mask, memory_limit=2**20, **PLACE)
 
     def test_names(self):
@@ -235,7 +235,7 @@ def test_dry_run_says_what_would_be_done(files, capsys):
 
 
 def test_progress_counts_iterations(head):
-    phantom, magnitude = head
+    phantom, _ = head
     for said, expected in (
         ({"method": "tv", "iterations": 5}, 5),
         ({"method": "tv", "iterations": 5, "robust": True}, 25),
