@@ -147,6 +147,12 @@ class TestMaps:
             other = qsm.reconstruct(field, mask, noise_ppm=noise, iterations=5, **PLACE)
             assert nrmse(other, chi, mask) < 1
 
+    @pytest.mark.parametrize("wrong", [np.ones(GRID.shape, complex), np.full(GRID.shape, "a")])
+    def test_a_magnitude_is_real(self, head, wrong):
+        phantom, _ = head
+        with pytest.raises(DataError, match=r"magnitude is of type .* expected real numbers"):
+            qsm.reconstruct(phantom.local_field_ppm, phantom.mask, magnitude=wrong, **PLACE)
+
     def test_a_stated_alpha_is_taken(self, run):
         _, report, _ = run("--method", "tv", "--alpha", "0.0003", "--iterations", "3")
         assert report["inversion"]["alpha_ppm_mm"] == 0.0003
@@ -205,6 +211,15 @@ class TestMaps:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        "said",
+        [{"alpha": "auto"}, {"iterations": 1.5}, {"iterations": True}, {"robust": "no"}],
+        ids=str,
+    )
+    def test_of_what_is_no_number(self, said):
+        with pytest.raises(UsageError, match=r"must be .*, got (.auto.|1\.5|True|.no.)"):
+            Method("tv", **said)
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
