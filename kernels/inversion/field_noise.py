@@ -5,6 +5,7 @@ noise, or what no dipole explains, which counts the same.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.fft
@@ -13,10 +14,13 @@ from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.dipole import half_dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 
+Vector = tuple[float, float, float]
+AXES: tuple[Vector, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 NEAR_CONE = 0.03  # |D| below it
 BAND = (0.8, 1.7)  # of the Nyquist frequency of the longest edge: beyond the anatomy
 LEAST_SHARE = 0.02  # of the field's deviation, where zero-filled k-space hides the noise
 NORMAL_PER_MEDIAN = 1.4826  # deviation of normal noise by its median size
+MIDDLE_VOXELS = 64  # a side, which tell B0
 EDGES_PER_NOISE = 23.0  # alpha = sigma h / this; chosen on drawn heads and a COSMOS map
 
 
@@ -77,6 +81,34 @@ def noise_of_most(field_ppm: Volume, mask: Mask, sigma_ppm: float) -> float:
     sizes = np.abs(left[np.isfinite(left)])
     noise = NORMAL_PER_MEDIAN * float(np.median(sizes)) / math.sqrt(8) if sizes.size else 0.0
     return min(noise or sigma_ppm, sigma_ppm)
+
+
+def b0_contradicted(
+    field_ppm: Volume, mask: Mask, geometry: Geometry, others: Sequence[Vector]
+) -> Vector | None:
+    """Return which of other directions B0 has by a field, if surely not the geometry's.
+
+    Near the magic cone of the right one there is noise only, near that of another the field too.
+    The middle of the mask tells. Parameters and errors are those of :func:`field_noise`.
+    """
+    box = tuple(
+        slice(
+            max(side.start, (side.start + side.stop - MIDDLE_VOXELS) // 2),
+            min(side.stop, (side.start + side.stop + MIDDLE_VOXELS) // 2),
+        )
+        for side in bounding_box(mask)
+    )
+    field, inside = field_ppm[box], mask[box]
+    if not (count := np.count_nonzero(inside)):
+        return None
+    x, y, z = field.shape
+
+    def noise(b0_direction: Vector) -> float:
+        return field_noise(field, inside, Geometry((x, y, z), geometry.voxel_size_mm, b0_direction))
+
+    least = min(others, key=noise)
+    sure = 1 + 25 / math.sqrt(count)  # 1.05 where the middle is full
+    return least if noise(geometry.b0_direction) > sure * noise(least) else None
 
 
 def alpha_of_noise(sigma_ppm: float, geometry: Geometry) -> float:

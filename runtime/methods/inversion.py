@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,16 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, vector_text
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
-from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise, noise_of_most
+from qsm_deploy.kernels.inversion.field_noise import (
+    AXES,
+    alpha_of_noise,
+    b0_contradicted,
+    field_noise,
+    noise_of_most,
+)
 from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
     HUBER_ITERATIONS,
@@ -141,11 +147,11 @@ class MethodInversion:
         """Return the map, and what the method found."""
         with stages("inversion"):
             chi, found = self._runner.solve(task.scan, self.method, done)
-        return self.made(chi, found)
+        return self.made(task.scan, chi, found)
 
-    def made(self, chi_ppm: Volume, found: dict[str, Any]) -> Made:
+    def made(self, scan: Scan, chi_ppm: Volume, found: dict[str, Any]) -> Made:
         """Return the map with what was found, and what the user should know of it."""
-        notes = _notes(found, self.method)
+        notes = _b0_notes(scan) + _notes(found, self.method)
         return Made(chi_ppm, {"inversion": found} | ({"notes": notes} if notes else {}))
 
     def _require(self, scan: Scan, wants: Wants) -> None:
@@ -273,6 +279,22 @@ def _weight_of_noise(noise_ppm: Volume, field_ppm: Volume, mask: Mask) -> tuple[
     least = np.float32(sigma / MOST_TRUST)
     np.divide(np.float32(sigma), np.maximum(noise_ppm, least), out=weight, where=noise_ppm > 0)
     return weight, sigma
+
+
+def _b0_notes(scan: Scan) -> list[str]:
+    """Return which fields show another direction of B0 than theirs: an axis, or another field's."""
+    directions = [scan.geometry.b0_direction, *scan.more_b0_directions]
+    notes = []
+    for n, (field, stated) in enumerate(zip(scan.measured, directions, strict=True)):
+        grid = replace(scan.geometry, b0_direction=stated)
+        found = b0_contradicted(field, scan.mask, grid, [*directions, *AXES])
+        if found is not None:
+            which = f"field {n + 1}" if len(directions) > 1 else "the field"
+            notes.append(
+                f"{which} looks as if B0 lay along {vector_text(found)}, not along "
+                f"{vector_text(stated)} (voxel axes): check the header, or pass --b0-direction"
+            )
+    return notes
 
 
 def _notes(found: Mapping[str, Any], method: Method) -> list[str]:

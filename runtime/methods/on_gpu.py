@@ -89,7 +89,7 @@ class GpuVariation(MethodInversion):
             job, told = self.job(task)
         chi, found = reconstruct_on_device(job, stages, done)
         residual = {name: found.pop(name) for name in {"field_residual"} & found.keys()}
-        made = self.made(chi, told | found)
+        made = self.made(task.scan, chi, told | found)
         made.findings |= residual
         return made
 

@@ -1,6 +1,7 @@
 """The map of least total variation, against a plain float64 twin, its properties, and a head."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel, tkd
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
-from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise, noise_of_most
+from qsm_deploy.kernels.inversion.field_noise import (
+    AXES,
+    alpha_of_noise,
+    b0_contradicted,
+    field_noise,
+    noise_of_most,
+)
 from qsm_deploy.kernels.inversion.gradients import (
     gradient,
     gradient_adjoint,
@@ -381,6 +388,18 @@ class TestFieldNoise:
         outside = np.where(mask, field, np.float32(np.nan))
         assert field_noise(outside, mask, self.geometry) == noise
         assert field_noise(2 * field, mask, self.geometry) == pytest.approx(2 * noise, rel=1e-5)
+
+    @pytest.mark.parametrize("noise", [0.0, 0.001])
+    def test_tells_b0_where_another_direction_is_stated(self, noise):
+        grid = Geometry(self.geometry.shape, (1.0, 1.0, 1.5), OBLIQUE)
+        _, field, mask = blocks(grid)
+        rng = np.random.default_rng(7)
+        field += np.float32(noise) * rng.standard_normal(field.shape, dtype=np.float32)
+        wrong = replace(grid, b0_direction=(0.0, 1.0, 0.0))
+        assert b0_contradicted(field, mask, grid, AXES) is None
+        assert b0_contradicted(field, mask, wrong, [*AXES, OBLIQUE]) == OBLIQUE
+        field[:] = rng.standard_normal(field.shape)
+        assert b0_contradicted(field, mask, grid, AXES) is None
 
     def test_has_a_floor_where_k_space_was_filled_with_zeros(self):
         _, field, mask = blocks(self.geometry)

@@ -171,7 +171,16 @@ class TestMaps:
         errors = [nrmse(chi, phantom.chi_ppm, phantom.mask) for chi in (plain, robust)]
         assert errors[1] < 0.4 * errors[0]
 
-    def test_cosmos_of_three_orientations(self, head):
+    def test_a_field_tells_that_b0_lay_along_another_axis(self, head):
+        phantom, _ = head
+        along_x = replace(GRID, b0_direction=(1.0, 0.0, 0.0))
+        rng = np.random.default_rng(0)
+        field = local_field(phantom.chi_ppm, phantom.mask, along_x, noise_ppm=0.0025, rng=rng)
+        with pytest.warns(UserWarning, match=r"B0 lay along \(1, 0, 0\), not along \(0.09988"):
+            qsm.reconstruct(field, phantom.mask, method="tkd", **PLACE)
+
+    @pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1]], ids=str)
+    def test_cosmos_of_three_orientations(self, head, order):
         phantom, _ = head
         rng = np.random.default_rng(0)
         grids = tilted(GRID, 3, 25)
@@ -181,21 +190,28 @@ class TestMaps:
                 for g in grids
             ]
         )
-        chi = qsm.reconstruct(
-            fields,
-            phantom.mask,
-            method="cosmos",
-            voxel_size_mm=GRID.voxel_size_mm,
-            b0_direction=[g.b0_direction for g in grids],
-        )
-        assert nrmse(chi, phantom.chi_ppm, phantom.mask) < 25
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            chi = qsm.reconstruct(
+                fields,
+                phantom.mask,
+                method="cosmos",
+                voxel_size_mm=GRID.voxel_size_mm,
+                b0_direction=[grids[n].b0_direction for n in order],
+            )
+        mistaken = order != [0, 1, 2]
+        assert (nrmse(chi, phantom.chi_ppm, phantom.mask) < 25) is not mistaken
+        said = [str(w.message).startswith(f"field {n + 2} looks as if") for n, w in enumerate(told)]
+        assert said == [True, True] * mistaken
 
     def test_cosmos_says_where_orientations_are_too_alike(self, head):
         phantom, _ = head
         grids = tilted(GRID, 2, 8)
+        rng = np.random.default_rng(0)
+        turned = local_field(phantom.chi_ppm, phantom.mask, grids[1], noise_ppm=0.0025, rng=rng)
         with pytest.warns(UserWarning, match="turn the head farther"):
             qsm.reconstruct(
-                np.stack([phantom.local_field_ppm] * 2),
+                np.stack([phantom.local_field_ppm, turned]),
                 phantom.mask,
                 method="cosmos",
                 iterations=1,
