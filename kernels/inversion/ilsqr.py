@@ -143,7 +143,7 @@ def _fast_map(system: Orientations, f: Volume) -> Volume:
 def _trust(size: Volume, geometry: Geometry) -> Volume:
     """Return what multiplies a spectrum to smooth it where |D| is small."""
     low, high = np.percentile(size, CONE_PERCENTILES) ** CONE_POWER
-    trust = ((size**CONE_POWER - low) / (high - low)).clip(0, 1).astype(np.float32)
+    trust: Volume = ((size**CONE_POWER - low) / (high - low)).clip(0, 1).astype(np.float32)
     centre = np.zeros(geometry.shape, dtype=np.bool_)
     centre[0, 0, 0] = True
     ball = grown(centre, geometry, BALL_MM)

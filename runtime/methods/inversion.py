@@ -10,7 +10,8 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
 from qsm_deploy.kernels.inversion.grid import padded_box
@@ -41,16 +42,21 @@ from qsm_deploy.runtime.scan.scan import Scan
 ANY_GRID = GeometryLimits(None, None, None, None)
 THRESHOLD, LAM = 0.2, 0.01  # of tkd and tikhonov, near the best at 0.0025 ppm of noise
 MANY_OUTLIERS = 5e-4  # of the mask's voxels
+MANY_UNSEEN = 0.05  # of the frequencies
 Solved = tuple[Volume, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """How a method runs: its map, its steps by default, and bytes per voxel that is transformed."""
+    """How a method runs: its map, its memory [bytes per padded voxel], as measured, and its steps.
+
+    Those are its iterations by default, so many times over.
+    """
 
     solve: Callable[[Scan, Method, Done], Solved]
-    steps: int
-    bytes_per_voxel: float
+    bytes_per_voxel: Callable[[Scan, Method], float]
+    iterations: int = 1
+    rounds: int = 1
 
 
 class MethodInversion:
@@ -110,9 +116,10 @@ class MethodInversion:
         held = LIBRARIES_BYTES + scan.nbytes
         padded = padded_box(scan.mask, scan.geometry).geometry.shape
         volume = FLOAT * math.prod(scan.geometry.shape)
+        each = self._runner.bytes_per_voxel(scan, self.method)
         stages = {
             "load": loading(scan),
-            "inversion": held + volume + self._runner.bytes_per_voxel * math.prod(padded),
+            "inversion": held + volume + each * math.prod(padded),
         } | stages_after(scan, held + volume, evaluates=wants.evaluates, draws=wants.draws)
         whole = plan_whole(padded, 1)
         decision = Decision(whole, "a method takes the whole volume", True, stages)
@@ -122,7 +129,7 @@ class MethodInversion:
                 f"{'x'.join(map(str, padded))}, the limit is {memory_text(limit_bytes)}; raise "
                 "--memory-limit or free memory, or take a network, which runs in patches"
             )
-        steps = self.method.iterations or self._runner.steps
+        steps = self._runner.rounds * (self.method.iterations or self._runner.iterations)
         return Task(scan, None, decision, steps + self.method.robust * HUBER_ITERATIONS)
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
@@ -200,7 +207,7 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     return chi, told | asdict(facts)
 
 
-def _weight_of_noise(noise_ppm: Volume, mask: Volume) -> tuple[Volume, float]:
+def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
     """Return trust in each voxel, none where no noise is stated, and the noise it stands for."""
     known = mask & (noise_ppm > 0)
     weight = np.zeros_like(noise_ppm)
@@ -210,6 +217,11 @@ def _weight_of_noise(noise_ppm: Volume, mask: Volume) -> tuple[Volume, float]:
 
 def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
     """Return what the user should know of a map that was made."""
+    if found.get("unseen", 0) > MANY_UNSEEN:
+        return [
+            f"{found['unseen']:.0%} of all frequencies lie near the magic cone of every "
+            "orientation: streaks stay; turn the head farther"
+        ]
     share = found.get("outliers", 0)
     if method.robust:
         return [f"{share:.2%} of the mask's voxels were dropped as outliers"]
@@ -222,10 +234,48 @@ def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
     return []
 
 
-TV = Runner(_variation, ITERATIONS, 60)
+def _variation_bytes(scan: Scan, method: Method) -> float:
+    """Return what the state of the iteration takes; weights have a dual of their own."""
+    weighted = method.robust or scan.magnitude is not None or scan.noise_ppm is not None
+    return 50 + 8 * weighted + 4 * method.robust + 4 * (method.name == "medi")
+
+
+def _ilsqr(scan: Scan, method: Method, done: Done) -> Solved:
+    steps = method.iterations or ilsqr.ITERATIONS
+    field, mask = scan.measured[0], scan.mask
+    chi, fit = ilsqr.ilsqr(field, mask, scan.geometry, iterations=steps, done=done)
+    return chi, asdict(fit)
+
+
+def _cosmos(scan: Scan, method: Method, done: Done) -> Solved:
+    """COSMOS; where a field is 0, it was not measured, since masks may differ."""
+    directions = [scan.geometry.b0_direction, *scan.more_b0_directions]
+    chi, fit = cosmos.cosmos(
+        list(scan.measured),
+        [scan.mask & (field != 0) for field in scan.measured],
+        directions,
+        scan.geometry,
+        iterations=method.iterations or cosmos.ITERATIONS,
+        done=done,
+    )
+    seen = cosmos.coverage(directions, scan.geometry)
+    return chi, asdict(fit) | asdict(seen)
+
+
+def _cosmos_bytes(scan: Scan, method: Method) -> float:
+    return 42 + 5.5 * len(scan.measured)
+
+
+def _closed_bytes(scan: Scan, method: Method) -> float:
+    return TRANSFORM
+
+
+TV = Runner(_variation, _variation_bytes, ITERATIONS)
 RUNNERS: dict[str, Runner] = {
     "tv": TV,
     "medi": TV,
-    "tkd": Runner(_closed(_tkd), 1, TRANSFORM),
-    "tikhonov": Runner(_closed(_tikhonov), 1, TRANSFORM),
+    "tkd": Runner(_closed(_tkd), _closed_bytes),
+    "tikhonov": Runner(_closed(_tikhonov), _closed_bytes),
+    "ilsqr": Runner(_ilsqr, lambda scan, method: 65, ilsqr.ITERATIONS, rounds=2),
+    "cosmos": Runner(_cosmos, _cosmos_bytes, cosmos.ITERATIONS),
 }
