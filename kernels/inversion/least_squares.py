@@ -1,8 +1,8 @@
 """Masked least squares of the dipole, for fields of one or several orientations.
 
-``min_x sum_i |W_i (D_i x - f_i)|^2 + lam |x - x0|^2``, x = 0 outside a support, by conjugate
-gradients on the normal equations from x0. One orientation with a map x0 is data consistency,
-several without one are COSMOS.
+``min_x sum_i |W_i (D_i x - f_i)|^2 + lam |M (x - x0)|^2``, x = 0 outside a support around the mask
+M, by conjugate gradients on the normal equations from x0. One orientation with a map x0 is data
+consistency, several without one are COSMOS.
 """
 
 import math
@@ -75,7 +75,7 @@ def masked_least_squares(
     start_ppm
         x0, the map to start from and stay near to; 0 if there is none.
     lam
-        Weight of that nearness, not negative.
+        Weight of that nearness, not negative. Sources outside the mask are free of it.
     tolerance
         Of the relative gradient, where the steps end.
     support_mm
@@ -122,8 +122,12 @@ def masked_least_squares(
 
     def normal(x: Volume) -> Volume:
         image = system.adjoint(system.fields(x))
+
+        def hold(rows: slice) -> None:
+            image[rows] += np.float32(lam) * inside[rows] * x[rows]
+
         if lam:
-            combine(lam, x, 1, image)
+            each_slab(hold, x.shape)
         return image
 
     x, taken, left = conjugate_gradients(
