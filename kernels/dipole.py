@@ -6,6 +6,7 @@ changes only the Nyquist planes of even axes; it makes the operator real, so tha
 real-to-complex transform computes the same as the complex one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -41,6 +42,18 @@ def dipole_kernel(geometry: Geometry) -> Volume:
     """
     multiplier = _Multiplier(lambda d: d, geometry, half=False)
     return multiplier.slab(slice(None))
+
+
+def half_dipole_kernel(geometry: Geometry) -> Volume:
+    """Return the unit dipole on the half of k-space that ``rfftn`` keeps, (x, y, z // 2 + 1)."""
+    x, y, z = geometry.shape
+    multiplier = _Multiplier(lambda d: d, geometry, half=True)
+    kernel = np.empty((x, y, z // 2 + 1), dtype=np.float32)
+    at_once = max(1, SLAB_VOXELS // math.prod(kernel.shape[1:]))
+    for start in range(0, x, at_once):
+        rows = slice(start, start + at_once)
+        kernel[rows] = multiplier.slab(rows)
+    return kernel
 
 
 def dipole_convolve(

@@ -8,10 +8,10 @@ import onnxruntime
 
 from qsm_deploy.calibration.graph.graph_run import GraphRun, GraphSession
 from qsm_deploy.calibration.int8.map_error import MapError, map_error, worst
+from qsm_deploy.kernels.bounding_box import box_at, corner_around
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
-from qsm_deploy.runtime.scan.bounding_box import box_at, corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 

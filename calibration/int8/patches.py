@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
-from qsm_deploy.runtime.scan.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Precision, Session
 

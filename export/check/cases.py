@@ -10,13 +10,13 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.check.shapes import Shapes
 from qsm_deploy.export.measure.comparison import Row
 from qsm_deploy.export.measure.torch_memory import in_torch
+from qsm_deploy.kernels.bounding_box import Box, box_at, corner_around
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Shape, Volume, shape_text
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
 from qsm_deploy.runtime.reconstruction.preparation import Prepared
-from qsm_deploy.runtime.scan.bounding_box import Box, box_at, corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 
 PatchChoice = int | Literal["auto", "off"]

@@ -17,13 +17,13 @@ from qsm_deploy.export.measure.verification import (
     phantom_scan,
 )
 from qsm_deploy.export.networks.network import Network
+from qsm_deploy.kernels.bounding_box import box_at
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
-from qsm_deploy.runtime.scan.bounding_box import box_at
 from qsm_deploy.runtime.scan.scan import Scan
 
 # a box of an adult head with its calcification in the middle; small heads have smaller ones

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:

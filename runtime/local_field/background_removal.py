@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import scipy.fft
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 PAD_VOXELS = 8  # around the mask's box, where sources may lie too
 MOST_ITERATIONS = 40

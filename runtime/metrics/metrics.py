@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_laplace, uniform_filter
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
@@ -27,7 +28,6 @@ from qsm_deploy.runtime.scan.agreement import (
     require_variation,
     varies,
 )
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 XSIM_WINDOW = 5
 XSIM_C1, XSIM_C2 = 1e-4, 1e-6  # (K1 L)^2 and (K2 L)^2 with K1 = .01, K2 = .001, L = 1 ppm

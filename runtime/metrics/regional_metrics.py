@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.scan.agreement import Samples, detrended_nrmse_percent, linear_fit, varies
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 Labels = NDArray[np.integer]
 

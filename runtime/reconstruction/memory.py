@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 from qsm_deploy.runtime.scan.scan import Scan
 
 PAD_VOXELS = 8  # a side, of the data-consistency step

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.scan.bounding_box import Box, bounding_box
 
 Blend = Literal["hann", "gaussian", "crop"]
 

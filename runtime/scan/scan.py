@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, vector_text
-from qsm_deploy.runtime.scan.bounding_box import Box
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume

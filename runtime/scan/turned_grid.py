@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import affine_transform
 
+from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.runtime.scan.bounding_box import Box, bounding_box
 
 SLAB_VOXELS = 1 << 18  # the reach of a mask is found in pieces of about this size
 ROUNDING = 1e-3  # a grid this close to a whole number of voxels has that number

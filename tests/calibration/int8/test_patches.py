@@ -16,10 +16,10 @@ from qsm_deploy.calibration.int8.activations import (
 )
 from qsm_deploy.calibration.int8.evaluation import middle_of
 from qsm_deploy.calibration.int8.patches import RIM, CalibrationPatch, sample_patches
+from qsm_deploy.kernels.bounding_box import corner_around
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
-from qsm_deploy.runtime.scan.bounding_box import corner_around
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 

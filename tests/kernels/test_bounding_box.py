@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.scan.bounding_box import bounding_box
 
 
 def test_the_box_is_tight_and_its_margin_stops_at_the_grid():

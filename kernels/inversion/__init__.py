@@ -1,0 +1,1 @@
+"""Maps without a network: regularised inversions of the dipole, on arrays."""

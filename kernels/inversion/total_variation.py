@@ -1,0 +1,383 @@
+"""Total variation: of all maps that explain the field, the one with the least edges.
+
+``min_x 1/2 |W (D x - f)|^2 + alpha sum_a |M_a G_a x|_1``, ``x = 0`` outside the support, by ADMM with
+``z1 = G x``, ``z2 = D x``, ``z3 = x``. Every iteration asks for ``q = z - s`` of each (``s`` the scaled
+dual) and takes what comes nearest to all three::
+
+    X  = (F b + mu2 D F q2) / (mu2 D^2 + mu1 L + mu3),   b = mu3 q3 + mu1 G^T q1
+    v1 = G x + s1 ;  s1 = clip(v1, +-M alpha / mu1) ;   q1 = v1 - 2 s1
+    v2 = D x + s2 ;  s2 = g (v2 - f) ;                   q2 = v2 - 2 s2,   g = W^2 / (W^2 + mu2)
+    q3 = x in the support, q3 - x outside
+
+With W = 1 inside the mask, g is a half there and ``q2 = f``: outside, the field is filled in by what
+is predicted. It takes four transforms an iteration.
+
+References
+----------
+Boyd et al., Found Trends Mach Learn 3:1-122 (2011): ADMM.
+Bilgic et al., Magn Reson Med 72:1444-1459 (2014): splitting for QSM.
+Liu et al., Magn Reson Med 66:777-783 (2011): the edge mask M of a magnitude (MEDI).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from qsm_deploy.kernels.dipole import CONE, half_dipole_kernel
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, each_slab, grown, padded_box
+from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
+
+MU1_PER_ALPHA, MU2, MU3 = 100.0, 1.0, 0.01
+START_THRESHOLD = 0.2  # of the TKD map that the iteration starts from
+ITERATIONS = 30
+HUBER_ITERATIONS = 20  # of a robust run, before outliers are dropped
+HUBER_SIGMAS, DROPPED_SIGMAS = 4.0, 6.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run found.
+
+    Attributes
+    ----------
+    iterations
+        That were made.
+    last_change
+        ``|x - x_before| / |x|`` of the last one.
+    fitted_residual
+        ``|W (D x - f)| / |W f|``, with the sources outside the mask.
+    outliers
+        Share of the mask whose field was not explained within 10 sigma; those that a robust run
+        dropped.
+    padded_shape
+        Of the grid that was transformed.
+    """
+
+    iterations: int
+    last_change: float
+    fitted_residual: float
+    outliers: float
+    padded_shape: tuple[int, int, int]
+
+
+class DataTerm(Protocol):
+    """What the prediction of the field is asked to be next."""
+
+    def ask(self, predicted: Volume, rows: slice) -> None:
+        """Turn ``D x`` of some planes into their ``q2``, in place."""
+
+
+class EvenTerm:
+    """Every voxel of the mask is trusted alike."""
+
+    def __init__(self, field_ppm: Volume, mask: Mask) -> None:
+        self.field_ppm, self.mask = field_ppm, mask
+
+    def ask(self, predicted: Volume, rows: slice) -> None:
+        """Put the field where it was measured."""
+        np.copyto(predicted, self.field_ppm[rows], where=self.mask[rows])
+
+
+class WeightedTerm:
+    """Voxels are trusted by their weight W; with a limit, by Huber's penalty beyond it."""
+
+    def __init__(self, field_ppm: Volume, weight: Volume, huber_ppm: float | None = None) -> None:
+        self.field_ppm, self.huber_ppm = field_ppm, huber_ppm
+        self.squared = weight * weight
+        self._s2 = np.zeros_like(field_ppm)
+
+    def ask(self, predicted: Volume, rows: slice) -> None:
+        """Step towards the field by the weight."""
+        s2, squared = self._s2[rows], self.squared[rows]
+        predicted += s2
+        np.subtract(predicted, self.field_ppm[rows], out=s2)
+        s2 *= squared / (squared + np.float32(MU2))
+        if self.huber_ppm is not None:
+            most = squared * np.float32(self.huber_ppm / MU2)
+            np.clip(s2, -most, most, out=s2)
+        predicted -= s2
+        predicted -= s2
+
+
+class Solver:
+    """The state of the iteration, on the padded grid.
+
+    Parameters
+    ----------
+    field_ppm
+        (x, y, z) float32, 0 outside the mask [ppm].
+    mask, support
+        Where it was measured, and where sources may be.
+    geometry
+        The padded grid.
+    alpha_ppm_mm
+        Weight of the edges, positive [ppm mm].
+    edges
+        (3, x, y, z) M along each axis, False where an edge is free; ``None`` is True everywhere.
+    """
+
+    def __init__(
+        self,
+        field_ppm: Volume,
+        mask: Mask,
+        support: Mask,
+        geometry: Geometry,
+        alpha_ppm_mm: float,
+        edges: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.geometry, self.support, self.edges = geometry, support, edges
+        self.field_ppm, self.mask = field_ppm, mask
+        self.limit, self._mu1 = 1 / MU1_PER_ALPHA, MU1_PER_ALPHA * alpha_ppm_mm
+        self._d = half_dipole_kernel(geometry)
+        self._inverse = self._inverse_of_normal()
+        self._s1 = np.zeros((3, *geometry.shape), dtype=np.float32)
+        self._b = np.empty_like(field_ppm)
+
+    def start(self, term: DataTerm) -> None:
+        """Begin from a masked TKD map, with duals of zero."""
+        self.x = self._filtered(self.field_ppm, _tkd_multiplier)
+        self.x *= self.mask
+        self._q2 = self._filtered(self.x, lambda d: d)
+        self._q3 = self.x.copy()
+        self._ask(term, limit=0)
+
+    def iterate(self, count: int, term: DataTerm, done: Callable[[], object]) -> float:
+        """Make so many iterations and return the relative change of the last."""
+        for n in range(count):
+            before = self.x if n == count - 1 else None
+            self._step()
+            if before is not None:
+                before -= self.x
+                change = float(np.linalg.norm(before) / max(np.linalg.norm(self.x), 1e-30))
+            if n < count - 1:
+                self._ask(term, self.limit)
+            done()
+        return change
+
+    @property
+    def predicted_ppm(self) -> Volume:
+        """The field of the map, sources outside the mask included; valid after an iteration."""
+        return self._q2
+
+    def _step(self) -> None:
+        """Solve for the map and its field: X and D X from b and q2."""
+        spectrum = scipy.fft.rfftn(self._b, workers=-1)
+        solution = scipy.fft.rfftn(self._q2, workers=-1)
+        del self.x, self._q2
+
+        def solve(rows: slice) -> None:
+            d, x = self._d[rows], solution[rows]
+            x *= d
+            x += spectrum[rows]
+            x *= self._inverse[rows]
+            np.multiply(x, d, out=spectrum[rows])
+
+        each_slab(solve, spectrum.shape)
+        self.x = scipy.fft.irfftn(solution, s=self.geometry.shape, workers=-1)
+        del solution
+        self._q2 = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
+
+    def _ask(self, term: DataTerm, limit: float) -> None:
+        """Update the duals, and ask for q1 and q3 in b, and for q2."""
+        steps = 1 / np.asarray(self.geometry.voxel_size_mm, dtype=np.float32)
+        lasts: dict[int, Volume] = {}  # q1 of each slab's last plane, which its neighbour waits for
+
+        def ask(rows: slice) -> None:
+            x, q3, b = self.x[rows], self._q3[rows], self._b[rows]
+            q3 -= x
+            np.copyto(q3, x, where=self.support[rows])
+            np.multiply(q3, np.float32(MU3), out=b)
+            after = self.x[rows.stop % len(self.x)]
+            for axis in range(3):
+                q1 = _difference(x, after, axis)
+                q1 *= steps[axis]
+                s1 = self._s1[axis, rows]
+                q1 += s1
+                np.clip(q1, -limit, limit, out=s1)
+                if self.edges is not None:
+                    s1 *= self.edges[axis, rows]
+                q1 -= s1
+                q1 -= s1
+                q1 *= np.float32(self._mu1) * steps[axis]
+                _add_adjoint(b, q1, axis)
+                if axis == 0:
+                    lasts[rows.stop % len(self.x)] = q1[-1].copy()
+            term.ask(self._q2[rows], rows)
+
+        each_slab(ask, self.x.shape)
+        for plane, last in lasts.items():
+            self._b[plane] += last
+
+    def _inverse_of_normal(self) -> Volume:
+        lx, ly, lz = laplacian_eigenvalues(self.geometry)
+        inverse = np.empty_like(self._d)
+
+        def fill(rows: slice) -> None:
+            normal = lx[rows] + ly + lz
+            normal *= np.float32(self._mu1)
+            normal += np.float32(MU3)
+            normal += np.float32(MU2) * self._d[rows] ** 2
+            np.reciprocal(normal, out=inverse[rows])
+
+        each_slab(fill, inverse.shape)
+        return inverse
+
+    def _filtered(self, volume: Volume, g: Callable[[Volume], Volume]) -> Volume:
+        spectrum = scipy.fft.rfftn(volume, workers=-1)
+
+        def multiply(rows: slice) -> None:
+            spectrum[rows] *= g(self._d[rows])
+
+        each_slab(multiply, spectrum.shape)
+        filtered: Volume = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
+        return filtered
+
+
+def total_variation(
+    field_ppm: Volume,
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    alpha_ppm_mm: float,
+    sigma_ppm: float,
+    weight: Volume | None = None,
+    edges: NDArray[np.bool_] | None = None,
+    iterations: int = ITERATIONS,
+    robust: bool = False,
+    support_mm: float = SUPPORT_MM,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[Volume, Facts]:
+    """Return the map of least total variation that explains a local field.
+
+    Parameters
+    ----------
+    field_ppm
+        (x, y, z) local field [ppm]; what lies outside the mask is not looked at.
+    mask
+        (x, y, z) bool, True where it was measured.
+    geometry
+        The grid of both; any voxel size and B0 direction.
+    alpha_ppm_mm
+        Weight of the edges [ppm mm], positive; see :func:`..field_noise.alpha_of_noise`.
+    sigma_ppm
+        Noise of the field [ppm], which tells outliers.
+    weight
+        (x, y, z) trust in each voxel, of any scale, 0 for none; ``None`` trusts all alike.
+    edges
+        (3, x, y, z) bool, False where an edge along an axis costs nothing; ``None`` penalises all.
+    iterations
+        Number of them, positive; what a robust run makes after it has dropped outliers.
+    robust
+        Whether voxels that no map explains are told from the others first, and dropped.
+    support_mm
+        How far outside the mask there may be sources, which take up what background removal left.
+    done
+        Called after every iteration.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        Susceptibility [ppm], 0 outside the mask; its mean is that of the iteration, near 0.
+    Facts
+        What was found.
+
+    Raises
+    ------
+    UsageError
+        If alpha or the number of iterations is not positive.
+    DataError
+        If the mask is empty.
+    """
+    if not 0 < alpha_ppm_mm < np.inf:
+        raise UsageError(f"alpha must be positive and finite, got {alpha_ppm_mm:g} ppm mm")
+    if iterations < 1:
+        raise UsageError(f"the number of iterations must be positive, got {iterations}")
+    grid = padded_box(mask, geometry, around_mm=support_mm)
+    inside = grid.embed_mask(mask)
+    field = grid.embed(field_ppm)
+    np.copyto(field, np.float32(0), where=~inside)
+    trust = None if weight is None else _mean_one(grid.embed(weight), inside)
+    solver = Solver(
+        field,
+        inside,
+        grown(inside, grid.geometry, support_mm) if support_mm else inside,
+        grid.geometry,
+        alpha_ppm_mm,
+        None if edges is None else np.stack([grid.embed_mask(m) | ~inside for m in edges]),
+    )
+    outliers = None
+    if robust:
+        first = inside.astype(np.float32) if trust is None else trust
+        term: DataTerm = WeightedTerm(field, first, HUBER_SIGMAS * sigma_ppm)
+        solver.start(term)
+        solver.iterate(HUBER_ITERATIONS, term, done)
+        residual = solver.predicted_ppm - field
+        dropped = inside & (np.abs(residual) > DROPPED_SIGMAS * sigma_ppm)
+        outliers = np.count_nonzero(dropped) / np.count_nonzero(inside)
+        trust = _mean_one(np.where(dropped, np.float32(0), first), inside)
+        term = WeightedTerm(field, trust)
+        solver._ask(term, solver.limit)
+    else:
+        term = EvenTerm(field, inside) if trust is None else WeightedTerm(field, trust)
+        solver.start(term)
+    change = solver.iterate(iterations, term, done)
+    residual = solver.predicted_ppm
+    residual -= field
+    residual *= inside
+    if outliers is None:
+        outliers = float(np.mean(np.abs(residual[inside]) > 10 * sigma_ppm))
+    if trust is not None:
+        residual *= trust
+        field *= trust
+    fitted = float(np.linalg.norm(residual) / max(np.linalg.norm(field), 1e-30))
+    solver.x *= inside
+    return grid.restore(solver.x), Facts(
+        iterations + robust * HUBER_ITERATIONS, change, fitted, outliers, grid.geometry.shape
+    )
+
+
+def _difference(x: Volume, after: Volume, axis: int) -> Volume:
+    """Return the forward difference of some planes, periodic; ``after`` is the plane behind them."""
+    difference = np.empty_like(x)
+    if axis == 0:
+        np.subtract(x[1:], x[:-1], out=difference[:-1])
+        np.subtract(after, x[-1], out=difference[-1])
+    elif axis == 1:
+        np.subtract(x[:, 1:], x[:, :-1], out=difference[:, :-1])
+        np.subtract(x[:, 0], x[:, -1], out=difference[:, -1])
+    else:
+        np.subtract(x[..., 1:], x[..., :-1], out=difference[..., :-1])
+        np.subtract(x[..., 0], x[..., -1], out=difference[..., -1])
+    return difference
+
+
+def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
+    """Add the adjoint of the difference to some planes; along x, the last one's share is missing."""
+    b -= q
+    if axis == 0:
+        b[1:] += q[:-1]
+    elif axis == 1:
+        b[:, 1:] += q[:, :-1]
+        b[:, 0] += q[:, -1]
+    else:
+        b[..., 1:] += q[..., :-1]
+        b[..., 0] += q[..., -1]
+
+
+def _tkd_multiplier(d: Volume) -> Volume:
+    size = np.abs(d)
+    multiplier: Volume = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
+    return multiplier.astype(np.float32)
+
+
+def _mean_one(weight: Volume, inside: Mask) -> Volume:
+    """Return weights that are 0 outside the mask and 1 on average inside it."""
+    weight *= inside
+    weight /= np.mean(weight[inside], dtype=np.float64).astype(np.float32)
+    return weight
