@@ -1,19 +1,12 @@
 #include "fft.h"
 
 #include <algorithm>
-
-#include "parallel.h"
+#include <cstring>
 
 namespace qsm::host {
 
 namespace {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define QSM_WIDE __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define QSM_WIDE
-#endif
 #define QSM_INLINE inline __attribute__((always_inline))
 
 constexpr int32_t kLargestFactor = 13;  // what is worth a pass of its own
@@ -119,7 +112,6 @@ QSM_INLINE void any_pass(const float *xr, const float *xi, float *yr, float *yi,
     }
 }
 
-// Compiled for what processors can, and chosen when the library is loaded.
 QSM_WIDE void any_radix(int32_t radix, size_t groups, size_t stride, const float *waves,
                         const float *roots, Lines from, Lines to) {
     switch (radix) {
@@ -164,6 +156,15 @@ void multiply(Lines a, const std::vector<float> &waves, size_t n) {
             a.re[at] = product.re;
             a.im[at] = product.im;
         }
+    }
+}
+
+// Copies so many lanes; mostly all, which takes one instruction or two.
+QSM_INLINE void copy_lanes(const float *from, size_t count, float *to) {
+    if (count == kLanes) {
+        std::memcpy(to, from, kLanes * sizeof(float));
+    } else {
+        std::copy_n(from, count, to);
     }
 }
 
@@ -260,18 +261,14 @@ void LineTransform::by_chirp(Lines lines, float *scratch) const {
 Fft::Fft(const Shape &shape, int threads)
     : shape_(shape),
       half_(shape[2] / 2 + 1),
-      workers_(workers_of(threads)),
+      workers_(threads),
       x_(shape[0]),
       y_(shape[1]),
       z_(shape[2]) {
     const auto longest = size_t(*std::max_element(shape.begin(), shape.end()));
     scratch_floats_ = 2 * kMostSpectra * longest * kLanes +
                       std::max({x_.scratch_floats(), y_.scratch_floats(), z_.scratch_floats()});
-    scratch_.resize(size_t(workers_) * scratch_floats_);
-}
-
-void Fft::over_planes(const std::function<void(int32_t, int)> &body) const {
-    parallel(workers_, shape_[0], body);
+    scratch_.resize(size_t(workers_.count()) * scratch_floats_);
 }
 
 void Fft::forward_plane(float *plane, int worker) {
@@ -345,21 +342,21 @@ void Fft::along_y(float *plane, bool inverse, float *scratch) const {
         const size_t count = std::min<size_t>(kLanes, half - z);
         for (size_t y = 0; y < ny; ++y) {
             const float *from = plane + y * row_floats() + z;
-            std::copy_n(from, count, lines.re + y * kLanes);
-            std::copy_n(from + half, count, lines.im + y * kLanes);
+            copy_lanes(from, count, lines.re + y * kLanes);
+            copy_lanes(from + half, count, lines.im + y * kLanes);
         }
         y_.forward(inverse ? Lines{lines.im, lines.re} : lines, scratch + 2 * ny * kLanes);
         for (size_t y = 0; y < ny; ++y) {
             float *to = plane + y * row_floats() + z;
-            std::copy_n(lines.re + y * kLanes, count, to);
-            std::copy_n(lines.im + y * kLanes, count, to + half);
+            copy_lanes(lines.re + y * kLanes, count, to);
+            copy_lanes(lines.im + y * kLanes, count, to + half);
         }
     }
 }
 
 void Fft::over_columns(const std::vector<float *> &volumes, const Product &product) {
     const auto nx = size_t(shape_[0]), half = size_t(half_);
-    parallel(workers_, shape_[1], [&](int32_t y, int worker) {
+    workers_.over(shape_[1], [&](int32_t y, int worker) {
         Lines spectra[kMostSpectra];
         for (size_t n = 0; n < volumes.size(); ++n) {
             spectra[n] = lines_at(scratch(worker) + 2 * n * nx * kLanes, nx);
@@ -371,8 +368,8 @@ void Fft::over_columns(const std::vector<float *> &volumes, const Product &produ
             for (size_t n = 0; n < volumes.size(); ++n) {
                 for (size_t x = 0; x < nx; ++x) {
                     const float *from = volumes[n] + x * plane_floats() + first;
-                    std::copy_n(from, count, spectra[n].re + x * kLanes);
-                    std::copy_n(from + half, count, spectra[n].im + x * kLanes);
+                    copy_lanes(from, count, spectra[n].re + x * kLanes);
+                    copy_lanes(from + half, count, spectra[n].im + x * kLanes);
                 }
                 x_.forward(spectra[n], more);
             }
@@ -381,8 +378,8 @@ void Fft::over_columns(const std::vector<float *> &volumes, const Product &produ
                 x_.forward({spectra[n].im, spectra[n].re}, more);
                 for (size_t x = 0; x < nx; ++x) {
                     float *to = volumes[n] + x * plane_floats() + first;
-                    std::copy_n(spectra[n].re + x * kLanes, count, to);
-                    std::copy_n(spectra[n].im + x * kLanes, count, to + half);
+                    copy_lanes(spectra[n].re + x * kLanes, count, to);
+                    copy_lanes(spectra[n].im + x * kLanes, count, to + half);
                 }
             }
         }

@@ -8,8 +8,17 @@
 #include <vector>
 
 #include "scan.h"
+#include "workers.h"
 
 namespace qsm::host {
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Compiled for what processors can, one of which is chosen when the library is loaded.
+#define QSM_WIDE __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define QSM_WIDE
+#endif
 
 constexpr int32_t kLanes = 16;  // lines that are transformed at a time, side by side
 
@@ -58,7 +67,9 @@ class Fft {
     size_t floats() const { return plane_floats() * size_t(shape_[0]); }
 
     // body(x, worker) for all planes, on all threads.
-    void over_planes(const std::function<void(int32_t, int)> &body) const;
+    void over_planes(const std::function<void(int32_t, int)> &body) {
+        workers_.over(shape_[0], body);
+    }
 
     // Transforms a plane along z and y; and back, times the plane's voxels.
     void forward_plane(float *plane, int worker);
@@ -78,7 +89,7 @@ class Fft {
 
     const Shape shape_;
     const int32_t half_;
-    const int workers_;
+    Workers workers_;
     const LineTransform x_, y_, z_;
     size_t scratch_floats_;
     Volume scratch_;
