@@ -12,6 +12,7 @@ from qsm_deploy.runtime.job.arguments import (
     FIELD,
     FILES,
     FOR_ONE,
+    METHOD,
     NAME,
     OF_COHORT,
     WANTED,
@@ -53,11 +54,17 @@ def _run(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.console.terminal import TerminalLog
     from qsm_deploy.runtime.job import report
     from qsm_deploy.runtime.job.one_scan import run_request
-    from qsm_deploy.runtime.job.request import beside, make_request, models_and_fields
+    from qsm_deploy.runtime.job.request import (
+        beside,
+        make_request,
+        maker_from,
+        models_and_fields,
+    )
 
     if arguments.qsm_ci:
         _take_contract(arguments)
     models, fields = models_and_fields(arguments.files)
+    maker = maker_from(models, **{name: getattr(arguments, name) for name in METHOD})
     output = arguments.output or beside(fields[0])
     request = make_request(
         fields,
@@ -67,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> str:
         evaluates=arguments.json and not arguments.dry_run,
     )
     log = TerminalLog(quiet=arguments.quiet)
-    finished = run_request(request, models, _host(arguments), log)
+    finished = run_request(request, maker, _host(arguments), log)
     if arguments.json:
         return report.json_line(finished.report)
     if arguments.dry_run:
@@ -107,7 +114,7 @@ def _run_bids(arguments: argparse.Namespace) -> int:
         from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
         from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job import report
-        from qsm_deploy.runtime.job.request import models_alone, wants_from
+        from qsm_deploy.runtime.job.request import maker_from, models_alone, wants_from
 
         for name in FOR_ONE:
             if getattr(arguments, name) is not None:
@@ -125,7 +132,9 @@ def _run_bids(arguments: argparse.Namespace) -> int:
             **{name: getattr(arguments, name) for name in OF_COHORT},
         )
         log = TerminalLog(quiet=arguments.quiet)
-        outcome = run_cohort(cohort, models_alone(arguments.files), _host(arguments), log)
+        models = models_alone(arguments.files)
+        maker = maker_from(models, **{name: getattr(arguments, name) for name in METHOD})
+        outcome = run_cohort(cohort, maker, _host(arguments), log)
         failures.extend(outcome.failures)
         if arguments.json:
             return "\n".join(map(report.json_line, outcome.reports))

@@ -1,6 +1,5 @@
 """The public interface: a model opened once, from arrays to an array, from files to files."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +17,26 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
-from qsm_deploy.runtime.job.request import PathLike, Request, make_request, wants_from
-from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.job.request import (
+    PathLike,
+    Request,
+    make_request,
+    maker_from,
+    paths_of,
+    wants_from,
+)
+from qsm_deploy.runtime.methods.method import Method
+from qsm_deploy.runtime.reconstruction.network import Network
+from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
 from qsm_deploy.runtime.sessions.session import AUTO, Precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Progress = Callable[[int, int], object]
+METHOD = {"method", "alpha", "iterations", "robust", "threshold", "lam"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,10 @@ class Result:
             If nothing was reconstructed.
         """
         from qsm_deploy.runtime.job.figure import scan_figure
-        from qsm_deploy.runtime.job.report import title
 
         if self.chi_ppm is None:
             raise UsageError("a dry run has no map to draw")
-        return scan_figure(self.scan, self.chi_ppm, title(self.report))
+        return scan_figure(self.scan, self.chi_ppm, self.report["title"])
 
 
 class _Warnings(TerminalLog):
@@ -90,8 +97,9 @@ class Model:
     See :func:`open_model`.
     """
 
-    def __init__(self, reconstructor: Reconstructor, models: Sequence[Path]) -> None:
-        self.reconstructor, self._models = reconstructor, tuple(models)
+    def __init__(self, reconstructor: Reconstructor, maker: Maker) -> None:
+        self.reconstructor = reconstructor
+        self._models: tuple[Path, ...] = () if isinstance(maker, Method) else tuple(maker)
 
     def __repr__(self) -> str:
         """Return its name."""
@@ -99,9 +107,17 @@ class Model:
 
     @property
     def card(self) -> ModelCard:
-        """What the network is, and what it may be used for."""
-        card: ModelCard = self.reconstructor.inversion.card  # type: ignore[attr-defined]
-        return card
+        """What the network is, and what it may be used for.
+
+        Raises
+        ------
+        UsageError
+            If it is a method.
+        """
+        inversion = self.reconstructor.inversion
+        if not isinstance(inversion, Network):
+            raise UsageError(f"{inversion.name} is no network and has no card")
+        return inversion.card
 
     def reconstruct(
         self,
@@ -112,6 +128,8 @@ class Model:
         b0_direction: Sequence[float] | Sequence[Sequence[float]],
         echo_time_s: float | None = None,
         field_strength_t: float | None = None,
+        magnitude: Any = None,
+        noise_ppm: Any = None,
         progress: Progress | None = None,
         **wanted: Any,
     ) -> Any:
@@ -131,8 +149,10 @@ class Model:
             In voxel axes, of any non-zero norm; n of them for n orientations.
         echo_time_s, field_strength_t
             Of a phase.
+        magnitude, noise_ppm
+            (x, y, z) signal and noise of the field, for the methods that take them.
         progress
-            Called with the patches that are done and their number.
+            Called with the patches or iterations that are done and their number.
         **wanted
             As for :func:`wants_from`: patch, overlap, blend, data_consistency, dc_iterations,
             resample, allow_geometry, memory_limit.
@@ -152,6 +172,8 @@ class Model:
         if is_on_device(field_ppm):
             from qsm_deploy.runtime.embedding import Engine
 
+            if magnitude is not None or noise_ppm is not None:
+                raise UsageError("a field on the GPU is taken alone; drop magnitude and noise_ppm")
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
             return engine.reconstruct(field_ppm, mask, **grid, wants=wants)
@@ -163,12 +185,17 @@ class Model:
             quantity=inversion.needs.quantity,
             echo_time_s=echo_time_s,
             field_strength_t=field_strength_t,
+            magnitude=magnitude,
+            noise_ppm=noise_ppm,
         )
         planned = self.reconstructor.plan(scan, wants)
         for note in (*planned.notes, *planned.task.notes):
             warnings.warn(note, stacklevel=2)
         done = _counter(progress, planned.task.runs)
-        return self.reconstructor.run(planned, Stages(), done).chi_ppm
+        made = self.reconstructor.run(planned, Stages(), done)
+        for note in made.findings.get("notes", ()):
+            warnings.warn(note, stacklevel=2)
+        return made.chi_ppm
 
     def run(
         self,
@@ -178,7 +205,7 @@ class Model:
         **options: Any,
     ) -> Result:
         """Reconstruct files with the opened model; see :func:`run` for the options."""
-        request = make_request(_paths(field), inputs=self._models, **_one_direction(options))
+        request = make_request(paths_of(field), inputs=self._models, **_one_direction(options))
         return _run(request, self.reconstructor, Stages(), progress)
 
 
@@ -189,14 +216,14 @@ def open_model(
     device: str = AUTO,
     precision: Precision = "fp32",
     threads: int = 0,
+    **method: Any,
 ) -> Model:
-    """Open a model for many scans.
+    """Open a model for many scans, or take a method.
 
     Parameters
     ----------
     model
-        An ONNX file or a plan of qsm-export, or both parts of AFTER-QSM; ``None`` is the bundled
-        network.
+        An ONNX file or a plan of qsm-export, or both parts of AFTER-QSM; ``None`` is a method.
     backend
         ``onnxruntime`` or ``openvino`` on the CPU; ``auto`` takes the fastest that is installed.
     device
@@ -205,15 +232,18 @@ def open_model(
         ``fp32`` or ``bf16``, of the backend.
     threads
         Of the CPU, 0 for all cores.
+    **method
+        ``method`` is the name of one, or of a bundled network, by default ``tv``; what is said to
+        it are alpha [ppm mm], iterations, robust, threshold, lam, as the flags of ``qsm-run``.
 
     Raises
     ------
     QsmDeployError
         If the model cannot be opened there; one subclass for each cause.
     """
-    models = _models(model)
+    maker = _maker(model, method)
     host = Host(backend, device, precision, threads)
-    return Model(open_reconstructor(models, host), models)
+    return Model(open_reconstructor(maker, host), maker)
 
 
 def reconstruct(
@@ -230,7 +260,9 @@ def reconstruct(
     **options: Any,
 ) -> Any:
     """Return the susceptibility map of one acquisition; see :func:`open_model`, :class:`Model`."""
-    opened = open_model(model, backend=backend, device=device, precision=precision, threads=threads)
+    said = {name: options.pop(name) for name in METHOD & options.keys()}
+    host: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+    opened = open_model(model, precision=precision, **host, **said)
     return opened.reconstruct(
         field_ppm, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, **options
     )
@@ -261,7 +293,8 @@ def run(
         The flags of ``qsm-run``, by their names: mask, output, report, figure, out_units, force,
         dry_run, truth, labels, params, units, echo_time, field_strength, b0_direction, voxel_size,
         negate, patch, overlap, blend, data_consistency, dc_iterations, resample, allow_geometry,
-        memory_limit. Without ``output`` no map is written. Notes are issued as warnings, and stand
+        memory_limit, magnitude, noise_map; and ``method`` with what is said to it. Without
+        ``output`` no map is written. Notes are issued as warnings, and stand
         in the report.
 
     Raises
@@ -269,13 +302,14 @@ def run(
     QsmDeployError
         As the command line does, one subclass for each cause.
     """
-    models = _models(model)
-    request = make_request(_paths(field), inputs=models, **_one_direction(options))
+    maker = _maker(model, {name: options.pop(name) for name in METHOD & options.keys()})
+    models = () if isinstance(maker, Method) else maker
+    request = make_request(paths_of(field), inputs=models, **_one_direction(options))
     stages = Stages()
     with stages("load"):
         host = Host(backend, device, precision, threads)
         limit = request.wants.memory_limit
-        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=limit)
+        reconstructor = open_reconstructor(maker, host, stays=False, memory_limit=limit)
     return _run(request, reconstructor, stages, progress)
 
 
@@ -296,14 +330,8 @@ def _one_direction(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _models(model: PathLike | Sequence[PathLike] | None) -> list[Path]:
-    return [BUNDLED_MODEL] if model is None else list(_paths(model))
-
-
-def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
-    if isinstance(given, str | os.PathLike):
-        return [Path(given)]
-    return [Path(path) for path in given]
+def _maker(model: PathLike | Sequence[PathLike] | None, method: dict[str, Any]) -> Maker:
+    return maker_from(() if model is None else paths_of(model), **method)
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], object]:

@@ -11,6 +11,7 @@ from typing import Any
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import Done, Inversion, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import CpuNetwork, Network
 from qsm_deploy.runtime.reconstruction.pipeline import require_finite
@@ -25,6 +26,7 @@ from qsm_deploy.runtime.sessions.open import (
 from qsm_deploy.runtime.sessions.session import AUTO, Backend, Precision, Session
 
 AnyNetwork = Network[Any]
+Maker = Sequence[Path] | Method  # what makes a map: models, or a method that needs none
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,14 @@ def reconstructor_of(session: Session, model: Path) -> Reconstructor:
 
 
 def open_reconstructor(
-    models: Sequence[Path], host: Host, *, stays: bool = True, memory_limit: int | None = None
+    maker: Maker, host: Host, *, stays: bool = True, memory_limit: int | None = None
 ) -> Reconstructor:
-    """Open the models of a run.
+    """Open the models of a run, or take a method.
 
     Parameters
     ----------
-    models
-        One file, or the two parts of AFTER-QSM in any order.
+    maker
+        One file, or the two parts of AFTER-QSM in any order; or a method.
     host
         Where.
     stays
@@ -196,7 +198,10 @@ def open_reconstructor(
     MissingDependencyError
         If a library is not installed.
     """
-    networks, why = _opened(models, host, memory_limit, stays=stays)
+    if isinstance(maker, Method):
+        why = "the default method" if maker.name == DEFAULT else "asked for"
+        return Reconstructor(_method(maker, host), why)
+    networks, why = _opened(maker, host, memory_limit, stays=stays)
     if len(networks) == 1 and networks[0].card.pipeline != "after":
         return Reconstructor(networks[0], why)
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
@@ -205,6 +210,34 @@ def open_reconstructor(
     if host.precision != "fp32":
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
     return Reconstructor(TwoNetworks(*ordered), why)
+
+
+def _method(method: Method, host: Host) -> Inversion:
+    """Return a method where it is to run.
+
+    Raises
+    ------
+    UsageError
+        If something is said that is for networks.
+    """
+    for flag, value, default in (
+        ("--backend", host.backend, AUTO),
+        ("--precision", host.precision, "fp32"),
+        ("--threads", host.threads, 0),
+    ):
+        if value != default:
+            raise UsageError(
+                f"{flag} {value} is for networks; {method.name} computes in fp32 with scipy, on "
+                "the cores that the process may use: drop it, or name a network"
+            )
+    number = gpu_number(host.device, ())
+    if number is not None:
+        from qsm_deploy.runtime.methods.on_gpu import open_on_gpu
+
+        return open_on_gpu(method, number)
+    from qsm_deploy.runtime.methods.inversion import MethodInversion
+
+    return MethodInversion(method)
 
 
 def _opened(

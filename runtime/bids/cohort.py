@@ -28,7 +28,7 @@ from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
 from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
-from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import NOMINAL, FieldUnit
@@ -101,8 +101,8 @@ class Cohort:
     dry_run: bool = False
 
 
-def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: TerminalLog) -> Outcome:
-    """Reconstruct the recordings of a dataset, with networks that are opened once.
+def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Outcome:
+    """Reconstruct the recordings of a dataset, with networks that are opened once, or a method.
 
     A recording that fails does not keep the others from their maps.
 
@@ -126,8 +126,8 @@ def run_cohort(cohort: Cohort, models: Sequence[Path], host: Host, log: Terminal
     for note in found.notes():
         log.warn(note)
     baseline = rss_bytes()
-    cohort = replace(cohort, wants=within_process(cohort.wants, host.device, models))
-    reconstructor = open_reconstructor(models, host, memory_limit=cohort.wants.memory_limit)
+    cohort = replace(cohort, wants=within_process(cohort.wants, host.device, maker))
+    reconstructor = open_reconstructor(maker, host, memory_limit=cohort.wants.memory_limit)
     reconstructor.inversion.require_fields(1)
     if reconstructor.inversion.needs.quantity != "local_field_ppm":
         raise UsageError(
@@ -226,7 +226,8 @@ class _Run:
             reading = Reading(
                 units=field_unit(image, cohort.units), from_file=params, negate=cohort.negate
             )
-            request = self._request(recording, [image], ScanFiles((image.path,), mask), reading)
+            files = ScanFiles((image.path,), mask, magnitude=self._magnitude(recording))
+            request = self._request(recording, [image], files, reading)
             with stages("load"):
                 return request, read_scan(request, self.reconstructor)
         pairs = recording.echoes()
@@ -239,7 +240,13 @@ class _Run:
         limit = cohort.wants.memory_limit or available_bytes()
         require_memory_to_load([pairs[0][0].path], limit)  # which tells what all of them take
         scan = scan_from_echoes(
-            pairs, mask, limit, stages, negate=cohort.negate, phase_scale=cohort.phase_scale
+            pairs,
+            mask,
+            limit,
+            stages,
+            negate=cohort.negate,
+            phase_scale=cohort.phase_scale,
+            keeps_magnitude=self.reconstructor.inversion.needs.magnitude,
         )
         scan.notes.extend(recording.left_over())
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
@@ -247,6 +254,12 @@ class _Run:
         reading = Reading(units="rad", from_file=stated, negate=cohort.negate)
         images = [image for pair in pairs for image in pair]
         return self._request(recording, images, files, reading), scan
+
+    def _magnitude(self, recording: Recording) -> tuple[Path, ...]:
+        """Return the magnitudes beside a local field, if they are needed."""
+        if not self.reconstructor.inversion.needs.magnitude:
+            return ()
+        return tuple(image.path for image in recording.images if image.part == "mag")
 
     def _request(
         self, recording: Recording, images: list[BidsImage], files: ScanFiles, reading: Reading

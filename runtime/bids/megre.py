@@ -36,6 +36,7 @@ def scan_from_echoes(
     *,
     negate: bool,
     phase_scale: str | None = None,
+    keeps_magnitude: bool = False,
 ) -> Scan:
     """Return the local field of a recording.
 
@@ -53,6 +54,8 @@ def scan_from_echoes(
         Whether the phase falls where the field is higher.
     phase_scale
         What the values of all phases mean; ``None`` tells it of each.
+    keeps_magnitude
+        Whether the scan has the magnitude of all echoes.
 
     Raises
     ------
@@ -85,6 +88,7 @@ def scan_from_echoes(
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     phase = -phase if negate else phase
     echoes = Echoes(phase, magnitude, times, strength, geometry.voxel_size_mm)
+    signal = np.sqrt(np.einsum("n...,n...", magnitude, magnitude)) if keeps_magnitude else None
     del phase, magnitude
     lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages)
     del echoes
@@ -97,6 +101,7 @@ def scan_from_echoes(
         first.header,
         first.affine,
         field_strength_t=strength,
+        magnitude=None if signal is None else signal * inside,
         notes=notes,
     )
 

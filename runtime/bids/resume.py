@@ -10,16 +10,23 @@ from qsm_deploy.runtime.console.journal import clear_leftovers
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.scan.params import load_json_object
 
+# what a message calls it, and what a sidecar does
+OF_MODEL = {
+    "method": "method",
+    "said to it": "said",
+    "network": "network",
+    "weights": "weights_sha256",
+    "options": "options",
+    "precision": "precision",
+}
+
 
 def wanted_facts(
     model: dict[str, Any], units: str, correction: Correction | None
 ) -> dict[str, Any]:
     """Return what the sidecars of all maps of a run say alike."""
     return {
-        "network": model["network"],
-        "weights": model["weights_sha256"],
-        "options": model["options"],
-        "precision": model["precision"],
+        **{key: model.get(name) for key, name in OF_MODEL.items()},
         "units": units,
         "data consistency": correction and (correction.lam, correction.iterations),
     }
@@ -69,10 +76,7 @@ def maps_that_stay(
 def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     model, step = _object(sidecar, "model"), _object(sidecar, "data_consistency")
     return {
-        "network": model.get("network"),
-        "weights": model.get("weights_sha256"),
-        "options": model.get("options"),
-        "precision": model.get("precision"),
+        **{key: model.get(name) for key, name in OF_MODEL.items()},
         "units": sidecar.get("units"),
         "data consistency": (step.get("lambda"), step.get("iterations")) if step else None,
     }

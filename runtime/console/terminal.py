@@ -63,9 +63,9 @@ class TerminalLog:
 
     @contextmanager
     def progress(self, total: int) -> Iterator["tqdm[Any]"]:
-        """Show a bar over the patches, if there are several."""
+        """Show a bar over the patches or iterations, if there are several."""
         with tqdm(
-            total=total, unit="patch", leave=False, disable=not self._live or total == 1
+            total=total, unit="step", leave=False, disable=not self._live or total == 1
         ) as bar:
             yield bar
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
+from qsm_deploy.runtime.sessions.bundled import BUNDLED
 from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
-FILES = ("mask", "truth", "labels", "params")
+FILES = ("mask", "truth", "labels", "magnitude", "noise_map", "params")
 FIELD = (
     *("units", "echo_time", "field_strength", "b0_direction", "voxel_size"),
     *("negate", "phase_scale"),
@@ -20,6 +22,7 @@ WANTED = (
     *("patch", "overlap", "blend", "data_consistency", "dc_iterations"),
     *("resample", "allow_geometry", "memory_limit"),
 )
+METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
 WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (*FILES, "echo_time", "voxel_size", "b0_direction", "figure", "report")
@@ -29,7 +32,9 @@ OF_COHORT = (
 )
 EPILOG = """\
 examples:
-  qsm-run field.nii.gz
+  qsm-run field.nii.gz                                   # total variation, tuned to the noise
+  qsm-run --method medi field.nii.gz --magnitude magnitude.nii.gz -m mask.nii.gz
+  qsm-run --method tkd-unet field.nii.gz                 # the network that comes along
   qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
   qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
@@ -57,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="MODEL.onnx made by qsm-export (both parts of after-qsm), else the bundled tkd-unet; "
+        help="MODEL.onnx made by qsm-export (both parts of after-qsm), else a --method; "
         "FIELD (.nii or .nii.gz), "
         "for some networks one for each orientation, registered, or a wrapped phase",
     )
@@ -65,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "-m", "--mask", type=Path, help="above 0 inside the brain; else where FIELD is not 0"
     )
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    add_method(p.add_argument_group("without a model of your own"))
     _add_bids(p.add_argument_group("a whole dataset"))
     _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
     add_physics(p.add_argument_group("the field"))
@@ -149,6 +155,42 @@ def add_physics(group: "argparse._ArgumentGroup") -> None:
         "--params", type=Path, help="JSON with these parameters (ours, BIDS or QSM-CI names)"
     )
     add_geometry(group)
+
+
+def add_method(group: "argparse._ArgumentGroup") -> None:
+    """Add what makes a map where no model is named, and what is said to it."""
+    group.add_argument(
+        "--method",
+        choices=(*METHODS, *BUNDLED),
+        help="; ".join(f"{name}: {row.title}" for name, row in METHODS.items())
+        + f"; {' '.join(BUNDLED)}: the network that comes along; default {DEFAULT}",
+    )
+    group.add_argument(
+        "--magnitude",
+        type=Path,
+        action="append",
+        help="of the same acquisition, once for each echo: its edges, for medi; trust in each "
+        "voxel, for tv and medi",
+    )
+    group.add_argument(
+        "--noise-map", type=Path, help="of the field [ppm], in place of its own estimate"
+    )
+    group.add_argument(
+        "--alpha",
+        type=edge_weight,
+        metavar="auto|PPM_MM",
+        help="weight of edges, more is smoother; auto: from the noise (default)",
+    )
+    group.add_argument("--iterations", type=positive_count, metavar="N")
+    group.add_argument(
+        "--robust",
+        action="store_true",
+        help="drop voxels that no map explains, such as wrong wraps; twice the time",
+    )
+    group.add_argument(
+        "--threshold", type=float, metavar="T", help="of tkd, smallest |D| divided by, default 0.2"
+    )
+    group.add_argument("--lam", type=float, metavar="L", help="of tikhonov, default 0.01")
 
 
 def add_geometry(group: "argparse._ActionsContainer") -> None:
@@ -279,6 +321,12 @@ def consistency_weight(text: str) -> float | str:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a positive number")
     return number
+
+
+def edge_weight(text: str) -> float | None:
+    """Return ``auto`` as None, or a positive, finite number."""
+    weight = consistency_weight(text)
+    return None if isinstance(weight, str) else weight
 
 
 def device_name(text: str) -> str:

@@ -4,7 +4,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -15,8 +15,10 @@ import nibabel as nib
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
+from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, available_bytes
+from qsm_deploy.runtime.reconstructor import Maker
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
 from qsm_deploy.runtime.sessions.open import gpu_number
@@ -30,7 +32,7 @@ NO_MEMORY = re.compile(
 HELP = "pass a smaller --patch or --memory-limit, or free memory"
 
 
-def within_process(wants: Wants, device: str, models: Sequence[Path]) -> Wants:
+def within_process(wants: Wants, device: str, maker: Maker) -> Wants:
     """Return wants whose memory limit is what the one of the whole process leaves.
 
     A limit of a GPU's memory stays, as does that of a call in somebody else's process.
@@ -40,7 +42,7 @@ def within_process(wants: Wants, device: str, models: Sequence[Path]) -> Wants:
     MemoryLimitError
         If the program alone takes as much.
     """
-    limit = wants.memory_limit
+    limit, models = wants.memory_limit, () if isinstance(maker, Method) else maker
     if limit is None or gpu_number(device, models) is not None:
         return wants
     if limit <= (taken := rss_bytes()):

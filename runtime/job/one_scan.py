@@ -1,6 +1,5 @@
 """One scan from its files to its map, judged, drawn and written."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,13 @@ from qsm_deploy.runtime.job.memory_limit import (
 from qsm_deploy.runtime.job.request import Outputs, Request
 from qsm_deploy.runtime.reconstruction.inversion import Made
 from qsm_deploy.runtime.reconstruction.network import CPU
-from qsm_deploy.runtime.reconstructor import Host, Planned, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.reconstructor import (
+    Host,
+    Maker,
+    Planned,
+    Reconstructor,
+    open_reconstructor,
+)
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.scan import Scan, load_scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
@@ -58,9 +63,10 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
     reconstructor.inversion.require_fields(len(request.files.fields))
     quantity = reconstructor.inversion.needs.quantity
     files, limit = request.files, request.wants.memory_limit
+    volumes = (*files.fields, files.mask, files.truth, files.labels, files.noise_map)
     if reconstructor.inversion.facts()["backend"]["device"] != CPU:
         limit = None  # that of the GPU
-    require_memory_to_load((*files.fields, files.mask, files.truth, files.labels), limit)
+    require_memory_to_load((*volumes, *files.magnitude), limit)
     return load_scan(request.files, replace(request.reading, quantity=quantity))
 
 
@@ -95,6 +101,7 @@ def run_scan(
     measured = planned.prepared.measured
     for note in planned.notes:
         log.warn(note)
+    log.tell(f"{reconstructor.inversion.name}: {reconstructor.why_backend}")
     run = report.describe_run(request, reconstructor, planned)
     if request.dry_run:
         return Finished(run, planned, None)
@@ -102,6 +109,10 @@ def run_scan(
         log.warn(note)
     with log.progress(planned.task.runs) as bar, memory_errors():
         made = reconstructor.run(planned, stages, bar.update)
+    notes = made.findings.pop("notes", [])
+    for note in notes:
+        log.warn(note)
+    run["input"]["notes"] += notes
     run |= made.findings
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
@@ -153,7 +164,7 @@ def _map_files(
         nifti = nifti_bytes(
             volume,
             scan.affine,
-            description=f"chi [{outputs.units}] {report.title(run)}",
+            description=f"chi [{outputs.units}] {run['title']}",
             like=scan.header,
             compress=outputs.chi.name.endswith(".gz"),
         )
@@ -169,11 +180,11 @@ def _draw(
     from qsm_deploy.runtime.job.figure import png_of, scan_figure
 
     with stages("figure"):
-        return {outputs.figure: png_of(scan_figure(scan, chi, report.title(run)))}
+        return {outputs.figure: png_of(scan_figure(scan, chi, run["title"]))}
 
 
-def run_request(request: Request, models: Sequence[Path], host: Host, log: TerminalLog) -> Finished:
-    """Open the models, read the acquisition, and reconstruct it.
+def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) -> Finished:
+    """Open the models or the method, read the acquisition, and reconstruct it.
 
     Raises
     ------
@@ -181,9 +192,9 @@ def run_request(request: Request, models: Sequence[Path], host: Host, log: Termi
         If anything is wrong with models, files or options, or what runs the network fails.
     """
     stages = Stages(log.stage)
-    request = replace(request, wants=within_process(request.wants, host.device, models))
+    request = replace(request, wants=within_process(request.wants, host.device, maker))
     limit = request.wants.memory_limit
     with stages("load"):
-        reconstructor = open_reconstructor(models, host, stays=False, memory_limit=limit)
+        reconstructor = open_reconstructor(maker, host, stays=False, memory_limit=limit)
         measured = read_scan(request, reconstructor)
     return run_scan(request, reconstructor, measured, log, stages)

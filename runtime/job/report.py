@@ -47,12 +47,14 @@ def describe_run(
     return {
         "made_by": made_by(),
         "units": request.outputs.units,
+        "title": reconstructor.inversion.name,
         "model": inversion["model"],
         "backend": {"name": name, "version": version, "why": reconstructor.why_backend}
         | inversion["backend"],
         "input": {
             "fields": [path.name for path in files.fields],
-            **{name: _name(getattr(files, name)) for name in ("mask", "truth", "labels")},
+            **{n: _name(getattr(files, n)) for n in ("mask", "truth", "labels", "noise_map")},
+            "magnitude": [path.name for path in files.magnitude],
             "params": _name(request.params),
             "quantity": scan.quantity,
             "units": request.reading.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
@@ -101,19 +103,12 @@ def json_line(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def title(run: dict[str, Any]) -> str:
-    """Return network, precision and backend in one line."""
-    model, backend = run["model"], run["backend"]
-    return f"{model['network']} {model['precision']}, {backend['name']} {backend['version']}"
-
-
 def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
     """Return what a run would do, a fact per line."""
     geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
     stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
     rows = _first_rows(run["first_part"]) if "first_part" in run else {}
-    rows |= {
-        "model": f"{run['model']['network']} {run['model']['precision']} ({run['model']['file']})",
+    rows |= _maker_rows(run["model"]) | {
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
         "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
         "volume": f"{_shape(geometry['shape'])}, {run['input']['mask_voxels']} voxels in the mask",
@@ -123,7 +118,6 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
             for b in (geometry["b0_direction"], *geometry["more_b0_directions"])
         )
         + " in voxel axes",
-        "network sees": _sight(run["model"]["receptive_field"]),
         "padded to": _shape(plan["padded_shape"]),
         "plan": f"{_plan(plan)}: {plan['why']}",
         "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
@@ -132,6 +126,16 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
         "would write": str(chi),
     }
     return _table(rows)
+
+
+def _maker_rows(model: dict[str, Any]) -> dict[str, str]:
+    if "method" in model:
+        said = "".join(f", {name} {value}" for name, value in model["said"].items())
+        return {"method": f"{model['method']} ({model['title']}){said}"}
+    return {
+        "model": f"{model['network']} {model['precision']} ({model['file']})",
+        "network sees": _sight(model["receptive_field"]),
+    }
 
 
 def plan_line(run: dict[str, Any]) -> str:
@@ -167,13 +171,15 @@ def result_text(full: dict[str, Any]) -> str:
     """Return what a run took and found, a fact per line."""
     peak = memory_text(full["memory"]["peak_above_baseline_bytes"])
     predicted = memory_text(full["memory"]["predicted_peak_bytes"])
+    stage = "inversion" if "inversion" in full["seconds"] else "inference"
     rows = {
-        "time": f"{full['total_seconds']:.2f} s, of which inference "
-        f"{full['seconds']['inference']:.2f} s ({_plan(full['plan'])})",
+        "time": f"{full['total_seconds']:.2f} s, of which {stage} "
+        f"{full['seconds'][stage]:.2f} s ({_plan(full['plan'])})",
         "peak memory": f"{peak} (predicted {predicted})",
     }
     if full["backend"]["device"] != CPU:
         rows["peak memory"] = f"{peak} of the host, {predicted} of the GPU"
+    rows |= inversion_rows(full.get("inversion", {}))
     if "data_consistency" in full:
         step = full["data_consistency"]
         rows["data consistency"] = (
@@ -185,6 +191,19 @@ def result_text(full: dict[str, Any]) -> str:
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
     return _table(rows)
+
+
+def inversion_rows(found: dict[str, Any]) -> dict[str, str]:
+    """Return what a method found, a fact per line."""
+    rows = {}
+    if "sigma_ppm" in found:
+        rows["noise of the field"] = f"{found['sigma_ppm']:.4f} ppm, from the {found['sigma_from']}"
+        rows["alpha"] = f"{found['alpha_ppm_mm']:.3g} ppm mm"
+    if "last_change" in found:
+        rows["iterations"] = f"{found['iterations']}, the last changed {found['last_change']:.1e}"
+    if "fitted_residual" in found:
+        rows["fitted residual"] = f"{found['fitted_residual']:.3f}, with sources outside the mask"
+    return rows
 
 
 def _sight(field: dict[str, Any]) -> str:

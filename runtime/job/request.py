@@ -9,13 +9,16 @@ from typing import Any, Literal
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
+from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
+from qsm_deploy.runtime.reconstructor import Maker
 from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, MODEL_SUFFIXES
+from qsm_deploy.runtime.sessions.bundled import BUNDLED
+from qsm_deploy.runtime.sessions.open import MODEL_SUFFIXES
 
 OutUnits = Literal["ppm", "ppb"]
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -105,6 +108,8 @@ def make_request(
     mask: PathLike | None = None,
     truth: PathLike | None = None,
     labels: PathLike | None = None,
+    magnitude: PathLike | Sequence[PathLike] | None = None,
+    noise_map: PathLike | None = None,
     params: PathLike | None = None,
     output: PathLike | None = None,
     report: PathLike | None = None,
@@ -129,8 +134,8 @@ def make_request(
     ----------
     fields
         Field maps, one for each orientation, or a wrapped phase.
-    mask, truth, labels, params
-        Files that are read besides.
+    mask, truth, labels, magnitude, noise_map, params
+        Files that are read besides: a magnitude or one of each echo, a noise map in ppm.
     output, report, figure
         Files that are written; without ``output`` no map is.
     out_units
@@ -157,26 +162,31 @@ def make_request(
     MissingDependencyError
         If a figure is asked for without matplotlib.
     """
-    paths = [None if p is None else Path(p) for p in (mask, truth, labels, params)]
-    files = ScanFiles(tuple(map(Path, fields)), *paths[:3])
+    signal = () if magnitude is None else paths_of(magnitude)
+    mask_path, truth_path, labels_path, noise_path, params_path = paths = [
+        None if p is None else Path(p) for p in (mask, truth, labels, noise_map, params)
+    ]
+    files = ScanFiles(
+        tuple(map(Path, fields)), mask_path, truth_path, labels_path, signal, noise_path
+    )
     chi, report_path, figure_path = (
         None if p is None else Path(p) for p in (output, report, figure)
     )
     require_files(inputs, "model file")
-    require_files([*files.fields, *paths])
+    require_files([*files.fields, *signal, *paths])
     reading = reading_from(
         units=units,
         echo_time=echo_time,
         field_strength=field_strength,
         b0_direction=b0_direction,
         voxel_size=voxel_size,
-        params=paths[3],
+        params=params_path,
         negate=negate,
         phase_scale=phase_scale,
     )
     outputs = Outputs(chi, report_path, figure_path, out_units, force)
     _require_names(outputs)
-    outputs.check([*inputs, *files.fields, *paths])
+    outputs.check([*inputs, *files.fields, *signal, *paths])
     if labels is not None and truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if figure is not None:
@@ -186,7 +196,50 @@ def make_request(
     wants = wants_from(**wanted)
     draws, evaluates = figure is not None, evaluates or report is not None
     wants = replace(wants, draws=draws, evaluates=evaluates)
-    return Request(files, reading, wants, outputs, paths[3], dry_run=dry_run)
+    return Request(files, reading, wants, outputs, params_path, dry_run=dry_run)
+
+
+def maker_from(
+    models: Sequence[Path],
+    *,
+    method: str | None = None,
+    alpha: float | None = None,
+    iterations: int | None = None,
+    robust: bool = False,
+    threshold: float | None = None,
+    lam: float | None = None,
+) -> Maker:
+    """Return what makes the map: models, a method or bundled network by name, or the default.
+
+    Parameters
+    ----------
+    models
+        The files that were named.
+    method
+        The name.
+    alpha, iterations, robust, threshold, lam
+        What is said to it; see :class:`Method`.
+
+    Raises
+    ------
+    UsageError
+        If both are named, there is no such method, or it does not take what is said to it.
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "iterations": iterations,
+        "robust": robust,
+        "threshold": threshold,
+        "lam": lam,
+    }
+    if models and method is not None:
+        raise UsageError(f"{models[0]} is a model, and --method {method} needs none; drop one")
+    if not models and method not in BUNDLED:
+        return Method(method or DEFAULT, **options)
+    for name, value in options.items():
+        if value not in (None, False):
+            raise UsageError(f"--{name} is for methods, not for networks; drop it or the network")
+    return tuple(models) or (BUNDLED[str(method)],)
 
 
 def models_alone(files: Iterable[Path]) -> list[Path]:
@@ -203,11 +256,11 @@ def models_alone(files: Iterable[Path]) -> list[Path]:
             f"{fields[0]} is no model (.onnx or .plan); which fields are read follows from their "
             "names in the folder"
         )
-    return models or [BUNDLED_MODEL]
+    return models
 
 
 def models_and_fields(files: Iterable[Path]) -> tuple[list[Path], tuple[Path, ...]]:
-    """Return the models, the bundled one unless a file is one, and the field maps.
+    """Return the models, if a file is one, and the field maps.
 
     Raises
     ------
@@ -219,7 +272,7 @@ def models_and_fields(files: Iterable[Path]) -> tuple[list[Path], tuple[Path, ..
         raise UsageError(
             f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, models))}"
         )
-    return models or [BUNDLED_MODEL], tuple(fields)
+    return models, tuple(fields)
 
 
 def reading_from(
@@ -348,6 +401,13 @@ def memory_bytes(text: str) -> int:
     if factor == 1 and size < SUFFIXES["m"]:
         raise UsageError(f"{number} bytes? pass {number}G")
     return int(size)
+
+
+def paths_of(given: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
+    """Return one path or several as several."""
+    if isinstance(given, str | os.PathLike):
+        return (Path(given),)
+    return tuple(Path(path) for path in given)
 
 
 def beside(field: Path) -> Path:

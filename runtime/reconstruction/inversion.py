@@ -11,7 +11,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
+from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 
 if TYPE_CHECKING:
@@ -57,13 +57,17 @@ class Wants:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an inversion takes: fields, on grids within limits, the mask eroded first."""
+    """What an inversion takes: fields, on grids within limits, the mask eroded first, a magnitude.
+
+    A magnitude that is needed is looked for where nobody names one.
+    """
 
     network: str
     quantity: Quantity
     field_counts: range
     geometry: GeometryLimits
     mask_erosion_voxels: float = 0
+    magnitude: bool = False
 
 
 def needs_of(card: ModelCard) -> Needs:
@@ -95,7 +99,7 @@ class Task:
     scan
         As it takes it.
     demand, decision
-        What decided how it is run, and how that is.
+        What decided how it is run, as the inversion knows it; how it is run.
     runs
         Patches in all, for whoever tells how far it is.
     notes
@@ -107,7 +111,7 @@ class Task:
     """
 
     scan: Scan
-    demand: Demand
+    demand: object
     decision: Decision
     runs: int
     notes: tuple[str, ...] = ()

@@ -87,8 +87,7 @@ class Workload:
         held = LIBRARIES_BYTES + scan.nbytes
         use = inference_memory(card.memory, self.backend)
         kept = use.bytes_per_voxel * patch if self.keeps_session else 0
-        more = scan.nbytes - 5 * voxels  # than one field and its mask
-        stages = {"load": LIBRARIES_BYTES + LOAD * voxels + 1.5 * more + kept}
+        stages = {"load": loading(scan) + kept}
         held += self.held_bytes
         stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
@@ -109,19 +108,34 @@ class Workload:
         held += (
             FLOAT * voxels + use.fixed_bytes + kept
         )  # the map; a session's code stays when it is gone
-        stages["write"] = held + 3 * FLOAT * voxels
         if self.corrects:
             padded = scan.geometry.padded(PAD_VOXELS)
             steps = CONJUGATE_GRADIENTS * voxels
             stages["data consistency"] = held + TRANSFORM * math.prod(padded.shape) + steps
-        if self.evaluates or self.corrects:
-            stages["field residual"] = held + TRANSFORM * 8 * voxels
-        if scan.truth_ppm is not None:
-            box = scan.mask[bounding_box(scan.mask)].size
-            stages["metrics"] = held + METRICS * box
-        if self.draws:
-            stages["figure"] = held + MATPLOTLIB_BYTES + PICTURE * voxels
-        return stages
+        evaluates = self.evaluates or self.corrects
+        return stages | stages_after(scan, held, evaluates=evaluates, draws=self.draws)
+
+
+def stages_after(
+    scan: Scan, held_bytes: float, *, evaluates: bool, draws: bool
+) -> dict[str, float]:
+    """Return the memory of what follows an inversion, its map among what is held [bytes]."""
+    voxels = math.prod(scan.geometry.shape)
+    stages = {"write": held_bytes + 3 * FLOAT * voxels}
+    if evaluates:
+        stages["field residual"] = held_bytes + TRANSFORM * 8 * voxels
+    if scan.truth_ppm is not None:
+        stages["metrics"] = held_bytes + METRICS * scan.mask[bounding_box(scan.mask)].size
+    if draws:
+        stages["figure"] = held_bytes + MATPLOTLIB_BYTES + PICTURE * voxels
+    return stages
+
+
+def loading(scan: Scan) -> float:
+    """Return the memory of reading a scan, with the libraries that this loads [bytes]."""
+    voxels = math.prod(scan.geometry.shape)
+    more = scan.nbytes - 5 * voxels  # than one field and its mask
+    return LIBRARIES_BYTES + LOAD * voxels + 1.5 * more
 
 
 def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
@@ -161,6 +162,11 @@ class CpuNetwork(Network[Session]):
 def network_task(scan: Scan, demand: Demand, wants: Wants, limit_bytes: float) -> Task:
     """Return how a network would run a scan."""
     card = demand.card
+    if scan.magnitude is not None or scan.noise_ppm is not None:
+        raise UsageError(
+            f"--magnitude and --noise-map are for methods, {card.network} takes none; drop them, "
+            "or pass --method tv"
+        )
     if wants.layout is None:
         decision = decide(demand, wants.patches, limit_bytes)
     else:

@@ -7,12 +7,12 @@ import nibabel as nib
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
-from qsm_deploy.kernels.geometry import Geometry, Mask
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.orientations import require_different
 from qsm_deploy.runtime.scan.params import Vector
-from qsm_deploy.runtime.scan.scan import Quantity, Scan
+from qsm_deploy.runtime.scan.scan import Quantity, Scan, require_trust
 from qsm_deploy.runtime.scan.units import require_ppm, require_wrapped_phase
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
@@ -26,6 +26,8 @@ def scan_from_arrays(
     quantity: Quantity = "local_field_ppm",
     echo_time_s: float | None = None,
     field_strength_t: float | None = None,
+    magnitude: Any = None,
+    noise_ppm: Any = None,
 ) -> Scan:
     """Return a scan of arrays.
 
@@ -44,6 +46,8 @@ def scan_from_arrays(
         What was measured.
     echo_time_s, field_strength_t
         Of a phase.
+    magnitude, noise_ppm
+        (x, y, z), 0 or more in the mask.
 
     Raises
     ------
@@ -103,8 +107,22 @@ def scan_from_arrays(
         more_b0_directions=tuple(grid.b0_direction for grid in grids[1:]),
         echo_time_s=echo_time_s,
         field_strength_t=field_strength_t,
+        magnitude=_trust("magnitude", magnitude, inside),
+        noise_ppm=_trust("noise_ppm", noise_ppm, inside),
         notes=notes,
     )
+
+
+def _trust(name: str, array: Any, mask: Mask) -> Volume | None:
+    if array is None:
+        return None
+    values = np.asarray(array)
+    if values.shape != mask.shape:
+        raise DataError(f"{name} has shape {values.shape}, the mask {mask.shape}")
+    try:
+        return require_trust(values, mask)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def mask_from(array: Any) -> tuple[Mask, list[str]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
-from qsm_deploy.kernels.geometry import Geometry, vector_text
+from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
@@ -21,6 +21,7 @@ from qsm_deploy.runtime.scan.units import ppm_per_unit, require_ppm, require_wra
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 Quantity = Literal["local_field_ppm", "phase_rad"]
+BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm")  # volumes of a scan that may be missing
 
 
 class ScanFiles(NamedTuple):
@@ -30,6 +31,8 @@ class ScanFiles(NamedTuple):
     mask: Path | None = None
     truth: Path | None = None
     labels: Path | None = None
+    magnitude: tuple[Path, ...] = ()  # of every echo
+    noise_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Scan:
         Of a phase.
     truth_ppm, labels
         (x, y, z) true susceptibility and integer labels, if given.
+    magnitude, noise_ppm
+        (x, y, z) signal, of any scale, and noise of the field [ppm], if given.
     scale
         What the stored volumes were multiplied by.
     notes
@@ -73,13 +78,15 @@ class Scan:
     field_strength_t: float | None = None
     truth_ppm: NDArray[np.float32] | None = None
     labels: NDArray[np.integer] | None = None
+    magnitude: NDArray[np.float32] | None = None
+    noise_ppm: NDArray[np.float32] | None = None
     scale: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         """Memory of the volumes."""
-        volumes = (self.measured, self.mask, self.truth_ppm, self.labels)
+        volumes = (self.measured, self.mask, *(getattr(self, name) for name in BESIDES))
         return sum(v.nbytes for v in volumes if v is not None)
 
     def cut(self, box: Box) -> "Scan":
@@ -89,13 +96,16 @@ class Scan:
         """
         mask = np.ascontiguousarray(self.mask[box])
         x, y, z = mask.shape
+        volumes = {name: getattr(self, name) for name in BESIDES}
+        besides: dict[str, Any] = {
+            n: None if v is None else v[box].copy() for n, v in volumes.items()
+        }
         return replace(
             self,
             measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
             mask=mask,
             geometry=replace(self.geometry, shape=(x, y, z)),
-            truth_ppm=None if self.truth_ppm is None else self.truth_ppm[box].copy(),
-            labels=None if self.labels is None else self.labels[box].copy(),
+            **besides,
         )
 
     @property
@@ -219,6 +229,8 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         field_strength_t=reading.field_strength_t,
         truth_ppm=None if files.truth is None else _truth(files.truth, first, mask),
         labels=None if files.labels is None else _labels(files.labels, first),
+        magnitude=_magnitude(files.magnitude, first, mask),
+        noise_ppm=None if files.noise_map is None else _trust(files.noise_map, first, mask),
         scale=scale,
         notes=notes,
     )
@@ -356,6 +368,41 @@ def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[
         raise DataError(f"{path}: {error}") from None
     require_variation(truth[mask].astype(np.float64))
     return truth
+
+
+def _magnitude(
+    paths: tuple[Path, ...], volume: NiftiVolume, mask: NDArray[np.bool_]
+) -> Volume | None:
+    """Return the root of the sum of the squares of all echoes."""
+    if not paths:
+        return None
+    squares = np.zeros(mask.shape, dtype=np.float32)
+    for path in paths:
+        squares += _trust(path, volume, mask) ** 2
+    return np.sqrt(squares, out=squares)
+
+
+def _trust(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> Volume:
+    try:
+        return require_trust(load_on_grid(path, volume).data, mask)
+    except DataError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def require_trust(values: Volume, mask: NDArray[np.bool_]) -> Volume:
+    """Return a magnitude or a noise map, 0 outside the mask.
+
+    Raises
+    ------
+    DataError
+        If a value inside the mask is negative, NaN or Inf, or none is above 0.
+    """
+    inside = values[mask]
+    if not np.isfinite(inside).all() or inside.min() < 0:
+        raise DataError("negative values, NaN or Inf inside the mask; it must be 0 or more there")
+    if not inside.max() > 0:
+        raise DataError("0 everywhere inside the mask; check the file")
+    return np.where(mask, values, np.float32(0)).astype(np.float32)
 
 
 def _labels(path: Path, volume: NiftiVolume) -> NDArray[np.integer]:

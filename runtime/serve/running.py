@@ -12,7 +12,7 @@ from qsm_deploy.kernels.errors import MissingDependencyError
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.limits import Limits
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 
 def run_server(

@@ -16,7 +16,6 @@ from qsm_deploy.runtime.card.graph import require_bounded_graph
 from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
-BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
 MODEL_SUFFIXES = (ONNX, PLAN)
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
 

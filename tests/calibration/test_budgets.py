@@ -15,7 +15,8 @@ from qsm_deploy.calibration.budgets import (
     unmeasured,
 )
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from qsm_deploy.runtime.serve.openrecon.label import (
     openrecon_label,
 )
 from qsm_deploy.runtime.serve.turns import open_taking_turns
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 MODEL, JSON, LABEL = "model.onnx", "OpenReconLabel.json", "label.base64"
 

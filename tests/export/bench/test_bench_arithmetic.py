@@ -13,7 +13,7 @@ from qsm_deploy.export.bench.device_peak import measure_peak
 from qsm_deploy.export.graph.flop_count import Work, count_work
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 FLOAT = 4
 

@@ -16,7 +16,7 @@ from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 SHAPE = "--shape 32 28 24"
 

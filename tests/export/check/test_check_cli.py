@@ -24,7 +24,8 @@ from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
 from qsm_deploy.runtime.scan.nifti import load_volume, nifti_bytes
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 ONE = ("--backend", "onnxruntime", "--patch", "off")

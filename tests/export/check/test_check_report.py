@@ -21,7 +21,7 @@ from qsm_deploy.export.check.page import cells, note, table
 from qsm_deploy.export.check.text import number
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 image = pytest.importorskip("matplotlib.image")
 

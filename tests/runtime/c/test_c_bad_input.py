@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
 SHAPE = (12, 9, 10)

@@ -23,7 +23,8 @@ from qsm_deploy.runtime.scan.erosion import erode_mask
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 TOLERANCE_PPM = 1e-6

@@ -14,7 +14,7 @@ import pytest
 from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.runtime.c.build import SOURCES
 from qsm_deploy.runtime.console.provenance import version
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "c_host" / "main.c"
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{SOURCES}")

@@ -15,7 +15,8 @@ from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard
 from qsm_deploy.runtime.card.graph import DEEPEST, MOST_NODES, require_bounded_graph
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL, open_session
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 from tests.export.small import SMALL, shallow
 

@@ -8,7 +8,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.sidecar import require_replaceable
-from qsm_deploy.runtime.job.request import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 CARD = BUNDLED_MODEL.with_suffix(".json").read_bytes()
 

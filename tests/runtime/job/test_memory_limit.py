@@ -16,7 +16,7 @@ from qsm_deploy.runtime.job.memory_limit import (
     within_process,
 )
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.sessions.open import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 # prints the exit code and the peak of a run [bytes]
 PROGRAM = """

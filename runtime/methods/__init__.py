@@ -1,0 +1,1 @@
+"""Maps without a network: what is offered, what each takes, and how it runs."""

@@ -1,0 +1,6 @@
+"""The networks that come along."""
+
+from pathlib import Path
+
+BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
+BUNDLED = {"tkd-unet": BUNDLED_MODEL}  # by name
