@@ -69,7 +69,7 @@ Volume half_multiplier(const Geometry &geometry, const Response &g) {
     return e;
 }
 
-void multiply_spectrum(Fft &fft, float *x, const Volume &e, const Response &g) {
+void multiply_spectrum(Fft &fft, float *x, const Volume &e) {
     const auto ny = size_t(fft.shape()[1]), half = size_t(fft.half());
     const float one_over_n = 1 / float(Geometry::voxels_of(fft.shape()));
     const size_t plane = fft.plane_floats();
@@ -79,7 +79,7 @@ void multiply_spectrum(Fft &fft, float *x, const Volume &e, const Response &g) {
             const float *e_at = e.data() + (size_t(n) * ny + size_t(y)) * half + size_t(z);
             float *re = spectrum->re + n * kLanes, *im = spectrum->im + n * kLanes;
             for (int32_t lane = 0; lane < count; ++lane) {
-                const float factor = g(e_at[lane]) * one_over_n;
+                const float factor = e_at[lane] * one_over_n;
                 re[lane] *= factor;
                 im[lane] *= factor;
             }
@@ -109,7 +109,7 @@ Volume DipoleFilter::apply(const Volume &volume, const Volume &multiplier) {
     };
     std::fill(work_.begin(), work_.end(), 0.0f);
     over_rows([&](size_t at, size_t padded) { std::copy_n(&volume[at], nz, &work_[padded]); });
-    multiply_spectrum(fft_, work_.data(), multiplier, [](float e) { return e; });
+    multiply_spectrum(fft_, work_.data(), multiplier);
     Volume cropped(volume.size());
     over_rows([&](size_t at, size_t padded) { std::copy_n(&work_[padded], nz, &cropped[at]); });
     return cropped;

@@ -22,8 +22,8 @@ Response tkd_response(double threshold);
 // a large number.
 Volume half_multiplier(const Geometry &geometry, const Response &g);
 
-// Sets x, with the transform's room between rows, to F^-1 [g(e) F x].
-void multiply_spectrum(Fft &fft, float *x, const Volume &e, const Response &g);
+// Sets x, with the transform's room between rows, to F^-1 [e F x].
+void multiply_spectrum(Fft &fft, float *x, const Volume &e);
 
 // Filters volumes of one grid. Multipliers are made once, for any number of volumes.
 class DipoleFilter {

@@ -15,8 +15,14 @@ constexpr double kFloat = sizeof(float);
 constexpr double kFixedBytes = 1e6;  // of the transform and its threads, as measured
 constexpr double kTransform = 6.2;   // per padded voxel: a volume and half a multiplier
 constexpr double kClosedForm = 8;           // per voxel: the other term
-constexpr double kConjugateGradients = 16;  // per voxel: residual, direction, image and a product
+constexpr double kConjugateGradients = 19;  // per voxel of a padded box: four volumes, half of D
 constexpr double kShareOfAvailable = 0.8;
+
+// With the transform's room between rows.
+double stored_voxels(const Geometry &padded) {
+    const Shape &n = padded.shape;
+    return double(n[0]) * n[1] * 2 * (n[2] / 2 + 1);
+}
 
 MemoryUse inference_memory(const Card &card, const std::string &backend) {
     const auto measured = card.memory.find(backend);
@@ -49,20 +55,20 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
     }
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
     if (correction != Correction::kNone) {
-        const Geometry padded = geometry.padded(kCorrectionPadVoxels);
         const double step =
-            correction == Correction::kClosedForm ? kClosedForm : kConjugateGradients;
+            correction == Correction::kClosedForm
+                ? kClosedForm * voxels +
+                      kTransform * double(geometry.padded(kCorrectionPadVoxels).voxels())
+                : kConjugateGradients * stored_voxels(PaddedBox(scan).geometry);
         held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
-        stages.push_back({"data consistency", held + kFixedBytes + step * voxels +
-                                                  kTransform * double(padded.voxels())});
+        stages.push_back({"data consistency", held + kFixedBytes + step});
     }
     return stages;
 }
 
 double tv_bytes(const Geometry &geometry, const Geometry &padded) {
-    const Shape &n = padded.shape;
-    const double stored = double(n[0]) * n[1] * 2 * (n[2] / 2 + 1);
-    return kFixedBytes + (kScanBytes + kFloat) * double(geometry.voxels()) + kTvBytes * stored;
+    return kFixedBytes + (kScanBytes + kFloat) * double(geometry.voxels()) +
+           kTvBytes * stored_voxels(padded);
 }
 
 double tkd_bytes(const Geometry &geometry, const Geometry &padded) {

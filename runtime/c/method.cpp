@@ -27,12 +27,11 @@ void begin(Caller &caller, const Shape &grid, const char *name, double bytes, in
 
 Volume tv_map(const Scan &scan, const qsm_params &params, int threads, Caller &caller,
               qsm_facts &facts) {
-    const Box box = bounding_box(scan.mask, scan.geometry.shape);
-    const PaddedBox grid(box, scan.geometry);
+    const PaddedBox grid(scan);
     facts.iterations = params.iterations ? params.iterations : kIterations;
     begin(caller, grid.geometry.shape, "tv", tv_bytes(scan.geometry, grid.geometry),
           facts.iterations, params);
-    facts.sigma_ppm = field_noise(scan, box, threads);
+    facts.sigma_ppm = field_noise(scan, grid.box, threads);
     facts.alpha_ppm_mm = params.alpha_ppm_mm != 0 ? params.alpha_ppm_mm
                                                   : alpha_of_noise(facts.sigma_ppm, scan.geometry);
     if (!(facts.alpha_ppm_mm > 0)) {
@@ -42,7 +41,7 @@ Volume tv_map(const Scan &scan, const qsm_params &params, int threads, Caller &c
     }
     caller.log(QSM_LOG_INFO, text("tv: sigma %.3g ppm, alpha %.3g ppm mm%s", facts.sigma_ppm,
                                   facts.alpha_ppm_mm, params.alpha_ppm_mm != 0 ? ", given" : ""));
-    TotalVariation tv(scan, grid, facts.alpha_ppm_mm, threads);
+    TotalVariation tv(grid, facts.alpha_ppm_mm, threads);
     tv.run(facts.iterations, caller);
     facts.last_change = tv.last_change();
     caller.log(QSM_LOG_INFO, text("tv: %d iterations, the last changed the map by %.2g %%",

@@ -101,7 +101,7 @@ typedef struct qsm_params {
     size_t struct_size; /* leave as it is: tells a library of another version apart */
 
     /* For qsm_engine_open() and qsm_engine_open_method(). */
-    int32_t threads; /* CPU threads; 0: all cores */
+    int32_t threads; /* CPU threads; 0: one for each core */
 
     /* For qsm_reconstruct() and qsm_reconstruct_device(). */
     int32_t memory_order;        /* a qsm_memory_order */

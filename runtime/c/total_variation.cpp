@@ -9,13 +9,9 @@ namespace qsm::host {
 
 namespace {
 
-constexpr double kSupportMm = 5;         // sources farther outside the mask than this are none
-constexpr int32_t kBeyondVoxels = 4;     // a side, between the support and its neighbour
-constexpr double kMu1PerAlpha = 100;
 constexpr float kMu3 = 0.01f;
+constexpr double kStepPerField = 1;      // alpha / mu1, by how much edges shrink at once, in fields
 constexpr double kStartThreshold = 0.2;  // of TKD
-constexpr auto kLimit = float(1 / kMu1PerAlpha);
-enum Place : uint8_t { kMeasured, kSupport, kBeyond };
 
 inline float clipped(float v, float limit) { return v < -limit ? -limit : v > limit ? limit : v; }
 
@@ -44,24 +40,13 @@ QSM_WIDE void ask_sources(const float *x, const float *field, const uint8_t *pla
 
 }  // namespace
 
-PaddedBox::PaddedBox(const Box &box, const Geometry &geometry) : box(box), geometry(geometry) {
-    for (size_t axis = 0; axis < 3; ++axis) {
-        pads[axis] = int32_t(std::ceil(kSupportMm / geometry.voxel_size_mm[axis])) + kBeyondVoxels;
-        this->geometry.shape[axis] =
-            fast_length(box[axis].stop - box[axis].start + 2 * pads[axis]);
-    }
-}
-
-TotalVariation::TotalVariation(const Scan &scan, const PaddedBox &grid, double alpha, int threads)
-    : scan_(scan),
-      grid_(grid),
-      mu1_(float(kMu1PerAlpha * alpha)),
+TotalVariation::TotalVariation(const PaddedBox &grid, double alpha, int threads)
+    : grid_(grid),
       fft_(grid.geometry.shape, threads),
       row_(fft_.row_floats()),
       plane_(fft_.plane_floats()),
-      d_(half_multiplier(grid.geometry, [](float d) { return d; })),
       field_(fft_.floats()),
-      place_(fft_.floats(), kBeyond),
+      place_(grid.places(row_)),
       x_(fft_.floats()),
       b_(fft_.floats()),
       q2_(fft_.floats()),
@@ -75,73 +60,26 @@ TotalVariation::TotalVariation(const Scan &scan, const PaddedBox &grid, double a
             laplacian_[axis].push_back(float((2 - 2 * std::cos(angle)) / (h * h)));
         }
     }
-    over_box([&](size_t at, size_t padded) {
-        if (!scan_.mask[at]) return;
-        place_[padded] = kMeasured;
-        field_[padded] = scan_.local_field_ppm[at];
+    double squares = 0, voxels = 0;
+    grid.over_mask(row_, [&](size_t at, size_t padded) {
+        field_[padded] = grid.scan.local_field_ppm[at];
+        squares += double(field_[padded]) * field_[padded];
+        ++voxels;
     });
-    grow_support();
-}
-
-// Calls body(at, padded) with the place in the scan and on the padded grid of the box's voxels.
-template <class Body>
-void TotalVariation::over_box(Body &&body) const {
-    const Shape &n = scan_.geometry.shape;
-    const Box &box = grid_.box;
-    for (int32_t x = box[0].start; x < box[0].stop; ++x) {
-        for (int32_t y = box[1].start; y < box[1].stop; ++y) {
-            const size_t from = (size_t(x) * size_t(n[1]) + size_t(y)) * size_t(n[2]);
-            const size_t to = size_t(x - box[0].start + grid_.pads[0]) * plane_ +
-                              size_t(y - box[1].start + grid_.pads[1]) * row_;
-            for (int32_t z = box[2].start; z < box[2].stop; ++z) {
-                body(from + size_t(z), to + size_t(z - box[2].start + grid_.pads[2]));
-            }
-        }
-    }
-}
-
-// Marks all voxels whose centre lies within a radius of the mask's: balls around its surface.
-void TotalVariation::grow_support() {
-    const double *mm = grid_.geometry.voxel_size_mm;
-    const double squared = kSupportMm * kSupportMm * (1 + 1e-9);
-    const auto reach = [&](double left, int axis) {
-        return int32_t(std::sqrt(std::max(left, 0.0)) / mm[axis]);
-    };
-    struct Run {
-        ptrdiff_t start;
-        size_t length;
-    };
-    std::vector<Run> ball;
-    const int32_t most = reach(squared, 0);
-    for (int32_t x = -most; x <= most; ++x) {
-        const double left = squared - x * x * mm[0] * mm[0];
-        const int32_t wide = reach(left, 1);
-        for (int32_t y = -wide; y <= wide; ++y) {
-            const int32_t z = reach(left - y * y * mm[1] * mm[1], 2);
-            ball.push_back({x * ptrdiff_t(plane_) + y * ptrdiff_t(row_) - z, 2 * size_t(z) + 1});
-        }
-    }
-    over_box([&](size_t at, size_t padded) {
-        if (!scan_.mask[at]) return;
-        const uint8_t *here = &place_[padded];
-        const auto inside = [&](size_t step) {
-            return here[step] == kMeasured && *(here - step) == kMeasured;
-        };
-        if (inside(1) && inside(row_) && inside(plane_)) return;
-        for (const Run &run : ball) {
-            uint8_t *from = &place_[size_t(ptrdiff_t(padded) + run.start)];
-            for (size_t n = 0; n < run.length; ++n) from[n] = std::min<uint8_t>(from[n], kSupport);
-        }
-    });
+    const double limit = kStepPerField * std::sqrt(squares / voxels);
+    limit_ = float(limit);
+    mu1_ = float(alpha / limit);
 }
 
 void TotalVariation::start() {
-    const auto tkd = tkd_response(kStartThreshold);
     x_ = field_;
-    multiply_spectrum(fft_, x_.data(), d_, tkd);
+    d_ = half_multiplier(grid_.geometry, tkd_response(kStartThreshold));
+    multiply_spectrum(fft_, x_.data(), d_);
     for (size_t n = 0; n < x_.size(); ++n) x_[n] = place_[n] == kMeasured ? x_[n] : 0;
     q2_ = x_;
-    multiply_spectrum(fft_, q2_.data(), d_, [](float d) { return d; });
+    d_ = {};  // first, so that there are not two
+    d_ = half_multiplier(grid_.geometry, [](float d) { return d; });
+    multiply_spectrum(fft_, q2_.data(), d_);
 }
 
 void TotalVariation::run(int32_t iterations, Caller &caller) {
@@ -168,7 +106,7 @@ void TotalVariation::run(int32_t iterations, Caller &caller) {
         });
         x_.swap(b_);
         before = limit;
-        limit = kLimit;
+        limit = limit_;
         caller.done();
     }
 }
@@ -242,10 +180,8 @@ double TotalVariation::last_change() const {
 }
 
 Volume TotalVariation::map() const {
-    Volume chi(scan_.geometry.voxels());
-    over_box([&](size_t at, size_t padded) {
-        if (scan_.mask[at]) chi[at] = x_[padded];
-    });
+    Volume chi(grid_.scan.geometry.voxels());
+    grid_.over_mask(row_, [&](size_t at, size_t padded) { chi[at] = x_[padded]; });
     return chi;
 }
 

@@ -4,26 +4,17 @@
 #define QSM_RUNTIME_TOTAL_VARIATION_H
 
 #include "fft.h"
-#include "patches.h"
+#include "padded_box.h"
 #include "request.h"
 #include "scan.h"
 
 namespace qsm::host {
 
-// The box of a mask, with room for sources around it, and up to lengths that transform fast.
-struct PaddedBox {
-    PaddedBox(const Box &box, const Geometry &geometry);
-
-    Box box;
-    Shape pads;  // before the box
-    Geometry geometry;
-};
-
 constexpr double kTvBytes = 35;  // of a padded voxel: eight volumes, half of D, and what lies where
 
 class TotalVariation {
   public:
-    TotalVariation(const Scan &scan, const PaddedBox &grid, double alpha_ppm_mm, int threads);
+    TotalVariation(const PaddedBox &grid, double alpha_ppm_mm, int threads);
 
     // Makes so many iterations, the first from a masked TKD map.
     void run(int32_t iterations, Caller &caller);
@@ -35,25 +26,21 @@ class TotalVariation {
     Volume map() const;
 
   private:
-    template <class Body>
-    void over_box(Body &&body) const;
-    void grow_support();
     void start();
     void update_gradients(int32_t plane, float limit);
     void ask(int32_t plane, float limit);
     void solve(int32_t y, int32_t z, int32_t count, const Lines *spectra) const;
 
-    const Scan &scan_;
     const PaddedBox &grid_;
-    const float mu1_;
     Fft fft_;
     const size_t row_, plane_;  // [floats]
-    const Volume d_;
+    Volume d_;
     Volume laplacian_[3];        // terms of L along the axes
     Volume field_;
-    std::vector<uint8_t> place_;  // of voxels
+    const std::vector<uint8_t> place_;
     Volume x_, b_, q2_, q3_;
     Volume v_[3];  // G x + s1, before s1 is clipped out of it
+    float limit_, mu1_;
 };
 
 }  // namespace qsm::host

@@ -1,11 +1,13 @@
 #include "workers.h"
 
+#include <algorithm>
 #include <system_error>
 
 namespace qsm::host {
 
 Workers::Workers(int threads) {
-    const int wanted = threads ? threads : int(std::thread::hardware_concurrency());
+    const int cores = int(std::thread::hardware_concurrency());
+    const int wanted = threads ? std::min(threads, std::max(cores, 1)) : cores;
     try {
         for (int n = 1; n < wanted; ++n) others_.emplace_back([this, n] { wait_for_work(n); });
     } catch (const std::system_error &) {  // too many threads: those that began do it all

@@ -14,7 +14,7 @@ namespace qsm::host {
 
 class Workers {
   public:
-    explicit Workers(int threads);  // 0: all cores
+    explicit Workers(int threads);  // at most one for each core; 0: all cores
     ~Workers();
 
     int count() const { return int(others_.size()) + 1; }
