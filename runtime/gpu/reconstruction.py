@@ -14,12 +14,9 @@ from qsm_deploy.runtime.gpu.arrays import DeviceVolume
 from qsm_deploy.runtime.gpu.device import holding
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
+from qsm_deploy.runtime.reconstruction.inversion import not_finite, require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import (
-    not_finite,
-    require_field_count,
-    require_finite,
-)
+from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 
 
 def reconstruct_on_device(

@@ -11,7 +11,6 @@ import scipy
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
 from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
@@ -23,7 +22,7 @@ from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants
+from qsm_deploy.runtime.reconstruction.inversion import CPU, Done, Made, Needs, Task, Wants
 from qsm_deploy.runtime.reconstruction.memory import (
     FLOAT,
     LIBRARIES_BYTES,
@@ -33,7 +32,6 @@ from qsm_deploy.runtime.reconstruction.memory import (
     loading,
     stages_after,
 )
-from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Scan
@@ -93,7 +91,8 @@ class MethodInversion:
         if counts[-1] == 1:
             raise UsageError(
                 f"{self.method.name} takes one field, {count} were given; fields of several "
-                "orientations need --method cosmos, or a network for them"
+                "orientations need --method cosmos, or a network for them; the model, if named, "
+                "comes first and ends in .onnx"
             )
         raise UsageError(
             f"{self.method.name} takes {counts[0]} fields or more, one for each orientation; "
@@ -180,6 +179,8 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     alpha = method.alpha or alpha_of_noise(sigma, grid)
     edges = None
     if method.name == "medi":
+        from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
+
         assert scan.magnitude is not None  # or it was refused
         edges = edges_of_magnitude(scan.magnitude, mask, grid)
     if not alpha > 0:
