@@ -6,14 +6,14 @@ it, least along the magic cone, where the field says nothing. As lam falls the m
 Tikhonov's, noise included.
 """
 
+from collections.abc import Callable
+
 import numpy as np
-from numpy.typing import NDArray
 
-from qsm_deploy.kernels.dipole import dipole_convolve, dipole_filter, require_lam, tikhonov
-from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.geometry import Geometry, Volume
-
-ROUNDING = 1e-6  # a residual this much smaller than the first is solved in float32
+from qsm_deploy.kernels.dipole import dipole_filter, require_lam, tikhonov
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.inversion.grid import SUPPORT_MM
+from qsm_deploy.kernels.inversion.least_squares import Fit, masked_least_squares
 
 
 def data_consistency(
@@ -63,30 +63,36 @@ def data_consistency(
 def masked_data_consistency(
     chi_ppm: Volume,
     local_field_ppm: Volume,
-    mask: NDArray[np.bool_],
+    mask: Mask,
     geometry: Geometry,
     *,
     lam: float,
     iterations: int,
-    pad_voxels: int = 0,
-) -> Volume:
+    support_mm: float = SUPPORT_MM,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[Volume, Fit]:
     """Return the map after some conjugate-gradient steps from the network's, M the mask.
 
-    The field outside the mask is unknown, not zero, and a local field has no sources there; the
-    closed form gets both wrong. So the map is sought inside the mask: left free outside, it
-    explains noise by sources that no one sees. Parameters as in :func:`data_consistency`.
+    The field outside the mask is unknown, not zero, and no far sources make a local field; the
+    closed form gets both wrong. Sources just outside the mask are sought too, since they take up
+    what background removal left behind; the map holds those inside. Parameters as in
+    :func:`data_consistency`.
 
     Parameters
     ----------
     mask
-        (x, y, z) bool, True where the field was measured and its sources lie.
+        (x, y, z) bool, True where the field was measured.
     iterations
         Number of steps at most, positive.
+    support_mm
+        How far outside the mask sources are sought, not negative [mm].
+    done
+        Called after each step.
 
     Returns
     -------
-    (x, y, z) float32 array
-        Susceptibility [ppm], 0 outside the mask.
+    (x, y, z) float32 array, Fit
+        Susceptibility [ppm], 0 outside the mask, and how well it fits with those outside.
 
     Raises
     ------
@@ -94,28 +100,18 @@ def masked_data_consistency(
         If ``lam`` is not positive and finite, or ``iterations`` not positive.
     GeometryError
         If a volume is not of that grid.
+    DataError
+        If the mask is empty.
     """
     require_lam(lam)
-    weight = np.float32(lam)
-    if iterations < 1:
-        raise UsageError(f"the number of iterations must be positive, got {iterations}")
-
-    def masked_dipole(x: Volume) -> Volume:
-        return mask * dipole_convolve(x, geometry, pad_voxels=pad_voxels)
-
-    chi = mask * chi_ppm
-    r = masked_dipole(mask * local_field_ppm - masked_dipole(chi))
-    direction = r.copy()
-    squared = first = float(np.vdot(r, r))
-    for _ in range(iterations):
-        if squared <= ROUNDING**2 * first:
-            break
-        image = masked_dipole(masked_dipole(direction))
-        image += weight * direction
-        length = np.float32(squared / float(np.vdot(direction, image)))
-        chi += length * direction
-        r -= length * image
-        before, squared = squared, float(np.vdot(r, r))
-        direction *= np.float32(squared / before)
-        direction += r
-    return chi
+    return masked_least_squares(
+        [local_field_ppm],
+        [mask],
+        [geometry.b0_direction],
+        geometry,
+        start_ppm=chi_ppm,
+        lam=lam,
+        iterations=iterations,
+        support_mm=support_mm,
+        done=done,
+    )

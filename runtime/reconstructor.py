@@ -261,8 +261,11 @@ def _method(method: Method, host: Host) -> Inversion:
                 f"{flag} {value} is for networks; {method.name} computes in fp32 with scipy, on "
                 "the cores that the process may use: drop it, or name a network"
             )
-    if gpu_number(host.device, ()) is not None:
-        raise UsageError(f"{method.name} runs on the CPU; drop --device {host.device}")
+    number = gpu_number(host.device, ())
+    if number is not None:
+        from qsm_deploy.runtime.methods.on_gpu import open_on_gpu
+
+        return open_on_gpu(method, number)
     from qsm_deploy.runtime.methods.inversion import MethodInversion
 
     return MethodInversion(method)

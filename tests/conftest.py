@@ -1,12 +1,15 @@
-"""What every test may use: the test data, and a guard against tests that hide by skipping."""
+"""What every test may use: test data, the BIDS validator, a guard against tests that hide."""
 
 import ctypes
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bids_validator_deno
+import deno
 import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
@@ -17,7 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one wo
 CSRC = SOURCES / "csrc"
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 TWIN_SOURCES = [
-    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu", "vectors.cu")),
+    *(CSRC / f"{name}.cu" for name in ("dipole", "patches", "total_variation", "vectors")),
+    CSRC / "status.cpp",
     *(KERNEL_TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
 ]
 TWIN_FLAGS = [
@@ -158,3 +162,24 @@ class _SkipGuard:
             terminalreporter.section("skipped without permission", red=True)
             for line in self.hidden:
                 terminalreporter.line(line)
+
+
+@pytest.fixture
+def validate(tmp_path: Path) -> Callable[[Path], list[tuple[str, str]]]:
+    """Return a function that gives the errors of the BIDS validator: codes and locations."""
+    bundle = Path(bids_validator_deno.__file__).with_name("bids-validator.js")
+    command = [deno.find_deno_bin(), "--allow-read", "--allow-env", str(bundle)]
+    own = {"DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
+
+    def errors(folder: Path) -> list[tuple[str, str]]:
+        done = subprocess.run(
+            [*command, str(folder), "--format", "json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | own,
+        )
+        issues = json.loads(done.stdout)["issues"]["issues"]
+        return [(i["code"], i["location"]) for i in issues if i["severity"] == "error"]
+
+    return errors

@@ -23,7 +23,10 @@ from qsm_deploy.kernels.geometry import Volume
 
 
 class Label(IntEnum):
-    """Tissue labels of the 2019 QSM challenge phantom; 17 and 18 are added here."""
+    """Tissue labels of the 2019 QSM challenge phantom; 17 and 18 are added here.
+
+    Bone, air and muscle lie outside the brain.
+    """
 
     OUTSIDE = 0
     CAUDATE = 1
@@ -37,6 +40,9 @@ class Label(IntEnum):
     GREY_MATTER = 9
     CSF = 10
     VEIN = 11
+    BONE = 13
+    AIR = 14
+    MUSCLE = 15
     CALCIFICATION = 16
     MICROBLEED = 17
     HAEMORRHAGE = 18

@@ -1,135 +1,105 @@
 """``qsm-phantom``: a head whose susceptibility is known, as files."""
 
 import argparse
-import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qsm_deploy.calibration.phantom.arguments import (
+    ECHO_TIME_S,
+    NAME,
+    SNR,
+    TILT_DEG,
+    parser,
+    refuse_contradictions,
+)
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.console.command import add_version, run_command
+from qsm_deploy.runtime.console.command import run_command
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
+    from qsm_deploy.calibration.phantom.gradient_echo import GradientEcho
     from qsm_deploy.calibration.phantom.phantom import Phantom
     from qsm_deploy.kernels.geometry import Geometry
+    from qsm_deploy.runtime.local_field.field_mapping import Echoes
 
-NAME = "qsm-phantom"
+    Volumes = dict[str, tuple[ArrayLike, Geometry, str]]  # by file name, with what they are
+
 FIELD, MASK, CHI, LABELS = "field.nii.gz", "mask.nii.gz", "chi.nii.gz", "labels.nii.gz"
-PARAMS = "params.json"
-AXES = ("X", "Y", "Z")
+TOTAL, MAGNITUDE, PARAMS = "total_field.nii.gz", "magnitude.nii.gz", "params.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    p = parser()
+    arguments = p.parse_args(argv)
+    if arguments.folder is None and arguments.bids is None:
+        p.error("name a folder, or --bids DIR")
     return run_command(NAME, lambda: _run(arguments))
 
 
-def affine_from_geometry(geometry: "Geometry") -> "NDArray[np.float64]":
-    """Return an affine that puts the grid's centre at the scanner's origin.
-
-    Of the rotations that turn B0 into the scanner's z it takes the smallest, so that
-    :meth:`Geometry.from_affine` reads the same geometry back.
-
-    Parameters
-    ----------
-    geometry
-        The grid.
-
-    Returns
-    -------
-    (4, 4) float64 array
-        Voxel-to-scanner (RAS mm) matrix.
-    """
-    import numpy as np
-
-    down = geometry.b0_direction[2] < 0
-    x, y, z = -np.array(geometry.b0_direction) if down else geometry.b0_direction
-    # Rodrigues' rotation of the upward (x, y, z) to the z axis: 1 + z is never small
-    rotation = np.array(
-        [
-            [1 - x * x / (1 + z), -x * y / (1 + z), -x],
-            [-x * y / (1 + z), 1 - y * y / (1 + z), -y],
-            [x, y, z],
-        ]
-    )
-    if down:  # half a turn about the scanner's x
-        rotation[1:] *= -1
-    affine = np.eye(4)
-    affine[:3, :3] = rotation * geometry.voxel_size_mm
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(geometry.shape) - 1) / 2)
-    return affine
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        NAME,
-        description="Draw a head with known susceptibility and write its local field.",
-        epilog=f"Writes {FIELD} and {CHI} [ppm], {MASK}, {LABELS} and {PARAMS}. "
-        "The same seed gives the same files.",
-    )
-    add = parser.add_argument
-    # fmt: off
-    add("folder", type=Path, help="where to write; created, its parent must exist")
-    add("--shape", nargs=3, type=int, metavar=AXES, default=(160, 192, 160),
-        help="voxels along each axis (default: 160 192 160)")
-    add("--voxel-size", nargs=3, type=float, metavar=AXES, default=(1.0, 1.0, 1.0),
-        help="in mm (default: 1 1 1)")
-    add("--b0-direction", nargs=3, type=float, metavar=AXES, default=(0.0, 0.0, 1.0),
-        help="of any length, in voxel axes (default: 0 0 1)")
-    add("--seed", type=int, default=0, help="decides everything random (default: 0)")
-    add("--noise-ppm", type=float, metavar="PPM", default=0.0025,
-        help="standard deviation of the noise in the field (default: %(default)s)")
-    add("--no-lesions", dest="lesions", action="store_false",
-        help="no calcification, microbleeds and haemorrhage")
-    add("--echo-time", type=float, metavar="S", default=0.02,
-        help=f"noted in {PARAMS}; the field is in ppm (default: %(default)s)")
-    add("--field-strength", type=float, metavar="T", default=3.0,
-        help=f"noted in {PARAMS} (default: %(default)s)")
-    add("--force", action="store_true", help="overwrite existing files")
-    add("-q", "--quiet", action="store_true", help="no progress on stderr")
-    # fmt: on
-    add_version(parser)
-    return parser
-
-
-def _run(arguments: argparse.Namespace) -> str:
-    for name in ("echo_time", "field_strength"):
-        value = getattr(arguments, name)
-        if not 0 < value < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} must be positive, got {value}")
-    folder: Path = arguments.folder
-    _check_outputs(folder, force=arguments.force)
-
+def _run(a: argparse.Namespace) -> str:
+    refuse_contradictions(a)
+    if a.folder is not None:
+        _check_outputs(a.folder, _names(a), force=a.force)
+    if a.bids is not None:
+        _check_dataset(a.bids)
+    from qsm_deploy.calibration.phantom.gradient_echo import GradientEcho
     from qsm_deploy.calibration.phantom.phantom import head_phantom
     from qsm_deploy.kernels.geometry import Geometry
     from qsm_deploy.runtime.console.atomic import write_together
+    from qsm_deploy.runtime.job.report import json_bytes
 
-    geometry = Geometry(arguments.shape, arguments.voxel_size, arguments.b0_direction)
-    if not arguments.quiet:
-        print(f"drawing a head on {geometry}, seed {arguments.seed}", file=sys.stderr)
-    phantom = head_phantom(
-        geometry, seed=arguments.seed, noise_ppm=arguments.noise_ppm, lesions=arguments.lesions
-    )
-    files = _volumes(phantom) | {PARAMS: _params(phantom, arguments)}
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot create {folder}: {error.strerror}") from error
-    write_together({folder / name: c for name, c in files.items()}, force=arguments.force)
-    return "\n".join(str(folder / name) for name in files)
+    geometry = Geometry(a.shape, a.voxel_size, a.b0_direction)
+    times_s = tuple(a.echoes or [a.echo_time or ECHO_TIME_S])
+    sequence = GradientEcho(times_s, a.field_strength, a.snr or SNR, a.bipolar)
+    if not a.quiet:
+        print(f"drawing a head on {geometry}, seed {a.seed}", file=sys.stderr)
+    head = head_phantom(geometry, seed=a.seed, noise_ppm=a.noise_ppm, lesions=a.lesions)
+    volumes, echoes = _measured(head, sequence, a)
+    params = _params(head, sequence, a)
+    files: dict[Path, bytes] = {}
+    if a.folder is not None:
+        named = _nifti(volumes) | {PARAMS: json_bytes(params)}
+        files |= {a.folder / name: content for name, content in named.items()}
+    if a.bids is not None and echoes is not None:
+        from qsm_deploy.calibration.phantom.bids import bids_files
+
+        dataset = bids_files(head, echoes, params)
+        files |= {a.bids / name: content for name, content in dataset.items()}
+    _make_folders(dict.fromkeys(path.parent for path in files), a.bids)
+    write_together(files, force=a.force)
+    if not a.quiet:
+        for command in _reconstructions(a):
+            print(f"reconstruct: {shlex.join(map(str, command))}", file=sys.stderr)
+    return "\n".join(map(str, files))
 
 
-def _check_outputs(folder: Path, *, force: bool) -> None:
+def _names(a: argparse.Namespace) -> list[str]:
+    """Return the files that the folder gets."""
+    echoes = [name for n in range(len(a.echoes or ())) for name in _echo_names(n)]
+    added = [TOTAL] * a.background + [MAGNITUDE] * a.magnitude + echoes
+    return [FIELD, MASK, CHI, LABELS, *_field_names(a)[1:], *added, PARAMS]
+
+
+def _field_names(a: argparse.Namespace) -> list[str]:
+    return [FIELD, *(f"field{n}.nii.gz" for n in range(2, 1 + (a.orientations or 1)))]
+
+
+def _echo_names(echo: int) -> tuple[str, str]:
+    return f"phase{echo + 1}.nii.gz", f"magnitude{echo + 1}.nii.gz"
+
+
+def _check_outputs(folder: Path, names: Iterable[str], *, force: bool) -> None:
     from qsm_deploy.runtime.console.atomic import check_writable
 
     if os.path.isdir(folder):  # unlike Path.is_dir it takes a name of any length
-        for name in (FIELD, MASK, CHI, LABELS, PARAMS):
+        for name in names:
             check_writable(folder / name, force=force)
     elif os.path.lexists(folder):
         raise DataError(f"{folder} is not a folder; name another")
@@ -137,39 +107,130 @@ def _check_outputs(folder: Path, *, force: bool) -> None:
         check_writable(folder, force=False)
 
 
-def _volumes(phantom: "Phantom") -> dict[str, bytes]:
-    """Return the NIfTI files: maps float32 in ppm, mask and labels uint8."""
+def _check_dataset(folder: Path) -> None:
+    _check_outputs(folder, (), force=False)
+    if os.path.isdir(folder) and os.listdir(folder):  # echoes of another run would become its own
+        raise UsageError(f"{folder} is not empty; --bids writes a new dataset, name a new folder")
+
+
+def _make_folders(folders: Iterable[Path], dataset: Path | None) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(exist_ok=True, parents=dataset is not None and folder != dataset)
+        except OSError as error:
+            raise DataError(f"cannot create {folder}: {error.strerror}") from error
+
+
+def _measured(
+    head: "Phantom", sequence: "GradientEcho", a: argparse.Namespace
+) -> tuple["Volumes", "Echoes | None"]:
+    """Return what goes to the folder, and the echoes that go to a dataset too."""
     import numpy as np
 
+    from qsm_deploy.calibration.phantom.contrast import draw_contrast
+    from qsm_deploy.calibration.phantom.gradient_echo import acquire
+    from qsm_deploy.calibration.phantom.phantom import STREAMS, dipole_field
+    from qsm_deploy.calibration.phantom.surroundings import background_field, draw_surroundings
+
+    # a stream for each, so that no option changes what another draws
+    residual_rng, noise_rng, contrast_rng, echo_rng = np.random.default_rng(head.seed).spawn(
+        STREAMS + 4
+    )[STREAMS:]
+    grid, mask = head.geometry, head.mask
+    fields = _local_fields(head, a, residual_rng, noise_rng)
+    volumes: Volumes = {
+        FIELD: fields.pop(FIELD),
+        MASK: (mask.astype(np.uint8), grid, "brain mask"),
+        CHI: (head.chi_ppm, grid, "susceptibility [ppm]"),
+        LABELS: (head.labels, grid, "tissue labels"),
+        **fields,
+    }
+    labels, background = head.labels, np.zeros(grid.shape, dtype=np.float32)
+    if a.background:
+        around = draw_surroundings(mask, grid)
+        labels, background = labels | around, background_field(around, grid)
+        volumes[TOTAL] = (head.local_field_ppm + mask * background, grid, "total field [ppm]")
+    if not (a.echoes or a.magnitude):
+        return volumes, None
+    contrast = draw_contrast(labels, grid, contrast_rng)
+    total = dipole_field(head.chi_ppm, grid) + background
+    echoes = acquire(sequence, contrast, total, mask, grid, echo_rng)
+    if a.magnitude:
+        volumes[MAGNITUDE] = (echoes.magnitude[0], grid, "magnitude")
+        return volumes, None
+    for n, (phase, magnitude) in enumerate(zip(echoes.phase_rad, echoes.magnitude, strict=True)):
+        names = _echo_names(n)
+        volumes[names[0]] = (phase, grid, "wrapped phase [rad]")
+        volumes[names[1]] = (magnitude, grid, "magnitude")
+    return volumes, echoes
+
+
+def _local_fields(
+    head: "Phantom",
+    a: argparse.Namespace,
+    residual_rng: "np.random.Generator",
+    noise_rng: "np.random.Generator",
+) -> "Volumes":
+    """Return the local field of every orientation, with what background removal left in it."""
+    from qsm_deploy.calibration.phantom.orientation import tilted
+    from qsm_deploy.calibration.phantom.phantom import local_field
+    from qsm_deploy.calibration.phantom.residual_background import residual_background
+
+    volumes: Volumes = {}
+    grids = tilted(head.geometry, a.orientations or 1, a.tilt or TILT_DEG)
+    for name, grid in zip(_field_names(a), grids, strict=True):
+        field = head.local_field_ppm
+        if grid is not head.geometry:
+            field = local_field(
+                head.chi_ppm, head.mask, grid, noise_ppm=head.noise_ppm, rng=noise_rng
+            )
+        if rms_ppm := a.residual_background:
+            field = field + residual_background(head.mask, grid, rms_ppm=rms_ppm, rng=residual_rng)
+        volumes[name] = (field, grid, "local field [ppm]")
+    return volumes
+
+
+def _nifti(volumes: "Volumes") -> dict[str, bytes]:
+    """Return the NIfTI files: float32, mask and labels uint8."""
+    from qsm_deploy.calibration.phantom.orientation import affine_from_geometry
     from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
-    affine = affine_from_geometry(phantom.geometry)
-    volumes: dict[str, tuple[ArrayLike, str]] = {
-        FIELD: (phantom.local_field_ppm, "local field [ppm]"),
-        MASK: (phantom.mask.astype(np.uint8), "brain mask"),
-        CHI: (phantom.chi_ppm, "susceptibility [ppm]"),
-        LABELS: (phantom.labels, "tissue labels"),
-    }
     return {
-        name: nifti_bytes(data, affine, description=f"qsm-deploy phantom: {what}")
-        for name, (data, what) in volumes.items()
+        name: nifti_bytes(
+            data, affine_from_geometry(grid), description=f"qsm-deploy phantom: {what}"
+        )
+        for name, (data, grid, what) in volumes.items()
     }
 
 
-def _params(phantom: "Phantom", arguments: argparse.Namespace) -> bytes:
+def _params(head: "Phantom", sequence: "GradientEcho", a: argparse.Namespace) -> dict[str, Any]:
     from qsm_deploy.runtime.console.provenance import made_by
 
-    content = {
-        "echo_time_s": arguments.echo_time,
-        "field_strength_t": arguments.field_strength,
-        "b0_direction": phantom.geometry.b0_direction,
-        "voxel_size_mm": phantom.geometry.voxel_size_mm,
-        "seed": phantom.seed,
-        "noise_ppm": phantom.noise_ppm,
-        "lesions": arguments.lesions,
+    acquired = {"snr": sequence.snr} if a.echoes or a.magnitude else {}
+    options = ("background", "residual_background", "orientations", "bipolar")
+    return {
+        "echo_time_s": a.echoes or sequence.echo_times_s[0],
+        "field_strength_t": a.field_strength,
+        "b0_direction": head.geometry.b0_direction,
+        "voxel_size_mm": head.geometry.voxel_size_mm,
+        "seed": head.seed,
+        "noise_ppm": head.noise_ppm,
+        "lesions": a.lesions,
+        **acquired,
+        **{name: value for name in options if (value := getattr(a, name))},
         "made_by": made_by(),
     }
-    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _reconstructions(a: argparse.Namespace) -> list[list[str | Path]]:
+    """Return the commands that reconstruct what needs more than the field."""
+    commands: list[list[str | Path]] = []
+    if a.orientations:
+        fields = [a.folder / name for name in _field_names(a)]
+        commands.append(["qsm-run", "--method", "cosmos", *fields, "-m", a.folder / MASK])
+    if a.bids:
+        commands.append(["qsm-run", "--bids", a.bids])
+    return commands
 
 
 if __name__ == "__main__":

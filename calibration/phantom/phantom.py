@@ -35,6 +35,7 @@ CHI_SPREAD = 0.08  # relative, between heads
 TEXTURE = ((1.6, 0.012), (6.0, 0.009))  # band limit [mm] and standard deviation [ppm]
 POINT_SPREAD_VOXELS = 0.45
 SMALLEST_GRID = 16
+STREAMS = 6  # of random numbers that a head takes of its seed; what measures it takes later ones
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def head_phantom(
     if seed < 0:
         raise UsageError(f"seed must not be negative, got {seed}")
     _check_noise(noise_ppm)
-    streams = np.random.default_rng(seed).spawn(6)
+    streams = np.random.default_rng(seed).spawn(STREAMS)
     size_rng, anatomy_rng, vein_rng, lesion_rng, chi_rng, noise_rng = streams
 
     frame = HeadFrame(geometry, tuple(size_rng.normal(0.98, 0.02, 3).clip(0.93, 1.02)))
@@ -153,12 +154,16 @@ def local_field(
         If ``noise_ppm`` is negative or not finite.
     """
     _check_noise(noise_ppm)
-    x, y, z = (n // 2 for n in geometry.shape)
-    sources = np.where(mask, chi_ppm, np.float32(0))
-    field = dipole_convolve(sources, geometry, pad_voxels=(x, y, z))
+    field = dipole_field(np.where(mask, chi_ppm, np.float32(0)), geometry)
     field += np.float32(noise_ppm) * rng.standard_normal(field.shape, dtype=np.float32)
     field[~mask] = 0
     return field
+
+
+def dipole_field(chi_ppm: Volume, geometry: Geometry) -> Volume:
+    """Return the (x, y, z) field [ppm] of a susceptibility [ppm], without wrap-around."""
+    x, y, z = (n // 2 for n in geometry.shape)
+    return dipole_convolve(chi_ppm, geometry, pad_voxels=(x, y, z))
 
 
 def _check_noise(noise_ppm: float) -> None:

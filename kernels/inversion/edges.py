@@ -30,17 +30,17 @@ def edges_of_magnitude(magnitude: Volume, mask: Mask, geometry: Geometry) -> NDA
     Returns
     -------
     (3, x, y, z) bool array
-        False at the steepest 30 % of the magnitude's differences in the mask.
+        False at the steepest differences of the magnitude in the mask, 30 % of them at most.
 
     Raises
     ------
     DataError
         If the magnitude is the same everywhere.
     """
+    if np.ptp(magnitude[mask]) == 0:
+        raise DataError("the magnitude is the same everywhere in the mask; pass one with contrast")
     signal = np.where(mask, magnitude, np.float32(0))
     steep = np.stack([np.abs(gradient(signal, geometry, axis)) for axis in range(3)])
     threshold = np.quantile(steep[:, mask], 1 - EDGE_SHARE)
-    if not threshold > 0:
-        raise DataError("the magnitude has no edges inside the mask; pass one with contrast")
     penalised: NDArray[np.bool_] = steep <= threshold
     return penalised

@@ -9,6 +9,9 @@ the scaled dual) and takes what comes nearest to all three::
     v2 = D x + s2 ;  s2 = g (v2 - f) ;                   q2 = v2 - 2 s2,   g = W^2 / (W^2 + mu2)
     q3 = x in the support, q3 - x outside
 
+where mu1 grows with alpha and falls with the field, so that a field and a noise twice as large give
+twice the map.
+
 With W = 1 inside the mask, g is a half there and ``q2 = f``: outside, the field is filled in by
 what is predicted. It takes four transforms an iteration.
 
@@ -19,6 +22,7 @@ Bilgic et al., Magn Reson Med 72:1444-1459 (2014): splitting for QSM.
 Liu et al., Magn Reson Med 66:777-783 (2011): the edge mask M of a magnitude (MEDI).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,17 +32,20 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.dipole import CONE, half_dipole_kernel
+from qsm_deploy.kernels.dipole import dipole_convolve, half_dipole_kernel, tkd
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, each_slab, grown, padded_box
 
-MU1_PER_ALPHA, MU2, MU3 = 100.0, 1.0, 0.01
+MU2, MU3 = 1.0, 0.01
+STEP_PER_FIELD = 1.0  # alpha / mu1, by how much edges shrink at once, in rms fields per mm
 START_THRESHOLD = 0.2  # of the TKD map that the iteration starts from
 ITERATIONS = 30
+TINY = 1e-12  # ppm, for a field of zeros
 HUBER_ITERATIONS = 20  # of a robust run, before outliers are dropped
 HUBER_SIGMAS, DROPPED_SIGMAS = 4.0, 6.0
+OUTLIER_SIGMAS = 10.0  # told of a run that is not robust
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,10 @@ class EvenTerm:
 
 
 class WeightedTerm:
-    """Voxels are trusted by their weight W; with a limit, by Huber's penalty beyond it."""
+    """Voxels are trusted by their squared weight W^2; with a limit, by Huber's beyond it."""
 
-    def __init__(self, field_ppm: Volume, weight: Volume, huber_ppm: float | None = None) -> None:
-        self.field_ppm, self.huber_ppm = field_ppm, huber_ppm
-        self.squared = weight * weight
+    def __init__(self, field_ppm: Volume, squared: Volume, huber_ppm: float | None = None) -> None:
+        self.field_ppm, self.squared, self.huber_ppm = field_ppm, squared, huber_ppm
         self._s2 = np.zeros_like(field_ppm)
 
     def ask(self, predicted: Volume, rows: slice) -> None:
@@ -132,9 +138,11 @@ class Solver:
         alpha_ppm_mm: float,
         edges: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.geometry, self.support, self.edges = geometry, support, edges
-        self.field_ppm, self.mask = field_ppm, mask
-        self.limit, self._mu1 = 1 / MU1_PER_ALPHA, MU1_PER_ALPHA * alpha_ppm_mm
+        self._geometry, self._support, self._edges = geometry, support, edges
+        self._field_ppm, self._mask = field_ppm, mask
+        rms_ppm = float(np.linalg.norm(field_ppm)) / math.sqrt(np.count_nonzero(mask))
+        self._limit = max(STEP_PER_FIELD * rms_ppm, TINY)
+        self._mu1 = alpha_ppm_mm / self._limit
         self._d = half_dipole_kernel(geometry)
         self._inverse = self._inverse_of_normal()
         self._s1 = np.zeros((3, *geometry.shape), dtype=np.float32)
@@ -142,9 +150,9 @@ class Solver:
 
     def start(self, term: DataTerm) -> None:
         """Begin from a masked TKD map, with duals of zero."""
-        self.x = self._filtered(self.field_ppm, _tkd_multiplier)
-        self.x *= self.mask
-        self._q2 = self._filtered(self.x, lambda d: d)
+        self.x = tkd(self._field_ppm, self._geometry, threshold=START_THRESHOLD)
+        self.x *= self._mask
+        self._q2 = dipole_convolve(self.x, self._geometry)
         self._q3 = self.x.copy()
         self._ask(term, limit=0)
 
@@ -155,16 +163,41 @@ class Solver:
             self._step()
             if before is not None:
                 before -= self.x
-                change = float(np.linalg.norm(before) / max(np.linalg.norm(self.x), 1e-30))
+                size = max(float(np.linalg.norm(self.x)), 1e-30)
+                change = float(np.linalg.norm(before)) / size
             if n < count - 1:
-                self._ask(term, self.limit)
+                self._ask(term, self._limit)
             done()
         return change
 
-    @property
-    def predicted_ppm(self) -> Volume:
-        """The field of the map, sources outside the mask included; valid after an iteration."""
-        return self._q2
+    def go_on(self, term: DataTerm) -> None:
+        """Ask once more after :meth:`iterate`, by another data term."""
+        self._ask(term, self._limit)
+
+    def missed_by(self, limit_ppm: float) -> Mask:
+        """Return where in the mask the field that the last iteration predicts is that far off."""
+        missed: Mask = np.zeros_like(self._mask)
+
+        def compare(rows: slice) -> None:
+            error = np.abs(self._q2[rows] - self._field_ppm[rows])
+            np.logical_and(error > limit_ppm, self._mask[rows], out=missed[rows])
+
+        each_slab(compare, missed.shape)
+        return missed
+
+    def residual(self, squared_weight: Volume | None) -> float:
+        """Return ``|W (D x - f)| / |W f|`` of the last iteration, W the mask unless given."""
+        squared = self._mask if squared_weight is None else squared_weight
+        sums = np.zeros((2, len(self._q2)))
+
+        def add(rows: slice) -> None:
+            field, w2 = self._field_ppm[rows], squared[rows]
+            for n, off in enumerate((self._q2[rows] - field, field)):
+                np.sum(off * off * w2, axis=(1, 2), dtype=np.float64, out=sums[n, rows])
+
+        each_slab(add, self._q2.shape)
+        missed, whole = np.sqrt(sums.sum(axis=1))
+        return float(missed / max(whole, 1e-30))
 
     def _step(self) -> None:
         """Solve for the map and its field: X and D X from b and q2."""
@@ -173,9 +206,9 @@ class Solver:
         del self.x, self._q2
 
         each_slab(partial(self._solve, spectrum, solution), spectrum.shape)
-        self.x = scipy.fft.irfftn(solution, s=self.geometry.shape, workers=-1)
+        self.x = scipy.fft.irfftn(solution, s=self._geometry.shape, workers=-1)
         del solution
-        self._q2 = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
+        self._q2 = scipy.fft.irfftn(spectrum, s=self._geometry.shape, workers=-1)
 
     def _solve(
         self, spectrum: NDArray[np.complex64], solution: NDArray[np.complex64], rows: slice
@@ -189,13 +222,13 @@ class Solver:
 
     def _ask(self, term: DataTerm, limit: float) -> None:
         """Update the duals, and ask for q1 and q3 in b, and for q2."""
-        steps = 1 / np.asarray(self.geometry.voxel_size_mm, dtype=np.float32)
+        steps = 1 / np.asarray(self._geometry.voxel_size_mm, dtype=np.float32)
         lasts: dict[int, Volume] = {}  # q1 of each slab's last plane, which its neighbour waits for
 
         def ask(rows: slice) -> None:
             x, q3, b = self.x[rows], self._q3[rows], self._b[rows]
             q3 -= x
-            np.copyto(q3, x, where=self.support[rows])
+            np.copyto(q3, x, where=self._support[rows])
             np.multiply(q3, np.float32(MU3), out=b)
             after = self.x[rows.stop % len(self.x)]
             for axis in range(3):
@@ -204,8 +237,8 @@ class Solver:
                 s1 = self._s1[axis, rows]
                 q1 += s1
                 np.clip(q1, -limit, limit, out=s1)
-                if self.edges is not None:
-                    s1 *= self.edges[axis, rows]
+                if self._edges is not None:
+                    s1 *= self._edges[axis, rows]
                 q1 -= s1
                 q1 -= s1
                 q1 *= np.float32(self._mu1) * steps[axis]
@@ -219,7 +252,7 @@ class Solver:
             self._b[plane] += last
 
     def _inverse_of_normal(self) -> Volume:
-        lx, ly, lz = laplacian_eigenvalues(self.geometry)
+        lx, ly, lz = laplacian_eigenvalues(self._geometry)
         inverse = np.empty_like(self._d)
 
         def fill(rows: slice) -> None:
@@ -231,16 +264,6 @@ class Solver:
 
         each_slab(fill, inverse.shape)
         return inverse
-
-    def _filtered(self, volume: Volume, g: Callable[[Volume], Volume]) -> Volume:
-        spectrum = scipy.fft.rfftn(volume, workers=-1)
-
-        def multiply(rows: slice) -> None:
-            spectrum[rows] *= g(self._d[rows])
-
-        each_slab(multiply, spectrum.shape)
-        filtered: Volume = scipy.fft.irfftn(spectrum, s=self.geometry.shape, workers=-1)
-        return filtered
 
 
 def total_variation(
@@ -306,7 +329,7 @@ def total_variation(
     inside = grid.embed_mask(mask)
     field = grid.embed(field_ppm)
     np.copyto(field, np.float32(0), where=~inside)
-    trust = None if weight is None else _mean_one(grid.embed(weight), inside)
+    squared = None if weight is None else _squared_mean_one(grid.embed(weight), inside)
     solver = Solver(
         field,
         inside,
@@ -317,33 +340,31 @@ def total_variation(
     )
     outliers = None
     if robust:
-        first = inside.astype(np.float32) if trust is None else trust
-        term: DataTerm = WeightedTerm(field, first, HUBER_SIGMAS * sigma_ppm)
+        squared = inside.astype(np.float32) if squared is None else squared
+        term: DataTerm = WeightedTerm(field, squared, HUBER_SIGMAS * sigma_ppm)
         solver.start(term)
         solver.iterate(HUBER_ITERATIONS, term, done)
-        residual = solver.predicted_ppm - field
-        dropped = inside & (np.abs(residual) > DROPPED_SIGMAS * sigma_ppm)
-        outliers = np.count_nonzero(dropped) / np.count_nonzero(inside)
-        trust = _mean_one(np.where(dropped, np.float32(0), first), inside)
-        term = WeightedTerm(field, trust)
-        solver._ask(term, solver.limit)
+        dropped = solver.missed_by(DROPPED_SIGMAS * sigma_ppm)
+        outliers = float(dropped[inside].mean())
+        squared[dropped] = 0
+        term = WeightedTerm(field, squared)
+        solver.go_on(term)
     else:
-        term = EvenTerm(field, inside) if trust is None else WeightedTerm(field, trust)
+        term = EvenTerm(field, inside) if squared is None else WeightedTerm(field, squared)
         solver.start(term)
     change = solver.iterate(iterations, term, done)
-    residual = solver.predicted_ppm
-    residual -= field
-    residual *= inside
     if outliers is None:
-        outliers = float(np.mean(np.abs(residual[inside]) > 10 * sigma_ppm))
-    if trust is not None:
-        residual *= trust
-        field *= trust
-    fitted = float(np.linalg.norm(residual) / max(np.linalg.norm(field), 1e-30))
-    solver.x *= inside
-    return grid.restore(solver.x), Facts(
-        iterations + robust * HUBER_ITERATIONS, change, fitted, outliers, grid.geometry.shape
+        missed = solver.missed_by(OUTLIER_SIGMAS * sigma_ppm)
+        outliers = float(missed[inside].mean())
+    facts = Facts(
+        iterations + robust * HUBER_ITERATIONS,
+        change,
+        solver.residual(squared),
+        outliers,
+        grid.geometry.shape,
     )
+    solver.x *= inside
+    return grid.restore(solver.x), facts
 
 
 def _difference(x: Volume, after: Volume, axis: int) -> Volume:
@@ -374,14 +395,9 @@ def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
         b[..., 0] += q[..., -1]
 
 
-def _tkd_multiplier(d: Volume) -> Volume:
-    size = np.abs(d)
-    multiplier: Volume = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
-    return multiplier.astype(np.float32)
-
-
-def _mean_one(weight: Volume, inside: Mask) -> Volume:
-    """Return weights that are 0 outside the mask and 1 on average inside it."""
+def _squared_mean_one(weight: Volume, inside: Mask) -> Volume:
+    """Return W^2, where W is 0 outside the mask and 1 on average inside it."""
     weight *= inside
-    weight /= np.mean(weight[inside], dtype=np.float64).astype(np.float32)
+    weight /= np.float32(np.mean(weight[inside], dtype=np.float64))
+    weight *= weight
     return weight

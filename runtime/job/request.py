@@ -163,10 +163,13 @@ def make_request(
     MissingDependencyError
         If a figure is asked for without matplotlib.
     """
-    besides = (mask, truth, labels, noise_map, params)
-    paths = [None if p is None else Path(p) for p in besides]
     signal = () if magnitude is None else paths_of(magnitude)
-    files = ScanFiles(tuple(map(Path, fields)), *paths[:3], signal, paths[3])
+    mask_path, truth_path, labels_path, noise_path, params_path = paths = [
+        None if p is None else Path(p) for p in (mask, truth, labels, noise_map, params)
+    ]
+    files = ScanFiles(
+        tuple(map(Path, fields)), mask_path, truth_path, labels_path, signal, noise_path
+    )
     chi, report_path, figure_path = (
         None if p is None else Path(p) for p in (output, report, figure)
     )
@@ -178,7 +181,7 @@ def make_request(
         field_strength=field_strength,
         b0_direction=b0_direction,
         voxel_size=voxel_size,
-        params=paths[-1],
+        params=params_path,
         negate=negate,
         phase_scale=phase_scale,
     )
@@ -194,7 +197,7 @@ def make_request(
     wants = wants_from(**wanted)
     draws, evaluates = figure is not None, evaluates or report is not None
     wants = replace(wants, draws=draws, evaluates=evaluates)
-    return Request(files, reading, wants, outputs, paths[-1], dry_run=dry_run)
+    return Request(files, reading, wants, outputs, params_path, dry_run=dry_run)
 
 
 def maker_from(

@@ -10,7 +10,9 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.inversion import cosmos, ilsqr
+from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
 from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
@@ -32,23 +34,28 @@ from qsm_deploy.runtime.reconstruction.memory import (
     loading,
     stages_after,
 )
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_whole
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Scan
 
 ANY_GRID = GeometryLimits(None, None, None, None)
 THRESHOLD, LAM = 0.2, 0.01  # of tkd and tikhonov, near the best at 0.0025 ppm of noise
 MANY_OUTLIERS = 5e-4  # of the mask's voxels
+MANY_UNSEEN = 0.05  # of the frequencies
 Solved = tuple[Volume, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """How a method runs: its map, its steps by default, and bytes per voxel that is transformed."""
+    """How a method runs: its map, its memory [bytes per padded voxel], as measured, and its steps.
+
+    Those are its iterations by default, so many times over.
+    """
 
     solve: Callable[[Scan, Method, Done], Solved]
-    steps: int
-    bytes_per_voxel: float
+    bytes_per_voxel: Callable[[Scan, Method], float]
+    iterations: int = 1
+    rounds: int = 1
 
 
 class MethodInversion:
@@ -106,14 +113,9 @@ class MethodInversion:
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run: the whole volume, or a refusal."""
         self._require(scan, wants)
-        held = LIBRARIES_BYTES + scan.nbytes
         padded = padded_box(scan.mask, scan.geometry).geometry.shape
-        volume = FLOAT * math.prod(scan.geometry.shape)
-        stages = {
-            "load": loading(scan),
-            "inversion": held + volume + self._runner.bytes_per_voxel * math.prod(padded),
-        } | stages_after(scan, held + volume, evaluates=wants.evaluates, draws=wants.draws)
         whole = plan_whole(padded, 1)
+        stages = self.stage_bytes(scan, whole, wants)
         decision = Decision(whole, "a method takes the whole volume", True, stages)
         if decision.peak_bytes > limit_bytes:
             raise MemoryLimitError(
@@ -121,15 +123,28 @@ class MethodInversion:
                 f"{'x'.join(map(str, padded))}, the limit is {memory_text(limit_bytes)}; raise "
                 "--memory-limit or free memory, or take a network, which runs in patches"
             )
-        steps = self.method.iterations or self._runner.steps
+        steps = self._runner.rounds * (self.method.iterations or self._runner.iterations)
         return Task(scan, None, decision, steps + self.method.robust * HUBER_ITERATIONS)
+
+    def stage_bytes(self, scan: Scan, whole: PatchPlan, wants: Wants) -> Mapping[str, float]:
+        """Return the memory of every stage, the inversion's on the whole padded grid [bytes]."""
+        held = LIBRARIES_BYTES + scan.nbytes + FLOAT * math.prod(scan.geometry.shape)
+        each = self._runner.bytes_per_voxel(scan, self.method)
+        inversion = held + each * math.prod(whole.patch_shape)
+        return {"load": loading(scan), "inversion": inversion} | stages_after(
+            scan, held, evaluates=wants.evaluates, draws=wants.draws
+        )
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and what the method found."""
         with stages("inversion"):
             chi, found = self._runner.solve(task.scan, self.method, done)
+        return self.made(chi, found)
+
+    def made(self, chi_ppm: Volume, found: dict[str, Any]) -> Made:
+        """Return the map with what was found, and what the user should know of it."""
         notes = _notes(found, self.method)
-        return Made(chi, {"inversion": found} | ({"notes": notes} if notes else {}))
+        return Made(chi_ppm, {"inversion": found} | ({"notes": notes} if notes else {}))
 
     def _require(self, scan: Scan, wants: Wants) -> None:
         """Refuse what makes no sense for a method, with the reason."""
@@ -143,7 +158,6 @@ class MethodInversion:
         for flag, asked, why in (
             ("--data-consistency", wants.correction is not None, "explains its field already"),
             ("--patch, --overlap and --blend", wants.patches != PatchOptions(), "needs it whole"),
-            ("--resample", wants.resample, "takes any voxel size"),
             ("--allow-geometry", wants.allow_geometry, "takes any geometry"),
         ):
             if asked:
@@ -176,15 +190,11 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     weight, sigma, source = scan.magnitude, field_noise(field, mask, grid), "spectrum of the field"
     if scan.noise_ppm is not None:
         weight, sigma, source = *_weight_of_noise(scan.noise_ppm, mask), "noise map"
-    alpha = method.alpha or alpha_of_noise(sigma, grid)
+    alpha = weight_of_edges(method, sigma, grid)
     edges = None
     if method.name == "medi":
-        from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
-
         assert scan.magnitude is not None  # or it was refused
         edges = edges_of_magnitude(scan.magnitude, mask, grid)
-    if not alpha > 0:
-        raise DataError("the field is the same everywhere, so that no map can be told from it")
     chi, facts = total_variation(
         field,
         mask,
@@ -201,7 +211,21 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     return chi, told | asdict(facts)
 
 
-def _weight_of_noise(noise_ppm: Volume, mask: Volume) -> tuple[Volume, float]:
+def weight_of_edges(method: Method, sigma_ppm: float, geometry: Geometry) -> float:
+    """Return alpha [ppm mm], by the noise of the field unless it was said.
+
+    Raises
+    ------
+    DataError
+        If the field has no noise at all.
+    """
+    alpha = method.alpha or alpha_of_noise(sigma_ppm, geometry)
+    if not alpha > 0:
+        raise DataError("the field is the same everywhere, so that no map can be told from it")
+    return alpha
+
+
+def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
     """Return trust in each voxel, none where no noise is stated, and the noise it stands for."""
     known = mask & (noise_ppm > 0)
     weight = np.zeros_like(noise_ppm)
@@ -211,9 +235,14 @@ def _weight_of_noise(noise_ppm: Volume, mask: Volume) -> tuple[Volume, float]:
 
 def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
     """Return what the user should know of a map that was made."""
+    if found.get("unseen", 0) > MANY_UNSEEN:
+        return [
+            f"{found['unseen']:.0%} of all frequencies lie near the magic cone of every "
+            "orientation: streaks stay; turn the head farther"
+        ]
     share = found.get("outliers", 0)
     if method.robust:
-        return [f"{share:.2%} of the mask's voxels were dropped as outliers"]
+        return [f"{share:.2%} of the mask's voxels were dropped as outliers"] if share else []
     if share > MANY_OUTLIERS:
         return [
             f"{share:.2%} of the mask's voxels have a field that this map misses by more than ten "
@@ -223,10 +252,48 @@ def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
     return []
 
 
-TV = Runner(_variation, ITERATIONS, 60)
+def _variation_bytes(scan: Scan, method: Method) -> float:
+    """Return what the state of the iteration takes; weights have a dual of their own."""
+    weighted = method.robust or scan.magnitude is not None or scan.noise_ppm is not None
+    return 50 + 8 * weighted + 4 * method.robust + 4 * (method.name == "medi")
+
+
+def _ilsqr(scan: Scan, method: Method, done: Done) -> Solved:
+    steps = method.iterations or ilsqr.ITERATIONS
+    field, mask = scan.measured[0], scan.mask
+    chi, fit = ilsqr.ilsqr(field, mask, scan.geometry, iterations=steps, done=done)
+    return chi, asdict(fit)
+
+
+def _cosmos(scan: Scan, method: Method, done: Done) -> Solved:
+    """COSMOS; where a field is 0, it was not measured, since masks may differ."""
+    directions = [scan.geometry.b0_direction, *scan.more_b0_directions]
+    chi, fit = cosmos.cosmos(
+        list(scan.measured),
+        [scan.mask & (field != 0) for field in scan.measured],
+        directions,
+        scan.geometry,
+        iterations=method.iterations or cosmos.ITERATIONS,
+        done=done,
+    )
+    seen = cosmos.coverage(directions, scan.geometry)
+    return chi, asdict(fit) | asdict(seen)
+
+
+def _cosmos_bytes(scan: Scan, method: Method) -> float:
+    return 42 + 5.5 * len(scan.measured)
+
+
+def _closed_bytes(scan: Scan, method: Method) -> float:
+    return TRANSFORM
+
+
+TV = Runner(_variation, _variation_bytes, ITERATIONS)
 RUNNERS: dict[str, Runner] = {
     "tv": TV,
     "medi": TV,
-    "tkd": Runner(_closed(_tkd), 1, TRANSFORM),
-    "tikhonov": Runner(_closed(_tikhonov), 1, TRANSFORM),
+    "tkd": Runner(_closed(_tkd), _closed_bytes),
+    "tikhonov": Runner(_closed(_tikhonov), _closed_bytes),
+    "ilsqr": Runner(_ilsqr, lambda scan, method: 65, ilsqr.ITERATIONS, rounds=2),
+    "cosmos": Runner(_cosmos, _cosmos_bytes, cosmos.ITERATIONS),
 }

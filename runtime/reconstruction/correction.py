@@ -45,14 +45,8 @@ class Correction:
             if self.iterations is None:
                 chi = data_consistency(chi_ppm, field, grid, lam=self.lam, pad_voxels=PAD_VOXELS)
             else:
-                chi = masked_data_consistency(
-                    chi_ppm,
-                    field,
-                    mask,
-                    grid,
-                    lam=self.lam,
-                    iterations=self.iterations,
-                    pad_voxels=PAD_VOXELS,
+                chi, _ = masked_data_consistency(
+                    chi_ppm, field, mask, grid, lam=self.lam, iterations=self.iterations
                 )
             chi *= mask
         with stages("field residual"):

@@ -14,7 +14,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
+from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Task:
     scan
         As it takes it.
     demand, decision
-        What decided how a network is run; how it is run.
+        What decided how it is run, as the inversion knows it; how it is run.
     runs
         Patches in all, for whoever tells how far it is.
     notes
@@ -115,7 +115,7 @@ class Task:
     """
 
     scan: Scan
-    demand: Demand | None
+    demand: object
     decision: Decision
     runs: int
     notes: tuple[str, ...] = ()

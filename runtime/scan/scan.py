@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -96,12 +96,16 @@ class Scan:
         """
         mask = np.ascontiguousarray(self.mask[box])
         x, y, z = mask.shape
+        volumes = {name: getattr(self, name) for name in BESIDES}
+        besides: dict[str, Any] = {
+            n: None if v is None else v[box].copy() for n, v in volumes.items()
+        }
         return replace(
             self,
             measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
             mask=mask,
             geometry=replace(self.geometry, shape=(x, y, z)),
-            **{n: None if (v := getattr(self, n)) is None else v[box].copy() for n in BESIDES},
+            **besides,
         )
 
     @property

@@ -1,14 +1,9 @@
-"""Small models made by hand, volumes to run them on, and the BIDS validator."""
+"""Small models made by hand, and volumes to run them on."""
 
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import bids_validator_deno
-import deno
 import numpy as np
 import onnx
 import pytest
@@ -117,24 +112,3 @@ def field() -> np.ndarray:
     volume = np.zeros((21, 18, 15), dtype=np.float32)
     volume[3:-2, 2:-3, 4:-1] = 0.02 * rng.standard_normal((16, 13, 10), dtype=np.float32)
     return volume
-
-
-@pytest.fixture
-def validate(tmp_path: Path) -> Callable[[Path], list[tuple[str, str]]]:
-    """Return a function that gives the errors of the BIDS validator: codes and locations."""
-    bundle = Path(bids_validator_deno.__file__).with_name("bids-validator.js")
-    command = [deno.find_deno_bin(), "--allow-read", "--allow-env", str(bundle)]
-    own = {"DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
-
-    def errors(folder: Path) -> list[tuple[str, str]]:
-        done = subprocess.run(
-            [*command, str(folder), "--format", "json"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | own,
-        )
-        issues = json.loads(done.stdout)["issues"]["issues"]
-        return [(i["code"], i["location"]) for i in issues if i["severity"] == "error"]
-
-    return errors

@@ -413,8 +413,10 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-@pytest.mark.parametrize("names", [["field"], ["model", "field"]], ids=["tv", "network"])
-def test_a_run_loads_few_modules(paths, names):
+@pytest.mark.parametrize(
+    ("names", "most"), [(["field"], 52), (["model", "field"], 48)], ids=["tv", "network"]
+)
+def test_a_run_loads_few_modules(paths, names, most):
     """Of those with code: a folder's own is its docstring."""
     words = [str(paths[name]) for name in names]
     code = f"""
@@ -425,7 +427,7 @@ print(sum(name.startswith("qsm_deploy.") and not hasattr(module, "__path__")
           for name, module in sys.modules.items()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 49
+    assert int(done.stdout.split()[-1]) <= most
 
 
 def test_openvino_does_not_call_home(paths):

@@ -9,7 +9,7 @@ import pytest
 
 from qsm_deploy.calibration.int8 import volumes
 from qsm_deploy.calibration.int8.volumes import load_calibration
-from qsm_deploy.calibration.phantom.cli import affine_from_geometry
+from qsm_deploy.calibration.phantom.orientation import affine_from_geometry
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard

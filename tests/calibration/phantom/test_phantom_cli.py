@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsm_deploy.calibration.phantom import phantom
-from qsm_deploy.calibration.phantom.cli import affine_from_geometry, main
+from qsm_deploy.calibration.phantom.cli import main
+from qsm_deploy.calibration.phantom.orientation import affine_from_geometry, tilted
+from qsm_deploy.calibration.phantom.surroundings import background_field, draw_surroundings
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import load_params
+from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
 
 VOLUMES = ["field.nii.gz", "mask.nii.gz", "chi.nii.gz", "labels.nii.gz"]
 SMALL = ["--shape", "20", "24", "18"]
@@ -71,6 +74,65 @@ def test_quiet_prints_results_only(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_no_option_changes_what_the_others_draw(tmp_path):
+    options = {
+        "plain": [],
+        "much": ["--background", "--echoes", "0.005", "0.01", "--bipolar"],
+        "magnitude": ["--magnitude", "--residual-background", "0.002"],
+        "tilted": ["--orientations", "3", "--residual-background", "0.002"],
+    }
+    for name, words in options.items():
+        assert main([str(tmp_path / name), *SMALL, *words, "--quiet"]) == 0
+    plain, much, magnitude, turned = (read(tmp_path / name) for name in options)
+    assert {name: much[name] for name in VOLUMES} == {name: plain[name] for name in VOLUMES}
+    for name in VOLUMES[1:]:
+        assert plain[name] == magnitude[name] == turned[name]
+    assert plain["field.nii.gz"] != magnitude["field.nii.gz"] == turned["field.nii.gz"]
+    added = ["total_field", *(f"{what}{n}" for n in (1, 2) for what in ("phase", "magnitude"))]
+    assert sorted(much.keys() - plain.keys()) == sorted(f"{name}.nii.gz" for name in added)
+    assert sorted(magnitude.keys() - plain.keys()) == ["magnitude.nii.gz"]
+    assert sorted(turned.keys() - plain.keys()) == ["field2.nii.gz", "field3.nii.gz"]
+
+
+def test_the_total_field_is_the_local_and_the_background(tmp_path):
+    assert main([str(tmp_path), *SMALL, "--background", "--quiet"]) == 0
+    local, mask, total = (
+        load_volume(tmp_path / f"{name}.nii.gz") for name in ("field", "mask", "total_field")
+    )
+    inside, geometry = mask.data > 0, Geometry((20, 24, 18))
+    background = background_field(draw_surroundings(inside, geometry), geometry)
+    np.testing.assert_allclose(total.data, local.data + inside * background, atol=1e-6)
+
+
+def test_the_magnitude_is_of_the_stated_echo(tmp_path):
+    means = []
+    for n, seconds in enumerate(("0.005", "0.02")):
+        folder = tmp_path / str(n)
+        words = ["--magnitude", "--echo-time", seconds, "--snr", "1000", "--quiet"]
+        assert main([str(folder), *SMALL, *words]) == 0
+        magnitude, mask = (load_volume(folder / f"{m}.nii.gz").data for m in ("magnitude", "mask"))
+        means.append(np.median(magnitude[mask > 0]))
+        noted = json.loads((folder / "params.json").read_text())
+        assert (noted["echo_time_s"], noted["snr"]) == (float(seconds), 1000)
+    rate = np.log(means[0] / means[1]) / 0.015
+    assert 15 < rate < 30  # of grey and white matter at 3 T [1/s]
+
+
+def test_tilted_fields_are_read_as_such(tmp_path, capsys):
+    words = ["--orientations", "4", "--tilt", "20", "--b0-direction", "0.1", "0", "1"]
+    assert main([str(tmp_path), *SMALL, *words, "--noise-ppm", "0"]) == 0
+    fields = [tmp_path / f"field{n}.nii.gz" for n in ("", 2, 3, 4)]
+    command = f"reconstruct: qsm-run --method cosmos {' '.join(map(str, fields))} -m "
+    assert command + str(tmp_path / "mask.nii.gz") in capsys.readouterr().err
+    scan = load_scan(ScanFiles(tuple(fields), tmp_path / "mask.nii.gz"), Reading())
+    grids = tilted(Geometry((20, 24, 18), b0_direction=(0.1, 0, 1)), 4, 20)
+    np.testing.assert_allclose(scan.b0_directions, [g.b0_direction for g in grids], atol=1e-6)
+    chi = load_volume(tmp_path / "chi.nii.gz").data
+    for field, grid in zip(scan.measured, grids, strict=True):
+        expected = scan.mask * phantom.dipole_field(chi, grid)
+        np.testing.assert_allclose(field, expected, atol=1e-6)
+
+
 def test_existing_files_are_kept_without_force(tmp_path, capsys):
     (tmp_path / "params.json").write_text("mine")
     assert main([str(tmp_path), *SMALL]) == 2
@@ -92,6 +154,21 @@ def test_existing_files_are_kept_without_force(tmp_path, capsys):
         (["--seed", "-1"], 2, "seed must not be negative"),
         (["--echo-time", "0"], 2, "--echo-time must be positive"),
         (["--field-strength", "-3"], 2, "--field-strength must be positive"),
+        (["--echo-time", "20"], 3, "is it in ms"),
+        (["--snr", "0", "--magnitude"], 2, "--snr must be positive"),
+        (["--residual-background", "nan"], 2, "--residual-background must be positive"),
+        (["--orientations", "3", "--tilt", "90"], 2, "--tilt must be 1 to 60 degrees"),
+        (["--tilt", "20"], 2, "--tilt is of --orientations"),
+        (["--snr", "20"], 2, "--snr is of a gradient echo"),
+        (["--bipolar"], 2, "--bipolar needs a second echo"),
+        (["--bipolar", "--echoes", "0.01"], 2, "--bipolar needs a second echo"),
+        (["--echoes", "0.02", "0.01"], 2, "echo times must rise"),
+        (["--echoes", "0.01", "--magnitude"], 2, "drop --magnitude"),
+        (["--echoes", "0.01", "--echo-time", "0.01"], 2, "drop --echo-time"),
+        (["--echoes", "0.01", "--residual-background", "0.002"], 2, "before background removal"),
+        (["--echoes", "0.01", "--orientations", "2"], 2, "drop --orientations"),
+        (["--background", "--orientations", "2"], 2, "drop it or --orientations"),
+        (["--bids", "study"], 2, "pass --echoes too"),
     ],
 )
 def test_a_bad_option_is_one_line_and_leaves_nothing(tmp_path, capsys, options, code, message):
@@ -103,7 +180,16 @@ def test_a_bad_option_is_one_line_and_leaves_nothing(tmp_path, capsys, options, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [["--shape", "32"], ["--shape", "a", "b", "c"], ["--no-such"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--shape", "32"],
+        ["--shape", "a", "b", "c"],
+        ["--no-such"],
+        ["--orientations", "1"],
+        ["--orientations", "6"],
+    ],
+)
 def test_a_malformed_command_line_is_a_usage_error(tmp_path, capsys, options):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "head"), *options])
