@@ -163,7 +163,7 @@ class TestBugs:
             "mrd_session.parameters_from",
             "mrd_session.require_config",
             "dipole_config.field_volume",
-            "turns.TakingTurns.chi_ppm",
+            "turns.TakingTurns.make",
             "mrd_session.encode_chi",
             "mrd_session.chi_frames",
         ],
