@@ -27,7 +27,6 @@ from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import CPU, Done, Made, Needs, Task, Wants
 from qsm_deploy.runtime.reconstruction.memory import (
     FLOAT,
-    LIBRARIES_BYTES,
     PAD_VOXELS,
     TRANSFORM,
     available_bytes,
@@ -40,6 +39,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 ANY_GRID = GeometryLimits(None, None, None, None)
 THRESHOLD, LAM = 0.2, 0.01  # of tkd and tikhonov, near the best at 0.0025 ppm of noise
+LIBRARIES_BYTES = 10e6  # what is loaded when first used; a network's backend loads more
 MANY_OUTLIERS = 5e-4  # of the mask's voxels
 MANY_UNSEEN = 0.05  # of the frequencies
 Solved = tuple[Volume, dict[str, Any]]
@@ -131,7 +131,7 @@ class MethodInversion:
         held = LIBRARIES_BYTES + scan.nbytes + FLOAT * math.prod(scan.geometry.shape)
         each = self._runner.bytes_per_voxel(scan, self.method)
         inversion = held + each * math.prod(whole.patch_shape)
-        return {"load": loading(scan), "inversion": inversion} | stages_after(
+        return {"load": LIBRARIES_BYTES + loading(scan), "inversion": inversion} | stages_after(
             scan, held, evaluates=wants.evaluates, draws=wants.draws
         )
 
