@@ -24,7 +24,7 @@ from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants
+from qsm_deploy.runtime.reconstruction.inversion import CPU, Done, Made, Needs, Task, Wants
 from qsm_deploy.runtime.reconstruction.memory import (
     FLOAT,
     PAD_VOXELS,
@@ -33,7 +33,6 @@ from qsm_deploy.runtime.reconstruction.memory import (
     loading,
     stages_after,
 )
-from qsm_deploy.runtime.reconstruction.network import CPU
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_whole
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Scan
@@ -99,7 +98,8 @@ class MethodInversion:
         if counts[-1] == 1:
             raise UsageError(
                 f"{self.method.name} takes one field, {count} were given; fields of several "
-                "orientations need --method cosmos, or a network for them"
+                "orientations need --method cosmos, or a network for them; the model, if named, "
+                "comes first and ends in .onnx"
             )
         raise UsageError(
             f"{self.method.name} takes {counts[0]} fields or more, one for each orientation; "
