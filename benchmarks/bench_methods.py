@@ -50,6 +50,7 @@ FIRST_SEED = 801
 CONDITIONS = ((0.0, 0.0), (0.0025, 0.0), (0.005, 0.0), (0.0025, 0.002))  # noise, left-over [ppm]
 ECHO_TIME_S, SNR = 0.02, 40
 REPEATS = 5
+TIMED = ("tv", "tv --robust", "medi --magnitude magnitude.nii.gz", "tkd", "ilsqr", "tkd-unet")
 PROGRAM = f"{Path(sys.executable).parent}/qsm-run"
 FOUND = ("sigma_ppm", "alpha_ppm_mm", "last_change", "fitted_residual", "unseen")
 KEPT = {
