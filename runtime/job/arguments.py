@@ -215,7 +215,7 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--data-consistency",
         type=consistency_weight,
         metavar="auto|LAMBDA",
-        help="move the map towards the field, less where LAMBDA is large; auto: 0.01 in 10 "
+        help="move the map towards the field, less where LAMBDA is large; auto: 0.05 in 10 "
         "iterations; default not at all",
     )
     group.add_argument(

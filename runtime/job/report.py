@@ -185,6 +185,10 @@ def result_text(full: dict[str, Any]) -> str:
             f"lambda {step['lambda']:g}: field residual {step['field_residual_before']:.3f} -> "
             f"{step['field_residual_after']:.3f}"
         )
+        if "fitted_residual" in step:
+            rows["data consistency"] += (
+                f", {step['fitted_residual']:.3f} with sources outside the mask"
+            )
     elif "field_residual" in full:
         rows["field residual"] = f"{full['field_residual']:.3f}"
     for name, value in full.get("metrics", {}).items():

@@ -146,7 +146,7 @@ class CpuNetwork(Network[Session]):
             evaluates=wants.evaluates,
             draws=wants.draws,
             compares_precision=self.precision != "fp32",
-            corrects=wants.correction is not None,
+            correction=wants.correction,
             keeps_session=self.stays,
             held_bytes=0 if scan is measured else measured.nbytes,
         )

@@ -91,7 +91,7 @@ class TestContract:
         (folders[0] / "config.json").write_text(json.dumps(config))
         assert run()[0] == 0
         sidecar = json.loads((folders[1] / "chimap.json").read_text())
-        assert sidecar["data_consistency"]["lambda"] == 0.01
+        assert sidecar["data_consistency"]["lambda"] == 0.05
         assert (sidecar["plan"]["overlap"], sidecar["plan"]["blend"]) == (4, "crop")
         assert sidecar["plan"]["patch_shape"] == [12, 12, 12]
 
