@@ -13,6 +13,7 @@ that are given no row begins; the one that runs then goes on to its end.
 
 import importlib
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
+from qsm_deploy.kernels.inversion.total_variation import total_variation
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.embedding import Engine
@@ -56,8 +59,10 @@ from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.open import open_device_session
 from qsm_deploy.runtime.gpu.pipeline import Gpu
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
+from qsm_deploy.runtime.gpu.run import Place
 from qsm_deploy.runtime.gpu.session import GpuSession
+from qsm_deploy.runtime.gpu.total_variation import VariationWorkload, variation_job
 from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
@@ -215,7 +220,7 @@ def on_gpu(
     """Return a map made on the GPU, and what each stage took there."""
     work = DeviceWorkload(scan, gpu.session, gpu.library, correction, evaluates=False)
     stages = Stages()
-    chi, _ = reconstruct_on_device(gpu, work, plan, stages)
+    chi, _ = reconstruct_on_device(network_job(gpu, work, plan), stages)
     return chi, stages
 
 
@@ -293,6 +298,48 @@ def embedding_row(device: Device, library: CudaLibrary, networks: Networks, othe
                 taken = cupy.asarray(scan.measured[0]), cupy.asarray(scan.mask)
                 chi = cupy.asnumpy(cupy.asarray(made(*taken)))
     return difference(chi, networks.reference("tkd-unet", scan, "whole", plan), scan.mask)
+
+
+def variation_row(device: WatchedDevice, library: CudaLibrary, scan: Scan) -> Row:
+    """Compare total variation with the CPU's, and its time with that of its transforms alone."""
+    field, mask, grid = scan.measured[0], scan.mask, scan.geometry
+    sigma = field_noise(field, mask, grid)
+    weights = {"alpha_ppm_mm": alpha_of_noise(sigma, grid), "sigma_ppm": sigma}
+    began = time.perf_counter()
+    expected, facts = total_variation(field, mask, grid, **weights)
+    on_cpu = time.perf_counter() - began
+    work = VariationWorkload(scan, library)
+    job = variation_job(Place(device, library), work, **weights)
+    torch.cuda.empty_cache()
+    free = device.least_free = device.free_bytes()
+    chi, found = reconstruct_on_device(job, Stages())
+    peak = free - device.least_free
+    buffers = bench_cuda_dipole.Buffers(library, DipoleOperator(work.grid.geometry), "cuda")
+    pair = bench_cuda_dipole.bare_pair(buffers)
+    pairs = 2 * work.iterations + 2  # those of the start too
+    seconds, kernels, floor = [], [], []
+    for _ in range(REPEATS):
+        stages, began = Stages(), time.perf_counter()
+        again, _ = reconstruct_on_device(job, stages)
+        seconds.append(time.perf_counter() - began)
+        kernels.append(stages.seconds["inversion"])
+        floor.append(bench_cuda_dipole.milliseconds(lambda: [pair() for _ in range(pairs)]) / 1000)
+    return {
+        "shape": list(mask.shape),
+        "padded_shape": list(facts.padded_shape),
+        "seconds": spread(seconds),
+        "inversion_seconds": spread(kernels),
+        "bare_pairs": pairs,
+        "bare_pairs_seconds": spread(floor),
+        "over_bare_pairs": round(statistics.median(kernels) / statistics.median(floor), 3),
+        "cpu_seconds": round(on_cpu, 3),
+        "predicted_bytes": max(work.allocated_bytes(job.plan).values()),
+        "peak_bytes": peak,
+        "relative_error_to_cpu": float(np.linalg.norm(chi - expected) / np.linalg.norm(expected)),
+        "accuracy": difference(chi, expected, mask),
+        "repeats_exactly": bool((chi == again).all()),
+        "found": found,
+    }
 
 
 def times_row(gpu: Gpu, networks: Networks, scan: Scan, precision: str) -> Row:
@@ -387,6 +434,9 @@ def measure(suite: Suite, folder: Path) -> None:
     for other in ("torch", "cupy"):
         row = partial(embedding_row, device, library, networks, other)
         suite.row("embedding", other, row)
+    for shape in (HEAD, *SIZES):
+        scan = phantom_scan(networks.card("tkd-unet"), shape)
+        suite.row("variation", shape_text(shape), partial(variation_row, device, library, scan))
     for name in ("tkd-unet", "ir2qsm demo"):
         for label, open_it in engines(networks, name).items():
             row = partial(session_row, device, library, networks, name, open_it)

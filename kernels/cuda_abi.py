@@ -5,7 +5,7 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from enum import IntEnum
 from typing import Any, ClassVar
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 DOT_WORKSPACE_BYTES = 526336
 
 
@@ -77,6 +77,24 @@ class Coefficient(ctypes.Structure):
     ]
 
 
+class TotalVariation(ctypes.Structure):
+    """Equation and buffers of total variation (``qsm_cuda_tv``)."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("grid", Dipole),
+        ("mu1", c_double),
+        ("mu3", c_double),
+        ("alpha", c_double),
+        ("field", c_void_p),
+        ("mask", c_void_p),
+        ("support", c_void_p),
+        ("x", c_void_p),
+        ("q2", c_void_p),
+        ("b", c_void_p),
+        ("s3", c_void_p),
+    ]
+
+
 class Versions(ctypes.Structure):
     """CUDA's and cuFFT's versions (``qsm_cuda_versions``)."""
 
@@ -108,6 +126,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "qsm_cuda_patch_finish": (c_int, [POINTER(Patch), *[c_void_p] * 5]),
     "qsm_cuda_combine": (c_int, [c_int64, Coefficient, c_void_p, Coefficient, c_void_p, c_void_p]),
     "qsm_cuda_dot": (c_int, [c_int64, *[c_void_p] * 5]),
+    "qsm_cuda_count_beyond": (c_int, [c_int64, c_void_p, c_float, *[c_void_p] * 3]),
+    "qsm_cuda_tv_workspace": (c_int, [POINTER(Dipole), POINTER(c_size_t)]),
+    "qsm_cuda_tv_split": (c_int, [POINTER(TotalVariation), *[c_void_p] * 3]),
+    "qsm_cuda_tv_solve": (c_int, [POINTER(TotalVariation), c_void_p, c_size_t, c_void_p]),
 }
 
 

@@ -1,4 +1,4 @@
-"""The CUDA library from Python: the dipole operator and the patch kernels on device pointers.
+"""The CUDA library from Python: dipole operator, patches, total variation on device pointers.
 
 Nothing is loaded until :func:`open_cuda_library`. Pointers and streams are integers, as PyTorch's
 ``data_ptr()`` and ``cuda_stream``, or CuPy's, or cuda-python's; whose they are does not matter.
@@ -19,6 +19,7 @@ from qsm_deploy.kernels.cuda_abi import (
     Multiplier,
     Patch,
     Status,
+    TotalVariation,
     Versions,
     declare,
 )
@@ -93,6 +94,43 @@ class PatchBox:
             _three_int32("volume", self.volume),
             _three_int32("start", self.start),
             _three_int32("size", self.size),
+        )
+
+
+@dataclass(frozen=True)
+class VariationBuffers:
+    """Total variation on a grid: its weights, and pointers to the volumes that it needs.
+
+    Attributes
+    ----------
+    geometry
+        The grid.
+    alpha, mu1, mu3
+        Weight of the gradient [ppm mm], penalties of the splits of gradient and support.
+    field, mask, support
+        Field [ppm], where it was measured, where sources may be (uint8).
+    x, q2, b, s3
+        The map [ppm], its field, the right-hand side, the dual of the support, 0 at first.
+    """
+
+    geometry: Geometry
+    alpha: float
+    mu1: float
+    mu3: float
+    field: int
+    mask: int
+    support: int
+    x: int
+    q2: int
+    b: int
+    s3: int
+
+    def _as_struct(self) -> TotalVariation:
+        return TotalVariation(
+            DipoleOperator(self.geometry)._as_struct(),
+            *(self.mu1, self.mu3, self.alpha),
+            *(self.field, self.mask, self.support),
+            *(self.x, self.q2, self.b, self.s3),
         )
 
 
@@ -224,6 +262,32 @@ class CudaLibrary:
     def dot(self, count: int, x: int, y: int, result: int, workspace: int, stream: int = 0) -> None:
         """Enqueue the sum of ``x y`` into a float64; the workspace is ``DOT_WORKSPACE_BYTES``."""
         self._call("qsm_cuda_dot", count, x, y, result, workspace, stream)
+
+    def count_beyond(
+        self, count: int, x: int, limit: float, result: int, workspace: int, stream: int = 0
+    ) -> None:
+        """Enqueue how many ``|x|`` exceed a limit, as :meth:`dot` enqueues a sum."""
+        self._call("qsm_cuda_count_beyond", count, x, limit, result, workspace, stream)
+
+    def tv_workspace_bytes(self, geometry: Geometry) -> int:
+        """Make the plans of a grid, and return what :meth:`tv_solve` and the dipole need there."""
+        needed = ctypes.c_size_t()
+        grid = DipoleOperator(geometry)._as_struct()
+        self._call("qsm_cuda_tv_workspace", grid, ctypes.byref(needed))
+        return needed.value
+
+    def tv_split(self, tv: VariationBuffers, s1: int, s1_next: int, stream: int = 0) -> None:
+        """Enqueue the shrinkage of the gradient, and the right-hand side for the next solve.
+
+        ``s1`` and ``s1_next`` point to (3, x, y, z) float32, and take turns.
+        """
+        self._call("qsm_cuda_tv_split", tv._as_struct(), s1, s1_next, stream)
+
+    def tv_solve(
+        self, tv: VariationBuffers, workspace: int, workspace_bytes: int, stream: int = 0
+    ) -> None:
+        """Enqueue the next map and its field from the right-hand side and the measured field."""
+        self._call("qsm_cuda_tv_solve", tv._as_struct(), workspace, workspace_bytes, stream)
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._handle, name)(*arguments)

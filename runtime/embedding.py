@@ -9,16 +9,16 @@ PyTorch and CuPy, PyTorch being the engine.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import (
     DEFAULT_STREAM,
@@ -28,11 +28,12 @@ from qsm_deploy.runtime.gpu.arrays import (
     view,
 )
 from qsm_deploy.runtime.gpu.device import Device
-from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWorkload
+from qsm_deploy.runtime.gpu.layout import FIELD
 from qsm_deploy.runtime.gpu.network import GpuNetwork
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
 from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host
+from qsm_deploy.runtime.methods.on_gpu import GpuVariation
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
@@ -45,20 +46,15 @@ MASK_KINDS = ("b1", "u1")
 
 
 class Engine:
-    """A network on a GPU. All calls must come from the thread that opened it."""
+    """A network or a method on a GPU. All calls must come from the thread that opened it."""
 
     def __init__(self, reconstructor: Reconstructor) -> None:
-        network = reconstructor.inversion
-        if not isinstance(network, GpuNetwork):
-            raise UsageError(f"{network.name} is not on a GPU: open it with device='cuda:0'")
-        card = network.card
-        taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
-        if taken - {FIELD, TKD_INPUT} or is_called_by_host(card):
-            raise UsageError(
-                f"{card.network} takes more than a local field, or steps between its runs; use "
-                "qsm-run, or export it in one graph (--form unrolled)"
-            )
-        self.card, self._gpu, self._reconstructor = card, network.session.gpu, reconstructor
+        inversion = reconstructor.inversion
+        if not isinstance(inversion, GpuNetwork | GpuVariation):
+            raise UsageError(f"{inversion.name} is not on a GPU: open it with device='cuda:0'")
+        if isinstance(inversion, GpuNetwork):
+            _require_field_alone(inversion.card)
+        self._inversion, self._reconstructor = inversion, reconstructor
         self.last_decision: Decision | None = None
         self.findings: dict[str, Any] = {}
 
@@ -108,21 +104,23 @@ class Engine:
         EngineError
             If the engine fails, or the map is not finite.
         """
-        gpu = self._gpu
-        device = gpu.device
+        inversion = self._inversion
+        device = inversion.place.device
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
-        field, measured = _field(local_field_ppm, inside, device.number)
+        field, measured = _field(
+            local_field_ppm, inside, device, is_judged=isinstance(inversion, GpuVariation)
+        )
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
         wants = wants or Wants()
         if wants.resample:
             raise UsageError("a field on a GPU is not resampled; give it the network's voxel size")
         task = self._reconstructor.plan(scan, wants).task
-        assert isinstance(task.demand, DeviceWorkload)  # or the network was refused
-        work = replace(task.demand, field=field)
         self.last_decision = task.decision
-        chi, self.findings = reconstruct_to_device(gpu, work, task.decision.plan, Stages())
+        job, told = inversion.job(task, field)
+        chi, found = reconstruct_to_device(job, Stages())
+        self.findings = told | found
         return chi
 
 
@@ -147,29 +145,51 @@ def _mask(mask: Any, device: Device) -> NDArray[np.bool_]:
         there = view("mask", mask, device.number)
         if there.kind not in MASK_KINDS:
             raise DataError(f"the mask has type {there.kind}, expected bool or uint8")
-        stream = DEFAULT_STREAM if there.stream is None else there.stream
-        mask = device.pinned(there.shape, np.uint8)
-        device.copy_out(mask, there.pointer, stream)
-        device.synchronize()
+        mask = _copied(there, np.uint8, device)
     return mask_from(mask)[0]
 
 
 def _field(
-    field: Any, mask: NDArray[np.bool_], device: int
+    field: Any, mask: NDArray[np.bool_], device: Device, *, is_judged: bool
 ) -> tuple[DeviceView | None, NDArray[np.float32]]:
-    """Return the field where it lies on the GPU, and what stands for it on the host."""
-    if is_on_device(field):
-        there = view("local_field_ppm", field, device)
+    """Return the field where it lies on the GPU, and what stands for it on the host.
+
+    That is a copy if its noise is to be judged, as a method does, else nothing.
+    """
+    there = view("local_field_ppm", field, device.number) if is_on_device(field) else None
+    values = field
+    if there is not None:
         _require_same_grid(there.shape, there.kind, mask)
-        return there, np.broadcast_to(np.float32(0), mask.shape)
-    values = np.asarray(field)
+        if not is_judged:
+            return there, np.broadcast_to(np.float32(0), mask.shape)
+        values = _copied(there, np.float32, device)
+    values = np.asarray(values)
     _require_same_grid(values.shape, values.dtype.str.lstrip("<|="), mask)
     within = values[mask]
     if not np.isfinite(within).all():
         raise DataError("the field holds NaN or Inf inside the mask; fix it or the mask")
     require_unwrapped(values, mask, turn=None)
     require_ppm(within, "ppm")
-    return None, np.where(mask, values, np.float32(0))
+    return there, np.where(mask, values, np.float32(0))
+
+
+def _copied(there: DeviceView, dtype: DTypeLike, device: Device) -> NDArray[Any]:
+    """Return what lies on the GPU, once its owner's work is done."""
+    values = device.pinned(there.shape, dtype)
+    stream = DEFAULT_STREAM if there.stream is None else there.stream
+    device.copy_out(values, there.pointer, stream)
+    device.synchronize()
+    return values
+
+
+def _require_field_alone(card: ModelCard) -> None:
+    """Refuse a network that takes more than a field, or that the host calls."""
+    taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
+    if taken - {FIELD, TKD_INPUT} or is_called_by_host(card):
+        raise UsageError(
+            f"{card.network} takes more than a local field, or steps between its runs; use "
+            "qsm-run, or export it in one graph (--form unrolled)"
+        )
 
 
 def _require_same_grid(shape: tuple[int, ...], kind: str, mask: NDArray[np.bool_]) -> None:

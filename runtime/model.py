@@ -172,6 +172,8 @@ class Model:
         if is_on_device(field_ppm):
             from qsm_deploy.runtime.embedding import Engine
 
+            if magnitude is not None or noise_ppm is not None:
+                raise UsageError("a field on the GPU is taken alone; drop magnitude and noise_ppm")
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
             return engine.reconstruct(field_ppm, mask, **grid, wants=wants)

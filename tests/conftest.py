@@ -20,7 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one wo
 CSRC = SOURCES / "csrc"
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 TWIN_SOURCES = [
-    *(CSRC / name for name in ("status.cpp", "dipole.cu", "patches.cu", "vectors.cu")),
+    *(CSRC / f"{name}.cu" for name in ("dipole", "patches", "total_variation", "vectors")),
+    CSRC / "status.cpp",
     *(KERNEL_TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
 ]
 TWIN_FLAGS = [

@@ -3,54 +3,19 @@
 #include "check_buffers.h"
 #include "check_dipole.h"
 #include "device.h"
-#include "fft_plan.h"
 #include "launch.h"
 #include "place_grid.h"
-#include "plan_cache.h"
+#include "plans.h"
 
 namespace qsm {
 namespace {
 
-// Never destroyed: at exit CUDA may be gone before its plans are.
-PlanCache<PlanKey, FftPlan> &plans() {
-    static auto &cache = *new PlanCache<PlanKey, FftPlan>(QSM_CUDA_CACHED_PLANS);
-    return cache;
-}
-
-Status find_plan(const qsm_cuda_dipole &op, int gpu, bool captured,
-                 std::shared_ptr<FftPlan> &plan) {
-    const PlanKey key{gpu, op.batch, op.shape[0], op.shape[1], op.shape[2]};
-    return plans().find_or_make(key, captured, FftPlan::make, plan);
-}
-
-int32_t rows_of(const qsm_cuda_dipole &op) {
-    return op.batch * op.shape[0] * op.shape[1];
-}
-
-size_t volume_bytes(const qsm_cuda_dipole &op) {
-    return sizeof(float) * static_cast<size_t>(rows_of(op)) * static_cast<size_t>(op.shape[2]);
-}
-
-size_t whole_units(size_t bytes) {
-    const size_t unit = QSM_CUDA_WORKSPACE_ALIGNMENT;
-    return (bytes + unit - 1) / unit * unit;
-}
-
 // The workspace holds the placement, then the spectra, then cuFFT's scratch memory.
 size_t placement_bytes() { return whole_units(sizeof(Placement)); }
 
-size_t own_bytes(const qsm_cuda_dipole &op) {
-    const size_t columns = static_cast<size_t>(op.shape[2] / 2 + 1);
-    return placement_bytes() +
-           whole_units(sizeof(Complex) * static_cast<size_t>(rows_of(op)) * columns);
-}
+size_t own_bytes(const qsm_cuda_dipole &op) { return placement_bytes() + spectrum_bytes(op); }
 
-Status check_workspace(size_t bytes, size_t needed) {
-    if (bytes >= needed) return QSM_CUDA_OK;
-    return fail(QSM_CUDA_SMALL_WORKSPACE,
-                "the workspace has %zu bytes, %zu are needed; ask qsm_cuda_dipole_workspace()",
-                bytes, needed);
-}
+constexpr char kWhoKnows[] = "qsm_cuda_dipole_workspace";
 
 // Where the geometry lies on the GPU; null pointers: the operator has it.
 struct DeviceGeometry {
@@ -73,7 +38,7 @@ Status check_buffers(const qsm_cuda_dipole &op, const float *x, const float *y,
     QSM_TRY(check_pointer("x", x, alignof(Complex)));
     QSM_TRY(check_pointer("y", y, alignof(Complex)));
     QSM_TRY(check_pointer("workspace", workspace, QSM_CUDA_WORKSPACE_ALIGNMENT));
-    QSM_TRY(check_workspace(workspace_bytes, own_bytes(op)));
+    QSM_TRY(check_workspace(workspace_bytes, own_bytes(op), kWhoKnows));
     const size_t bytes = volume_bytes(op);
     QSM_TRY(check_apart("x", x, bytes, "workspace", workspace, workspace_bytes));
     return check_apart("y", y, bytes, "workspace", workspace, workspace_bytes);
@@ -114,7 +79,7 @@ Status enqueue(const qsm_cuda_dipole &op, const DeviceGeometry &geometry, ScaleS
     QSM_TRY(is_captured(stream, captured));
     std::shared_ptr<FftPlan> plan;
     QSM_TRY(find_plan(op, gpu, captured, plan));
-    QSM_TRY(check_workspace(workspace_bytes, own_bytes(op) + plan->work_bytes()));
+    QSM_TRY(check_workspace(workspace_bytes, own_bytes(op) + plan->work_bytes(), kWhoKnows));
     char *const memory = static_cast<char *>(workspace);
     scale.spectrum = reinterpret_cast<Complex *>(memory + placement_bytes());
     if (geometry.voxel_size_mm) {

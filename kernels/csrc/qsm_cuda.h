@@ -1,4 +1,4 @@
-/* libqsm_cuda: the dipole operator of susceptibility mapping and the patch kernels, on a GPU.
+/* libqsm_cuda: the dipole operator of susceptibility mapping, patches and total variation, on a GPU.
  *
  * The operator is y = F^-1 [E(k) F x] with E(k) = (g(D(k)) + g(D(-k))) / 2 on the index grid,
  * D(k) = 1/3 - (k.b)^2 / |k|^2, D(0) = 0, and g one of qsm_cuda_multiplier. E(k) is computed where
@@ -50,7 +50,7 @@
 extern "C" {
 #endif
 
-#define QSM_CUDA_ABI_VERSION 3           /* changes when a struct or a signature does */
+#define QSM_CUDA_ABI_VERSION 4           /* changes when a struct or a signature does */
 #define QSM_CUDA_WORKSPACE_ALIGNMENT 256 /* bytes; what cudaMalloc gives */
 #define QSM_CUDA_CACHED_PLANS 8          /* shapes whose FFT plans are kept */
 #define QSM_CUDA_DOT_WORKSPACE 526336    /* bytes that a dot product needs */
@@ -108,6 +108,22 @@ typedef struct qsm_cuda_coefficient {
     float factor;
     const double *numerator, *denominator;
 } qsm_cuda_coefficient;
+
+/* Total variation by ADMM: x makes 1/2 |M (D x - field)|^2 + alpha |G x|_1 small, 0 outside the
+ * support; G are the differences to the next voxel along each axis, over the voxel size, periodic.
+ * An iteration is a split, then a solve. All buffers are volumes of the grid and must be apart. */
+typedef struct qsm_cuda_tv {
+    qsm_cuda_dipole grid;         /* its multiplier is not used: what is solved for is D */
+    double mu1, mu3;              /* penalties of the splits of G x and of x, positive */
+    double alpha;                 /* weight of the gradient, 0 or more [ppm mm] */
+    const float *field;           /* [ppm]; read inside the mask only */
+    const uint8_t *mask;          /* M, nonzero where the field was measured */
+    const uint8_t *support;       /* nonzero where there may be sources */
+    float *x;                     /* the map [ppm] */
+    float *q2;                    /* field of x, and after a split the measured one inside the mask */
+    float *b;                     /* right-hand side, from a split to the solve after it */
+    float *s3;                    /* dual of the support, 0 in the beginning */
+} qsm_cuda_tv;
 
 /* CUDA versions as 1000 * major + 10 * minor; cuFFT's as its own CUFFT_VERSION. */
 typedef struct qsm_cuda_versions {
@@ -180,6 +196,26 @@ QSM_CUDA_API qsm_cuda_status qsm_cuda_combine(int64_t count, qsm_cuda_coefficien
  * the workspace has QSM_CUDA_DOT_WORKSPACE bytes. */
 QSM_CUDA_API qsm_cuda_status qsm_cuda_dot(int64_t count, const float *x, const float *y,
                                           double *result, void *workspace, void *stream);
+
+/* Enqueue *result = how many |x| exceed a limit, with a workspace as for the dot product. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_count_beyond(int64_t count, const float *x, float limit,
+                                                   double *result, void *workspace, void *stream);
+
+/* Make the plans of a grid on the current GPU; set `bytes` to what qsm_cuda_tv_solve needs, which
+ * is enough for qsm_cuda_dipole_apply too. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_tv_workspace(const qsm_cuda_dipole *grid, size_t *bytes);
+
+/* Enqueue v = G x + s1, s1_next = clip(v, +-alpha / mu1), s3 += x outside the support, q2 = field
+ * inside the mask, and b = mu1 G^T (v - 2 s1_next) + mu3 x, outside the support - mu3 s3. s1 and
+ * s1_next are (3, batch, x, y, z) and take turns. The first split has s1 = 0, and alpha = 0 unless
+ * the dual shall begin with the gradient of x. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_tv_split(const qsm_cuda_tv *tv, const float *s1,
+                                               float *s1_next, void *stream);
+
+/* Enqueue x = F^-1 [(F b + D F q2) / (D^2 + mu1 L + mu3)], L(k) = sum (2 - 2 cos(2 pi i / n)) / h^2,
+ * and q2 = D x, in two transforms and two back. */
+QSM_CUDA_API qsm_cuda_status qsm_cuda_tv_solve(const qsm_cuda_tv *tv, void *workspace,
+                                               size_t workspace_bytes, void *stream);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 #ifndef QSM_VECTOR_ROWS_H
 #define QSM_VECTOR_ROWS_H
 
+#include <cmath>
 #include <cstdint>
 
 #include "host_device.h"
@@ -48,15 +49,29 @@ struct Combine {
     }
 };
 
-// A dot product in three steps, always in the same order, so that results repeat exactly: each of
-// kFirstSums takes every kFirstSums-th product, each of kSecondSums the same of those, one the rest.
+// A sum in three steps, always in the same order, so that results repeat exactly: each of
+// kFirstSums takes every kFirstSums-th term, each of kSecondSums the same of those, one the rest.
 constexpr int32_t kLanes = 32;
 constexpr int32_t kFirstSums = 2048 * kLanes;
 constexpr int32_t kSecondSums = 8 * kLanes;
 
+struct Product {
+    const float *x, *y;
+
+    QSM_HOST_DEVICE double operator()(int64_t i) const { return static_cast<double>(x[i]) * y[i]; }
+};
+
+struct Beyond {
+    const float *x;
+    float limit;
+
+    QSM_HOST_DEVICE double operator()(int64_t i) const { return fabsf(x[i]) > limit ? 1 : 0; }
+};
+
+template <class Term>
 struct FirstSums {
     int64_t count;
-    const float *x, *y;
+    Term term;
     double *sums;
 
     struct Row {
@@ -66,9 +81,7 @@ struct FirstSums {
         QSM_HOST_DEVICE void operator()(int32_t column) const {
             const int32_t mine = first + column;
             double sum = 0;
-            for (int64_t i = mine; i < all.count; i += kFirstSums) {
-                sum += static_cast<double>(all.x[i]) * all.y[i];
-            }
+            for (int64_t i = mine; i < all.count; i += kFirstSums) sum += all.term(i);
             all.sums[mine] = sum;
         }
     };

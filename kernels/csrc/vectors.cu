@@ -43,8 +43,10 @@ Status combine(const Combine &body, void *stream) {
     return launch(body, vector_rows(body.count), stream);
 }
 
-Status dot(int64_t count, const float *x, const float *y, double *result, void *workspace,
-           void *stream) {
+// The sum of a term of x and y, which may be the same.
+template <class Term>
+Status sum(int64_t count, const Term &term, const float *x, const float *y, double *result,
+           void *workspace, void *stream) {
     QSM_TRY(check_count(count));
     QSM_TRY(check_pointer("x", x, alignof(float)));
     QSM_TRY(check_pointer("y", y, alignof(float)));
@@ -59,7 +61,7 @@ Status dot(int64_t count, const float *x, const float *y, double *result, void *
     QSM_TRY(require_gpu(gpu));
     QSM_TRY(require_device_memory({x, y, result, workspace}, gpu));
     auto *first = static_cast<double *>(workspace), *second = first + kFirstSums;
-    QSM_TRY(launch(FirstSums{count, x, y, first}, kFirstSums / kLanes, stream));
+    QSM_TRY(launch(FirstSums<Term>{count, term, first}, kFirstSums / kLanes, stream));
     QSM_TRY(launch(LastSums{kFirstSums, kSecondSums, kLanes, first, second}, kSecondSums / kLanes,
                    stream));
     return launch(LastSums{kSecondSums, 1, 1, second, result}, 1, stream);
@@ -75,5 +77,14 @@ qsm_cuda_status qsm_cuda_combine(int64_t count, qsm_cuda_coefficient a, const fl
 
 qsm_cuda_status qsm_cuda_dot(int64_t count, const float *x, const float *y, double *result,
                              void *workspace, void *stream) {
-    return qsm::guarded([&] { return qsm::dot(count, x, y, result, workspace, stream); });
+    return qsm::guarded([&] {
+        return qsm::sum(count, qsm::Product{x, y}, x, y, result, workspace, stream);
+    });
+}
+
+qsm_cuda_status qsm_cuda_count_beyond(int64_t count, const float *x, float limit, double *result,
+                                      void *workspace, void *stream) {
+    return qsm::guarded([&] {
+        return qsm::sum(count, qsm::Beyond{x, limit}, x, x, result, workspace, stream);
+    });
 }

@@ -32,7 +32,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.dipole import CONE, half_dipole_kernel
+from qsm_deploy.kernels.dipole import dipole_convolve, half_dipole_kernel, tkd
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
@@ -150,9 +150,9 @@ class Solver:
 
     def start(self, term: DataTerm) -> None:
         """Begin from a masked TKD map, with duals of zero."""
-        self.x = self._filtered(self._field_ppm, _tkd_multiplier)
+        self.x = tkd(self._field_ppm, self._geometry, threshold=START_THRESHOLD)
         self.x *= self._mask
-        self._q2 = self._filtered(self.x, lambda d: d)
+        self._q2 = dipole_convolve(self.x, self._geometry)
         self._q3 = self.x.copy()
         self._ask(term, limit=0)
 
@@ -264,16 +264,6 @@ class Solver:
 
         each_slab(fill, inverse.shape)
         return inverse
-
-    def _filtered(self, volume: Volume, g: Callable[[Volume], Volume]) -> Volume:
-        spectrum = scipy.fft.rfftn(volume, workers=-1)
-
-        def multiply(rows: slice) -> None:
-            spectrum[rows] *= g(self._d[rows])
-
-        each_slab(multiply, spectrum.shape)
-        filtered: Volume = scipy.fft.irfftn(spectrum, s=self._geometry.shape, workers=-1)
-        return filtered
 
 
 def total_variation(
@@ -403,12 +393,6 @@ def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
     else:
         b[..., 1:] += q[..., :-1]
         b[..., 0] += q[..., -1]
-
-
-def _tkd_multiplier(d: Volume) -> Volume:
-    size = np.abs(d)
-    inverse = np.where(size < CONE, 0, np.sign(d)) / np.maximum(size, START_THRESHOLD)
-    return inverse.astype(np.float32)
 
 
 def _squared_mean_one(weight: Volume, inside: Mask) -> Volume:

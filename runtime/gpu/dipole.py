@@ -11,7 +11,7 @@ from qsm_deploy.kernels.cuda_library import (
     Ratio,
 )
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.gpu.box import DeviceBox
 
 DOUBLE = 8
 Pad = tuple[int, int, int]
@@ -96,7 +96,7 @@ class PaddedDipole:
 class DeviceVectors:
     """Sums and products of volumes on the GPU, all on one stream.
 
-    ``sums`` points to float64 numbers, ``dot`` to the workspace of dot products.
+    ``sums`` points to float64 numbers, ``dot`` to the workspace of sums.
     """
 
     library: CudaLibrary
@@ -113,81 +113,83 @@ class DeviceVectors:
         """Enqueue the dot product of two volumes into a number."""
         self.library.dot(self.count, x, y, self.number(index), self.dot, self.stream)
 
+    def count_beyond(self, x: int, limit: float, index: int) -> None:
+        """Enqueue the number of voxels beyond +-limit into a number."""
+        self.library.count_beyond(self.count, x, limit, self.number(index), self.dot, self.stream)
+
     def combine(self, a: float | Ratio, x: int, b: float | Ratio, y: int) -> None:
         """Enqueue ``y = a x + b y``."""
         self.library.combine(self.count, a, x, b, y, self.stream)
 
 
-def correct(
-    chi: int,
-    field: int,
-    step: Correction,
-    dipole: PaddedDipole,
-    vectors: DeviceVectors,
-    at: Mapping[str, int],
-) -> None:
-    """Enqueue the data-consistency step on a masked map, in place.
-
-    The CPU's are :func:`qsm_deploy.kernels.data_consistency.data_consistency` and its masked
-    form, which stops when the residual is within rounding; here the steps that are left are taken
-    too, since stopping would mean waiting for the GPU.
-
-    Parameters
-    ----------
-    chi, field
-        Pointers to the map of the network and the field, 0 outside the mask [ppm].
-    step
-        Weight and number of iterations.
-    dipole
-        The operator, padded as the step wants it.
-    vectors
-        Of the same volumes, with three numbers.
-    at
-        The buffer ``image``; with iterations ``residual`` and ``direction`` too.
-    """
-    if step.iterations is None:
-        _closed_form(chi, field, step.lam, dipole, vectors, at["image"])
-    else:
-        _conjugate_gradients(chi, field, step.lam, step.iterations, dipole, vectors, at)
-
-
-def _closed_form(
+def closed_form(
     chi: int, field: int, lam: float, dipole: PaddedDipole, vectors: DeviceVectors, image: int
 ) -> None:
+    """Enqueue the closed data-consistency step on a masked map, in place.
+
+    The CPU's is :func:`qsm_deploy.kernels.data_consistency.data_consistency`.
+    """
     dipole.filtered(chi, chi, "tikhonov_prior", masked=True, lam=lam)
     dipole.filtered(field, image, "tikhonov", masked=True, lam=lam)
     vectors.combine(1, image, 1, chi)
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     chi: int,
     field: int,
     lam: float,
     iterations: int,
-    dipole: PaddedDipole,
+    box: DeviceBox,
     vectors: DeviceVectors,
     at: Mapping[str, int],
 ) -> None:
-    r, direction, image = at["residual"], at["direction"], at["image"]
-    dipole.field_of(chi, r)
-    vectors.combine(1, field, -1, r)
-    dipole.field_of(r, r)
-    _copy(dipole, r, direction)
+    """Enqueue the iterative data-consistency step on a masked map, in place.
+
+    The CPU's is :func:`qsm_deploy.kernels.data_consistency.masked_data_consistency`, which stops
+    when the residual is within rounding; here the steps that are left are taken too, since stopping
+    would mean waiting for the GPU.
+
+    Parameters
+    ----------
+    chi, field
+        Pointers to the map of the network and the field, 0 outside the mask [ppm].
+    lam, iterations
+        Weight of the map, and number of steps.
+    box
+        The padded box.
+    vectors
+        Of its volumes, with three numbers.
+    at
+        Its buffers ``x``, ``residual``, ``direction``, ``image`` and ``between``.
+    """
+    x, r, direction, image = (at[name] for name in ("x", "residual", "direction", "image"))
+    dipole, between = DipoleOperator(box.grid.geometry), at["between"]
+
+    def field_of(x: int) -> None:
+        box.apply(dipole, x, between)
+        box.masked(between, image)
+
+    def adjoint(to: int) -> None:
+        box.apply(dipole, image, between)
+        box.supported(between, to)
+
+    box.load(chi, x)
+    box.load(field, r)
+    field_of(x)
+    vectors.combine(1, r, -1, image)
+    adjoint(r)
+    box.supported(between, direction)
     now, before, curvature = 0, 1, 2
     vectors.product(r, r, now)
     for _ in range(iterations):
-        dipole.field_of(direction, image)
-        dipole.field_of(image, image)
+        field_of(direction)
+        adjoint(image)
         vectors.combine(lam, direction, 1, image)
         vectors.product(direction, image, curvature)
         length = (vectors.number(now), vectors.number(curvature))
-        vectors.combine(Ratio(*length), direction, 1, chi)
+        vectors.combine(Ratio(*length), direction, 1, x)
         vectors.combine(Ratio(*length, factor=-1), image, 1, r)
         now, before = before, now
         vectors.product(r, r, now)
         vectors.combine(1, r, Ratio(vectors.number(now), vectors.number(before)), direction)
-
-
-def _copy(dipole: PaddedDipole, x: int, y: int) -> None:
-    shape = dipole.geometry.shape
-    dipole.library.patch_gather(PatchBox(shape, (0, 0, 0), shape), x, y, dipole.stream)
+    box.store(x, between, chi)

@@ -6,12 +6,14 @@ and the map. One scratch buffer after that serves the stages in turn.
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator, MultiplierName
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.kernels.geometry import Geometry, Volume
+from qsm_deploy.kernels.inversion.grid import PaddedBox, padded_box
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.device import ALIGNMENT
@@ -49,9 +51,80 @@ class Layout:
         return pointers
 
 
-@dataclass(frozen=True)
-class DeviceWorkload:
+class DeviceWork(ABC):
     """What decides the memory of a reconstruction on a GPU besides its patch plan.
+
+    Attributes
+    ----------
+    scan
+        The acquisition.
+    library
+        The operators on the GPU.
+    evaluates
+        Whether the field residual is computed.
+    field
+        The field where it lies on the GPU already; that of the scan is not read then.
+    """
+
+    scan: Scan
+    library: CudaLibrary
+    evaluates: bool
+    field: DeviceView | None
+
+    @abstractmethod
+    def lasting(self, plan: PatchPlan) -> Layout:
+        """Return what lives through the whole reconstruction."""
+
+    @abstractmethod
+    def stages(self, plan: PatchPlan) -> dict[str, Layout]:
+        """Return what each stage needs for itself, in their order."""
+
+    @abstractmethod
+    def advice(self, free: str) -> str:
+        """Return what to do where so little memory is free."""
+
+    @property
+    def voxels(self) -> int:
+        """Of the volume."""
+        return math.prod(self.scan.geometry.shape)
+
+    @functools.cached_property
+    def grid(self) -> PaddedBox:
+        """The padded box of the mask."""
+        return padded_box(self.scan.mask, self.scan.geometry)
+
+    def boxed(self, workspace_bytes: int, **volumes: int) -> Layout:
+        """Return what volumes on the padded box need, by their components, with its masks."""
+        voxels = math.prod(self.grid.geometry.shape)
+        sizes = {name: n * FLOAT * voxels for name, n in volumes.items()}
+        return Layout(sizes | {"mask": voxels, "support": voxels, "workspace": workspace_bytes})
+
+    @property
+    def map_bytes(self) -> int:
+        """Of the map, which may outlive everything else."""
+        return whole_units(FLOAT * self.voxels)
+
+    def allocated_bytes(self, plan: PatchPlan) -> dict[str, int]:
+        """Return what is allocated for every stage [bytes]."""
+        held = self.lasting(plan).total + self.map_bytes
+        return {name: held + stage.total for name, stage in self.stages(plan).items()}
+
+    def residual(self) -> Layout:
+        """Return what the field residual needs."""
+        more = {"predicted": FLOAT * self.voxels}
+        return Layout(self.transform(twice(self.scan.geometry), "dipole").sizes | more)
+
+    def transform(self, pad: Pad, multiplier: MultiplierName) -> Layout:
+        """Return what the operator needs on the grid with zeros on both sides of each axis."""
+        grid = self.scan.geometry.padded(pad)
+        voxels = math.prod(grid.shape)
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(grid, multiplier))
+        return Layout({"padded": FLOAT * voxels, "padded mask": voxels, "workspace": workspace})
+
+
+@dataclass(frozen=True)
+class DeviceWorkload(DeviceWork):
+    """What decides the memory of a reconstruction with a network besides its patch plan.
 
     Attributes
     ----------
@@ -79,24 +152,17 @@ class DeviceWorkload:
         """The network's."""
         return self.session.card
 
-    @property
-    def voxels(self) -> int:
-        """Of the volume."""
-        return math.prod(self.scan.geometry.shape)
-
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
-        """Return the memory of every stage on the GPU [bytes]."""
-        held = self.session.weights_bytes + self.lasting(plan).total + self.map_bytes
+        """Return the memory of every stage on the GPU, with the engine's own [bytes]."""
         own = {"inference": own_bytes(self.session, self.shapes(plan))}
         return {
-            name: float(held + stage.total + own.get(name, 0))
-            for name, stage in self.stages(plan).items()
+            name: float(self.session.weights_bytes + allocated + own.get(name, 0))
+            for name, allocated in self.allocated_bytes(plan).items()
         }
 
-    @property
-    def map_bytes(self) -> int:
-        """Of the map, which may outlive everything else."""
-        return whole_units(FLOAT * self.voxels)
+    def advice(self, free: str) -> str:
+        """Return what to do where so little memory is free."""
+        return f"pass --memory-limit {free} or smaller patches"
 
     def lasting(self, plan: PatchPlan) -> Layout:
         """Return what lives through the whole reconstruction."""
@@ -114,7 +180,7 @@ class DeviceWorkload:
         stages = {}
         if self.card.tkd is not None:
             pad = (self.card.tkd.pad_voxels,) * 3
-            stages["prepare"] = self._transform(pad, "tkd")
+            stages["prepare"] = self.transform(pad, "tkd")
         stages["inference"] = self._inference(plan)
         if self.compares:
             stages["field residual"] = self.residual()
@@ -142,16 +208,13 @@ class DeviceWorkload:
         """Return the shapes of what the engine takes: a patch of each volume, and the numbers."""
         return input_shapes(self.card, self.scan, plan)
 
-    def residual(self) -> Layout:
-        """Return what the field residual needs."""
-        more = {"predicted": FLOAT * self.voxels}
-        return Layout(self._transform(twice(self.scan.geometry), "dipole").sizes | more)
-
     def consistency(self, correction: Correction) -> Layout:
         """Return what the data-consistency step needs."""
-        names = ["image"] if correction.iterations is None else ["image", "residual", "direction"]
-        more = {name: FLOAT * self.voxels for name in names}
-        return Layout(self._transform((PAD_VOXELS,) * 3, "dipole").sizes | more)
+        if correction.iterations is None:
+            image = {"image": FLOAT * self.voxels}
+            return Layout(self.transform((PAD_VOXELS,) * 3, "dipole").sizes | image)
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(self.grid.geometry))
+        return self.boxed(workspace, x=1, residual=1, direction=1, image=1, between=1)
 
     def _inference(self, plan: PatchPlan) -> Layout:
         shapes = self.shapes(plan)
@@ -160,13 +223,6 @@ class DeviceWorkload:
         patch["scratch"] = self.session.scratch_bytes(shapes)
         workers = range(min(WORKERS, plan.count))
         return Layout({f"{name} {n}": size for n in workers for name, size in patch.items()})
-
-    def _transform(self, pad: Pad, multiplier: MultiplierName) -> Layout:
-        """Return what the operator needs on the grid with zeros on both sides of each axis."""
-        grid = self.scan.geometry.padded(pad)
-        voxels = math.prod(grid.shape)
-        workspace = self.library.dipole_workspace_bytes(DipoleOperator(grid, multiplier))
-        return Layout({"padded": FLOAT * voxels, "padded mask": voxels, "workspace": workspace})
 
 
 def own_bytes(session: DeviceSession, shapes: Shapes) -> int:

@@ -1,10 +1,14 @@
 """A network on a GPU, as an inversion."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.pipeline import Gpu
+from qsm_deploy.runtime.gpu.reconstruction import DeviceJob, network_job, reconstruct_on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import Network, network_task
@@ -39,10 +43,22 @@ class GpuNetwork(Network[GpuSession]):
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and the field residual and data consistency where they were asked for."""
-        plan = task.decision.plan
         if isinstance(task.demand, DeviceWorkload):
-            made = Made(*reconstruct_on_device(self.session.gpu, task.demand, plan, stages, done))
+            job, _ = self.job(task)
+            made = Made(*reconstruct_on_device(job, stages, done))
         else:
+            plan = task.decision.plan
             made = Made(network_output(self.session, task.scan, plan, stages, done))
         self.used()
         return made
+
+    @property
+    def place(self) -> Gpu:
+        """Where it runs."""
+        return self.session.gpu
+
+    def job(self, task: Task, field: DeviceView | None = None) -> tuple[DeviceJob, dict[str, Any]]:
+        """Return what runs on the GPU all the way, and nothing that was found before."""
+        assert isinstance(task.demand, DeviceWorkload)
+        work = replace(task.demand, field=field)
+        return network_job(self.place, work, task.decision.plan), {}

@@ -13,6 +13,7 @@ from qsm_deploy.runtime.card.read import PLAN, card_in_plan
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
+    from qsm_deploy.runtime.gpu.run import Place
     from qsm_deploy.runtime.gpu.session import GpuSession
 
 
@@ -39,14 +40,30 @@ def open_gpu_sessions(
         If a library is not installed.
     """
     engines = [open_device_session(m, number, memory_limit=memory_limit) for m in models]
-    from qsm_deploy.kernels.cuda_library import open_cuda_library
-    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
     from qsm_deploy.runtime.gpu.pipeline import Gpu
     from qsm_deploy.runtime.gpu.session import GpuSession
 
+    place = open_place(number)
+    return [GpuSession(Gpu(place.device, place.library, engine)) for engine in engines]
+
+
+def open_place(number: int) -> "Place":
+    """Return a GPU and its kernels; this thread's current one from now on.
+
+    Raises
+    ------
+    EngineError
+        If there is no GPU of that number, or the CUDA library is not built.
+    MissingDependencyError
+        If the bindings are not installed.
+    """
+    from qsm_deploy.kernels.cuda_library import open_cuda_library
+    from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
+    from qsm_deploy.runtime.gpu.run import Place
+
     device, library = CudaDevice(number), open_cuda_library()
     library.require_gpu()
-    return [GpuSession(Gpu(device, library, engine)) for engine in engines]
+    return Place(device, library)
 
 
 def open_device_session(

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,25 +13,27 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceVolume
-from qsm_deploy.runtime.gpu.device import holding
-from qsm_deploy.runtime.gpu.layout import DeviceWorkload
+from qsm_deploy.runtime.gpu.device import Device, Holdings, holding
+from qsm_deploy.runtime.gpu.layout import DeviceWork, DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
+from qsm_deploy.runtime.gpu.run import DeviceRun
+from qsm_deploy.runtime.reconstruction.inversion import not_finite, require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import (
-    not_finite,
-    require_field_count,
-    require_finite,
-)
+from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 
 
-def reconstruct_on_device(
-    gpu: Gpu,
-    work: DeviceWorkload,
-    plan: PatchPlan,
-    stages: Stages,
-    done: Callable[[], object] = lambda: None,
-) -> tuple[Volume, dict[str, Any]]:
-    """Return the susceptibility map of one acquisition, made on a GPU.
+@dataclass(frozen=True)
+class DeviceJob:
+    """What is run on a GPU, and what begins it: given what holds memory, and the map's pointer."""
+
+    device: Device
+    work: DeviceWork
+    plan: PatchPlan
+    begin: Callable[[Holdings, int], DeviceRun]
+
+
+def network_job(gpu: Gpu, work: DeviceWorkload, plan: PatchPlan) -> DeviceJob:
+    """Return what runs a network.
 
     Parameters
     ----------
@@ -39,45 +43,60 @@ def reconstruct_on_device(
         The acquisition, on a geometry the network may be used for, and what follows the network.
     plan
         Whole volume or patches, made for the scan's mask.
+
+    Raises
+    ------
+    UsageError
+        If the network takes more or fewer fields than the scan has.
+    """
+    require_field_count(work.card, len(work.scan.measured))
+    return DeviceJob(gpu.device, work, plan, partial(DevicePipeline, gpu, work, plan))
+
+
+def reconstruct_on_device(
+    job: DeviceJob, stages: Stages, done: Callable[[], object] = lambda: None
+) -> tuple[Volume, dict[str, Any]]:
+    """Return the susceptibility map of one acquisition, made on a GPU.
+
+    Parameters
+    ----------
+    job
+        What is run there.
     stages
         Takes the time of every stage, as the GPU measured it.
     done
-        Called after each patch.
+        Called after each patch or iteration.
 
     Returns
     -------
     (x, y, z) float32 array
         Susceptibility [ppm], 0 outside the mask.
     dict
-        ``field_residual`` if it was asked for, ``data_consistency`` if that was.
+        What was found, as ``field_residual`` if it was asked for.
 
     Raises
     ------
-    UsageError
-        If the network takes more or fewer fields than the scan has.
     MemoryLimitError
         If the GPU has less memory than was planned for; everything is given back.
     EngineError
         If the engine or the GPU fails, or the result is not finite.
     """
-    with _prepared(gpu, work, plan) as (pipeline, _):
-        findings = pipeline.run(done)
-        chi = pipeline.download()
-        gpu.device.synchronize()
-        pipeline.times(stages)
+    with _prepared(job) as (run, _):
+        findings = run.run(done)
+        chi = run.download()
+        job.device.synchronize()
+        run.times(stages)
     require_finite(chi)
     return chi, findings
 
 
-def reconstruct_to_device(
-    gpu: Gpu, work: DeviceWorkload, plan: PatchPlan, stages: Stages
-) -> tuple[DeviceVolume, dict[str, Any]]:
+def reconstruct_to_device(job: DeviceJob, stages: Stages) -> tuple[DeviceVolume, dict[str, Any]]:
     """Do as :func:`reconstruct_on_device`, and leave the map on the GPU."""
-    with _prepared(gpu, work, plan) as (pipeline, chi):
-        findings = pipeline.run(lambda: None)
-        finite = np.isfinite(pipeline.squared_norm("chi"))
-        gpu.device.synchronize()
-        pipeline.times(stages)
+    with _prepared(job) as (run, chi):
+        findings = run.run(lambda: None)
+        finite = np.isfinite(run.squared_norm("chi"))
+        job.device.synchronize()
+        run.times(stages)
         if not finite:
             raise not_finite(None)
         return chi.handed_out(), findings
@@ -86,13 +105,13 @@ def reconstruct_to_device(
 class _Map:
     """The memory of the map: freed with everything else, unless it was handed out."""
 
-    def __init__(self, gpu: Gpu, work: DeviceWorkload) -> None:
-        self._gpu, self._shape = gpu, work.scan.mask.shape
-        self.pointer: int | None = gpu.device.allocate(work.map_bytes)
+    def __init__(self, job: DeviceJob) -> None:
+        self._device, self._shape = job.device, job.work.scan.mask.shape
+        self.pointer: int | None = job.device.allocate(job.work.map_bytes)
 
     def handed_out(self) -> DeviceVolume:
         assert self.pointer is not None
-        device, pointer = self._gpu.device, self.pointer
+        device, pointer = self._device, self.pointer
         self.pointer = None
         return DeviceVolume(pointer, self._shape, device.number, device.release)
 
@@ -102,33 +121,28 @@ class _Map:
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if self.pointer is not None:
             with suppress(EngineError) if failed else nullcontext():  # the first failure is told
-                self._gpu.device.release(self.pointer)
+                self._device.release(self.pointer)
 
 
 @contextmanager
-def _prepared(
-    gpu: Gpu, work: DeviceWorkload, plan: PatchPlan
-) -> Iterator[tuple[DevicePipeline, _Map]]:
+def _prepared(job: DeviceJob) -> Iterator[tuple[DeviceRun, _Map]]:
     """Allocate everything, or nothing; free it in the end."""
-    require_field_count(work.card, len(work.scan.measured))
     with ExitStack() as stack:
         try:
-            chi = stack.enter_context(_Map(gpu, work))
-            holdings = stack.enter_context(holding(gpu.device))
+            chi = stack.enter_context(_Map(job))
+            holdings = stack.enter_context(holding(job.device))
             assert chi.pointer is not None
-            pipeline = DevicePipeline(gpu, work, plan, holdings, chi.pointer)
+            run = job.begin(holdings, chi.pointer)
         except MemoryLimitError as error:
             stack.close()
-            raise _too_little(gpu, work, plan, error) from error
-        yield pipeline, chi
+            raise _too_little(job, error) from error
+        yield run, chi
 
 
-def _too_little(
-    gpu: Gpu, work: DeviceWorkload, plan: PatchPlan, error: MemoryLimitError
-) -> MemoryLimitError:
-    needed = max(work.peak_bytes(plan).values()) - work.session.weights_bytes
-    free = memory_text(gpu.device.free_bytes())
+def _too_little(job: DeviceJob, error: MemoryLimitError) -> MemoryLimitError:
+    needed = max(job.work.allocated_bytes(job.plan).values())
+    free = memory_text(job.device.free_bytes())
     return MemoryLimitError(
-        f"{gpu.device.name} has no {memory_text(needed)} left for this run ({error}); it has "
-        f"{free} free: pass --memory-limit {free.replace(' ', '')} or smaller patches"
+        f"{job.device.name} has no {memory_text(needed)} left for this run ({error}); it has "
+        f"{free} free: {job.work.advice(free.replace(' ', ''))}"
     )

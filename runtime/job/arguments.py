@@ -181,7 +181,9 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         metavar="auto|PPM_MM",
         help="weight of edges, more is smoother; auto: from the noise (default)",
     )
-    group.add_argument("--iterations", type=positive_count, metavar="N")
+    group.add_argument(
+        "--iterations", type=positive_count, metavar="N", help="of the method, instead of its own"
+    )
     group.add_argument(
         "--robust",
         action="store_true",

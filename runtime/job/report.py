@@ -13,8 +13,7 @@ from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import Request
-from qsm_deploy.runtime.reconstruction.inversion import grid_facts
-from qsm_deploy.runtime.reconstruction.network import CPU
+from qsm_deploy.runtime.reconstruction.inversion import CPU, grid_facts
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 

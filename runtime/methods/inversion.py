@@ -10,7 +10,7 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
@@ -24,23 +24,22 @@ from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants
+from qsm_deploy.runtime.reconstruction.inversion import CPU, Done, Made, Needs, Task, Wants
 from qsm_deploy.runtime.reconstruction.memory import (
     FLOAT,
-    LIBRARIES_BYTES,
     PAD_VOXELS,
     TRANSFORM,
     available_bytes,
     loading,
     stages_after,
 )
-from qsm_deploy.runtime.reconstruction.network import CPU
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_whole
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Scan
 
 ANY_GRID = GeometryLimits(None, None, None, None)
 THRESHOLD, LAM = 0.2, 0.01  # of tkd and tikhonov, near the best at 0.0025 ppm of noise
+LIBRARIES_BYTES = 10e6  # what is loaded when first used; a network's backend loads more
 MANY_OUTLIERS = 5e-4  # of the mask's voxels
 MANY_UNSEEN = 0.05  # of the frequencies
 Solved = tuple[Volume, dict[str, Any]]
@@ -99,7 +98,8 @@ class MethodInversion:
         if counts[-1] == 1:
             raise UsageError(
                 f"{self.method.name} takes one field, {count} were given; fields of several "
-                "orientations need --method cosmos, or a network for them"
+                "orientations need --method cosmos, or a network for them; the model, if named, "
+                "comes first and ends in .onnx"
             )
         raise UsageError(
             f"{self.method.name} takes {counts[0]} fields or more, one for each orientation; "
@@ -113,15 +113,9 @@ class MethodInversion:
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run: the whole volume, or a refusal."""
         self._require(scan, wants)
-        held = LIBRARIES_BYTES + scan.nbytes
         padded = padded_box(scan.mask, scan.geometry).geometry.shape
-        volume = FLOAT * math.prod(scan.geometry.shape)
-        each = self._runner.bytes_per_voxel(scan, self.method)
-        stages = {
-            "load": loading(scan),
-            "inversion": held + volume + each * math.prod(padded),
-        } | stages_after(scan, held + volume, evaluates=wants.evaluates, draws=wants.draws)
         whole = plan_whole(padded, 1)
+        stages = self.stage_bytes(scan, whole, wants)
         decision = Decision(whole, "a method takes the whole volume", True, stages)
         if decision.peak_bytes > limit_bytes:
             raise MemoryLimitError(
@@ -132,12 +126,25 @@ class MethodInversion:
         steps = self._runner.rounds * (self.method.iterations or self._runner.iterations)
         return Task(scan, None, decision, steps + self.method.robust * HUBER_ITERATIONS)
 
+    def stage_bytes(self, scan: Scan, whole: PatchPlan, wants: Wants) -> Mapping[str, float]:
+        """Return the memory of every stage, the inversion's on the whole padded grid [bytes]."""
+        held = LIBRARIES_BYTES + scan.nbytes + FLOAT * math.prod(scan.geometry.shape)
+        each = self._runner.bytes_per_voxel(scan, self.method)
+        inversion = held + each * math.prod(whole.patch_shape)
+        return {"load": LIBRARIES_BYTES + loading(scan), "inversion": inversion} | stages_after(
+            scan, held, evaluates=wants.evaluates, draws=wants.draws
+        )
+
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and what the method found."""
         with stages("inversion"):
             chi, found = self._runner.solve(task.scan, self.method, done)
+        return self.made(chi, found)
+
+    def made(self, chi_ppm: Volume, found: dict[str, Any]) -> Made:
+        """Return the map with what was found, and what the user should know of it."""
         notes = _notes(found, self.method)
-        return Made(chi, {"inversion": found} | ({"notes": notes} if notes else {}))
+        return Made(chi_ppm, {"inversion": found} | ({"notes": notes} if notes else {}))
 
     def _require(self, scan: Scan, wants: Wants) -> None:
         """Refuse what makes no sense for a method, with the reason."""
@@ -151,7 +158,6 @@ class MethodInversion:
         for flag, asked, why in (
             ("--data-consistency", wants.correction is not None, "explains its field already"),
             ("--patch, --overlap and --blend", wants.patches != PatchOptions(), "needs it whole"),
-            ("--resample", wants.resample, "takes any voxel size"),
             ("--allow-geometry", wants.allow_geometry, "takes any geometry"),
         ):
             if asked:
@@ -184,13 +190,11 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     weight, sigma, source = scan.magnitude, field_noise(field, mask, grid), "spectrum of the field"
     if scan.noise_ppm is not None:
         weight, sigma, source = *_weight_of_noise(scan.noise_ppm, mask), "noise map"
-    alpha = method.alpha or alpha_of_noise(sigma, grid)
+    alpha = weight_of_edges(method, sigma, grid)
     edges = None
     if method.name == "medi":
         assert scan.magnitude is not None  # or it was refused
         edges = edges_of_magnitude(scan.magnitude, mask, grid)
-    if not alpha > 0:
-        raise DataError("the field is the same everywhere, so that no map can be told from it")
     chi, facts = total_variation(
         field,
         mask,
@@ -205,6 +209,20 @@ def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     )
     told = {"sigma_ppm": sigma, "sigma_from": source, "alpha_ppm_mm": alpha}
     return chi, told | asdict(facts)
+
+
+def weight_of_edges(method: Method, sigma_ppm: float, geometry: Geometry) -> float:
+    """Return alpha [ppm mm], by the noise of the field unless it was said.
+
+    Raises
+    ------
+    DataError
+        If the field has no noise at all.
+    """
+    alpha = method.alpha or alpha_of_noise(sigma_ppm, geometry)
+    if not alpha > 0:
+        raise DataError("the field is the same everywhere, so that no map can be told from it")
+    return alpha
 
 
 def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
@@ -224,7 +242,7 @@ def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
         ]
     share = found.get("outliers", 0)
     if method.robust:
-        return [f"{share:.2%} of the mask's voxels were dropped as outliers"]
+        return [f"{share:.2%} of the mask's voxels were dropped as outliers"] if share else []
     if share > MANY_OUTLIERS:
         return [
             f"{share:.2%} of the mask's voxels have a field that this map misses by more than ten "

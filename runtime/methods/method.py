@@ -90,7 +90,7 @@ class Method:
             If not.
         """
         for name, value in said.items():
-            if value not in (None, False) and name not in self.row.options:
+            if value is not None and value is not False and name not in self.row.options:
                 takers = [other for other, row in METHODS.items() if name in row.options]
                 flag, takes = _flag(name), ", ".join(map(_flag, self.row.options))
                 raise UsageError(f"{flag} is for {' and '.join(takers)}; {self.name} takes {takes}")

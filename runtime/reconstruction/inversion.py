@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.planning import Decision, Demand, PatchOptions
+from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.correction import Correction
 
+CPU = "cpu"  # where an inversion runs, by its facts
 Done = Callable[[], object]
 
 
@@ -99,7 +103,7 @@ class Task:
     scan
         As it takes it.
     demand, decision
-        What decided how a network is run; how it is run.
+        What decided how it is run, as the inversion knows it; how it is run.
     runs
         Patches in all, for whoever tells how far it is.
     notes
@@ -111,7 +115,7 @@ class Task:
     """
 
     scan: Scan
-    demand: Demand | None
+    demand: object
     decision: Decision
     runs: int
     notes: tuple[str, ...] = ()
@@ -125,6 +129,26 @@ class Made:
 
     chi_ppm: Volume
     findings: dict[str, Any] = field(default_factory=dict)
+
+
+def require_finite(chi_ppm: Volume) -> None:
+    """Refuse a map with voxels that are not finite.
+
+    Raises
+    ------
+    EngineError
+        If there are any.
+    """
+    if bad := int(np.count_nonzero(~np.isfinite(chi_ppm))):
+        raise not_finite(bad)
+
+
+def not_finite(count: int | None) -> EngineError:
+    """Return what to say of a map with so many voxels that are not finite, if they were counted."""
+    return EngineError(
+        f"the network returned {'' if count is None else f'{count} '}NaN or Inf voxels; check the "
+        "field, or try another backend or precision"
+    )
 
 
 class Inversion(Protocol):

@@ -90,7 +90,7 @@ class Workload:
         held = LIBRARIES_BYTES + scan.nbytes
         use = inference_memory(card.memory, self.backend)
         kept = use.bytes_per_voxel * patch if self.keeps_session else 0
-        stages = {"load": loading(scan) + kept}
+        stages = {"load": LIBRARIES_BYTES + loading(scan) + kept}
         held += self.held_bytes
         stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
@@ -133,10 +133,10 @@ def stages_after(
 
 
 def loading(scan: Scan) -> float:
-    """Return the memory of reading a scan, with the libraries that this loads [bytes]."""
+    """Return the memory of reading a scan, less that of the libraries that this loads [bytes]."""
     voxels = math.prod(scan.geometry.shape)
     more = scan.nbytes - 5 * voxels  # than one field and its mask
-    return LIBRARIES_BYTES + LOAD * voxels + 1.5 * more
+    return LOAD * voxels + 1.5 * more
 
 
 def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse:

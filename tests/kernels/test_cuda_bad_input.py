@@ -123,6 +123,10 @@ def test_null_structures(handle):
         lambda: handle.qsm_cuda_patch_gather(None, X, Y, None),
         lambda: handle.qsm_cuda_patch_accumulate(None, X, X, X, X, Y, None, None),
         lambda: handle.qsm_cuda_patch_finish(None, X, None, None, Y, None),
+        lambda: handle.qsm_cuda_tv_workspace(None, ctypes.c_size_t()),
+        lambda: handle.qsm_cuda_tv_workspace(dipole(handle), None),
+        lambda: handle.qsm_cuda_tv_split(None, X, Y, None),
+        lambda: handle.qsm_cuda_tv_solve(None, WORKSPACE, 4096, None),
     ):
         expect(handle, call(), Status.NULL_POINTER, "is a null pointer")
 

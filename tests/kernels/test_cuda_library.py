@@ -85,6 +85,7 @@ FIELDS
 STRUCTURES = {
     "qsm_cuda_dipole": cuda_abi.Dipole,
     "qsm_cuda_patch": cuda_abi.Patch,
+    "qsm_cuda_tv": cuda_abi.TotalVariation,
     "qsm_cuda_versions": cuda_abi.Versions,
 }
 

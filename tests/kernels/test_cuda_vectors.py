@@ -29,6 +29,15 @@ def dot(device, x, y):
     return seen
 
 
+def count_beyond(device, x, limit):
+    (px, kx), (result, held) = device.memory.upload(x), device.memory.upload(np.full(1, np.nan))
+    workspace, workspace_held = device.memory.upload(np.full(DOT_WORKSPACE_BYTES // 8, np.nan))
+    device.library.count_beyond(x.size, px, limit, result, workspace)
+    seen = float(device.memory.download(held)[0])
+    del kx, workspace_held
+    return seen
+
+
 def combine(device, a, x, b, y):
     (px, kx), (py, ky) = device.memory.upload(x), device.memory.upload(y)
     device.library.combine(x.size, a, px, b, py)
@@ -43,6 +52,15 @@ def test_a_dot_product_is_that_of_doubles(device, count):
     exact = np.dot(x.astype(np.float64), y)
     assert dot(device, x, y) == pytest.approx(exact, rel=1e-13, abs=1e-10)
     assert dot(device, x, y) == dot(device, x, y)
+
+
+@each_count
+def test_what_lies_beyond_a_limit_is_counted(device, count):
+    x = vector(count, 2)
+    x[0] = -1.5
+    assert count_beyond(device, x, 1.5) == np.count_nonzero(np.abs(x) > 1.5)
+    assert count_beyond(device, x, 1.4) == np.count_nonzero(np.abs(x) > 1.4) >= 1
+    assert count_beyond(device, np.full_like(x, np.nan), 0) == 0
 
 
 def test_small_terms_are_not_lost_beside_large_ones(device):

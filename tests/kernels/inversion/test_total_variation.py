@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel
+from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel, tkd
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
@@ -83,8 +83,7 @@ def twin(field, mask, geometry, alpha, iterations, weight=None, huber=None):
             q = np.where(np.abs(q) <= huber, q, r - np.sign(r) * w * w * huber / mu2)
         return f + q
 
-    size = np.abs(d)
-    x = inside * apply(np.where(size < 1e-6, 0, np.sign(d)) / np.maximum(size, 0.2), f)
+    x = inside * tkd(f, g, threshold=0.2)
     z1, s1 = grad(x), [np.zeros_like(x)] * 3
     z2 = prox(apply(d, x))
     s2 = apply(d, x) - z2

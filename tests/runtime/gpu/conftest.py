@@ -21,12 +21,13 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend
 from qsm_deploy.runtime.gpu.pipeline import Gpu
+from qsm_deploy.runtime.gpu.run import Place
 
 GUARD = 4096
 NOTHING = 0xFF  # four of them are a NaN
 ENQUEUED = (
     *("dipole_apply", "patch_gather", "patch_accumulate", "patch_finish"),
-    *("combine", "dot"),
+    *("combine", "dot", "count_beyond", "tv_split", "tv_solve"),
 )
 
 
@@ -257,6 +258,13 @@ def fake_device(request: pytest.FixtureRequest) -> Iterator[FakeDevice]:
     device = FakeDevice(seed=request.param)
     yield device
     assert not any(device.held().values()), f"not given back: {device.held()}"
+
+
+@pytest.fixture
+def place(fake_device: FakeDevice, twin_handle: ctypes.CDLL) -> Place:
+    """Return the made-up GPU with its kernels."""
+    library: Any = FakeLibrary(CudaLibrary(twin_handle), fake_device)
+    return Place(fake_device, library)  # type: ignore[arg-type]
 
 
 @pytest.fixture

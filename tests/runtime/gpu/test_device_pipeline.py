@@ -11,7 +11,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import TensorInfo, TkdSettings
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_on_device
+from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
 from qsm_deploy.runtime.metrics.metrics import field_residual
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
@@ -62,7 +62,8 @@ each_plan = pytest.mark.parametrize("blend", ["whole", "hann", "gaussian", "crop
 def run(gpu, scan, blend, correction=None, *, evaluates=False, done=lambda: None):
     work = DeviceWorkload(scan, gpu.session, gpu.library, correction, evaluates)
     stages = Stages()
-    chi, findings = reconstruct_on_device(gpu, work, plan_of(scan, blend), stages, done)
+    job = network_job(gpu, work, plan_of(scan, blend))
+    chi, findings = reconstruct_on_device(job, stages, done)
     return chi, findings, stages
 
 
