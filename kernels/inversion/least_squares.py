@@ -167,7 +167,10 @@ class Orientations:
             half_dipole_kernel(replace(grid.geometry, b0_direction=b)) for b in b0_directions
         ]
         self.squared = [
-            grid.embed_mask(w) if w.dtype == np.bool_ else grid.embed(w) ** 2 for w in weights
+            grid.embed_mask(w > 0)
+            if w.dtype == np.bool_
+            else np.square(grid.embed(np.asarray(w, dtype=np.float32)))
+            for w in weights
         ]
 
     def embedded(self, volumes: Iterable[Volume]) -> Iterator[Volume]:
@@ -181,7 +184,7 @@ class Orientations:
         """Return what a spectrum is of, which is overwritten."""
         # as irfftn, which would take another volume
         lines = scipy.fft.ifftn(spectrum, axes=(0, 1), workers=-1, overwrite_x=True)
-        x: Volume = scipy.fft.irfft(lines, n=self.shape[2], axis=2, workers=-1)
+        x: Array = scipy.fft.irfft(lines, n=self.shape[2], axis=2, workers=-1)
         return x
 
     def fields(self, x: Volume) -> Iterator[Volume]:

@@ -55,7 +55,8 @@ class Echoes:
     @property
     def signal(self) -> Volume:
         """(x, y, z) magnitude of all echoes together."""
-        return np.sqrt(np.einsum("n...,n...", self.magnitude, self.magnitude))
+        signal: Volume = np.sqrt(np.einsum("n...,n...", self.magnitude, self.magnitude))
+        return signal
 
 
 def require_echo_memory(count: int, voxels: int, limit_bytes: float) -> None:

@@ -281,7 +281,7 @@ def _cosmos(scan: Scan, method: Method, done: Done) -> Solved:
 
 
 def _cosmos_bytes(scan: Scan, method: Method) -> float:
-    return 42 + 5.5 * len(scan.measured)
+    return 33 + 4.5 * len(scan.measured)
 
 
 def _closed_bytes(scan: Scan, method: Method) -> float:
@@ -294,6 +294,6 @@ RUNNERS: dict[str, Runner] = {
     "medi": TV,
     "tkd": Runner(_closed(_tkd), _closed_bytes),
     "tikhonov": Runner(_closed(_tikhonov), _closed_bytes),
-    "ilsqr": Runner(_ilsqr, lambda scan, method: 65, ilsqr.ITERATIONS, rounds=2),
+    "ilsqr": Runner(_ilsqr, lambda scan, method: 49, ilsqr.ITERATIONS, rounds=2),
     "cosmos": Runner(_cosmos, _cosmos_bytes, cosmos.ITERATIONS),
 }

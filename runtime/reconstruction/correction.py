@@ -14,7 +14,7 @@ from qsm_deploy.runtime.metrics.metrics import field_residual
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, PAD_VOXELS, TRANSFORM
 from qsm_deploy.runtime.scan.scan import Scan
 
-LEAST_SQUARES = 35  # bytes per voxel of the mask's padded box
+LEAST_SQUARES = 38  # bytes per voxel of the mask's padded box
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class MrdSession:
         if reconstructor.busy:
             yield text_frame("INFO", "another session is being reconstructed; waiting")
         reconstructor = reconstructor.named(parameters.method)
-        needs = reconstructor.reconstructor.inversion.needs
+        needs = reconstructor.needs
         # the turn is given back while the host takes a line: a slow one holds nobody up
         request = Request(self.images, self._header, parameters, needs.magnitude)
         lines = configuration(request, self.stages)

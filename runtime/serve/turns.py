@@ -14,7 +14,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import maker_from
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Made, Wants
+from qsm_deploy.runtime.reconstruction.inversion import Made, Needs, Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -57,6 +57,11 @@ class TakingTurns:
         return self.reconstructor.inversion.name
 
     @property
+    def needs(self) -> Needs:
+        """What it takes."""
+        return self.reconstructor.inversion.needs
+
+    @property
     def busy(self) -> bool:
         """Whether another session has the turn."""
         return self._turn.locked()
@@ -97,8 +102,7 @@ class TakingTurns:
 
     def warm_up(self, voxels: int = WARM_UP_VOXELS) -> None:
         """Reconstruct a point's field, so that the first scan waits for nothing done once."""
-        needs = self.reconstructor.inversion.needs
-        shape = (voxels,) * 3
+        needs, shape = self.needs, (voxels,) * 3
         grid = Geometry(
             shape,
             needs.geometry.voxel_size_mm or (1, 1, 1),

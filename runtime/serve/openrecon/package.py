@@ -110,7 +110,7 @@ def write_package(folder: Path, maker: Maker, *, force: bool) -> str:
     else:
         models, said = {MODEL: maker[0].read_bytes()}, f"/opt/{MODEL}"
     version = importlib.metadata.version("qsm-deploy")
-    label = openrecon_label(version, opened.reconstructor.inversion.needs.network)
+    label = openrecon_label(version, opened.needs.network)
     encoded = encoded_label(label)
     base = f"OpenRecon_{VENDOR}_{NAME}_V{version}"
     words = {

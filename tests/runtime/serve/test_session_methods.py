@@ -120,7 +120,7 @@ def test_the_bundled_network_beside_a_method(answer, local_field):
     assert np.abs(chi - answer(server)[1]).max() > 1
 
 
-@pytest.mark.parametrize("method", ["tv", "tkd", "tikhonov", "medi"])
+@pytest.mark.parametrize("method", ["tv", "tkd", "tikhonov", "medi", "ilsqr"])
 def test_every_method_is_warmed_up(method):
     assert open_taking_turns(Method(method), warm_up_voxels=16).name.startswith(f"{method} (")
 
@@ -172,6 +172,11 @@ def _value_of(lines):
 def test_what_the_server_cannot_do_with_one_field(name):
     with pytest.raises(UsageError, match=f"the parameter method is '{name}'; it may be auto, tv"):
         parameters_from({"method": name})
+
+
+def test_a_method_of_several_orientations_is_none_for_the_server():
+    with pytest.raises(UsageError, match=r"cosmos \(.* takes 2 fields; the server needs"):
+        open_taking_turns(Method("cosmos"))
 
 
 def test_a_model_and_a_method(capsys, tmp_path):
