@@ -48,7 +48,11 @@ void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, co
 class DeviceBox {
   public:
     DeviceBox(const Gpu &gpu, const Scan &scan, void *stream)
-        : gpu_(gpu), stream_(stream), memory_(gpu), grid_(scan), operator_(operator_on(grid_.geometry)) {
+        : gpu_(gpu),
+          stream_(stream),
+          memory_(gpu),
+          grid_(scan),
+          operator_(operator_on(grid_.geometry)) {
         const Shape &n = grid_.geometry.shape;
         workspace_bytes_ = workspace_for(gpu, operator_);
         workspace_ = memory_.make<uint8_t>(workspace_bytes_);
@@ -64,8 +68,7 @@ class DeviceBox {
 
     size_t voxels() const { return grid_.geometry.voxels(); }
     void apply(const float *x, float *y) const {
-        gpu_.check(
-            gpu_.dipole_apply(&operator_, x, y, workspace_, workspace_bytes_, stream_));
+        gpu_.check(gpu_.dipole_apply(&operator_, x, y, workspace_, workspace_bytes_, stream_));
     }
 
     // y = x, 0 beyond a place.

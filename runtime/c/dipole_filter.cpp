@@ -72,8 +72,7 @@ Volume half_multiplier(const Geometry &geometry, const Response &g) {
 void multiply_spectrum(Fft &fft, float *x, const Volume &e) {
     const auto ny = size_t(fft.shape()[1]), half = size_t(fft.half());
     const float one_over_n = 1 / float(Geometry::voxels_of(fft.shape()));
-    const size_t plane = fft.plane_floats();
-    fft.over_planes([&](int32_t n, int worker) { fft.forward_plane(x + size_t(n) * plane, worker); });
+    fft.forward_planes(x);
     fft.over_columns({x}, [&](int32_t y, int32_t z, int32_t count, const Lines *spectrum) {
         for (int32_t n = 0; n < fft.shape()[0]; ++n) {
             const float *e_at = e.data() + (size_t(n) * ny + size_t(y)) * half + size_t(z);
@@ -85,7 +84,7 @@ void multiply_spectrum(Fft &fft, float *x, const Volume &e) {
             }
         }
     });
-    fft.over_planes([&](int32_t n, int worker) { fft.inverse_plane(x + size_t(n) * plane, worker); });
+    fft.inverse_planes(x);
 }
 
 DipoleFilter::DipoleFilter(const Geometry &geometry, int32_t pad_voxels, int threads)

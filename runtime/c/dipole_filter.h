@@ -17,9 +17,8 @@ double frequency(int32_t i, int32_t n, double spacing);
 // Returns g for TKD: sign(D) / max(|D|, threshold), 0 on the magic cone.
 Response tkd_response(double threshold);
 
-// Returns E(k) on the half spectrum (x, y, z / 2 + 1), bit for bit that of kernels/dipole.py: on
-// which side of the magic cone a frequency lies is a matter of the last bit, and decides the sign of
-// a large number.
+// Returns E(k) on the half spectrum (x, y, z / 2 + 1), bit for bit that of kernels/dipole.py: the
+// last bit decides on which side of the magic cone a frequency lies, and the sign of a large number.
 Volume half_multiplier(const Geometry &geometry, const Response &g);
 
 // Sets x, with the transform's room between rows, to F^-1 [e F x].

@@ -62,7 +62,8 @@ template <int R>
 QSM_INLINE void pass(const float *xr, const float *xi, float *yr, float *yi, size_t groups,
                      size_t stride, const float *waves) {
     for (size_t group = 0; group < groups; ++group, waves += 2 * (R - 1)) {
-        const float *__restrict in_re = xr + group * stride, *__restrict in_im = xi + group * stride;
+        const float *__restrict in_re = xr + group * stride;
+        const float *__restrict in_im = xi + group * stride;
         float *__restrict out_re = yr + R * group * stride;
         float *__restrict out_im = yi + R * group * stride;
 #pragma GCC ivdep
@@ -174,7 +175,8 @@ Lines lines_at(float *floats, size_t n) { return {floats, floats + n * kLanes}; 
 
 // Bluestein: i k = (i^2 + k^2 - (i - k)^2) / 2 makes the transform a convolution.
 struct LineTransform::Chirp {
-    explicit Chirp(size_t n) : length(size_t(fast_length(int32_t(2 * n - 1)))), transform(int32_t(length)) {
+    explicit Chirp(size_t n)
+        : length(size_t(fast_length(int32_t(2 * n - 1)))), transform(int32_t(length)) {
         for (size_t i = 0; i < n; ++i) append_wave(waves, i * i % (2 * n), 2 * n);
         std::vector<float> padded(transform.scratch_floats() + 2 * length * kLanes);
         const Lines kernel = lines_at(padded.data(), length);
@@ -333,6 +335,18 @@ void Fft::inverse_plane(float *plane, int worker) {
             for (size_t z = 0; z < nz; ++z) to[z] = from[z * kLanes];
         }
     }
+}
+
+void Fft::forward_planes(float *volume) {
+    over_planes([&](int32_t x, int worker) {
+        forward_plane(volume + size_t(x) * plane_floats(), worker);
+    });
+}
+
+void Fft::inverse_planes(float *volume) {
+    over_planes([&](int32_t x, int worker) {
+        inverse_plane(volume + size_t(x) * plane_floats(), worker);
+    });
 }
 
 void Fft::along_y(float *plane, bool inverse, float *scratch) const {

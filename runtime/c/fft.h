@@ -75,6 +75,9 @@ class Fft {
     void forward_plane(float *plane, int worker);
     void inverse_plane(float *plane, int worker);
 
+    void forward_planes(float *volume);
+    void inverse_planes(float *volume);
+
     // What is done to spectra of up to kMostSpectra volumes at some columns along x: the lines are
     // at y and at z, z + 1 .. to z + count.
     using Product = std::function<void(int32_t y, int32_t z, int32_t count, const Lines *spectra)>;

@@ -25,9 +25,7 @@ double median(std::vector<float> values) {
 Volume power_of(Fft &fft, float *volume) {
     const auto ny = size_t(fft.shape()[1]), half = size_t(fft.half());
     Volume power(size_t(fft.shape()[0]) * ny * half);
-    fft.over_planes([&](int32_t x, int worker) {
-        fft.forward_plane(volume + size_t(x) * fft.plane_floats(), worker);
-    });
+    fft.forward_planes(volume);
     fft.over_columns({volume}, [&](int32_t y, int32_t z, int32_t count, const Lines *spectrum) {
         for (int32_t x = 0; x < fft.shape()[0]; ++x) {
             float *to = &power[(size_t(x) * ny + size_t(y)) * half + size_t(z)];

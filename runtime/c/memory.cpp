@@ -12,8 +12,8 @@ namespace qsm::host {
 namespace {
 
 constexpr double kFloat = sizeof(float);
-constexpr double kFixedBytes = 1e6;  // of the transform and its threads, as measured
-constexpr double kTransform = 6.2;   // per padded voxel: a volume and half a multiplier
+constexpr double kFixedBytes = 1e6;          // of the transform and its threads, as measured
+constexpr double kTransform = 6.2;           // per padded voxel: a volume and half a multiplier
 constexpr double kClosedForm = 8;           // per voxel: the other term
 constexpr double kConjugateGradients = 19;  // per voxel of a padded box: four volumes, half of D
 constexpr double kShareOfAvailable = 0.8;

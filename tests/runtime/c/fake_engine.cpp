@@ -1,5 +1,5 @@
-// Takes the inference engine's place in tests of all other code: a model is a card in a file, and its
-// network doubles the last volume it takes.
+// Takes the inference engine's place in tests of all other code: a model is a card in a file, and
+// its network doubles the last volume it takes.
 #include <cmath>
 #include <cstring>
 #include <fstream>
