@@ -82,6 +82,5 @@ class Correction:
         } | how
 
 
-# halves the drift of patches, and raises the error of no network that was measured by more than
-# .5 points, whatever background removal left behind
+# the least error of those that cost no network a point, whatever background removal left behind
 AUTO = Correction(0.05, 10)
