@@ -8,7 +8,6 @@ from qsm_deploy.kernels.data_consistency import data_consistency, masked_data_co
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, padded_box
-from qsm_deploy.kernels.inversion.least_squares import Fit
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import field_residual
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, PAD_VOXELS, TRANSFORM
@@ -53,7 +52,7 @@ class Correction:
         field, mask, grid = scan.measured[0], scan.mask, scan.geometry
         with stages("field residual"):
             before = field_residual(chi_ppm, field, mask, grid)
-        fit = None
+        fitted = None
         with stages("data consistency"):
             if self.iterations is None:
                 chi = data_consistency(chi_ppm, field, grid, lam=self.lam, pad_voxels=PAD_VOXELS)
@@ -62,18 +61,19 @@ class Correction:
                 chi, fit = masked_data_consistency(
                     chi_ppm, field, mask, grid, lam=self.lam, iterations=self.iterations
                 )
+                fitted = fit.fitted_residual
         with stages("field residual"):
             after = field_residual(chi, field, mask, grid)
-        return chi, self.report(before, after, fit)
+        return chi, self.report(before, after, fitted)
 
     def report(
-        self, residual_before: float, residual_after: float, fit: Fit | None = None
+        self, residual_before: float, residual_after: float, fitted_residual: float | None
     ) -> dict[str, Any]:
-        """Return what a run's report says of the step; of a fit, what its outer sources explain."""
-        if fit is None:
+        """Return what a run's report says of the step; the last with the sources outside."""
+        if fitted_residual is None:
             how: dict[str, Any] = {"pad_voxels": PAD_VOXELS}
         else:
-            how = {"support_mm": SUPPORT_MM, "fitted_residual": fit.fitted_residual}
+            how = {"support_mm": SUPPORT_MM, "fitted_residual": fitted_residual}
         return {
             "lambda": self.lam,
             "iterations": self.iterations,
