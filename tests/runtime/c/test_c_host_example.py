@@ -89,7 +89,12 @@ def test_the_library_shows_its_functions_only(library: Any, run: Callable[..., s
     shown = run(nm, "-D", "--defined-only", library.path).split()[2::3]
     declared = re.findall(r"\b(qsm_\w+)\(", (SOURCES / "qsm_runtime.h").read_text())
     assert set(shown) <= set(declared)
-    assert {"qsm_engine_open", "qsm_engine_open_method", "qsm_reconstruct", "qsm_reconstruct_device"} <= set(shown)
+    assert {
+        "qsm_engine_open",
+        "qsm_engine_open_method",
+        "qsm_reconstruct",
+        "qsm_reconstruct_device",
+    } <= set(shown)
 
 
 @pytest.mark.parametrize("model", [BUNDLED_MODEL, "tv"])
