@@ -36,7 +36,8 @@ void closed_form(Volume &chi, const Scan &scan, float weight, DipoleFilter &filt
     multiply(chi, scan.mask);
 }
 
-// Sources just outside the mask are sought too: they take up what background removal left behind.
+// Sources just outside the mask are sought too, free of any weight: they take up what background
+// removal left behind.
 void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t iterations,
                          int threads, Caller &caller) {
     const PaddedBox grid(scan);
@@ -64,7 +65,9 @@ void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t it
         image = direction;
         convolve(image, kMeasured);
         convolve(image, kSupport);
-        add(image, weight, direction);
+        for (size_t i = 0; i < x.size(); ++i) {
+            if (places[i] == kMeasured) image[i] += weight * direction[i];
+        }
         const auto length = float(squared / dot(direction, image));
         add(x, length, direction);
         add(r, -length, image);

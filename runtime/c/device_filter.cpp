@@ -134,7 +134,8 @@ void conjugate_gradients(const Gpu &gpu, const Scan &scan, const qsm_params &par
         caller.poll();
         convolve(direction, kMeasured, image);
         convolve(image, kSupport, image);
-        sums.combine(lambda, direction, 1, image);
+        box.keep(kMeasured, direction, between);
+        sums.combine(lambda, between, 1, image);
         const double length = squared / sums.dot(direction, image);
         sums.combine(length, direction, 1, x);
         sums.combine(-length, image, 1, r);
