@@ -16,6 +16,7 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 NEAR_CONE = 0.03  # |D| below it
 BAND = (0.8, 1.7)  # of the Nyquist frequency of the longest edge: beyond the anatomy
 LEAST_SHARE = 0.02  # of the field's deviation, where zero-filled k-space hides the noise
+NORMAL_PER_MEDIAN = 1.4826  # deviation of normal noise by its median size
 EDGES_PER_NOISE = 23.0  # alpha = sigma h / this; chosen on drawn heads and a COSMOS map
 
 
@@ -61,6 +62,21 @@ def field_noise(field_ppm: Volume, mask: Mask, geometry: Geometry) -> float:
     # |F|^2 of white noise is exponential: its median is ln 2 times its mean
     noise = math.sqrt(float(np.median(power)) / math.log(2) / count) if power.size else 0.0
     return max(noise, LEAST_SHARE * deviation)
+
+
+def noise_of_most(field_ppm: Volume, mask: Mask, sigma_ppm: float) -> float:
+    """Return the noise of most voxels of a local field [ppm], however wrong a few of them are.
+
+    It is told from what is left after a difference along each axis, edges of the anatomy included,
+    and is ``sigma_ppm`` at most, which :func:`field_noise` returned.
+    """
+    box = bounding_box(mask)
+    left = np.where(mask[box], field_ppm[box], np.float32(np.nan))
+    for axis in range(3):
+        left = np.diff(left, axis=axis)
+    sizes = np.abs(left[np.isfinite(left)])
+    noise = NORMAL_PER_MEDIAN * float(np.median(sizes)) / math.sqrt(8) if sizes.size else 0.0
+    return min(noise or sigma_ppm, sigma_ppm)
 
 
 def alpha_of_noise(sigma_ppm: float, geometry: Geometry) -> float:

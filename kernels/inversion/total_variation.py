@@ -36,16 +36,23 @@ from qsm_deploy.kernels.dipole import dipole_convolve, half_dipole_kernel, tkd
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.gradients import laplacian_eigenvalues
-from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, each_slab, grown, padded_box
+from qsm_deploy.kernels.inversion.grid import (
+    SUPPORT_MM,
+    PaddedBox,
+    each_slab,
+    grown,
+    padded_box,
+)
 
 MU2, MU3 = 1.0, 0.01
 STEP_PER_FIELD = 1.0  # alpha / mu1, by how much edges shrink at once, in rms fields per mm
 START_THRESHOLD = 0.2  # of the TKD map that the iteration starts from
 ITERATIONS = 30
 TINY = 1e-12  # ppm, for a field of zeros
-HUBER_ITERATIONS = 20  # of a robust run, before outliers are dropped
+HUBER_ITERATIONS = 20  # by which outliers are found
 HUBER_SIGMAS, DROPPED_SIGMAS = 4.0, 6.0
-OUTLIER_SIGMAS = 10.0  # told of a run that is not robust
+OUTLIER_SIGMAS = 10.0  # of the final map
+MOST_TRUST = 10.0  # of a voxel, in medians
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,7 @@ class Facts:
     fitted_residual
         ``|W (D x - f)| / |W f|``, with the sources outside the mask.
     outliers
-        Share of the mask whose field was not explained within 10 sigma; those that a robust run
-        dropped.
+        Share of the mask whose field was not explained within 10 sigma, by their weight.
     padded_shape
         Of the grid that was transformed.
     """
@@ -93,7 +99,7 @@ class EvenTerm:
 
 
 class WeightedTerm:
-    """Voxels are trusted by their squared weight W^2; with a limit, by Huber's beyond it."""
+    """Voxels are trusted by their squared weight W^2; with a limit of ``W r``, by Huber's."""
 
     def __init__(self, field_ppm: Volume, squared: Volume, huber_ppm: float | None = None) -> None:
         self.field_ppm, self.squared, self.huber_ppm = field_ppm, squared, huber_ppm
@@ -106,7 +112,7 @@ class WeightedTerm:
         np.subtract(predicted, self.field_ppm[rows], out=s2)
         s2 *= squared / (squared + np.float32(MU2))
         if self.huber_ppm is not None:
-            most = squared * np.float32(self.huber_ppm / MU2)
+            most = np.sqrt(squared) * np.float32(self.huber_ppm / MU2)
             np.clip(s2, -most, most, out=s2)
         predicted -= s2
         predicted -= s2
@@ -139,7 +145,7 @@ class Solver:
         edges: NDArray[np.bool_] | None = None,
     ) -> None:
         self._geometry, self._support, self._edges = geometry, support, edges
-        self._field_ppm, self._mask = field_ppm, mask
+        self.field_ppm, self.mask = field_ppm, mask
         rms_ppm = float(np.linalg.norm(field_ppm)) / math.sqrt(np.count_nonzero(mask))
         self._limit = max(STEP_PER_FIELD * rms_ppm, TINY)
         self._mu1 = alpha_ppm_mm / self._limit
@@ -150,8 +156,8 @@ class Solver:
 
     def start(self, term: DataTerm) -> None:
         """Begin from a masked TKD map, with duals of zero."""
-        self.x = tkd(self._field_ppm, self._geometry, threshold=START_THRESHOLD)
-        self.x *= self._mask
+        self.x = tkd(self.field_ppm, self._geometry, threshold=START_THRESHOLD)
+        self.x *= self.mask
         self._q2 = dipole_convolve(self.x, self._geometry)
         self._q3 = self.x.copy()
         self._ask(term, limit=0)
@@ -170,28 +176,30 @@ class Solver:
             done()
         return change
 
-    def go_on(self, term: DataTerm) -> None:
-        """Ask once more after :meth:`iterate`, by another data term."""
-        self._ask(term, self._limit)
+    @property
+    def predicted_ppm(self) -> Volume:
+        """The field of the last iteration's map."""
+        return self._q2
 
-    def missed_by(self, limit_ppm: float) -> Mask:
-        """Return where in the mask the field that the last iteration predicts is that far off."""
-        missed: Mask = np.zeros_like(self._mask)
+    def missed_by(self, limit_ppm: float, squared_weight: Volume | None) -> Mask:
+        """Return where ``|W (D x - f)|`` of the last iteration is that large."""
+        squared = self.mask if squared_weight is None else squared_weight
+        missed: Mask = np.zeros_like(self.mask)
 
         def compare(rows: slice) -> None:
-            error = np.abs(self._q2[rows] - self._field_ppm[rows])
-            np.logical_and(error > limit_ppm, self._mask[rows], out=missed[rows])
+            error = self._q2[rows] - self.field_ppm[rows]
+            np.greater(error * error * squared[rows], limit_ppm**2, out=missed[rows])
 
         each_slab(compare, missed.shape)
         return missed
 
     def residual(self, squared_weight: Volume | None) -> float:
         """Return ``|W (D x - f)| / |W f|`` of the last iteration, W the mask unless given."""
-        squared = self._mask if squared_weight is None else squared_weight
+        squared = self.mask if squared_weight is None else squared_weight
         sums = np.zeros((2, len(self._q2)))
 
         def add(rows: slice) -> None:
-            field, w2 = self._field_ppm[rows], squared[rows]
+            field, w2 = self.field_ppm[rows], squared[rows]
             for n, off in enumerate((self._q2[rows] - field, field)):
                 np.sum(off * off * w2, axis=(1, 2), dtype=np.float64, out=sums[n, rows])
 
@@ -276,7 +284,6 @@ def total_variation(
     weight: Volume | None = None,
     edges: NDArray[np.bool_] | None = None,
     iterations: int = ITERATIONS,
-    robust: bool = False,
     support_mm: float = SUPPORT_MM,
     done: Callable[[], object] = lambda: None,
 ) -> tuple[Volume, Facts]:
@@ -293,15 +300,14 @@ def total_variation(
     alpha_ppm_mm
         Weight of the edges [ppm mm], positive; see :func:`..field_noise.alpha_of_noise`.
     sigma_ppm
-        Noise of the field [ppm], which tells outliers.
+        Noise of most of the field [ppm], which tells outliers.
     weight
-        (x, y, z) trust in each voxel, of any scale, 0 for none; ``None`` trusts all alike.
+        (x, y, z) trust in each voxel, of any scale, 0 for none, ten times its median at most;
+        ``None`` trusts all alike.
     edges
         (3, x, y, z) bool, False where an edge along an axis costs nothing; ``None`` penalises all.
     iterations
-        Number of them, positive; what a robust run makes after it has dropped outliers.
-    robust
-        Whether voxels that no map explains are told from the others first, and dropped.
+        Number of them, positive.
     support_mm
         How far outside the mask there may be sources, which take up what background removal left.
     done
@@ -325,11 +331,82 @@ def total_variation(
         raise UsageError(f"alpha must be positive and finite, got {alpha_ppm_mm:g} ppm mm")
     if iterations < 1:
         raise UsageError(f"the number of iterations must be positive, got {iterations}")
+    grid, solver, squared = _prepared(
+        field_ppm, mask, geometry, alpha_ppm_mm, weight, edges, support_mm
+    )
+    term: DataTerm = EvenTerm(solver.field_ppm, solver.mask)
+    if squared is not None:
+        term = WeightedTerm(solver.field_ppm, squared)
+    solver.start(term)
+    change = solver.iterate(iterations, term, done)
+    missed = solver.missed_by(OUTLIER_SIGMAS * sigma_ppm, squared)
+    facts = Facts(
+        iterations,
+        change,
+        solver.residual(squared),
+        float(missed[solver.mask].mean()),
+        grid.geometry.shape,
+    )
+    solver.x *= solver.mask
+    return grid.restore(solver.x), facts
+
+
+def without_outliers(
+    field_ppm: Volume,
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    alpha_ppm_mm: float,
+    sigma_ppm: float,
+    weight: Volume | None = None,
+    edges: NDArray[np.bool_] | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[Volume, Mask]:
+    """Return a field with what a map says in place of what no map explains, and where that is.
+
+    The map is found with Huber's penalty. Parameters, values outside the mask and errors are those
+    of :func:`total_variation`.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        The field [ppm], 0 outside the mask.
+    (x, y, z) bool array
+        True where it was off by more than 6 sigma, by the weight.
+    """
+    grid, solver, squared = _prepared(
+        field_ppm,
+        mask,
+        geometry,
+        alpha_ppm_mm,
+        mask.astype(np.float32) if weight is None else weight,
+        edges,
+        SUPPORT_MM,
+    )
+    assert squared is not None
+    term = WeightedTerm(solver.field_ppm, squared, HUBER_SIGMAS * sigma_ppm)
+    solver.start(term)
+    solver.iterate(HUBER_ITERATIONS, term, done)
+    missed = solver.missed_by(DROPPED_SIGMAS * sigma_ppm, squared)
+    np.copyto(solver.field_ppm, solver.predicted_ppm, where=missed)
+    where = np.zeros_like(mask)
+    where[grid.box] = missed[grid.inner]
+    return grid.restore(solver.field_ppm), where
+
+
+def _prepared(
+    field_ppm: Volume,
+    mask: Mask,
+    geometry: Geometry,
+    alpha_ppm_mm: float,
+    weight: Volume | None,
+    edges: NDArray[np.bool_] | None,
+    support_mm: float,
+) -> tuple[PaddedBox, Solver, Volume | None]:
+    """Return a padded grid, what solves on it, and the squared weight."""
     grid = padded_box(mask, geometry, around_mm=support_mm)
-    inside = grid.embed_mask(mask)
-    field = grid.embed(field_ppm)
+    inside, field = grid.embed_mask(mask), grid.embed(field_ppm)
     np.copyto(field, np.float32(0), where=~inside)
-    squared = None if weight is None else _squared_mean_one(grid.embed(weight), inside)
     solver = Solver(
         field,
         inside,
@@ -338,33 +415,7 @@ def total_variation(
         alpha_ppm_mm,
         None if edges is None else np.stack([grid.embed_mask(m) | ~inside for m in edges]),
     )
-    outliers = None
-    if robust:
-        squared = inside.astype(np.float32) if squared is None else squared
-        term: DataTerm = WeightedTerm(field, squared, HUBER_SIGMAS * sigma_ppm)
-        solver.start(term)
-        solver.iterate(HUBER_ITERATIONS, term, done)
-        dropped = solver.missed_by(DROPPED_SIGMAS * sigma_ppm)
-        outliers = float(dropped[inside].mean())
-        squared[dropped] = 0
-        term = WeightedTerm(field, squared)
-        solver.go_on(term)
-    else:
-        term = EvenTerm(field, inside) if squared is None else WeightedTerm(field, squared)
-        solver.start(term)
-    change = solver.iterate(iterations, term, done)
-    if outliers is None:
-        missed = solver.missed_by(OUTLIER_SIGMAS * sigma_ppm)
-        outliers = float(missed[inside].mean())
-    facts = Facts(
-        iterations + robust * HUBER_ITERATIONS,
-        change,
-        solver.residual(squared),
-        outliers,
-        grid.geometry.shape,
-    )
-    solver.x *= inside
-    return grid.restore(solver.x), facts
+    return grid, solver, None if weight is None else _squared_trust(grid.embed(weight), inside)
 
 
 def _difference(x: Volume, after: Volume, axis: int) -> Volume:
@@ -395,9 +446,10 @@ def _add_adjoint(b: Volume, q: Volume, axis: int) -> None:
         b[..., 0] += q[..., -1]
 
 
-def _squared_mean_one(weight: Volume, inside: Mask) -> Volume:
-    """Return W^2, where W is 0 outside the mask and 1 on average inside it."""
-    weight *= inside
-    weight /= np.float32(np.mean(weight[inside], dtype=np.float64))
+def _squared_trust(weight: Volume, inside: Mask) -> Volume:
+    """Return W^2, where W is 0 outside the mask and 1 in the middle of what is trusted in it."""
+    np.copyto(weight, np.float32(0), where=~inside)
+    weight /= np.median(weight[weight > 0])
+    np.minimum(weight, np.float32(MOST_TRUST), out=weight)
     weight *= weight
     return weight

@@ -16,7 +16,7 @@ namespace qsm::host {
 namespace {
 
 constexpr int32_t kIterations = 30;
-constexpr double kTkdThreshold = 0.12;
+constexpr double kTkdThreshold = 0.2;
 constexpr int32_t kTkdPadVoxels = 8;
 
 // Says how it will be run, once that is known to fit.

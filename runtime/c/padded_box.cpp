@@ -11,6 +11,7 @@ namespace {
 
 constexpr double kSupportMm = 5;      // sources farther outside the mask than this are none
 constexpr int32_t kBeyondVoxels = 4;  // a side, between the support and its periodic neighbour
+constexpr double kSlack = 1e-6;       // of a length: headers state voxel sizes in single precision
 
 struct Run {
     ptrdiff_t start;
@@ -19,7 +20,7 @@ struct Run {
 
 // The rows of a ball around a voxel, as steps from it.
 std::vector<Run> ball_of(const double (&mm)[3], ptrdiff_t row, ptrdiff_t plane) {
-    const double squared = kSupportMm * kSupportMm * (1 + 1e-9);
+    const double radius = kSupportMm * (1 + kSlack), squared = radius * radius;
     const auto reach = [&](double left, int axis) {
         return int32_t(std::sqrt(std::max(left, 0.0)) / mm[axis]);
     };
@@ -41,7 +42,8 @@ std::vector<Run> ball_of(const double (&mm)[3], ptrdiff_t row, ptrdiff_t plane) 
 PaddedBox::PaddedBox(const Scan &scan)
     : scan(scan), box(bounding_box(scan.mask, scan.geometry.shape)), geometry(scan.geometry) {
     for (size_t axis = 0; axis < 3; ++axis) {
-        pads[axis] = int32_t(std::ceil(kSupportMm / geometry.voxel_size_mm[axis])) + kBeyondVoxels;
+        const double support = kSupportMm / geometry.voxel_size_mm[axis];
+        pads[axis] = int32_t(std::ceil(support - kSlack)) + kBeyondVoxels;
         geometry.shape[axis] = fast_length(box[axis].stop - box[axis].start + 2 * pads[axis]);
     }
 }

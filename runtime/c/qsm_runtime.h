@@ -121,7 +121,7 @@ typedef struct qsm_params {
     /* For qsm_reconstruct() with a method; 0 for its defaults, and with a network. */
     double alpha_ppm_mm; /* tv: weight of the edges; 0: by the field's noise */
     int32_t iterations;  /* tv; 0: 30 */
-    double threshold;    /* tkd: smallest |D| divided by, at most 2/3; 0: 0.12 */
+    double threshold;    /* tkd: smallest |D| divided by, at most 2/3; 0: 0.2 */
     qsm_facts *facts;    /* written on success; NULL: not asked for */
 
     /* Callbacks; NULL for none. */

@@ -89,7 +89,7 @@ def variation_job(
     work
         The acquisition: one local field.
     alpha_ppm_mm, sigma_ppm
-        Weight of the edges [ppm mm], and noise of the field [ppm], which tells outliers.
+        Weight of the edges [ppm mm], and noise of most of the field [ppm], which tells outliers.
     """
     plan = plan_whole(work.scan.mask.shape, 1)
     begin = partial(DeviceVariation, place, work, plan, alpha_ppm_mm, sigma_ppm)

@@ -13,12 +13,14 @@ from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
-from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise, noise_of_most
 from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.total_variation import (
     HUBER_ITERATIONS,
     ITERATIONS,
+    MOST_TRUST,
     total_variation,
+    without_outliers,
 )
 from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import memory_text
@@ -187,28 +189,41 @@ def _tikhonov(scan: Scan, method: Method) -> Volume:
 def _variation(scan: Scan, method: Method, done: Done) -> Solved:
     """TV, and MEDI, which is TV with the edges of a magnitude free and its weight."""
     field, mask, grid = scan.measured[0], scan.mask, scan.geometry
-    weight, sigma, source = scan.magnitude, field_noise(field, mask, grid), "spectrum of the field"
+    spectrum, weight = field_noise(field, mask, grid), scan.magnitude
+    stated = edges = dropped = None
+    usual = noise_of_most(field, mask, spectrum)
     if scan.noise_ppm is not None:
-        weight, sigma, source = *_weight_of_noise(scan.noise_ppm, mask), "noise map"
-    alpha = weight_of_edges(method, sigma, grid)
-    edges = None
+        weight, stated = _weight_of_noise(scan.noise_ppm, field, mask)
+        usual = max(usual, stated)
     if method.name == "medi":
         assert scan.magnitude is not None  # or it was refused
         edges = edges_of_magnitude(scan.magnitude, mask, grid)
+    if method.robust:
+        alpha = weight_of_edges(method, usual, grid)
+        how: dict[str, Any] = {"weight": weight, "edges": edges, "done": done}
+        field, dropped = without_outliers(
+            field, mask, grid, alpha_ppm_mm=alpha, sigma_ppm=usual, **how
+        )
+        weight = np.where(dropped, np.float32(0), mask if weight is None else weight)
+        spectrum = field_noise(field, mask, grid)
+    sigma = spectrum if stated is None else stated
+    alpha = weight_of_edges(method, sigma, grid)
     chi, facts = total_variation(
         field,
         mask,
         grid,
         alpha_ppm_mm=alpha,
-        sigma_ppm=sigma,
+        sigma_ppm=usual,
         weight=weight,
         edges=edges,
         iterations=method.iterations or ITERATIONS,
-        robust=method.robust,
         done=done,
     )
-    told = {"sigma_ppm": sigma, "sigma_from": source, "alpha_ppm_mm": alpha}
-    return chi, told | asdict(facts)
+    told = told_of_weights(alpha, spectrum, stated, grid) | asdict(facts)
+    if dropped is not None:
+        told["iterations"] = facts.iterations + HUBER_ITERATIONS
+        told["outliers"] = float(dropped[mask].mean())
+    return chi, told
 
 
 def weight_of_edges(method: Method, sigma_ppm: float, geometry: Geometry) -> float:
@@ -225,12 +240,39 @@ def weight_of_edges(method: Method, sigma_ppm: float, geometry: Geometry) -> flo
     return alpha
 
 
-def _weight_of_noise(noise_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
-    """Return trust in each voxel, none where no noise is stated, and the noise it stands for."""
-    known = mask & (noise_ppm > 0)
+def told_of_weights(
+    alpha_ppm_mm: float, spectrum_ppm: float, stated_ppm: float | None, geometry: Geometry
+) -> dict[str, Any]:
+    """Return what the report says of alpha and the noise that it is for."""
+    sigma = spectrum_ppm if stated_ppm is None else stated_ppm
+    return {
+        "sigma_ppm": sigma,
+        "sigma_from": "spectrum of the field" if stated_ppm is None else "noise map",
+        "spectrum_sigma_ppm": spectrum_ppm,
+        "alpha_ppm_mm": alpha_ppm_mm,
+        "alpha_of_noise_ppm_mm": alpha_of_noise(sigma, geometry),
+    }
+
+
+def _weight_of_noise(noise_ppm: Volume, field_ppm: Volume, mask: Mask) -> tuple[Volume, float]:
+    """Return trust in each voxel, none where no noise is stated, and the noise in the middle.
+
+    Raises
+    ------
+    DataError
+        If there is more noise than field.
+    """
+    sigma, deviation = float(np.median(noise_ppm[noise_ppm > 0])), float(field_ppm[mask].std())
+    if sigma > deviation:
+        raise DataError(
+            f"the noise map's median is {sigma:.3g} ppm, but the field varies by {deviation:.3g} "
+            "ppm only; pass the noise of the field in ppm, or its inverse, in any unit, with "
+            "--magnitude"
+        )
     weight = np.zeros_like(noise_ppm)
-    np.divide(np.float32(1), noise_ppm, out=weight, where=known)
-    return weight, float(1 / np.mean(weight[mask], dtype=np.float64))
+    least = np.float32(sigma / MOST_TRUST)
+    np.divide(np.float32(sigma), np.maximum(noise_ppm, least), out=weight, where=noise_ppm > 0)
+    return weight, sigma
 
 
 def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
@@ -240,16 +282,33 @@ def _notes(found: Mapping[str, Any], method: Method) -> list[str]:
             f"{found['unseen']:.0%} of all frequencies lie near the magic cone of every "
             "orientation: streaks stay; turn the head farther"
         ]
+    if _far(found.get("sigma_ppm"), found.get("spectrum_sigma_ppm"), 30, 3):
+        return [
+            f"the noise map's median is {found['sigma_ppm']:.2g} ppm, the spectrum of the field "
+            f"says {found['spectrum_sigma_ppm']:.2g}: is the map in ppm?"
+        ]
+    if _far(found.get("alpha_ppm_mm"), found.get("alpha_of_noise_ppm_mm"), 10, 10):
+        return [
+            f"alpha {found['alpha_ppm_mm']:g} ppm mm, where the noise of the field asks for "
+            f"{found['alpha_of_noise_ppm_mm']:.2g}: more makes a map flat, less noisy"
+        ]
     share = found.get("outliers", 0)
+    said = f"{100 * share:.3g} % of the mask's voxels"
     if method.robust:
-        return [f"{share:.2%} of the mask's voxels were dropped as outliers"] if share else []
+        return [f"{said} were dropped as outliers"] if share else []
     if share > MANY_OUTLIERS:
         return [
-            f"{share:.2%} of the mask's voxels have a field that this map misses by more than ten "
-            "times the noise, as wrong wraps or voxels without signal do: look at the field, or "
-            "try --robust"
+            f"{said} have a field that this map misses by more than ten times the noise, as wrong "
+            "wraps or voxels without signal do: look at the field, or try --robust"
         ]
     return []
+
+
+def _far(value: float | None, usual: float | None, below: float, above: float) -> bool:
+    """Return whether a value is known and so many times less or more than usual."""
+    if value is None or usual is None:
+        return False
+    return not usual / below <= value <= usual * above
 
 
 def _variation_bytes(scan: Scan, method: Method) -> float:

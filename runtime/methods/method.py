@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
@@ -71,10 +72,15 @@ class Method:
         self.require_takes({k: v for k, v in self.parameters().items() if k != "name"})
         for name in ("alpha", "threshold", "lam"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name} must be positive and finite, got {value}")
-        if self.iterations is not None and self.iterations < 1:
-            raise UsageError(f"the number of iterations must be positive, got {self.iterations}")
+            if value is not None and not (
+                isinstance(value, Real) and 0 < float(value) < float("inf")
+            ):
+                raise UsageError(f"{name} must be positive and finite, got {value!r}")
+        count = self.iterations
+        if count is not None and (not isinstance(count, Integral) or count is True or count < 1):
+            raise UsageError(f"the number of iterations must be positive and whole, got {count!r}")
+        if not isinstance(self.robust, bool):
+            raise UsageError(f"robust must be True or False, got {self.robust!r}")
 
     @property
     def row(self) -> Row:

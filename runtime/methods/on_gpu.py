@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.inversion.field_noise import field_noise
+from qsm_deploy.kernels.inversion.field_noise import field_noise, noise_of_most
 from qsm_deploy.kernels.inversion.total_variation import ITERATIONS
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu import open as gpu
@@ -14,7 +14,11 @@ from qsm_deploy.runtime.gpu.reconstruction import DeviceJob, reconstruct_on_devi
 from qsm_deploy.runtime.gpu.run import Place
 from qsm_deploy.runtime.gpu.session import SHARE_OF_FREE
 from qsm_deploy.runtime.gpu.total_variation import VariationWorkload, variation_job
-from qsm_deploy.runtime.methods.inversion import MethodInversion, weight_of_edges
+from qsm_deploy.runtime.methods.inversion import (
+    MethodInversion,
+    told_of_weights,
+    weight_of_edges,
+)
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
@@ -102,11 +106,11 @@ class GpuVariation(MethodInversion):
         assert isinstance(task.demand, VariationWorkload)
         scan = task.scan
         sigma = field_noise(scan.measured[0], scan.mask, scan.geometry)
+        usual = noise_of_most(scan.measured[0], scan.mask, sigma)
         alpha = weight_of_edges(self.method, sigma, scan.geometry)
         work = replace(task.demand, field=field)
-        job = variation_job(self.place, work, alpha_ppm_mm=alpha, sigma_ppm=sigma)
-        told = {"sigma_ppm": sigma, "sigma_from": "spectrum of the field", "alpha_ppm_mm": alpha}
-        return job, told
+        job = variation_job(self.place, work, alpha_ppm_mm=alpha, sigma_ppm=usual)
+        return job, told_of_weights(alpha, sigma, None, scan.geometry)
 
     def _work(self, scan: Scan, wants: Wants) -> VariationWorkload:
         return VariationWorkload(

@@ -119,6 +119,8 @@ def _trust(name: str, array: Any, mask: Mask) -> Volume | None:
     values = np.asarray(array)
     if values.shape != mask.shape:
         raise DataError(f"{name} has shape {values.shape}, the mask {mask.shape}")
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"{name} is of type {values.dtype}, expected real numbers")
     try:
         return require_trust(values, mask)
     except DataError as error:

@@ -1,6 +1,7 @@
 """Everything about one acquisition that a reconstruction needs, read and checked once."""
 
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -376,15 +377,13 @@ def _magnitude(
     """Return the root of the sum of the squares of all echoes."""
     if not paths:
         return None
-    squares = np.zeros(mask.shape, dtype=np.float32)
-    for path in paths:
-        squares += _trust(path, volume, mask) ** 2
-    return np.sqrt(squares, out=squares)
+    return reduce(np.hypot, (_trust(path, volume, mask) for path in paths))
 
 
 def _trust(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> Volume:
+    values = load_on_grid(path, volume).data
     try:
-        return require_trust(load_on_grid(path, volume).data, mask)
+        return require_trust(values, mask)
     except DataError as error:
         raise type(error)(f"{path}: {error}") from None
 

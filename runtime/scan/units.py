@@ -10,6 +10,8 @@ from qsm_deploy.runtime.scan.unit_names import GYROMAGNETIC_MHZ_PER_T, UNITS, Fi
 
 PPB_PER_PPM = 1000.0
 USUAL_P99_PPM = (0.005, 0.1)  # of local fields of heads
+LARGEST_PPM = 100.0  # that noise may reach in a weak field; no tissue does
+SMALL_OFFSET = 0.1  # of the field's deviation; heads stay within 0.04
 # a field beyond is not in the unit that it is taken for, unless somebody says it is in ppm
 POSSIBLE_P99_PPM, STATED_P99_PPM = (1e-3, 0.3), (1e-5, 1.0)
 TYPICAL_T, TYPICAL_ECHO_S = 3.0, 0.02
@@ -94,13 +96,26 @@ def require_ppm(
         raise UnitsError(
             f"the field's 99th percentile is {p99:.3g} ppm, {much}: {_advice(p99, unit, stated)}"
         )
+    if far := int(np.count_nonzero(size > LARGEST_PPM)):
+        raise UnitsError(
+            f"{far} voxels inside the mask hold up to {size.max():.3g} ppm, which no tissue makes; "
+            "take them out of the mask"
+        )
+    notes = []
     low, high = USUAL_P99_PPM
-    if low <= p99 <= high:
-        return []
-    return [
-        f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
-        f"{high:g}: check its unit, the scaling in its header, and that the background was removed"
-    ]
+    if not low <= p99 <= high:
+        notes.append(
+            f"the field's 99th percentile is {p99:.2g} ppm, usually it lies between {low:g} and "
+            f"{high:g}: check its unit, the scaling in its header, and that the background was "
+            "removed"
+        )
+    offset, deviation = float(np.median(local_field_ppm)), float(local_field_ppm.std())
+    if abs(offset) > SMALL_OFFSET * deviation:
+        notes.append(
+            f"the field's median in the mask is {offset:.2g} ppm, its deviation {deviation:.2g}: "
+            "no tissue makes such an offset, and the map errs for it; subtract it from the field"
+        )
+    return notes
 
 
 def _advice(p99_ppm: float, unit: FieldUnit, stated: bool) -> str:

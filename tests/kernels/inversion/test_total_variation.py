@@ -11,14 +11,20 @@ from qsm_deploy.kernels.dipole import dipole_convolve, dipole_kernel, tkd
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
-from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise, noise_of_most
 from qsm_deploy.kernels.inversion.gradients import (
     gradient,
     gradient_adjoint,
     laplacian_eigenvalues,
 )
 from qsm_deploy.kernels.inversion.grid import grown, padded_box
-from qsm_deploy.kernels.inversion.total_variation import EvenTerm, Solver, total_variation
+from qsm_deploy.kernels.inversion.total_variation import (
+    EvenTerm,
+    Solver,
+    WeightedTerm,
+    total_variation,
+    without_outliers,
+)
 from qsm_deploy.runtime.metrics.metrics import hfen, nrmse, xsim
 
 OBLIQUE = (0.3, -0.4, 0.87)
@@ -59,7 +65,7 @@ def twin(field, mask, geometry, alpha, iterations, weight=None, huber=None):
     inside, g = grid.embed_mask(mask), grid.geometry
     f = grid.embed(field).astype(np.float64) * inside
     w = inside.astype(np.float64) if weight is None else grid.embed(weight) * inside
-    w = w / w[inside].mean()
+    w = np.minimum(w / np.median(w[w > 0]), 10)
     support = grown(inside, g, 5.0)
     d = dipole_kernel(g).astype(np.float64)
     h = g.voxel_size_mm
@@ -80,7 +86,8 @@ def twin(field, mask, geometry, alpha, iterations, weight=None, huber=None):
         r = v - f
         q = mu2 * r / (w * w + mu2)
         if huber is not None:
-            q = np.where(np.abs(q) <= huber, q, r - np.sign(r) * w * w * huber / mu2)
+            limit = w * huber  # of W r
+            q = np.where(w * np.abs(q) <= huber, q, r - np.sign(r) * limit / mu2)
         return f + q
 
     x = inside * tkd(f, g, threshold=0.2)
@@ -118,23 +125,48 @@ def test_equals_the_plain_iteration(geometry, weighted):
     assert not chi[~mask].any()
 
 
-def test_huber_is_the_published_one():
-    """With outliers that make its first stage bite; the second drops them."""
+def test_huber_is_that_of_the_plain_iteration():
+    """With outliers that make it bite; the limit of a voxel goes with its noise."""
+    geometry = GRIDS[0]
+    _, field, mask = blocks(geometry)
+    field.reshape(-1)[np.flatnonzero(mask)[::300]] += 0.39
+    weight = np.random.default_rng(3).uniform(0.2, 2, geometry.shape).astype(np.float32)
+    weight /= np.median(weight[mask])
+    expected = twin(field, mask, geometry, ALPHA, 8, weight, huber=0.02)
+    grid = padded_box(mask, geometry)
+    inside, f = grid.embed_mask(mask), grid.embed(field * mask)
+    solver = Solver(f, inside, grown(inside, grid.geometry, 5.0), grid.geometry, ALPHA)
+    term = WeightedTerm(f, (grid.embed(weight) * inside) ** 2, 0.02)
+    solver.start(term)
+    solver.iterate(8, term, lambda: None)
+    chi = grid.restore(solver.x * inside)
+    assert np.abs(chi - expected).max() < 2e-5 * np.abs(expected).max()
+    linear = twin(field, mask, geometry, ALPHA, 8, weight)
+    assert np.abs(linear - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def test_outliers_are_told_and_filled_in():
+    """Where the weight trusts a voxel less, it may be off by more."""
     geometry = GRIDS[0]
     chi, field, mask = blocks(geometry)
-    sigma = 23 * ALPHA
+    how = {"alpha_ppm_mm": ALPHA, "sigma_ppm": 23 * ALPHA}
     wrong = np.flatnonzero(mask)[::300]
-    field.reshape(-1)[wrong] += 0.39
-    plain, facts = total_variation(
-        field, mask, geometry, alpha_ppm_mm=ALPHA, sigma_ppm=sigma, iterations=25
-    )
-    assert facts.outliers > 0.5 * wrong.size / np.count_nonzero(mask)
-    robust, facts = total_variation(
-        field, mask, geometry, alpha_ppm_mm=ALPHA, sigma_ppm=sigma, iterations=25, robust=True
-    )
+    spoilt = field.copy()
+    spoilt.reshape(-1)[wrong] += 0.39
     share = wrong.size / np.count_nonzero(mask)
-    assert share <= facts.outliers < 2 * share
+    plain, facts = total_variation(spoilt, mask, geometry, iterations=25, **how)
+    assert facts.outliers > 0.5 * share
+    filled, missed = without_outliers(spoilt, mask, geometry, **how)
+    assert missed.reshape(-1)[wrong].all()
+    assert share <= missed[mask].mean() < 2 * share
+    assert np.abs(filled - field)[mask].max() < 0.2
+    weight = np.where(missed, np.float32(0), mask)
+    robust, _ = total_variation(filled, mask, geometry, weight=weight, iterations=25, **how)
     assert nrmse(robust, chi, mask) < 0.25 * nrmse(plain, chi, mask)
+    trust = mask.astype(np.float32)
+    trust.reshape(-1)[wrong] = 1e-3
+    assert not without_outliers(spoilt, mask, geometry, weight=trust, **how)[1].any()
+    assert total_variation(spoilt, mask, geometry, weight=trust, **how)[1].outliers == 0
 
 
 class TestProperties:
@@ -169,11 +201,20 @@ class TestProperties:
         b0 = list(self.geometry.b0_direction)
         b0[axis] *= -1
         flipped = Geometry(self.geometry.shape, self.geometry.voxel_size_mm, tuple(b0))
-        many = {"alpha_ppm_mm": ALPHA, "sigma_ppm": 1e-3, "iterations": 150}
-        chi, _ = total_variation(field, mask, self.geometry, **many)
-        other, _ = total_variation(np.flip(field, axis), np.flip(mask, axis), flipped, **many)
-        # forward differences and their mirror image have the same minimiser, not the same steps
-        assert np.abs(np.flip(other, axis) - chi).max() < 1e-2 * np.abs(chi).max()
+        chi = self.map_of(field, mask)
+        other = self.map_of(np.flip(field, axis), np.flip(mask, axis), flipped)
+        assert np.abs(np.flip(other, axis) - chi).max() < 1e-5 * np.abs(chi).max()
+
+    def test_weights_of_any_scale_and_one_that_is_far_too_large(self):
+        _, field, mask = blocks(self.geometry)
+        weight = np.random.default_rng(3).uniform(0.5, 2, field.shape).astype(np.float32)
+        chi = self.map_of(field, mask, weight=weight)
+        for scale in (1e-25, 1e25):
+            other = self.map_of(field, mask, weight=np.float32(scale) * weight)
+            assert np.abs(other - chi).max() < 1e-5 * np.abs(chi).max()
+        weight[tuple(np.argwhere(mask)[100])] = 1e30
+        other = self.map_of(field, mask, weight=weight)
+        assert np.abs(other - chi).max() < 0.05 * np.abs(chi).max()
 
     def test_what_lies_outside_the_mask_is_not_looked_at(self):
         _, field, mask = blocks(self.geometry)
@@ -363,6 +404,17 @@ class TestFieldNoise:
         noise = field_noise(field, mask, self.geometry)
         assert noise == pytest.approx(0.02 * field.std(), rel=1e-3)
 
+    def test_wrong_voxels_do_not_raise_the_noise_of_most(self):
+        _, field, mask = blocks(self.geometry)
+        field += np.float32(0.0025) * np.random.default_rng(7).standard_normal(
+            field.shape, dtype=np.float32
+        )
+        field.reshape(-1)[np.flatnonzero(mask)[::200]] += 0.39
+        sigma = field_noise(field, mask, self.geometry)
+        assert sigma > 0.02
+        assert 0.9 * 0.0025 < noise_of_most(field, mask, sigma) < 1.25 * 0.0025
+        assert noise_of_most(field, mask, 0.001) == 0.001
+
     def test_of_one_slice_and_of_one_voxel(self):
         mask = np.zeros(self.geometry.shape, dtype=bool)
         mask[10:30, 10:30, 20] = True
@@ -371,6 +423,7 @@ class TestFieldNoise:
         mask[:] = False
         mask[3, 3, 3] = True
         assert field_noise(field, mask, self.geometry) == 0
+        assert noise_of_most(field, mask, 0.5) == 0.5
 
 
 def test_edges_are_the_steepest_and_need_contrast():

@@ -18,6 +18,7 @@ from qsm_deploy.runtime.console.peak_memory import (
     return_freed_memory,
     rss_bytes,
 )
+from qsm_deploy.runtime.methods.inversion import THRESHOLD
 
 TOLERANCE = 1e-5  # of the map's norm, float32; measured 4e-7
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
@@ -81,13 +82,13 @@ def test_tv_takes_alpha_and_iterations(open_method: Callable[..., Any], facts: A
     assert (facts.alpha_ppm_mm, facts.iterations) == (3e-4, 4)
 
 
-@pytest.mark.parametrize("threshold", [None, 0.2])
+@pytest.mark.parametrize("threshold", [None, 0.12])
 @each_grid
 def test_tkd_is_that_of_the_kernels(
     open_method: Callable[..., Any], shape: tuple[int, int, int], grid: Any, threshold: float | None
 ) -> None:
     field, mask, geometry = acquisition(shape, grid)
-    expected = tkd(field, geometry, threshold=threshold or 0.12, pad_voxels=8) * mask
+    expected = tkd(field, geometry, threshold=threshold or THRESHOLD, pad_voxels=8) * mask
     chi = open_method("tkd").reconstruct(field, mask, *on(geometry), threshold=threshold or 0)
     assert difference(chi, expected) < TOLERANCE
 

@@ -134,3 +134,16 @@ def test_every_volume_must_be_on_the_fields_grid(field, write_volume, which):
     paths[which] = write_volume(np.ones(field.shape, dtype=np.uint8), "shifted.nii.gz", shifted)
     with pytest.raises(GeometryError, match=r"affines .* disagree: .* 2 mm apart"):
         load_scan(ScanFiles(**paths), Reading())
+
+
+def test_echoes_of_a_magnitude_of_any_scale(field, write_volume):
+    signal = np.abs(field) + 1
+    one, other = (write_volume(k * signal, f"{k:g}.nii") for k in (3e30, 4e30))
+    mask = (field != 0).astype(np.uint8)
+    paths = write_volume(field, "field.nii"), write_volume(mask, "mask.nii")
+    scan = load_scan(ScanFiles(paths[:1], paths[1], magnitude=(one, other)), Reading())
+    np.testing.assert_allclose(scan.magnitude, 5e30 * signal * mask, rtol=1e-6)
+    short = write_volume(signal[1:], "short.nii")
+    with pytest.raises(GeometryError) as refused:
+        load_scan(ScanFiles(paths[:1], paths[1], magnitude=(short,)), Reading())
+    assert str(refused.value).count("short.nii") == 1

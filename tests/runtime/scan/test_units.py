@@ -110,3 +110,17 @@ def test_one_bright_voxel_in_a_thousand_may_exceed_a_ppm(field):
 def test_refuses_a_field_that_is_zero():
     with pytest.raises(UnitsError, match="zero in the whole mask"):
         require_ppm(np.zeros(10, dtype=np.float32), "ppm")
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.05, -0.2, 0.5])
+def test_an_offset_is_told(field, offset):
+    values = field[field != 0] - np.float32(np.median(field[field != 0]))
+    notes = require_ppm(values + np.float32(offset) * values.std(), "ppm")
+    assert ["subtract it" in note for note in notes] == [True] * (abs(offset) > 0.1)
+
+
+def test_single_voxels_that_no_tissue_makes_are_refused(field):
+    values = field[field != 0]
+    values[5] = -1e4
+    with pytest.raises(UnitsError, match=r"1 voxels inside the mask hold up to 1e\+04 ppm"):
+        require_ppm(values, "ppm")
