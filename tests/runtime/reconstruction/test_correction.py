@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.calibration.phantom.residual_background import residual_background
 from qsm_deploy.kernels.dipole import tikhonov
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import TensorInfo
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.metrics.metrics import nrmse
+from qsm_deploy.runtime.reconstruction.correction import AUTO
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +118,20 @@ def test_a_phase_has_no_field_to_be_consistent_with(
     scanner = ["--echo-time", "0.02", "--field-strength", "3"]
     assert main([str(model), str(path), *scanner, "--data-consistency", "0.1", "-q"]) == 2
     assert "needs a local field" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_over_ppm", [0, 0.002, 0.005])
+def test_auto_does_no_harm_whatever_background_removal_left(left_over_ppm) -> None:
+    geometry = Geometry((96, 112, 96))
+    head = head_phantom(geometry, seed=603)
+    rng = np.random.default_rng(2)
+    left = residual_background(head.mask, geometry, rms_ppm=1.0, rng=rng)
+    field = head.local_field_ppm + np.float32(left_over_ppm) * left
+    scan = Scan(field[None], head.mask, geometry, nib.Nifti1Header(), np.eye(4))
+    session = open_session(BUNDLED_MODEL, "openvino")
+    plan = plan_whole(geometry.shape, session.card.divisor)
+    chi = reconstruct(session, scan, plan, Stages())
+    corrected, _ = AUTO.apply(chi, scan, Stages())
+    before, after = (nrmse(x, head.chi_ppm, head.mask) for x in (chi, corrected))
+    assert after < before + 1
