@@ -1,6 +1,7 @@
-"""The networks on a real field of a patient with a haemorrhage, beside TKD and another network.
+"""Methods and networks on a real field of a patient with a haemorrhage, beside another network.
 
-    python benchmarks/bench_in_vivo.py FOLDER MODEL.onnx ... -o benchmarks/results/in_vivo.json
+    python benchmarks/bench_in_vivo.py FOLDER MODEL.onnx ... -o benchmarks/results/in_vivo.json \
+        --figure docs/methods.png
 
 FOLDER holds tissue_phase_rad.nii.gz, mask.nii.gz, params.json and chi_msqsm_ppm.nii.gz, the map
 of another published network, which serves to find the lesions and is no truth.
@@ -9,20 +10,20 @@ of another published network, which serves to find the lesions and is no truth.
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from common import parser, say, write
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
-from qsm_deploy.runtime.scan.geometry_limits import deviations
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstructor import Host, Maker, open_reconstructor
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
-from qsm_deploy.runtime.sessions.open import open_session
 
 
 def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:
@@ -59,30 +60,58 @@ def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[s
     }
 
 
+def picture(maps: dict[str, NDArray[np.float32]], scan: Scan) -> Figure:
+    """Return an axial and a sagittal plane of each map, as its voxels are stored."""
+    figure, axes = plt.subplots(2, len(maps), figsize=(3.2 * len(maps), 6.2), facecolor="black")
+    x, _, z = np.argwhere(scan.mask).mean(axis=0).astype(int)
+    sizes = scan.geometry.voxel_size_mm
+    box = np.argwhere(scan.mask).min(axis=0), np.argwhere(scan.mask).max(axis=0) + 1
+    cut = tuple(slice(low, high) for low, high in zip(*box, strict=True))
+    for (name, chi), (above, below) in zip(maps.items(), axes.T, strict=True):
+        planes = {above: (chi[cut[0], cut[1], z], sizes[1] / sizes[0])}
+        planes[below] = (chi[x, cut[1], cut[2]], sizes[2] / sizes[1])
+        for axis, (plane, aspect) in planes.items():
+            axis.imshow(plane.T, cmap="gray", vmin=-0.15, vmax=0.15, origin="lower", aspect=aspect)
+            axis.axis("off")
+        above.set_title(name, color="white")
+    figure.tight_layout()
+    return figure
+
+
 def main() -> None:
     """Evaluate, print and write."""
     p = parser(__doc__)
     p.add_argument("folder", type=Path)
     p.add_argument("models", type=Path, nargs="+")
+    p.add_argument("--figure", type=Path)
     args = p.parse_args()
     scan = load_patient(args.folder)
     assert scan.truth_ppm is not None
-    field, geometry = scan.measured[0], scan.geometry
     maps = {"msQSM": scan.truth_ppm}
-    for threshold in (0.12, 0.2):
-        chi = tkd(field, geometry, threshold=threshold, pad_voxels=8)
-        maps[f"TKD {threshold}"] = scan.mask * chi
     outside: dict[str, list[str]] = {}
-    for model in args.models:
-        session = open_session(model, "openvino")
-        plan = plan_whole(scan.mask.shape, session.card.divisor)
-        outside[session.card.network] = deviations(session.card.geometry, geometry)
-        maps[session.card.network] = reconstruct(session, scan, plan, Stages())
+    makers: dict[str, Maker] = {
+        "TKD 0.12": Method("tkd", threshold=0.12),
+        "TKD 0.2": Method("tkd", threshold=0.2),
+        "total variation": Method("tv"),
+        "total variation, robust": Method("tv", robust=True),
+        "iLSQR": Method("ilsqr"),
+    }
+    makers |= {model.stem: [model] for model in args.models}
+    for name, maker in makers.items():
+        reconstructor = open_reconstructor(maker, Host())
+        planned = reconstructor.plan(scan, Wants(allow_geometry=not isinstance(maker, Method)))
+        outside[name] = list(planned.prepared.departures)
+        made = reconstructor.run(planned, Stages())
+        maps[name] = made.chi_ppm
+        print(name, made.findings.get("inversion", ""))
     rows = [
         say({"map": name, "outside_training": outside.get(name, []), **row})
         for name, row in scores(maps, scan).items()
     ]
     write(args.output, rows)
+    if args.figure is not None:
+        shown = ("TKD 0.12", "total variation", "tkd-unet", "iLSQR")
+        picture({name: maps[name] for name in shown}, scan).savefig(args.figure, dpi=90)
 
 
 if __name__ == "__main__":

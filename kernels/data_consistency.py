@@ -1,8 +1,8 @@
 """One step from a network's map towards the measured field, on the whole volume.
 
-``chi = argmin |M (D chi - f)|^2 + lam |chi - chi_net|^2``. Dipole inversion is not local, so what a
-network loses first when it runs in patches is slow drift; this brings back what the field says of
-it, least along the magic cone, where the field says nothing. As lam falls the map becomes
+``chi = argmin |M (D chi - f)|^2 + lam |M (chi - chi_net)|^2``. Dipole inversion is not local, so
+what a network loses first when it runs in patches is slow drift; this brings back what the field
+says of it, least along the magic cone, where the field says nothing. As lam falls the map becomes
 Tikhonov's, noise included.
 """
 
@@ -73,9 +73,9 @@ def masked_data_consistency(
 ) -> tuple[Volume, Fit]:
     """Return the map after some conjugate-gradient steps from the network's, M the mask.
 
-    The field outside the mask is unknown, not zero, and no far sources make a local field; the
-    closed form gets both wrong. Sources just outside the mask are sought too, since they take up
-    what background removal left behind; the map holds those inside. Parameters as in
+    The field outside the mask is unknown, not zero; the closed form gets that wrong. Sources just
+    outside the mask are sought too, free of any weight: they take up what background removal left
+    behind, which the map would have to explain otherwise. It holds those inside. Parameters as in
     :func:`data_consistency`.
 
     Parameters

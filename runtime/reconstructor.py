@@ -3,29 +3,33 @@
 Every command, the server and the Python interface call these; none wires the sequence itself.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
-from qsm_deploy.runtime.reconstruction.inversion import Done, Inversion, Made, Task, Wants
-from qsm_deploy.runtime.reconstruction.network import CpuNetwork, Network
-from qsm_deploy.runtime.reconstruction.pipeline import require_finite
+from qsm_deploy.runtime.reconstruction.inversion import (
+    Done,
+    Inversion,
+    Made,
+    Task,
+    Wants,
+    require_finite,
+)
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import (
-    choose_backend,
-    gpu_number,
-    open_session,
-    require_backend,
-)
 from qsm_deploy.runtime.sessions.session import AUTO, Backend, Precision, Session
 
-AnyNetwork = Network[Any]
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.reconstruction.network import Network
+
+CUDA = re.compile(r"cuda:(\d+)")
 Maker = Sequence[Path] | Method  # what makes a map: models, or a method that needs none
 
 
@@ -162,6 +166,31 @@ class Reconstructor:
         return made
 
 
+def gpu_number(device: str, models: Sequence[Path]) -> int | None:
+    """Return the GPU that models are to run on, ``None`` for the CPU.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
+    models
+        The files.
+
+    Raises
+    ------
+    UsageError
+        If a plan is to run on the CPU.
+    """
+    plans = [path for path in models if path.suffix == PLAN]
+    if found := CUDA.fullmatch(device):
+        return int(found[1])
+    if device == "auto":
+        return 0 if plans else None
+    if plans:
+        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
+    return None
+
+
 def reconstructor_of(session: Session, model: Path) -> Reconstructor:
     """Return what reconstructs in a session that was opened elsewhere, and stays."""
     from qsm_deploy.runtime.gpu.session import GpuSession
@@ -170,6 +199,8 @@ def reconstructor_of(session: Session, model: Path) -> Reconstructor:
         from qsm_deploy.runtime.gpu.network import GpuNetwork
 
         return Reconstructor(GpuNetwork(session, model))
+    from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+
     return Reconstructor(CpuNetwork(session, model))
 
 
@@ -242,7 +273,7 @@ def _method(method: Method, host: Host) -> Inversion:
 
 def _opened(
     models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
-) -> tuple[list[AnyNetwork], str]:
+) -> tuple[list["Network[Any]"], str]:
     number = gpu_number(host.device, models)
     if number is None:
         return _on_cpu(models, host, stays=stays)
@@ -260,17 +291,20 @@ def _opened(
     from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 
     sessions = open_gpu_sessions(models, number, memory_limit)
-    found: list[AnyNetwork] = [
+    found: list[Network[Any]] = [
         GpuNetwork(s, m, stays=stays) for s, m in zip(sessions, models, strict=True)
     ]
     return found, f"on GPU {number}"
 
 
-def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list[AnyNetwork], str]:
+def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["Network[Any]"], str]:
+    from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+    from qsm_deploy.runtime.sessions.open import choose_backend, open_session, require_backend
+
     backend, why = choose_backend(host.backend, host.precision)
     baseline = rss_bytes()
     require_backend(backend)
-    found: list[AnyNetwork] = [
+    found: list[Network[Any]] = [
         CpuNetwork(
             open_session(model, backend, precision=host.precision, threads=host.threads),
             model,

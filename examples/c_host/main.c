@@ -1,11 +1,13 @@
-/* A host in plain C: loads a network, reconstructs one volume, and can be stopped with Ctrl-C.
+/* A host in plain C: loads a network, or takes a method by its name; reconstructs one volume, and
+ * can be stopped with Ctrl-C.
  *
  *     cc -std=c99 main.c -I../../runtime/c -L../../runtime/c/build -lqsm_runtime \
  *        -Wl,-rpath,../../runtime/c/build -lm -o c_host
  *     ./c_host ../../runtime/models/tkd-unet.onnx
+ *     ./c_host tv
  *     ./c_host model.onnx field.f32 mask.u8 chi.f32  160 192 160  1 1 2  0 0 1
  *
- * The first form makes a phantom, a sphere of known susceptibility, and compares. The second reads
+ * The first forms make a phantom, a sphere of known susceptibility, and compare. The last reads
  * raw volumes, x fastest: the field [ppm] as float32 and the mask as bytes, then shape, voxel size
  * [mm] and B0 direction; it writes the map [ppm] as float32.
  */
@@ -13,6 +15,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "qsm_runtime.h"
 
@@ -108,6 +111,12 @@ static int write_all(const char *path, const void *from, size_t bytes) {
     return whole;
 }
 
+static qsm_status open_engine(const char *model, const qsm_params *params, qsm_engine **engine) {
+    const int is_method = strcmp(model, "tv") == 0 || strcmp(model, "tkd") == 0;
+    return is_method ? qsm_engine_open_method(model, params, engine)
+                     : qsm_engine_open(model, params, engine);
+}
+
 static int fail(const char *what, qsm_status status) {
     fprintf(stderr, "%s: %s\n", what, qsm_last_error());
     return (int)status;
@@ -150,7 +159,7 @@ int main(int count, char **arguments) {
     } else if (files && (!read_all(arguments[2], field, voxels * sizeof *field) ||
                          !read_all(arguments[3], mask, voxels))) {
         result = QSM_DATA_ERROR;
-    } else if ((status = qsm_engine_open(arguments[1], &params, &engine)) != QSM_OK) {
+    } else if ((status = open_engine(arguments[1], &params, &engine)) != QSM_OK) {
         result = fail("cannot open the model", status);
     } else {
         if (!files) make_phantom(&scan, field, mask);

@@ -9,9 +9,9 @@ from qsm_deploy.export.check.evaluations import load_valid_card, reference_evalu
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
-from qsm_deploy.runtime.reconstruction.network import CPU
-from qsm_deploy.runtime.reconstructor import Host
-from qsm_deploy.runtime.sessions.open import choose_backend, gpu_number, open_session
+from qsm_deploy.runtime.reconstruction.inversion import CPU
+from qsm_deploy.runtime.reconstructor import Host, gpu_number
+from qsm_deploy.runtime.sessions.open import choose_backend, open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Session
 
 TORCH = "torch"

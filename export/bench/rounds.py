@@ -21,8 +21,7 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
-from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstruction.network import CPU
+from qsm_deploy.runtime.reconstruction.inversion import CPU, Wants
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor, reconstructor_of
 from qsm_deploy.runtime.scan.scan import Scan

@@ -16,12 +16,8 @@ from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, Weight
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
-from qsm_deploy.runtime.sessions.open import (
-    gpu_number,
-    installed_backends,
-    open_session,
-    require_backend,
-)
+from qsm_deploy.runtime.reconstructor import gpu_number
+from qsm_deploy.runtime.sessions.open import installed_backends, open_session, require_backend
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend, Session
 
 Choice = str  # auto, a backend of the CPU, or pytorch

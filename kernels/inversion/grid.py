@@ -15,6 +15,7 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Shape, Volume
 
 SUPPORT_MM = 5.0  # sources farther outside the mask than this are none
 BEYOND_VOXELS = 4  # a side, between the support and its periodic neighbour
+SLACK = 1e-6  # of a length: headers state voxel sizes in single precision
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def padded_box(mask: Mask, geometry: Geometry, *, around_mm: float = SUPPORT_MM)
         If the mask is empty.
     """
     box = bounding_box(mask)
-    pads = [math.ceil(around_mm / h) + BEYOND_VOXELS for h in geometry.voxel_size_mm]
+    pads = [math.ceil(around_mm / h - SLACK) + BEYOND_VOXELS for h in geometry.voxel_size_mm]
     sizes = [side.stop - side.start for side in box]
     x, y, z = (
         scipy.fft.next_fast_len(size + 2 * pad, real=True)
@@ -84,7 +85,7 @@ def grown(mask: Mask, geometry: Geometry, radius_mm: float) -> Mask:
         for n, h in zip(geometry.shape, geometry.voxel_size_mm, strict=True)
     ]
     x, y, z = np.ix_(*axes)
-    ball = (x * x + y * y + z * z <= radius_mm**2 * (1 + 1e-9)).astype(np.float32)
+    ball = (np.sqrt(x * x + y * y + z * z) <= radius_mm * (1 + SLACK)).astype(np.float32)
     spectrum = scipy.fft.rfftn(ball, workers=-1)
     spectrum *= scipy.fft.rfftn(mask.astype(np.float32), workers=-1)
     inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=-1) > 0.5

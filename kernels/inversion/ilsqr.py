@@ -72,7 +72,11 @@ def ilsqr(
     system = Orientations(grid, [geometry.b0_direction], [mask], grid.embed_mask(mask))
     (f,) = system.embedded([local_field_ppm])
     chi, taken, left = _least_squares(system, f, iterations, done)
-    streaks, more = _streaks(system, chi, _fast_map(system, f), iterations, done)
+    fast = _fast_map(system, f)
+    del f
+    squared = _flatness(system, fast)
+    del fast
+    streaks, more = _streaks(system, chi, squared, iterations, done)
     chi -= streaks
     chi *= system.support
     return grid.restore(chi), Fit(taken + more, left, system.residual(chi, [local_field_ppm]))
@@ -149,19 +153,29 @@ def _trust(size: Volume, geometry: Geometry) -> Volume:
     return trust
 
 
-def _streaks(
-    system: Orientations, chi: Volume, fast: Volume, iterations: int, done: Callable[[], object]
-) -> tuple[Volume, int]:
-    """Return what near the cone alone explains the map's gradients where the fast map is flat."""
-    geometry, mask = system.grid.geometry, system.support
-    near_cone = np.abs(system.kernels[0]) < ILL_POSED
+def _flatness(system: Orientations, fast: Volume) -> list[Volume]:
+    """Return squared weights, small at the edges of the fast map, along each axis."""
     squared = []
     for axis in range(3):
-        known = mask & np.roll(mask, -1, axis)
-        weight = _ramp(np.abs(gradient(fast, geometry, axis)), GRADIENT_PERCENTILES, known)
+        known = system.support & np.roll(system.support, -1, axis)
+        size = np.abs(gradient(fast, system.grid.geometry, axis))
+        weight = _ramp(size, GRADIENT_PERCENTILES, known)
         weight *= weight
         weight *= known
         squared.append(weight)
+    return squared
+
+
+def _streaks(
+    system: Orientations,
+    chi: Volume,
+    squared: list[Volume],
+    iterations: int,
+    done: Callable[[], object],
+) -> tuple[Volume, int]:
+    """Return what near the cone alone explains the map's gradients where the fast map is flat."""
+    geometry = system.grid.geometry
+    near_cone = np.abs(system.kernels[0]) < ILL_POSED
 
     def normal(x: Volume) -> Volume:
         total = np.zeros_like(x)

@@ -1,8 +1,8 @@
 """Masked least squares of the dipole, for fields of one or several orientations.
 
-``min_x sum_i |W_i (D_i x - f_i)|^2 + lam |x - x0|^2``, x = 0 outside a support, by conjugate
-gradients on the normal equations from x0. One orientation with a map x0 is data consistency,
-several without one are COSMOS.
+``min_x sum_i |W_i (D_i x - f_i)|^2 + lam |M (x - x0)|^2``, x = 0 outside a support around the mask
+M, by conjugate gradients on the normal equations from x0. One orientation with a map x0 is data
+consistency, several without one are COSMOS.
 """
 
 import math
@@ -75,7 +75,7 @@ def masked_least_squares(
     start_ppm
         x0, the map to start from and stay near to; 0 if there is none.
     lam
-        Weight of that nearness, not negative.
+        Weight of that nearness, not negative. Sources outside the mask are free of it.
     tolerance
         Of the relative gradient, where the steps end.
     support_mm
@@ -115,23 +115,26 @@ def masked_least_squares(
     inside = grid.embed_mask(mask)
     support = grown(inside, grid.geometry, support_mm) if support_mm else inside
     system = Orientations(grid, b0_directions, weights, support)
-    x0 = np.zeros(grid.geometry.shape, np.float32) if start_ppm is None else grid.embed(start_ppm)
-    x0[~inside] = 0
+    x0 = None if start_ppm is None else grid.embed(start_ppm) * inside
     misfits = system.embedded(fields_ppm)
-    if start_ppm is not None:
+    if x0 is not None:
         misfits = (f - d for f, d in zip(misfits, system.fields(x0), strict=True))
 
     def normal(x: Volume) -> Volume:
         image = system.adjoint(system.fields(x))
+
+        def hold(rows: slice) -> None:
+            image[rows] += np.float32(lam) * inside[rows] * x[rows]
+
         if lam:
-            image += np.float32(lam) * x
+            each_slab(hold, x.shape)
         return image
 
-    gradient = system.adjoint(misfits)
     x, taken, left = conjugate_gradients(
-        normal, gradient, iterations=iterations, tolerance=tolerance, done=done
+        normal, system.adjoint(misfits), iterations=iterations, tolerance=tolerance, done=done
     )
-    x += x0
+    if x0 is not None:
+        x += x0
     fit = Fit(taken, left, system.residual(x, fields_ppm))
     x[~inside] = 0
     return grid.restore(x), fit
@@ -164,7 +167,10 @@ class Orientations:
             half_dipole_kernel(replace(grid.geometry, b0_direction=b)) for b in b0_directions
         ]
         self.squared = [
-            grid.embed_mask(w) if w.dtype == np.bool_ else grid.embed(w) ** 2 for w in weights
+            grid.embed_mask(w > 0)
+            if w.dtype == np.bool_
+            else np.square(grid.embed(np.asarray(w, dtype=np.float32)))
+            for w in weights
         ]
 
     def embedded(self, volumes: Iterable[Volume]) -> Iterator[Volume]:
@@ -176,7 +182,9 @@ class Orientations:
 
     def image(self, spectrum: Array) -> Volume:
         """Return what a spectrum is of, which is overwritten."""
-        x: Volume = scipy.fft.irfftn(spectrum, s=self.shape, workers=-1, overwrite_x=True)
+        # as irfftn, which would take another volume
+        lines = scipy.fft.ifftn(spectrum, axes=(0, 1), workers=-1, overwrite_x=True)
+        x: Array = scipy.fft.irfft(lines, n=self.shape[2], axis=2, workers=-1)
         return x
 
     def fields(self, x: Volume) -> Iterator[Volume]:
@@ -247,24 +255,25 @@ def conjugate_gradients(
     taken = 0
     while taken < iterations and squared > tolerance**2 * first:
         image = normal(direction)
-        length = np.float32(squared / float(inner(direction, image)))
-
-        def step(rows: slice, image: Array = image, length: np.float32 = length) -> None:
-            x[rows] += length * direction[rows]
-            r[rows] -= length * image[rows]
-
-        each_slab(step, x.shape)
+        length = squared / float(inner(direction, image))
+        combine(length, direction, 1, x)
+        combine(-length, image, 1, r)
+        del image
         before, squared = squared, float(inner(r, r))
-        ratio = np.float32(squared / before)
-
-        def turn(rows: slice, ratio: np.float32 = ratio) -> None:
-            direction[rows] *= ratio
-            direction[rows] += r[rows]
-
-        each_slab(turn, x.shape)
+        combine(1, r, squared / before, direction)
         taken += 1
         done()
     return x, taken, math.sqrt(squared / first) if first else 0.0
+
+
+def combine(a: float, x: Array, b: float, y: Array) -> None:
+    """Turn y into ``a x + b y``."""
+
+    def each(rows: slice) -> None:
+        y[rows] *= np.float32(b)
+        y[rows] += np.float32(a) * x[rows]
+
+    each_slab(each, y.shape)
 
 
 def multiplied(spectrum: Array, kernel: Array, out: Array) -> Array:

@@ -226,8 +226,9 @@ class _Run:
             reading = Reading(
                 units=field_unit(image, cohort.units), from_file=params, negate=cohort.negate
             )
-            files = ScanFiles((image.path,), mask, magnitude=self._magnitude(recording))
-            request = self._request(recording, [image], files, reading)
+            magnitude = self._magnitude(recording)
+            files = ScanFiles((image.path,), mask, magnitude=tuple(m.path for m in magnitude))
+            request = self._request(recording, [image, *magnitude], files, reading)
             with stages("load"):
                 return request, read_scan(request, self.reconstructor)
         pairs = recording.echoes()
@@ -255,11 +256,16 @@ class _Run:
         images = [image for pair in pairs for image in pair]
         return self._request(recording, images, files, reading), scan
 
-    def _magnitude(self, recording: Recording) -> tuple[Path, ...]:
+    def _magnitude(self, recording: Recording) -> list[BidsImage]:
         """Return the magnitudes beside a local field, if they are needed."""
-        if not self.reconstructor.inversion.needs.magnitude:
-            return ()
-        return tuple(image.path for image in recording.images if image.part == "mag")
+        needs = self.reconstructor.inversion.needs
+        found = [image for image in recording.images if needs.magnitude and image.part == "mag"]
+        if needs.magnitude and not found:
+            raise DataError(
+                f"{needs.network} takes the edges of a magnitude, and {recording.name} has none "
+                "(part-mag) beside its local field; add it, or pass --method tv"
+            )
+        return found
 
     def _request(
         self, recording: Recording, images: list[BidsImage], files: ScanFiles, reading: Reading

@@ -88,7 +88,7 @@ def scan_from_echoes(
     geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     phase = -phase if negate else phase
     echoes = Echoes(phase, magnitude, times, strength, geometry.voxel_size_mm)
-    signal = np.sqrt(np.einsum("n...,n...", magnitude, magnitude)) if keeps_magnitude else None
+    signal = echoes.signal if keeps_magnitude else None
     del phase, magnitude
     lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages)
     del echoes

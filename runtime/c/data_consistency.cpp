@@ -2,6 +2,7 @@
 
 #include "dipole_filter.h"
 #include "k_space.h"
+#include "padded_box.h"
 
 namespace qsm::host {
 
@@ -35,28 +36,40 @@ void closed_form(Volume &chi, const Scan &scan, float weight, DipoleFilter &filt
     multiply(chi, scan.mask);
 }
 
+// Sources just outside the mask are sought too, free of the weight: they take up what background
+// removal left behind.
 void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t iterations,
-                         DipoleFilter &filter, Caller &caller) {
-    const Volume dipole = filter.multiplier([](float d) { return d; });
-    const auto masked_dipole = [&](const Volume &x) {
-        Volume field = filter.apply(x, dipole);
-        multiply(field, scan.mask);
-        return field;
+                         int threads, Caller &caller) {
+    const PaddedBox grid(scan);
+    Fft fft(grid.geometry.shape, threads);
+    const size_t row = fft.row_floats();
+    const std::vector<uint8_t> places = grid.places(row);
+    const Volume dipole = half_multiplier(grid.geometry, [](float d) { return d; });
+    const auto convolve = [&](Volume &x, Place outermost) {
+        multiply_spectrum(fft, x.data(), dipole);
+        for (size_t n = 0; n < x.size(); ++n) x[n] = places[n] <= outermost ? x[n] : 0;
     };
-    multiply(chi, scan.mask);
-    Volume r = scan.local_field_ppm;
-    multiply(r, scan.mask);
-    add(r, -1, masked_dipole(chi));
-    r = masked_dipole(r);
+    Volume x(fft.floats()), r(fft.floats());
+    grid.over_mask(row, [&](size_t at, size_t padded) { x[padded] = chi[at]; });
+    Volume image = x;
+    convolve(image, kMeasured);
+    grid.over_mask(row, [&](size_t at, size_t padded) {
+        r[padded] = scan.local_field_ppm[at] - image[padded];
+    });
+    convolve(r, kSupport);
     Volume direction = r;
     double squared = squared_norm(r);
     const double first = squared;
     for (int32_t n = 0; n < iterations && squared > kSolved * first; ++n) {
         caller.poll();
-        Volume image = masked_dipole(masked_dipole(direction));
-        add(image, weight, direction);
+        image = direction;
+        convolve(image, kMeasured);
+        convolve(image, kSupport);
+        for (size_t i = 0; i < image.size(); ++i) {
+            if (places[i] == kMeasured) image[i] += weight * direction[i];
+        }
         const auto length = float(squared / dot(direction, image));
-        add(chi, length, direction);
+        add(x, length, direction);
         add(r, -length, image);
         const double before = squared;
         squared = squared_norm(r);
@@ -64,18 +77,19 @@ void conjugate_gradients(Volume &chi, const Scan &scan, float weight, int32_t it
         for (size_t i = 0; i < r.size(); ++i) direction[i] = direction[i] * ratio + r[i];
         caller.done();
     }
+    grid.over_mask(row, [&](size_t at, size_t padded) { chi[at] = x[padded]; });
 }
 
 }  // namespace
 
 void make_consistent(Volume &chi_ppm, const Scan &scan, double lambda, int32_t iterations,
                      int threads, Caller &caller) {
-    DipoleFilter filter(scan.geometry, kCorrectionPadVoxels, threads);
     const auto weight = static_cast<float>(lambda);
     if (iterations) {
-        conjugate_gradients(chi_ppm, scan, weight, iterations, filter, caller);
+        conjugate_gradients(chi_ppm, scan, weight, iterations, threads, caller);
     } else {
         caller.poll();
+        DipoleFilter filter(scan.geometry, kCorrectionPadVoxels, threads);
         closed_form(chi_ppm, scan, weight, filter);
     }
 }

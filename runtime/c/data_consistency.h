@@ -7,7 +7,7 @@
 
 namespace qsm::host {
 
-constexpr int32_t kCorrectionPadVoxels = 8;
+constexpr int32_t kCorrectionPadVoxels = 8;  // of the closed form
 constexpr double kSolved =
     1e-12;  // a squared residual this much smaller than the first is rounding
 

@@ -1,6 +1,7 @@
 #include "device_filter.h"
 
 #include "data_consistency.h"
+#include "padded_box.h"
 
 namespace qsm::host {
 
@@ -32,8 +33,9 @@ qsm_cuda_patch box_of(const Shape &volume, int32_t start, const Shape &size) {
 }
 
 void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, const float *field,
-                 void *stream, const DeviceSums &sums) {
+                 void *stream) {
     DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
+    const DeviceSums sums(gpu, int64_t(scan.geometry.voxels()), stream);
     DeviceMemory memory(gpu);
     auto *image = memory.make<float>(scan.geometry.voxels());
     filter.apply(QSM_CUDA_TIKHONOV_PRIOR, lambda, chi, chi, true);
@@ -42,37 +44,108 @@ void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, co
     gpu.wait(stream);
 }
 
+// Volumes on the padded box of a mask, and the dipole operator there, enqueued on one stream.
+class DeviceBox {
+  public:
+    DeviceBox(const Gpu &gpu, const Scan &scan, void *stream)
+        : gpu_(gpu),
+          stream_(stream),
+          memory_(gpu),
+          grid_(scan),
+          operator_(operator_on(grid_.geometry)) {
+        const Shape &n = grid_.geometry.shape;
+        workspace_bytes_ = workspace_for(gpu, operator_);
+        workspace_ = memory_.make<uint8_t>(workspace_bytes_);
+        const std::vector<uint8_t> places = grid_.places(size_t(n[2]));
+        for (const Place outermost : {kMeasured, kSupport}) {
+            std::vector<uint8_t> inside(places.size());
+            for (size_t i = 0; i < inside.size(); ++i) inside[i] = places[i] <= outermost;
+            within_[outermost] = memory_.make<uint8_t>(inside.size());
+            gpu_.upload(within_[outermost], inside.data(), inside.size(), stream_);
+            gpu_.wait(stream_);
+        }
+    }
+
+    size_t voxels() const { return grid_.geometry.voxels(); }
+    void apply(const float *x, float *y) const {
+        gpu_.check(gpu_.dipole_apply(&operator_, x, y, workspace_, workspace_bytes_, stream_));
+    }
+
+    // y = x, 0 beyond a place.
+    void keep(Place outermost, const float *x, float *y) const {
+        const qsm_cuda_patch all = box(grid_.geometry.shape, 0, grid_.geometry.shape);
+        gpu_.check(gpu_.finish(&all, x, nullptr, within_[outermost], y, stream_));
+    }
+
+    // From the scan's grid to the padded one, and back.
+    void load(const float *volume, float *x) const {
+        const qsm_cuda_patch grown = box(grid_.scan.geometry.shape, -1, grid_.geometry.shape);
+        gpu_.check(gpu_.gather(&grown, volume, x, stream_));
+    }
+    void store(const float *x, float *volume) const {
+        const qsm_cuda_patch inner = box(grid_.geometry.shape, 1, grid_.scan.geometry.shape);
+        gpu_.check(gpu_.gather(&inner, x, volume, stream_));
+    }
+
+  private:
+    // `way` is that from the scan to the padded grid.
+    qsm_cuda_patch box(const Shape &volume, int32_t way, const Shape &size) const {
+        qsm_cuda_patch box{1, {}, {}, {}};
+        for (size_t axis = 0; axis < 3; ++axis) {
+            box.volume[axis] = volume[axis];
+            box.start[axis] = way * (grid_.pads[axis] - grid_.box[axis].start);
+            box.size[axis] = size[axis];
+        }
+        return box;
+    }
+
+    const Gpu &gpu_;
+    void *const stream_;
+    DeviceMemory memory_;
+    const PaddedBox grid_;
+    const qsm_cuda_dipole operator_;
+    size_t workspace_bytes_;
+    void *workspace_;
+    uint8_t *within_[2];
+};
+
 void conjugate_gradients(const Gpu &gpu, const Scan &scan, const qsm_params &params, float *chi,
-                         const float *field, void *stream, const DeviceSums &sums, Caller &caller) {
+                         const float *field, void *stream, Caller &caller) {
     const double lambda = static_cast<float>(params.data_consistency_lambda);
-    DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
-    const size_t voxels = scan.geometry.voxels();
+    const DeviceBox box(gpu, scan, stream);
+    const DeviceSums sums(gpu, int64_t(box.voxels()), stream);
     DeviceMemory memory(gpu);
-    auto *r = memory.make<float>(voxels), *direction = memory.make<float>(voxels),
-         *image = memory.make<float>(voxels);
-    const auto masked_dipole = [&](const float *x, float *y) {
-        filter.apply(QSM_CUDA_DIPOLE, 0, x, y, true);
+    const auto make = [&] { return memory.make<float>(box.voxels()); };
+    float *x = make(), *r = make(), *direction = make(), *image = make(), *between = make();
+    const auto convolve = [&](const float *from, Place outermost, float *to) {
+        box.apply(from, between);
+        box.keep(outermost, between, to);
     };
-    masked_dipole(chi, r);
-    sums.combine(1, field, -1, r);
-    masked_dipole(r, r);
-    gpu.zero(direction, voxels * sizeof(float), stream);
-    sums.combine(1, r, 0, direction);
+    box.load(chi, x);
+    box.load(field, between);
+    box.keep(kMeasured, between, r);
+    convolve(x, kMeasured, image);
+    sums.combine(-1, image, 1, r);
+    convolve(r, kSupport, r);
+    box.keep(kSupport, r, direction);
     double squared = sums.dot(r, r);
     const double first = squared;
     for (int32_t n = 0; n < params.data_consistency_iterations && squared > kSolved * first; ++n) {
         caller.poll();
-        masked_dipole(direction, image);
-        masked_dipole(image, image);
-        sums.combine(lambda, direction, 1, image);
+        convolve(direction, kMeasured, image);
+        convolve(image, kSupport, image);
+        box.keep(kMeasured, direction, between);
+        sums.combine(lambda, between, 1, image);
         const double length = squared / sums.dot(direction, image);
-        sums.combine(length, direction, 1, chi);
+        sums.combine(length, direction, 1, x);
         sums.combine(-length, image, 1, r);
         const double before = squared;
         squared = sums.dot(r, r);
         sums.combine(1, r, squared / before, direction);
         caller.done();
     }
+    box.keep(kMeasured, x, between);
+    box.store(between, chi);
     gpu.wait(stream);
 }
 
@@ -141,21 +214,25 @@ void DeviceSums::combine(double a, const float *x, double b, float *y) const {
                             y, stream_));
 }
 
-double correction_bytes(const Gpu &gpu, const Geometry &geometry, Correction correction) {
-    const double volumes = correction == Correction::kConjugateGradients ? 3 : 1;
-    return DeviceFilter::bytes(gpu, geometry, kCorrectionPadVoxels) +
-           volumes * double(sizeof(float)) * double(geometry.voxels());
+double correction_bytes(const Gpu &gpu, const Scan &scan, Correction correction) {
+    const double volume = double(sizeof(float));
+    if (correction == Correction::kClosedForm) {
+        return DeviceFilter::bytes(gpu, scan.geometry, kCorrectionPadVoxels) +
+               volume * double(scan.geometry.voxels());
+    }
+    const Geometry grid = PaddedBox(scan).geometry;
+    return (5 * volume + 2) * double(grid.voxels()) +
+           double(workspace_for(gpu, operator_on(grid)));
 }
 
 void make_consistent_on_device(const Gpu &gpu, const Scan &scan, const qsm_params &params,
                                float *chi, const float *field, void *stream, Caller &caller) {
-    const DeviceSums sums(gpu, int64_t(scan.geometry.voxels()), stream);
     if (params.data_consistency_iterations) {
-        conjugate_gradients(gpu, scan, params, chi, field, stream, sums, caller);
+        conjugate_gradients(gpu, scan, params, chi, field, stream, caller);
         return;
     }
     caller.poll();
-    closed_form(gpu, scan, params.data_consistency_lambda, chi, field, stream, sums);
+    closed_form(gpu, scan, params.data_consistency_lambda, chi, field, stream);
 }
 
 }  // namespace qsm::host

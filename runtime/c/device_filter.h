@@ -50,7 +50,7 @@ class DeviceSums {
 };
 
 // What make_consistent_on_device() allocates.
-double correction_bytes(const Gpu &gpu, const Geometry &geometry, Correction correction);
+double correction_bytes(const Gpu &gpu, const Scan &scan, Correction correction);
 
 // Takes the step of make_consistent() on a masked map, in place.
 void make_consistent_on_device(const Gpu &gpu, const Scan &scan, const qsm_params &params,

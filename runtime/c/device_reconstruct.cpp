@@ -190,7 +190,7 @@ class DeviceRun {
         const Correction correction = correction_from(params_);
         if (correction != Correction::kNone) {
             stages.push_back(
-                {"data consistency", held + correction_bytes(gpu_, geometry, correction)});
+                {"data consistency", held + correction_bytes(gpu_, scan_, correction)});
         }
         return stages;
     }

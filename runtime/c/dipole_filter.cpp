@@ -1,18 +1,16 @@
 #include "dipole_filter.h"
 
+#include <algorithm>
+
 #include "k_space.h"
-#include "launch.h"
-#include "patch_rows.h"
 
 namespace qsm::host {
 
 namespace {
 
-// numpy.fft.fftfreq in float32.
 std::vector<float> frequencies(int32_t n, double spacing) {
-    std::vector<float> k(static_cast<size_t>(n));
-    const double step = 1 / (n * spacing);
-    for (int32_t i = 0; i < n; ++i) k[size_t(i)] = float(signed_index(i, n) * step);
+    std::vector<float> k;
+    for (int32_t i = 0; i < n; ++i) k.push_back(float(frequency(i, n, spacing)));
     return k;
 }
 
@@ -36,6 +34,10 @@ float symmetrised_at(const Frequency &f, const float (&b)[3], const Response &g)
 
 }  // namespace
 
+double frequency(int32_t i, int32_t n, double spacing) {
+    return signed_index(i, n) * (1 / (n * spacing));
+}
+
 Response tkd_response(double threshold) {
     return Multiplier{QSM_CUDA_TKD, static_cast<float>(threshold)};
 }
@@ -47,7 +49,6 @@ Volume half_multiplier(const Geometry &geometry, const Response &g) {
     const std::vector<float> kx = frequencies(shape[0], mm[0]), ky = frequencies(shape[1], mm[1]),
                              kz = frequencies(shape[2], mm[2]);
     const float b[] = {float(direction[0]), float(direction[1]), float(direction[2])};
-    const double one_over_n = 1 / double(geometry.voxels());
     Volume e;
     e.reserve(size_t(shape[0]) * size_t(shape[1]) * size_t(half));
     // The opposite of a Nyquist frequency is itself.
@@ -61,31 +62,55 @@ Volume half_multiplier(const Geometry &geometry, const Response &g) {
                                   {opposite(at[0], x, shape[0]), opposite(at[1], y, shape[1]),
                                    opposite(at[2], z, shape[2])},
                                   nyquist};
-                const double stands_for = z == 0 || 2 * z == shape[2] ? 1 : 2;
-                e.push_back(float(symmetrised_at(f, b, g) * (stands_for * one_over_n)));
+                e.push_back(symmetrised_at(f, b, g));
             }
         }
     }
     return e;
 }
 
+void multiply_spectrum(Fft &fft, float *x, const Volume &e) {
+    const auto ny = size_t(fft.shape()[1]), half = size_t(fft.half());
+    const float one_over_n = 1 / float(Geometry::voxels_of(fft.shape()));
+    fft.forward_planes(x);
+    fft.over_columns({x}, [&](int32_t y, int32_t z, int32_t count, const Lines *spectrum) {
+        for (int32_t n = 0; n < fft.shape()[0]; ++n) {
+            const float *e_at = e.data() + (size_t(n) * ny + size_t(y)) * half + size_t(z);
+            float *re = spectrum->re + n * kLanes, *im = spectrum->im + n * kLanes;
+            for (int32_t lane = 0; lane < count; ++lane) {
+                const float factor = e_at[lane] * one_over_n;
+                re[lane] *= factor;
+                im[lane] *= factor;
+            }
+        }
+    });
+    fft.inverse_planes(x);
+}
+
 DipoleFilter::DipoleFilter(const Geometry &geometry, int32_t pad_voxels, int threads)
     : geometry_(geometry),
       padded_(geometry.padded(pad_voxels)),
       pad_voxels_(pad_voxels),
-      product_(open_spectral_product(padded_.shape, threads)),
-      work_(padded_.voxels()) {}
+      fft_(padded_.shape, threads),
+      work_(fft_.floats()) {}
 
 Volume DipoleFilter::apply(const Volume &volume, const Volume &multiplier) {
-    const auto &n = geometry_.shape, &p = padded_.shape;
-    const qsm_cuda_patch grown{
-        1, {n[0], n[1], n[2]}, {-pad_voxels_, -pad_voxels_, -pad_voxels_}, {p[0], p[1], p[2]}};
-    launch(Gather{grown, volume.data(), work_.data()}, p[0] * p[1], nullptr);
-    product_->apply(work_.data(), multiplier.data(), work_.data());
-    const qsm_cuda_patch inner{
-        1, {p[0], p[1], p[2]}, {pad_voxels_, pad_voxels_, pad_voxels_}, {n[0], n[1], n[2]}};
+    const auto &n = geometry_.shape;
+    const auto nz = size_t(n[2]);
+    const auto over_rows = [&](auto &&body) {
+        for (int32_t x = 0; x < n[0]; ++x) {
+            for (int32_t y = 0; y < n[1]; ++y) {
+                body((size_t(x) * size_t(n[1]) + size_t(y)) * nz,
+                     size_t(x + pad_voxels_) * fft_.plane_floats() +
+                         size_t(y + pad_voxels_) * fft_.row_floats() + size_t(pad_voxels_));
+            }
+        }
+    };
+    std::fill(work_.begin(), work_.end(), 0.0f);
+    over_rows([&](size_t at, size_t padded) { std::copy_n(&volume[at], nz, &work_[padded]); });
+    multiply_spectrum(fft_, work_.data(), multiplier);
     Volume cropped(volume.size());
-    launch(Gather{inner, work_.data(), cropped.data()}, n[0] * n[1], nullptr);
+    over_rows([&](size_t at, size_t padded) { std::copy_n(&work_[padded], nz, &cropped[at]); });
     return cropped;
 }
 

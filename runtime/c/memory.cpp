@@ -5,18 +5,24 @@
 #include <limits>
 
 #include "data_consistency.h"
+#include "total_variation.h"
 
 namespace qsm::host {
 
 namespace {
 
 constexpr double kFloat = sizeof(float);
-// Of the transform, as measured: compiled products and code that loads when first used, and per
-// padded voxel its volumes, spectra and multiplier.
-constexpr double kFirstTransformBytes = 36e6, kNextTransformBytes = 10e6, kTransform = 34;
+constexpr double kFixedBytes = 1e6;          // of the transform and its threads, as measured
+constexpr double kTransform = 6.2;           // per padded voxel: a volume and half a multiplier
 constexpr double kClosedForm = 8;           // per voxel: the other term
-constexpr double kConjugateGradients = 16;  // per voxel: residual, direction, image and a product
+constexpr double kConjugateGradients = 19;  // per voxel of a padded box: four volumes, half of D
 constexpr double kShareOfAvailable = 0.8;
+
+// With the transform's room between rows.
+double stored_voxels(const Geometry &padded) {
+    const Shape &n = padded.shape;
+    return double(n[0]) * n[1] * 2 * (n[2] / 2 + 1);
+}
 
 MemoryUse inference_memory(const Card &card, const std::string &backend) {
     const auto measured = card.memory.find(backend);
@@ -45,21 +51,33 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
     if (card.tkd) {
         const Geometry padded = geometry.padded(int32_t(card.tkd->pad_voxels));
         stages.push_back(
-            {"TKD", held + kFirstTransformBytes + kTransform * double(padded.voxels())});
+            {"TKD", held + kFixedBytes + kTransform * double(padded.voxels())});
     }
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
     if (correction != Correction::kNone) {
-        const Geometry padded = geometry.padded(kCorrectionPadVoxels);
         const double step =
-            correction == Correction::kClosedForm ? kClosedForm : kConjugateGradients;
+            correction == Correction::kClosedForm
+                ? kClosedForm * voxels +
+                      kTransform * double(geometry.padded(kCorrectionPadVoxels).voxels())
+                : kConjugateGradients * stored_voxels(PaddedBox(scan).geometry);
         held += kFloat * voxels + session;  // the map; an engine keeps the memory it once needed
-        stages.push_back({"data consistency", held + kNextTransformBytes + step * voxels +
-                                                  kTransform * double(padded.voxels())});
+        stages.push_back({"data consistency", held + kFixedBytes + step});
     }
     return stages;
 }
 
-double available_bytes() {
+double tv_bytes(const Geometry &geometry, const Geometry &padded) {
+    return kFixedBytes + (kScanBytes + kFloat) * double(geometry.voxels()) +
+           kTvBytes * stored_voxels(padded);
+}
+
+double tkd_bytes(const Geometry &geometry, const Geometry &padded) {
+    return kFixedBytes + (kScanBytes + kFloat) * double(geometry.voxels()) +
+           kTransform * double(padded.voxels());
+}
+
+double limit_bytes(const qsm_params &params) {
+    if (params.memory_limit_bytes) return double(params.memory_limit_bytes);
     double available = std::numeric_limits<double>::infinity();
     std::ifstream memory("/proc/meminfo");
     for (std::string name; memory >> name; memory.ignore(1000, '\n')) {

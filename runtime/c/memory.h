@@ -1,5 +1,4 @@
-// Predicting the peak memory of a run before it begins, as runtime/memory.py does; what differs is
-// the transform, which is made of matrix products here.
+// Predicting the peak memory of a run before it begins, as runtime/memory.py does.
 #ifndef QSM_RUNTIME_MEMORY_H
 #define QSM_RUNTIME_MEMORY_H
 
@@ -20,8 +19,13 @@ struct HostMemory {
     std::vector<StageMemory> stages(const PatchPlan &plan) const;
 };
 
-// Returns four fifths of the memory that the system and the control group have left.
-double available_bytes();
+// Returns the predicted peak of a method, which works on a grid with padding.
+double tv_bytes(const Geometry &geometry, const Geometry &padded);
+double tkd_bytes(const Geometry &geometry, const Geometry &padded);
+
+// Returns what a caller allows: the limit that is set, or four fifths of the memory that the system
+// and the control group have left.
+double limit_bytes(const qsm_params &params);
 
 }  // namespace qsm::host
 

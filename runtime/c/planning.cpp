@@ -45,8 +45,7 @@ void require_indexable(const PatchPlan &plan) {
     for (const int32_t n : plan.patch_shape()) voxels = std::min(voxels * n, kTooManyVoxels);
     if (voxels == kTooManyVoxels) {
         throw Error(QSM_DATA_ERROR,
-                    "padded to the network's divisor the volume has more than "
-                    "2^31 - 1 voxels; crop it");
+                    "padded, the volume has more than 2^31 - 1 voxels; crop it");
     }
 }
 
@@ -133,6 +132,13 @@ double Decision::peak_bytes() const {
     double most = 0;
     for (const StageMemory &stage : stages) most = std::max(most, stage.bytes);
     return most;
+}
+
+Decision decide_at_once(const Shape &grid, const char *method, double bytes, double limit_bytes) {
+    Decision decision{plan_whole(grid, 1), method, true, {{method, bytes}}};
+    require_indexable(decision.plan);
+    require_fit(decision, limit_bytes, false);
+    return decision;
 }
 
 Decision decide(const Demand &demand, const qsm_params &params, double limit_bytes) {

@@ -43,6 +43,9 @@ struct Demand {
 // usage error if the parameters contradict each other or the network.
 Decision decide(const Demand &demand, const qsm_params &params, double limit_bytes);
 
+// Returns how to run a method that takes a whole grid, within a memory limit. Throws as above.
+Decision decide_at_once(const Shape &grid, const char *method, double bytes, double limit_bytes);
+
 }  // namespace qsm::host
 
 #endif

@@ -6,6 +6,7 @@
 #include "device_session.h"
 #include "error.h"
 #include "gpu.h"
+#include "method.h"
 #include "reconstruct.h"
 #include "request.h"
 #include "scan.h"
@@ -14,8 +15,9 @@
 using namespace qsm::host;
 
 struct qsm_engine {
-    std::unique_ptr<Session> on_cpu;  // one of these two
+    std::unique_ptr<Session> on_cpu;  // one of these two, or a method
     std::unique_ptr<DeviceSession> on_gpu;
+    Method method = Method::kNone;
     void *context = nullptr;  // that of the GPU
     int threads = 0;
     std::mutex in_use;
@@ -81,8 +83,22 @@ qsm_status qsm_engine_open(const char *path, const qsm_params *given, qsm_engine
     });
 }
 
+qsm_status qsm_engine_open_method(const char *method, const qsm_params *given,
+                                  qsm_engine **engine) {
+    if (engine) *engine = nullptr;
+    return guarded([&] {
+        require_pointer("method", method);
+        require_pointer("engine", engine);
+        const qsm_params params = checked(given);
+        auto opened = std::make_unique<qsm_engine>();
+        opened->threads = params.threads;
+        opened->method = method_of(method);
+        *engine = opened.release();
+    });
+}
+
 const char *qsm_engine_card(const qsm_engine *engine) {
-    return engine ? engine->card().json.c_str() : nullptr;
+    return engine && engine->method == Method::kNone ? engine->card().json.c_str() : nullptr;
 }
 
 qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_params *given,
@@ -94,12 +110,19 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
         const qsm_params params = checked(given);
         const auto order = static_cast<qsm_memory_order>(params.memory_order);
         Scan copy = scan_from(*scan, order);
+        require_params_of(engine->method, params);
         const std::lock_guard<std::mutex> lock(engine->in_use);
         if (engine->on_gpu) Gpu::get().use(engine->context);
-        const Volume chi =
-            engine->on_cpu ? reconstruct(*engine->on_cpu, copy, params, engine->threads)
-                           : reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, nullptr);
-        store(chi, copy.geometry.shape, order, chi_ppm);
+        qsm_facts facts{};
+        const auto map = [&] {
+            if (engine->on_cpu) return reconstruct(*engine->on_cpu, copy, params, engine->threads);
+            if (engine->on_gpu) {
+                return reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, nullptr);
+            }
+            return reconstruct_by(engine->method, copy, params, engine->threads, facts);
+        };
+        store(map(), copy.geometry.shape, order, chi_ppm);
+        if (params.facts) *params.facts = facts;
     });
 }
 
@@ -110,6 +133,7 @@ qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, cons
         require_pointer("scan", scan);
         require_pointer("chi_ppm", chi_ppm);
         const qsm_params params = checked(given);
+        require_params_of(engine->method, params);
         if (!engine->on_gpu) {
             throw Error(QSM_ENGINE_ERROR,
                         "this engine computes on the CPU; open a .plan for a GPU");

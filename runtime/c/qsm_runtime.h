@@ -1,4 +1,5 @@
-/* libqsm_runtime: from a local field to a susceptibility map, by a network that qsm-export wrote.
+/* libqsm_runtime: from a local field to a susceptibility map, by a network that qsm-export wrote or
+ * by a method that needs none.
  *
  *     qsm_engine *engine = NULL;
  *     if (qsm_engine_open("tkd-unet.onnx", NULL, &engine) != QSM_OK) {
@@ -18,6 +19,8 @@
  *         fprintf(stderr, "%s\n", qsm_last_error());
  *     }
  *     qsm_engine_close(engine);
+ *
+ * qsm_engine_open_method("tv", NULL, &engine) in the place of qsm_engine_open() needs no file.
  *
  * Memory order: params.memory_order says how field, mask and map lie in memory. QSM_X_FASTEST, the
  * default, has voxel (x, y, z) at x + shape[0] * (y + shape[1] * z), as scanners, NIfTI files,
@@ -73,7 +76,7 @@ typedef enum qsm_log_level { QSM_LOG_INFO = 0, QSM_LOG_WARNING = 1 } qsm_log_lev
 
 enum { QSM_PATCH_AUTO = 0, QSM_PATCH_OFF = -1, QSM_OVERLAP_AUTO = -1 };
 
-/* A network, ready to run. */
+/* A network or a method, ready to run. */
 typedef struct qsm_engine qsm_engine;
 
 /* One acquisition. */
@@ -85,12 +88,20 @@ typedef struct qsm_scan {
     double b0_direction[3];       /* in voxel axes, of any non-zero norm; its sign has no meaning */
 } qsm_scan;
 
+/* What a method decided and found; 0 where that means nothing to it. */
+typedef struct qsm_facts {
+    double sigma_ppm;    /* noise of the field, from its spectrum on the magic cone */
+    double alpha_ppm_mm; /* weight of the edges */
+    double last_change;  /* |chi - chi_before| / |chi| of the last iteration */
+    int32_t iterations;
+} qsm_facts;
+
 /* Made by qsm_default_params() only, then changed where it should differ. */
 typedef struct qsm_params {
     size_t struct_size; /* leave as it is: tells a library of another version apart */
 
-    /* For qsm_engine_open(). */
-    int32_t threads; /* CPU threads of the inference engine; 0: all cores */
+    /* For qsm_engine_open() and qsm_engine_open_method(). */
+    int32_t threads; /* CPU threads; 0: one for each core */
 
     /* For qsm_reconstruct() and qsm_reconstruct_device(). */
     int32_t memory_order;        /* a qsm_memory_order */
@@ -107,10 +118,18 @@ typedef struct qsm_params {
     int32_t data_consistency_iterations; /* conjugate gradients in the mask, 10 are good;
                                             0: closed form, without mask */
 
+    /* For qsm_reconstruct() with a method; 0 for its defaults, and with a network. */
+    double alpha_ppm_mm; /* tv: weight of the edges; 0: by the field's noise */
+    int32_t iterations;  /* tv; 0: 30 */
+    double threshold;    /* tkd: smallest |D| divided by, at most 2/3; 0: 0.2 */
+    qsm_facts *facts;    /* written on success; NULL: not asked for */
+
     /* Callbacks; NULL for none. */
-    void (*progress)(int32_t done, int32_t total, void *user_data); /* after each patch and each
-                                                                       step of data consistency */
-    int (*cancel)(void *user_data); /* asked before each of these; nonzero stops */
+    void (*progress)(int32_t done, int32_t total, void *user_data); /* after each patch, each
+                                                                       step of data consistency,
+                                                                       each iteration */
+    int (*cancel)(void *user_data); /* asked before each of these, and within an iteration of tv;
+                                       nonzero stops */
     void (*log)(int32_t level, const char *line, void *user_data); /* a qsm_log_level, a line
                                                                       without its end */
     void *user_data;                                               /* passed to all three */
@@ -129,7 +148,12 @@ QSM_API qsm_params qsm_default_params(void);
 QSM_API qsm_status qsm_engine_open(const char *path, const qsm_params *params,
                                    qsm_engine **engine);
 
-/* The network's model card as JSON, valid until the engine is closed; NULL without an engine. */
+/* A method of the name "tv" (total variation) or "tkd" (thresholded k-space division), on the CPU
+ * and for any geometry, whole volumes only. */
+QSM_API qsm_status qsm_engine_open_method(const char *method, const qsm_params *params,
+                                          qsm_engine **engine);
+
+/* The network's model card as JSON, valid until the engine is closed; NULL without a network. */
 QSM_API const char *qsm_engine_card(const qsm_engine *engine);
 
 /* Write the susceptibility [ppm] into shape voxels at `chi_ppm`, 0 outside the mask. `chi_ppm` may

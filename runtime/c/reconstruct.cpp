@@ -82,18 +82,18 @@ Volume run_patches(Session &session, const Scan &scan, const PatchPlan &plan,
     return total;
 }
 
+}  // namespace
+
 // Multiplied, not replaced: what is not finite must be seen, outside the mask too.
-void mask_finite(Volume &chi, const std::vector<uint8_t> &mask) {
+void mask_finite(Volume &chi, const std::vector<uint8_t> &mask, const char *whose) {
     size_t bad = 0;
     for (size_t n = 0; n < chi.size(); ++n) {
         chi[n] *= float(mask[n]);
         bad += !std::isfinite(chi[n]);
     }
     if (!bad) return;
-    throw not_finite(bad);
+    throw not_finite(bad, whose);
 }
-
-}  // namespace
 
 Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int threads) {
     const Card &card = session.card();
@@ -101,9 +101,7 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
     prepare(scan, card, params, caller);
     const HostMemory memory{card, scan, session.backend(), correction_from(params)};
     const auto stages = [&](const PatchPlan &plan) { return memory.stages(plan); };
-    const double limit =
-        params.memory_limit_bytes ? double(params.memory_limit_bytes) : available_bytes();
-    const Decision decision = decide({card, scan, stages}, params, limit);
+    const Decision decision = decide({card, scan, stages}, params, limit_bytes(params));
     caller.begin(decision);
     Volume chi;
     {
@@ -113,7 +111,7 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
         }
         chi = run_patches(session, scan, decision.plan, inputs, caller);
     }
-    mask_finite(chi, scan.mask);
+    mask_finite(chi, scan.mask, "the network");
     if (correction_from(params) != Correction::kNone) {
         make_consistent(chi, scan, params.data_consistency_lambda,
                         params.data_consistency_iterations, threads, caller);

@@ -16,6 +16,9 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
 Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_params &params,
                              float *chi_ppm, void *stream);
 
+// Multiplies a map by its mask. Throws, naming what made it, if it is not finite.
+void mask_finite(Volume &chi, const std::vector<uint8_t> &mask, const char *whose);
+
 // Reads a scan whose volumes lie on a GPU, behind the work of a stream.
 Scan scan_from_device(const qsm_scan &scan, void *stream);
 

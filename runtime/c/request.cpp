@@ -22,10 +22,10 @@ void require_geometry(const Card &card, const Geometry &geometry, const qsm_para
     caller.log(QSM_LOG_WARNING, "outside the training: " + found);
 }
 
-int32_t total_steps(const PatchPlan &plan, const qsm_params &params) {
+int32_t total_steps(int64_t runs, const qsm_params &params) {
     const bool corrects = correction_from(params) != Correction::kNone;
     const int64_t steps =
-        plan.count() + (corrects ? std::max(params.data_consistency_iterations, 1) : 0);
+        runs + (corrects ? std::max(params.data_consistency_iterations, 1) : 0);
     return int32_t(std::min<int64_t>(steps, std::numeric_limits<int32_t>::max()));
 }
 
@@ -41,7 +41,7 @@ void Caller::log(qsm_log_level level, const std::string &line) const {
     if (params_.log) params_.log(level, line.c_str(), params_.user_data);
 }
 
-void Caller::begin(const Decision &decision) {
+void Caller::begin(const Decision &decision, int64_t runs) {
     const PatchPlan &plan = decision.plan;
     const Shape size = plan.patch_shape();
     const std::string shape = text("%d x %d x %d", size[0], size[1], size[2]);
@@ -54,7 +54,7 @@ void Caller::begin(const Decision &decision) {
                 text(" that share %d voxels, blend %s, ", plan.overlap, kBlends[plan.blend]) +
                 (decision.exact ? "exact" : "not exact") + peak + ": " + decision.reason);
     }
-    total_ = total_steps(plan, params_);
+    total_ = total_steps(runs, params_);
     poll();
 }
 
@@ -103,6 +103,16 @@ void require_params(const qsm_params &params) {
     if (params.data_consistency_iterations && lambda == 0) {
         refuse("data_consistency_iterations needs data_consistency_lambda");
     }
+    const double alpha = params.alpha_ppm_mm;
+    if (!(alpha >= 0 && std::isfinite(float(alpha))) || (alpha > 0 && float(alpha) == 0)) {
+        refuse(text("alpha_ppm_mm must be positive and finite in float32, or 0, got %g", alpha));
+    }
+    if (params.iterations < 0) {
+        refuse(text("iterations is %d, expected 0 or more", params.iterations));
+    }
+    if (!(params.threshold >= 0 && params.threshold <= 2.0 / 3)) {
+        refuse(text("threshold must lie in (0, 2/3], or be 0, got %g", params.threshold));
+    }
 }
 
 void prepare(Scan &scan, const Card &card, const qsm_params &params, const Caller &caller) {
@@ -112,8 +122,8 @@ void prepare(Scan &scan, const Card &card, const qsm_params &params, const Calle
     require_geometry(card, scan.geometry, params, caller);
 }
 
-Error not_finite(size_t voxels) {
-    return {QSM_ENGINE_ERROR, "the network returned " +
+Error not_finite(size_t voxels, const std::string &whose) {
+    return {QSM_ENGINE_ERROR, whose + " returned " +
                                   (voxels ? std::to_string(voxels) + " NaN or Inf voxels"
                                           : std::string("NaN or Inf")) +
                                   "; check the field"};

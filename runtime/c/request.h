@@ -19,7 +19,8 @@ class Caller {
     void log(qsm_log_level level, const std::string &line) const;
 
     // Says what will be done, and counts its steps.
-    void begin(const Decision &decision);
+    void begin(const Decision &decision) { begin(decision, decision.plan.count()); }
+    void begin(const Decision &decision, int64_t runs);
 
     // Before each step: throws if the caller wishes to stop.
     void poll() const;
@@ -43,7 +44,7 @@ Correction correction_from(const qsm_params &params);
 void prepare(Scan &scan, const Card &card, const qsm_params &params, const Caller &caller);
 
 // What to say of a map that is not finite, of so many voxels if they were counted.
-Error not_finite(size_t voxels = 0);
+Error not_finite(size_t voxels = 0, const std::string &whose = "the network");
 
 }  // namespace qsm::host
 

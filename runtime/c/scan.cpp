@@ -48,6 +48,7 @@ double percentile_99(Volume values) {
 
 void require_ppm(Scan &scan) {
     Volume inside;
+    inside.reserve(size_t(std::count(scan.mask.begin(), scan.mask.end(), 1)));
     for (size_t n = 0; n < scan.mask.size(); ++n) {
         if (scan.mask[n]) inside.push_back(scan.local_field_ppm[n]);
     }

@@ -2,12 +2,32 @@
 #include <openvino/op/util/multi_subgraph_base.hpp>
 #include <openvino/runtime/core.hpp>
 
-#include "openvino_call.h"
+#include "error.h"
 #include "session.h"
 
 namespace qsm::host {
 
 namespace {
+
+// The precision is always stated: left alone, OpenVINO computes in bf16 on CPUs that can.
+ov::AnyMap openvino_settings(int threads) {
+    return {ov::hint::inference_precision(ov::element::f32),
+            ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+            ov::inference_num_threads(threads)};
+}
+
+// Runs a body that calls OpenVINO. `what` says what failed, `fix` what to do about it.
+template <class Body>
+auto openvino_call(const char *what, const char *fix, Body &&body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception &error) {
+        throw Error(QSM_ENGINE_ERROR,
+                    std::string(what) + " (" + last_line(error.what()) + "); " + fix);
+    }
+}
 
 std::vector<std::string> names_of(const std::vector<ov::Output<ov::Node>> &ports) {
     std::vector<std::string> names;

@@ -145,6 +145,9 @@ def conjugate_gradients(
 ) -> None:
     """Enqueue the iterative data-consistency step on a masked map, in place.
 
+    The first two numbers are then the squared norms of what its field misses, with the sources
+    outside the mask, and of the field.
+
     The CPU's is :func:`qsm_deploy.kernels.data_consistency.masked_data_consistency`, which stops
     when the residual is within rounding; here the steps that are left are taken too, since stopping
     would mean waiting for the GPU.
@@ -184,7 +187,8 @@ def conjugate_gradients(
     for _ in range(iterations):
         field_of(direction)
         adjoint(image)
-        vectors.combine(lam, direction, 1, image)
+        box.masked(direction, between)
+        vectors.combine(lam, between, 1, image)
         vectors.product(direction, image, curvature)
         length = (vectors.number(now), vectors.number(curvature))
         vectors.combine(Ratio(*length), direction, 1, x)
@@ -192,4 +196,9 @@ def conjugate_gradients(
         now, before = before, now
         vectors.product(r, r, now)
         vectors.combine(1, r, Ratio(vectors.number(now), vectors.number(before)), direction)
+    box.load(field, r)
+    field_of(x)
+    vectors.combine(-1, r, 1, image)
+    vectors.product(image, image, 0)
+    vectors.product(r, r, 1)
     box.store(x, between, chi)

@@ -130,7 +130,7 @@ class DevicePipeline(DeviceRun):
         step = self._work.correction
         if step is None:
             return {"field_residual": self._residual()} if self._work.evaluates else {}
-        before = self._residual()
+        before, fitted = self._residual(), None
         stage, chi, field = self._stages["data consistency"], self._at["chi"], self._at[FIELD]
         if step.iterations is None:
             dipole, at = self._dipole(stage, (PAD_VOXELS,) * 3)
@@ -140,4 +140,7 @@ class DevicePipeline(DeviceRun):
             vectors = replace(self._vectors, count=math.prod(box.shape))
             conjugate_gradients(chi, field, step.lam, step.iterations, box, vectors, at)
         self._mark("data consistency")
-        return {"data_consistency": step.report(before, self._residual())}
+        if step.iterations is not None:
+            missed, measured = self._numbers(2)
+            fitted = float(np.sqrt(missed / measured))
+        return {"data_consistency": step.report(before, self._residual(), fitted)}

@@ -17,12 +17,9 @@ from qsm_deploy.runtime.gpu.device import Device, Holdings, holding
 from qsm_deploy.runtime.gpu.layout import DeviceWork, DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
 from qsm_deploy.runtime.gpu.run import DeviceRun
+from qsm_deploy.runtime.reconstruction.inversion import not_finite, require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.pipeline import (
-    not_finite,
-    require_field_count,
-    require_finite,
-)
+from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 
 
 @dataclass(frozen=True)

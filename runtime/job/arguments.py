@@ -181,7 +181,9 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         metavar="auto|PPM_MM",
         help="weight of edges, more is smoother; auto: from the noise (default)",
     )
-    group.add_argument("--iterations", type=positive_count, metavar="N")
+    group.add_argument(
+        "--iterations", type=positive_count, metavar="N", help="of the method, instead of its own"
+    )
     group.add_argument(
         "--robust",
         action="store_true",
@@ -213,7 +215,7 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--data-consistency",
         type=consistency_weight,
         metavar="auto|LAMBDA",
-        help="move the map towards the field, less where LAMBDA is large; auto: 0.01 in 10 "
+        help="move the map towards the field, less where LAMBDA is large; auto: 0.05 in 10 "
         "iterations; default not at all",
     )
     group.add_argument(

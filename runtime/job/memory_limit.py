@@ -18,10 +18,9 @@ from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, available_bytes
-from qsm_deploy.runtime.reconstructor import Maker
+from qsm_deploy.runtime.reconstructor import Maker, gpu_number
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
-from qsm_deploy.runtime.sessions.open import gpu_number
 
 MOST_PACKED = 1032  # bytes that gzip makes of one
 # how the backends say so

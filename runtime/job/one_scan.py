@@ -17,8 +17,7 @@ from qsm_deploy.runtime.job.memory_limit import (
     within_process,
 )
 from qsm_deploy.runtime.job.request import Outputs, Request
-from qsm_deploy.runtime.reconstruction.inversion import Made
-from qsm_deploy.runtime.reconstruction.network import CPU
+from qsm_deploy.runtime.reconstruction.inversion import CPU, Made
 from qsm_deploy.runtime.reconstructor import (
     Host,
     Maker,

@@ -25,7 +25,11 @@ FIXED = (
     *("echo_time", "field_strength", "b0_direction", "voxel_size"),
 )
 # what a caller may set, by the names in algorithm.yml; flags of the same name
-PARAMETERS = ("data_consistency", "dc_iterations", "patch", "overlap", "blend")
+PARAMETERS = (
+    *("method", "alpha", "iterations", "robust", "threshold", "lam"),
+    *("data_consistency", "dc_iterations", "patch", "overlap", "blend"),
+)
+SWITCHES = ("robust",)
 
 
 def contract(source: Path, target: Path) -> dict[str, Any]:
@@ -67,16 +71,28 @@ def flags_of(config: Path) -> dict[str, str]:
     DataError
         If it is no file, or holds no JSON object.
     UsageError
-        If it sets a parameter that is not declared, or one to what is no number and no word.
+        If it sets a parameter that is not declared, or one to what is no number and no word, or
+        neither true nor false.
     """
     if not os.path.lexists(config):
         return {}
     content = load_json_object(config)
-    for name, value in content.items():
+    for name in content:
         if name not in PARAMETERS:
             raise UsageError(
                 f"{config}: no parameter {name}; algorithm.yml declares {', '.join(PARAMETERS)}"
             )
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise UsageError(f"{config}: {name} is {value!r}, expected a number or a word")
-    return {name: f"--{name.replace('_', '-')}={value}" for name, value in content.items()}
+    flags = {name: _flag(config, name, value) for name, value in content.items()}
+    return {name: flag for name, flag in flags.items() if flag is not None}
+
+
+def _flag(config: Path, name: str, value: Any) -> str | None:
+    """Return what sets a parameter; nothing for a switch that stays off."""
+    flag = f"--{name.replace('_', '-')}"
+    if name in SWITCHES:
+        if str(value).lower() not in ("true", "false"):
+            raise UsageError(f"{config}: {name} is {value!r}, expected true or false")
+        return flag if str(value).lower() == "true" else None
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise UsageError(f"{config}: {name} is {value!r}, expected a number or a word")
+    return f"{flag}={value}"

@@ -13,8 +13,7 @@ from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import Request
-from qsm_deploy.runtime.reconstruction.inversion import grid_facts
-from qsm_deploy.runtime.reconstruction.network import CPU
+from qsm_deploy.runtime.reconstruction.inversion import CPU, grid_facts
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 
@@ -186,6 +185,10 @@ def result_text(full: dict[str, Any]) -> str:
             f"lambda {step['lambda']:g}: field residual {step['field_residual_before']:.3f} -> "
             f"{step['field_residual_after']:.3f}"
         )
+        if "fitted_residual" in step:
+            rows["data consistency"] += (
+                f", {step['fitted_residual']:.3f} with sources outside the mask"
+            )
     elif "field_residual" in full:
         rows["field residual"] = f"{full['field_residual']:.3f}"
     for name, value in full.get("metrics", {}).items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.card.read import ONNX, PLAN
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
@@ -18,9 +19,9 @@ from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
-from qsm_deploy.runtime.sessions.open import MODEL_SUFFIXES
 
 OutUnits = Literal["ppm", "ppb"]
+MODEL_SUFFIXES = (ONNX, PLAN)
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 PathLike = str | os.PathLike[str]
 

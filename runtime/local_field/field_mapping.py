@@ -52,6 +52,12 @@ class Echoes:
     field_strength_t: float
     voxel_size_mm: tuple[float, float, float]
 
+    @property
+    def signal(self) -> Volume:
+        """(x, y, z) magnitude of all echoes together."""
+        signal: Volume = np.sqrt(np.einsum("n...,n...", self.magnitude, self.magnitude))
+        return signal
+
 
 def require_echo_memory(count: int, voxels: int, limit_bytes: float) -> None:
     """Refuse more echoes than the memory holds.

@@ -17,9 +17,15 @@ import numpy as np
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants, grid_facts
+from qsm_deploy.runtime.reconstruction.inversion import (
+    Done,
+    Made,
+    Task,
+    Wants,
+    grid_facts,
+    require_finite,
+)
 from qsm_deploy.runtime.reconstruction.network import Network
-from qsm_deploy.runtime.reconstruction.pipeline import require_finite
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.turned_grid import TurnedGrid, turned_grid
 

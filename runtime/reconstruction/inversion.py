@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
@@ -17,6 +20,7 @@ from qsm_deploy.runtime.scan.scan import Quantity, Scan
 if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.correction import Correction
 
+CPU = "cpu"  # where an inversion runs, by its facts
 Done = Callable[[], object]
 
 
@@ -125,6 +129,26 @@ class Made:
 
     chi_ppm: Volume
     findings: dict[str, Any] = field(default_factory=dict)
+
+
+def require_finite(chi_ppm: Volume) -> None:
+    """Refuse a map with voxels that are not finite.
+
+    Raises
+    ------
+    EngineError
+        If there are any.
+    """
+    if bad := int(np.count_nonzero(~np.isfinite(chi_ppm))):
+        raise not_finite(bad)
+
+
+def not_finite(count: int | None) -> EngineError:
+    """Return what to say of a map with so many voxels that are not finite, if they were counted."""
+    return EngineError(
+        f"the network returned {'' if count is None else f'{count} '}NaN or Inf voxels; check the "
+        "field, or try another backend or precision"
+    )
 
 
 class Inversion(Protocol):

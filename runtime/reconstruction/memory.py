@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import CardError
@@ -16,14 +17,16 @@ from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
 
-PAD_VOXELS = 8  # a side, of the data-consistency step
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.reconstruction.correction import Correction
+
+PAD_VOXELS = 8  # a side, of closed forms
 SAMPLE_VOXELS = 64  # a side, of what a lower precision is compared on
 FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
 # per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
 UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
-CONJUGATE_GRADIENTS = 24  # per voxel: map, residual, direction, its image, and products
 METRICS = 60  # per voxel of the mask's box: doubles
 PICTURE = 7  # per voxel: the panels of a figure
 # code and tables that libraries load when first used, which stay. How much of their code counts
@@ -61,8 +64,8 @@ class Workload:
         Whether a figure is drawn.
     compares_precision
         Whether a lower precision is compared with FP32 on a sample.
-    corrects
-        Whether the map is made consistent with the field.
+    correction
+        The step that makes the map consistent with the field, if there is to be one.
     keeps_session
         Whether the backend keeps its memory for the next of several runs.
     held_bytes
@@ -75,7 +78,7 @@ class Workload:
     evaluates: bool
     draws: bool
     compares_precision: bool = False
-    corrects: bool = False
+    correction: "Correction | None" = None
     keeps_session: bool = False
     held_bytes: int = 0
 
@@ -87,7 +90,7 @@ class Workload:
         held = LIBRARIES_BYTES + scan.nbytes
         use = inference_memory(card.memory, self.backend)
         kept = use.bytes_per_voxel * patch if self.keeps_session else 0
-        stages = {"load": loading(scan) + kept}
+        stages = {"load": LIBRARIES_BYTES + loading(scan) + kept}
         held += self.held_bytes
         stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
@@ -108,11 +111,9 @@ class Workload:
         held += (
             FLOAT * voxels + use.fixed_bytes + kept
         )  # the map; a session's code stays when it is gone
-        if self.corrects:
-            padded = scan.geometry.padded(PAD_VOXELS)
-            steps = CONJUGATE_GRADIENTS * voxels
-            stages["data consistency"] = held + TRANSFORM * math.prod(padded.shape) + steps
-        evaluates = self.evaluates or self.corrects
+        if self.correction is not None:
+            stages["data consistency"] = held + self.correction.needed_bytes(scan)
+        evaluates = self.evaluates or self.correction is not None
         return stages | stages_after(scan, held, evaluates=evaluates, draws=self.draws)
 
 
@@ -132,10 +133,10 @@ def stages_after(
 
 
 def loading(scan: Scan) -> float:
-    """Return the memory of reading a scan, with the libraries that this loads [bytes]."""
+    """Return the memory of reading a scan, less that of the libraries that this loads [bytes]."""
     voxels = math.prod(scan.geometry.shape)
     more = scan.nbytes - 5 * voxels  # than one field and its mask
-    return LIBRARIES_BYTES + LOAD * voxels + 1.5 * more
+    return LOAD * voxels + 1.5 * more
 
 
 def inference_memory(memory: Mapping[str, MemoryUse], backend: str) -> MemoryUse:

@@ -9,7 +9,15 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants, needs_of
+from qsm_deploy.runtime.reconstruction.inversion import (
+    CPU,
+    Done,
+    Made,
+    Needs,
+    Task,
+    Wants,
+    needs_of,
+)
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
 from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
@@ -17,7 +25,6 @@ from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
-CPU = "cpu"
 REFERENCE = "openvino"  # what a lower precision is compared in
 S = TypeVar("S", bound=Session)
 
@@ -139,7 +146,7 @@ class CpuNetwork(Network[Session]):
             evaluates=wants.evaluates,
             draws=wants.draws,
             compares_precision=self.precision != "fp32",
-            corrects=wants.correction is not None,
+            correction=wants.correction,
             keeps_session=self.stays,
             held_bytes=0 if scan is measured else measured.nbytes,
         )

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from qsm_deploy.kernels.dipole import tkd
-from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
@@ -116,26 +117,6 @@ def reconstruct(
     chi = network_output(session, scan, plan, stages, done)
     require_finite(chi)
     return chi
-
-
-def require_finite(chi_ppm: Volume) -> None:
-    """Refuse a map with voxels that are not finite.
-
-    Raises
-    ------
-    EngineError
-        If there are any.
-    """
-    if bad := int(np.count_nonzero(~np.isfinite(chi_ppm))):
-        raise not_finite(bad)
-
-
-def not_finite(count: int | None) -> EngineError:
-    """Return what to say of a map with so many voxels that are not finite, if they were counted."""
-    return EngineError(
-        f"the network returned {'' if count is None else f'{count} '}NaN or Inf voxels; check the "
-        "field, or try another backend or precision"
-    )
 
 
 def network_output(

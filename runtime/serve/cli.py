@@ -8,7 +8,9 @@ from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, run_command
 from qsm_deploy.runtime.job.arguments import add_backend, add_consistency, add_geometry, memory_size
+from qsm_deploy.runtime.methods.method import DEFAULT
 from qsm_deploy.runtime.serve.limits import PORT
+from qsm_deploy.runtime.serve.parameters import ONE_FIELD
 
 NAME = "qsm-serve"
 LIMITS = {  # and the flags that set them
@@ -21,7 +23,8 @@ LIMITS = {  # and the flags that set them
 }
 EPILOG = """\
 examples:
-  qsm-serve                                   # the bundled tkd-unet, on 127.0.0.1:9002
+  qsm-serve                                   # total variation, on 127.0.0.1:9002
+  qsm-serve --method tkd-unet                 # the network that comes along
   qsm-serve ir2qsm.onnx --host 0.0.0.0 --allow 192.168.2.1
   qsm-serve --openrecon package/              # what an OpenRecon image is built from
 
@@ -34,18 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
 
     def command() -> str:
+        from qsm_deploy.runtime.job.request import maker_from, wants_from
+
+        models = () if arguments.model is None else (arguments.model,)
+        maker = maker_from(models, method=arguments.method)
         if arguments.openrecon is not None:
             from qsm_deploy.runtime.serve.openrecon.package import write_package
 
-            return write_package(arguments.openrecon, arguments.model, force=arguments.force)
-        from qsm_deploy.runtime.job.request import wants_from
+            return write_package(arguments.openrecon, maker, force=arguments.force)
         from qsm_deploy.runtime.reconstructor import Host
         from qsm_deploy.runtime.serve.limits import Limits
         from qsm_deploy.runtime.serve.running import run_server
 
         given = {name: getattr(arguments, flag) for name, flag in LIMITS.items()}
         return run_server(
-            arguments.model,
+            maker,
             Host(arguments.backend, arguments.device, arguments.precision, arguments.threads),
             wants_from(
                 data_consistency=arguments.data_consistency,
@@ -72,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     # fmt: off
     add("model", nargs="?", type=Path, metavar="MODEL",
-        help="made by qsm-export, .onnx or .plan, for one local field; else the bundled tkd-unet")
+        help="made by qsm-export, .onnx or .plan, for one local field; else a --method")
+    add("--method", choices=ONE_FIELD,
+        help=f"what makes the map of a session that names none, default {DEFAULT}")
     add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 for all (default: 127.0.0.1)")
     add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
     add("--memory-limit", type=memory_size, metavar="SIZE",

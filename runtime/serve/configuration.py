@@ -21,11 +21,15 @@ from qsm_deploy.runtime.serve.stacks import Stack
 
 @dataclass(frozen=True)
 class Request:
-    """What a session asks for: its images, its header's values, its parameters."""
+    """What a session asks for: its images, its header's values, its parameters.
+
+    The scan has the magnitude of all echoes, if it is to keep one and there is one.
+    """
 
     images: Sequence[Image]
     header: HeaderValues
     parameters: Parameters = field(default_factory=Parameters)
+    keeps_magnitude: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ def require_finite(field: Volume, mask: Mask) -> None:
 
 
 def scan_of(
-    local_field_ppm: Volume, mask: Mask, stack: Stack, unit: FieldUnit, notes: Sequence[str]
+    local_field_ppm: Volume,
+    mask: Mask,
+    stack: Stack,
+    unit: FieldUnit,
+    notes: Sequence[str],
+    magnitude: Volume | None = None,
 ) -> Scan:
     """Return a scan of one local field.
 
@@ -80,6 +89,8 @@ def scan_of(
         What it was converted from.
     notes
         What the host should know about it already.
+    magnitude
+        (x, y, z) signal, if it is needed.
 
     Raises
     ------
@@ -96,4 +107,12 @@ def scan_of(
     header = nib.Nifti1Header()
     header.set_data_shape(mask.shape)
     header.set_sform(stack.affine, code=1)
-    return Scan(measured, mask, stack.geometry, header, stack.affine, notes=[*notes, *found])
+    return Scan(
+        measured,
+        mask,
+        stack.geometry,
+        header,
+        stack.affine,
+        magnitude=None if magnitude is None else magnitude * mask,
+        notes=[*notes, *found],
+    )

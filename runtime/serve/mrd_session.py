@@ -13,6 +13,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, ProtocolError, QsmDeployError, UsageError
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.job.report import inversion_rows
 from qsm_deploy.runtime.serve.budget import held_bytes
 from qsm_deploy.runtime.serve.chi_images import chi_frames, encode_chi, free_series
 from qsm_deploy.runtime.serve.codec import (
@@ -187,8 +188,11 @@ class MrdSession:
             yield from self._originals()
         if reconstructor.busy:
             yield text_frame("INFO", "another session is being reconstructed; waiting")
+        reconstructor = reconstructor.named(parameters.method)
+        needs = reconstructor.needs
         # the turn is given back while the host takes a line: a slow one holds nobody up
-        lines = configuration(Request(self.images, self._header, parameters), self.stages)
+        request = Request(self.images, self._header, parameters, needs.magnitude)
+        lines = configuration(request, self.stages)
         while True:
             # what overflows is Inf, which is refused by what it is
             with reconstructor.turn(), np.errstate(over="ignore", invalid="ignore"):
@@ -198,14 +202,23 @@ class MrdSession:
                     source = finished.value
                     break
             yield text_frame("INFO", line)
+        if needs.magnitude and source.scan.magnitude is None:
+            raise DataError(
+                f"{needs.network} takes the edges of a magnitude, and this session has none: send "
+                "phase and magnitude of every echo (configuration qsm), or the parameter method tv"
+            )
         with reconstructor.turn():
-            chi, notes = reconstructor.chi_ppm(source.scan, self.stages)
+            made = reconstructor.make(source.scan, self.stages)
         with self.stages("encode"):
-            encoded = encode_chi(chi)
-        del chi
-        for note in [*source.scan.notes, *notes]:
+            encoded = encode_chi(made.chi_ppm)
+        findings = made.findings
+        del made
+        for note in [*source.scan.notes, *findings["notes"]]:
             yield text_frame("WRN", note)
-        self.summary = f"{name}, {source.scan.geometry}"
+        rows = inversion_rows(findings.get("inversion", {}))
+        found = "; ".join([needs.network, *(f"{what} {value}" for what, value in rows.items())])
+        self.summary = f"{name}, {source.scan.geometry}, {found}"
+        yield text_frame("INFO", found)
         yield text_frame("INFO", self._timing())
         yield text_frame("INFO" if encoded.clipped == 0 else "WRN", _clipping(encoded.clipped))
         series = free_series({image.head.image_series_index for image in self.images})

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.methods.method import METHODS
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
+from qsm_deploy.runtime.sessions.bundled import BUNDLED
 
 Config = Literal["qsm", "dipole"]
 
 CONFIGS: tuple[Config, ...] = get_args(Config)
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 AUTO = "auto"
+# what makes a map of one field
+ONE_FIELD = (*(name for name, row in METHODS.items() if 1 in row.field_counts), *BUNDLED)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Parameters:
         The reconstruction; ``None`` is the one named by the configuration message.
     send_original
         Whether the images that came go back too; after an error they always do.
+    method
+        What makes the map; ``None`` is what the server was started with.
     units
         Of a local field.
     phase_scale
@@ -36,6 +42,7 @@ class Parameters:
 
     config: Config | None = None
     send_original: bool = True
+    method: str | None = None
     units: FieldUnit | None = None
     phase_scale: str = AUTO
     negate: bool = False
@@ -50,7 +57,7 @@ def parameters_from(values: Mapping[str, Any]) -> Parameters:
     UsageError
         If a value is none of those allowed, or one was given twice.
     """
-    known = {"config", "customconfig", "sendoriginal", "units", "phasescale", "negate"}
+    known = {"config", "customconfig", "sendoriginal", "method", "units", "phasescale", "negate"}
     given: dict[str, str] = {}
     for name, value in values.items():
         text = "" if value is None else str(value).strip()
@@ -58,9 +65,11 @@ def parameters_from(values: Mapping[str, Any]) -> Parameters:
         if key in known and text and given.setdefault(key, text) != text:
             raise UsageError(f"the parameter {key} is {given[key]!r} and {text!r}; send one")
     config = given.get("customconfig", given.get("config"))
+    method = _choice(given, "method", (AUTO, *ONE_FIELD))
     return Parameters(
         config=None if config is None else require_config(config),
         send_original=_flag(given, "sendoriginal", default=True),
+        method=None if method == AUTO else method,
         units=_units(given),
         phase_scale=_choice(given, "phasescale", (AUTO, *SCALES)) or AUTO,
         negate=_flag(given, "negate", default=False),

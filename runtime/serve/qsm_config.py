@@ -46,6 +46,7 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
         phase, scales = _phase_rad(volumes, request)
         magnitude = _magnitude(volumes, like=phase)
         echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry.voxel_size_mm)
+        signal = echoes.signal if request.keeps_magnitude and volumes.magnitude else None
         del phase, magnitude
     yield "; ".join(scales)
     mask, notes = None, list(volumes.notes)
@@ -55,7 +56,7 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages)
     del echoes
     local, inside, found = yield from lines
-    scan = scan_of(local, inside, volumes.phase[0], "ppm", [*notes, *found])
+    scan = scan_of(local, inside, volumes.phase[0], "ppm", [*notes, *found], signal)
     return Source(volumes.phase[0], scan)
 
 

@@ -5,25 +5,23 @@ import ipaddress
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 from qsm_deploy.kernels.errors import MissingDependencyError
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.reconstructor import Host, Maker
 from qsm_deploy.runtime.serve.limits import Limits
-from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 
 def run_server(
-    model: Path | None, host: Host, wants: Wants, address: tuple[str, int], limits: Limits
+    maker: Maker, host: Host, wants: Wants, address: tuple[str, int], limits: Limits
 ) -> str:
     """Serve until SIGTERM or SIGINT; a second one ends at once.
 
     Parameters
     ----------
-    model
-        The network; ``None`` is the bundled one.
+    maker
+        The network, or the method.
     host, wants
         Where it runs, and what is asked of every reconstruction.
     address
@@ -41,7 +39,7 @@ def run_server(
     MissingDependencyError
         If the package ``ismrmrd`` is not installed.
     QsmDeployError
-        If the network cannot be opened, or the address not listened on.
+        If it cannot be opened, or the address not listened on.
     """
     if importlib.util.find_spec("ismrmrd") is None:
         raise MissingDependencyError("ismrmrd", "serve", "qsm-serve")
@@ -49,7 +47,7 @@ def run_server(
     from qsm_deploy.runtime.serve.turns import open_taking_turns
 
     began = time.monotonic()
-    opened = open_taking_turns(model or BUNDLED_MODEL, host, wants)
+    opened = open_taking_turns(maker, host, wants)
     ready_s = time.monotonic() - began
     server = MrdServer(*address, opened, limits, _log)
 

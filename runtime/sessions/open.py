@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.graph import require_bounded_graph
-from qsm_deploy.runtime.card.read import ONNX, PLAN, refuse_plan, require_onnx
+from qsm_deploy.runtime.card.read import PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
-MODEL_SUFFIXES = (ONNX, PLAN)
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
-
-
-CUDA = re.compile(r"cuda:(\d+)")
 
 
 def choose_backend(wanted: Backend, precision: Precision) -> tuple[Backend, str]:
@@ -45,31 +41,6 @@ def choose_backend(wanted: Backend, precision: Precision) -> tuple[Backend, str]
     if not here or here[0] == able[0]:
         return able[0], "the fastest CPU backend installed"
     return here[0], f"{able[0]}, which is faster, is not installed"
-
-
-def gpu_number(device: str, models: Sequence[Path]) -> int | None:
-    """Return the GPU that models are to run on, ``None`` for the CPU.
-
-    Parameters
-    ----------
-    device
-        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
-    models
-        The files.
-
-    Raises
-    ------
-    UsageError
-        If a plan is to run on the CPU.
-    """
-    plans = [path for path in models if path.suffix == PLAN]
-    if found := CUDA.fullmatch(device):
-        return int(found[1])
-    if device == "auto":
-        return 0 if plans else None
-    if plans:
-        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
-    return None
 
 
 def installed_backends() -> tuple[Backend, ...]:

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import ProtocolError
+from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
+from qsm_deploy.runtime.reconstruction.inversion import Made, Needs
 from qsm_deploy.runtime.serve.codec import (
     Decoder,
     Id,
@@ -119,11 +121,16 @@ class Geometric:
     """Stands in for the reconstructor: the field times a number for its geometry."""
 
     name, busy = "geometric", False
+    needs = Needs(name, "local_field_ppm", range(1, 2), GeometryLimits(None, None, None, None))
     turn = staticmethod(nullcontext)
 
-    def chi_ppm(self, scan, stages):
+    def named(self, method):
+        return self
+
+    def make(self, scan, stages):
         numbers = [*scan.geometry.voxel_size_mm, *scan.geometry.b0_direction]
-        return scan.measured[0] * np.float32(np.dot(numbers, [0.3, 0.2, 0.4, 0.1, 0.1, 0.3])), []
+        factor = np.float32(np.dot(numbers, [0.3, 0.2, 0.4, 0.1, 0.1, 0.3]))
+        return Made(factor * scan.measured[0], {"notes": []})
 
 
 @dataclass

@@ -9,7 +9,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.scan.unit_names import SCALES
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.schema import REGULATORY, Json, label_faults
-from qsm_deploy.runtime.serve.parameters import AUTO
+from qsm_deploy.runtime.serve.parameters import AUTO, ONE_FIELD
 
 SCHEMA_VERSION = "1.1.0"
 LABEL_NAME = f"com.siemens-healthineers.magneticresonance.openrecon.metadata:{SCHEMA_VERSION}"
@@ -17,17 +17,17 @@ VENDOR, NAME = "qsmdeploy", "qsm"
 MEMORY_MB, CORES = 8192, 4
 
 
-def openrecon_label(version: str, network: str) -> Json:
-    """Return the description of an image with this server and a network.
+def openrecon_label(version: str, maker: str) -> Json:
+    """Return the description of an image with this server and a network or method.
 
     Parameters
     ----------
     version
         Of this package, ``major.minor.patch``.
-    network
+    maker
         Its name, for people.
     """
-    about = f"Susceptibility maps [ppb] of multi-echo phase and magnitude by {network}"
+    about = f"Susceptibility maps [ppb] of multi-echo phase and magnitude by {maker}"
     return {
         "general": {
             "name": {"en": NAME},
@@ -66,6 +66,7 @@ def openrecon_label(version: str, network: str) -> Json:
                 "What the values of phase images mean; auto tells it from their range.",
             ),
             _flag("negate", "Negate phase", False, "The phase falls where B0 is higher."),
+            _choice("method", "Method", (AUTO, *ONE_FIELD), f"Makes the map; auto is {maker}."),
         ],
     }
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.atomic import write_together
+from qsm_deploy.runtime.methods.method import Method
+from qsm_deploy.runtime.reconstructor import Maker
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.label import (
     LABEL_NAME,
@@ -19,7 +21,6 @@ from qsm_deploy.runtime.serve.openrecon.label import (
     openrecon_label,
 )
 from qsm_deploy.runtime.serve.turns import open_taking_turns
-from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 MODEL, JSON, LABEL = "model.onnx", "OpenReconLabel.json", "label.base64"
 
@@ -30,7 +31,7 @@ LABEL "{label_name}"="{label}"
 COPY wheels /opt/wheels
 RUN pip install --no-cache-dir "$(echo /opt/wheels/qsm_deploy-*.whl)[serve,openvino]" \\
     && rm -r /opt/wheels
-COPY {model} start.sh /opt/
+COPY {content} /opt/
 ENV HOME=/tmp
 EXPOSE {port}
 CMD ["/bin/sh", "/opt/start.sh"]
@@ -39,7 +40,7 @@ CMD ["/bin/sh", "/opt/start.sh"]
 START = """\
 #!/bin/sh
 mkdir -p /tmp/share
-exec qsm-serve /opt/{model} --host 0.0.0.0 --port {port} >> /tmp/share/qsm-serve.log 2>&1
+exec qsm-serve {maker} --host 0.0.0.0 --port {port} >> /tmp/share/qsm-serve.log 2>&1
 """
 
 SCRIPT = """\
@@ -67,8 +68,7 @@ README = """\
 
 - `Dockerfile`, with the label `{label_name}`
 - `{json}`: what the label says, in JSON; `{label}`: the same in base64
-- `{model}`: the network, {network}
-- `start.sh`: what the image runs
+- `start.sh`: what the image runs, {name}
 - `package.sh SOURCE MANUAL.pdf`: builds the image `{image}`, saves it,
   and zips it with the manual to `{base}.zip` (Deflate)
 
@@ -85,15 +85,15 @@ The image computes on the CPU, needs no network when it runs, listens on 0.0.0.0
 """
 
 
-def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
+def write_package(folder: Path, maker: Maker, *, force: bool) -> str:
     """Write the files and return their paths, a line each.
 
     Parameters
     ----------
     folder
         Created if need be; its parent must exist.
-    model
-        The network of the package; ``None`` is the bundled one.
+    maker
+        The network of the package, which is copied, or the method.
     force
         Whether existing files are replaced.
 
@@ -104,20 +104,24 @@ def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
     DataError
         If the folder cannot be created.
     """
-    path = model or BUNDLED_MODEL
-    opened = open_taking_turns(path)  # or the package would fail at the scanner
+    opened = open_taking_turns(maker)  # or the package would fail at the scanner
+    if isinstance(maker, Method):
+        models, said = {}, f"--method {maker.name}"
+    else:
+        models, said = {MODEL: maker[0].read_bytes()}, f"/opt/{MODEL}"
     version = importlib.metadata.version("qsm-deploy")
-    label = openrecon_label(version, opened.reconstructor.inversion.facts()["model"]["network"])
+    label = openrecon_label(version, opened.needs.network)
     encoded = encoded_label(label)
     base = f"OpenRecon_{VENDOR}_{NAME}_V{version}"
     words = {
         "base": base,
+        "content": " ".join([*models, "start.sh"]),
         "image": f"openrecon_{VENDOR}_{NAME}:v{version}",
         "json": JSON,
         "label": encoded,
         "label_name": LABEL_NAME,
-        "model": MODEL,
-        "network": opened.name,
+        "maker": said,
+        "name": opened.name,
         "port": PORT,
         "version": version,
     }
@@ -128,8 +132,7 @@ def write_package(folder: Path, model: Path | None, *, force: bool) -> str:
         "start.sh": START.format(**words).encode(),
         "package.sh": SCRIPT.format(**words).encode(),
         "README.md": README.format(**words | {"label": LABEL}).encode(),
-        MODEL: path.read_bytes(),
-    }
+    } | models
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

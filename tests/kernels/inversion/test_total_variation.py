@@ -332,6 +332,19 @@ class TestGrid:
         for radius in (0.0, 2.0, 5.0):
             assert np.array_equal(grown(mask, geometry, radius), distance <= radius + 1e-6)
 
+    def test_voxel_sizes_of_headers_give_the_grid_of_the_exact_ones(self):
+        """In single precision 5 mm may be a little more or less than four voxels of 1.25 mm."""
+        mask = np.zeros((24, 24, 24), dtype=bool)
+        mask[12, 12, 12] = True
+        exact = Geometry(mask.shape, (1.25, 1.0, 2.5))
+        for off in (1 - 5e-8, 1 + 5e-8):
+            x, y, z = (off * h for h in exact.voxel_size_mm)
+            rounded = Geometry(mask.shape, (x, y, z))
+            assert (
+                padded_box(mask, rounded).geometry.shape == padded_box(mask, exact).geometry.shape
+            )
+            assert np.array_equal(grown(mask, rounded, 5.0), grown(mask, exact, 5.0))
+
     def test_there_is_room_around_the_support(self):
         geometry = Geometry((20, 20, 20), (0.8, 1, 2))
         grid = padded_box(np.ones(geometry.shape, bool), geometry)

@@ -198,6 +198,21 @@ class TestSeveralRuns:
         chi("02").unlink()
         assert run("--data-consistency auto --out-units ppb --resume")[0] == 0
 
+    def test_resume_does_not_mix_methods(self, run, dataset, capsys):
+        words = ["--bids", str(dataset), "--resume"]
+        assert main(words) == 0
+        assert main([*words, "--method", "tv"]) == 0  # the default by its name
+        for said, says in (
+            (["--method", "tkd"], "method tv, this run has tkd"),
+            (["--alpha", "1e-4"], "said to it {}, this run has {'alpha': 0.0001}"),
+            (["--method", "tkd-unet"], "method tv, this run has none"),
+        ):
+            assert main([*words, *said]) == 2
+            assert says in capsys.readouterr().err
+        assert run("--resume")[0] == 2
+        assert main([*words[:2], "--force", "--alpha", "1e-4", "--iterations", "3"]) == 0
+        assert main([*words, "--alpha", "1e-4", "--iterations", "3"]) == 0
+
     def test_another_process_may_describe_the_dataset_first(self, run, dataset, monkeypatch):
         described = bids_output.write_atomically
 

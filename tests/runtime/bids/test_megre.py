@@ -319,3 +319,66 @@ def test_a_real_recording_and_its_stale_slope(run, dataset, shared, chi):
     put(phase.dataobj.get_unscaled(), "phase")
     assert run()[0] == 0
     assert 0.02 < np.percentile(np.abs(chi()), 99) < 1
+
+
+class TestMethods:
+    """Without a network: total variation, and MEDI, whose edges are those of the magnitude."""
+
+    @pytest.fixture
+    def run(self, dataset, capsys):
+        def run_on(*flags):
+            return main(["--bids", str(dataset), *flags]), capsys.readouterr().err
+
+        return run_on
+
+    @pytest.fixture
+    def sidecar(self, dataset):
+        path = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.json"
+        return lambda: json.loads(path.read_text())
+
+    def test_total_variation_is_the_default(self, run, chi, sidecar, dataset, validate):
+        assert run()[0] == 0
+        content = sidecar()
+        assert content["model"]["method"] == "tv"
+        assert content["inversion"]["sigma_ppm"] > 0
+        assert not [source for source in content["Sources"] if "localfield" in source]
+        assert chi()[17, 18, 16] > 0.1 > -0.05 > chi()[25, 20, 14]
+        assert validate(dataset / "derivatives/qsm-deploy") == []
+
+    def test_medi_takes_the_magnitude_of_the_echoes(self, run, chi, sidecar, dataset, validate):
+        code, err = run("--method", "medi")
+        assert (code, "the magnitude is the same everywhere" in err) == (3, True)
+        x = np.indices(SHAPE)[0]
+        for echo in (1, 2, 3):  # an edge that the field does not have
+            signal = MASK * np.where(x < 20, 100, 80).astype(np.float32) + (x % 2)
+            write(dataset, f"{ANAT}/sub-01_echo-{echo}_part-mag_MEGRE.nii.gz", MASK * signal)
+        assert run("--method", "medi")[0] == 0
+        medi, content = chi(), sidecar()
+        assert content["model"]["method"] == "medi"
+        assert sum("part-mag" in source for source in content["Sources"]) == 3
+        assert validate(dataset / "derivatives/qsm-deploy") == []
+        assert run("--method", "tv", "--force")[0] == 0
+        assert np.abs(medi - chi()).max() > 1e-3
+
+    def test_beside_a_local_field(self, run, sidecar, dataset, local_field):
+        """The magnitudes of the recording's raw data; the field has none of its own."""
+        x, y, _ = np.indices(SHAPE)
+        for echo in (1, 2, 3):
+            signal = MASK * (100 + x + 2 * (y % 3)).astype(np.float32) / echo
+            write(dataset, f"{ANAT}/sub-01_echo-{echo}_part-mag_MEGRE.nii.gz", signal)
+        write(dataset, f"{BRAIN}/{ANAT}/sub-01_localfield.nii.gz", local_field)
+        write(dataset, f"{BRAIN}/{ANAT}/sub-01_localfield.json", {"Units": "ppm"})
+        assert run("--method", "medi")[0] == 0
+        content = sidecar()
+        names = [f"sub-01_echo-{echo}_part-mag_MEGRE.nii.gz" for echo in (1, 2, 3)]
+        assert content["input"]["magnitude"] == names
+        assert content["Sources"][1:4] == [f"bids:source:{ANAT}/{name}" for name in names]
+        assert run("--force")[0] == 0
+        assert sidecar()["input"]["magnitude"] == []
+        for name in names:
+            (dataset / ANAT / name).unlink()
+        code, err = run("--method", "medi", "--force")
+        assert code == 3
+        assert (
+            "sub-01 has none (part-mag) beside its local field; add it, or pass --method tv" in err
+        )

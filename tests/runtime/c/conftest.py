@@ -18,7 +18,7 @@ from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 
 HERE = Path(__file__).parent
 FAKE = HERE / "fake_engine.cpp"  # takes the place of these
-REPLACED = {f"{n}.cpp.o" for n in ("dipole_openvino", "session_openvino", "session_no_tensorrt")}
+REPLACED = {f"{n}.cpp.o" for n in ("session_openvino", "session_no_tensorrt")}
 X_FASTEST, Z_FASTEST = 0, 1
 PROGRESS = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p)
 CANCEL = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
@@ -36,6 +36,15 @@ class CScan(ctypes.Structure):
     )
 
 
+class CFacts(ctypes.Structure):
+    _fields_ = (
+        ("sigma_ppm", ctypes.c_double),
+        ("alpha_ppm_mm", ctypes.c_double),
+        ("last_change", ctypes.c_double),
+        ("iterations", ctypes.c_int32),
+    )
+
+
 class CParams(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
@@ -48,6 +57,10 @@ class CParams(ctypes.Structure):
         ("memory_limit_bytes", ctypes.c_uint64),
         ("data_consistency_lambda", ctypes.c_double),
         ("data_consistency_iterations", ctypes.c_int32),
+        ("alpha_ppm_mm", ctypes.c_double),
+        ("iterations", ctypes.c_int32),
+        ("threshold", ctypes.c_double),
+        ("facts", ctypes.POINTER(CFacts)),
         ("progress", PROGRESS),
         ("cancel", CANCEL),
         ("log", LOG),
@@ -87,10 +100,14 @@ class Library:
             raise CallError(status, self.c.qsm_last_error().decode())
 
     def open(self, path: Path | str, **values: Any) -> "Engine":
+        return self._opened(self.c.qsm_engine_open, str(path), values)
+
+    def open_method(self, method: str, **values: Any) -> "Engine":
+        return self._opened(self.c.qsm_engine_open_method, method, values)
+
+    def _opened(self, function: Any, name: str, values: dict[str, Any]) -> "Engine":
         handle, params = ctypes.c_void_p(), self.params(**values)
-        self.check(
-            self.c.qsm_engine_open(str(path).encode(), ctypes.byref(params), ctypes.byref(handle))
-        )
+        self.check(function(name.encode(), ctypes.byref(params), ctypes.byref(handle)))
         return Engine(self, handle)
 
 
@@ -104,8 +121,9 @@ class Engine:
         self.library.c.qsm_engine_close(self.handle)
 
     @property
-    def card(self) -> str:
-        return self.library.c.qsm_engine_card(self.handle).decode()
+    def card(self) -> str | None:
+        card = self.library.c.qsm_engine_card(self.handle)
+        return None if card is None else card.decode()
 
     def reconstruct(
         self,
@@ -177,6 +195,25 @@ def open_engine(library: Library) -> Iterator[Callable[..., Engine]]:
     yield opened
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def open_method(library: Library) -> Iterator[Callable[..., Engine]]:
+    """Return what opens a method, and close it afterwards."""
+    engines = []
+
+    def opened(method: str, **values: Any) -> Engine:
+        engines.append(library.open_method(method, **values))
+        return engines[-1]
+
+    yield opened
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def facts() -> CFacts:
+    return CFacts()
 
 
 def debug(*flags: str) -> list[str]:

@@ -56,6 +56,12 @@ struct Engine {
         REQUIRE(qsm_engine_open(path.c_str(), nullptr, &handle) == QSM_OK);
         REQUIRE(qsm_engine_card(handle)[0] == '{');
     }
+    Engine(const char *method, int threads) {
+        qsm_params params = qsm_default_params();
+        params.threads = threads;
+        REQUIRE(qsm_engine_open_method(method, &params, &handle) == QSM_OK);
+        REQUIRE(!qsm_engine_card(handle));
+    }
     ~Engine() { qsm_engine_close(handle); }
     Engine(const Engine &) = delete;
     Engine &operator=(const Engine &) = delete;
@@ -264,6 +270,88 @@ void what_goes_wrong_inside_comes_out_as_a_status(const std::string &folder) {
     REQUIRE(run("/axial.onnx", allowed) == QSM_OK);
 }
 
+void methods_need_no_model() {
+    std::vector<float> maps[2];
+    for (const int order : {int{QSM_X_FASTEST}, int{QSM_Z_FASTEST}}) {
+        Input input(9, 7, 5, order);
+        for (const char *name : {"tv", "tkd"}) {
+            const Engine one(name, 1), four(name, 4);
+            qsm_params params = params_of(order);
+            if (name[1] == 'v') params.iterations = 3;
+            qsm_facts facts;
+            params.facts = &facts;
+            std::vector<float> chi(input.field.size()), map = input.field;
+            REQUIRE(qsm_reconstruct(four.handle, &input.scan, &params, chi.data()) == QSM_OK);
+            REQUIRE(facts.iterations == params.iterations);
+            REQUIRE((facts.alpha_ppm_mm > 0) == (name[1] == 'v'));
+            qsm_scan scan = input.scan;
+            scan.local_field_ppm = map.data();
+            REQUIRE(qsm_reconstruct(one.handle, &scan, &params, map.data()) == QSM_OK);
+            REQUIRE(map == chi);
+            maps[order].insert(maps[order].end(), map.begin(), map.end());
+        }
+    }
+    for (int method = 0; method < 2; ++method) {
+        for (int n = 0; n < 9 * 7 * 5; ++n) {
+            const int x = n % 9, y = n / 9 % 7, z = n / 63, first = method * 9 * 7 * 5;
+            REQUIRE(maps[0][size_t(first + n)] == maps[1][size_t(first + z + 5 * (y + 7 * x))]);
+        }
+    }
+}
+
+void a_method_can_be_cancelled_within_its_iterations() {
+    const Engine engine("tv", 2);
+    const Input input(9, 8, 7, QSM_X_FASTEST);
+    std::vector<float> chi(input.field.size());
+    qsm_status status = QSM_CANCELLED;
+    int polls = 0;
+    for (; status == QSM_CANCELLED; ++polls) {
+        Watch watch;
+        watch.polls_left = polls;
+        qsm_params params = watched(watch);
+        params.iterations = 2;
+        status = qsm_reconstruct(engine.handle, &input.scan, &params, chi.data());
+        REQUIRE(status == QSM_OK || status == QSM_CANCELLED);
+        REQUIRE(status == QSM_CANCELLED || (watch.done == 2 && watch.total == 2));
+        REQUIRE(polls < 20);
+    }
+    REQUIRE(polls > 2 * 3);
+}
+
+void wrong_methods_and_their_parameters_are_refused() {
+    qsm_engine *none = nullptr;
+    REQUIRE(qsm_engine_open_method("cosmos", nullptr, &none) == QSM_USAGE_ERROR && !none);
+    REQUIRE(qsm_engine_open_method(nullptr, nullptr, &none) == QSM_USAGE_ERROR);
+    REQUIRE(qsm_engine_open_method("tv", nullptr, nullptr) == QSM_USAGE_ERROR);
+    Input input(8, 9, 10, QSM_X_FASTEST);
+    std::vector<float> chi(input.field.size());
+    const auto with = [&](const char *name, qsm_status wanted, auto change) {
+        const Engine engine(name, 2);
+        qsm_params params = qsm_default_params();
+        change(params);
+        refused(engine.handle, input.scan, params, chi.data(), wanted);
+    };
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.alpha_ppm_mm = -1; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.alpha_ppm_mm = NAN; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.alpha_ppm_mm = 1e-60; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.iterations = -1; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.threshold = 0.1; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.patch = 8; });
+    with("tv", QSM_USAGE_ERROR, [](qsm_params &p) { p.data_consistency_lambda = 0.01; });
+    with("tkd", QSM_USAGE_ERROR, [](qsm_params &p) { p.threshold = 0.7; });
+    with("tkd", QSM_USAGE_ERROR, [](qsm_params &p) { p.alpha_ppm_mm = 1e-4; });
+    with("tkd", QSM_USAGE_ERROR, [](qsm_params &p) { p.iterations = 1; });
+    with("tkd", QSM_MEMORY_ERROR, [](qsm_params &p) { p.memory_limit_bytes = 1; });
+    with("tv", QSM_MEMORY_ERROR, [](qsm_params &p) { p.memory_limit_bytes = 1; });
+    input.scan.voxel_size_mm[0] = input.scan.voxel_size_mm[1] = input.scan.voxel_size_mm[2] = 0.01;
+    with("tv", QSM_MEMORY_ERROR, [](qsm_params &p) { p.memory_limit_bytes = 1 << 30; });
+    const Engine engine("tv", 2);
+    qsm_params params = qsm_default_params();
+    params.memory_order = QSM_Z_FASTEST;
+    REQUIRE(qsm_reconstruct_device(engine.handle, &input.scan, &params, chi.data(), nullptr) ==
+            QSM_ENGINE_ERROR);
+}
+
 void threads_share_an_engine_or_have_their_own(const std::string &folder) {
     const Engine shared(folder + "/tkd.onnx");
     const Input input(9, 8, 7, QSM_X_FASTEST);
@@ -369,6 +457,9 @@ int main(int count, char **arguments) {
     wrong_arguments_are_refused(folder);
     it_can_be_cancelled_at_every_step(folder);
     what_goes_wrong_inside_comes_out_as_a_status(folder);
+    methods_need_no_model();
+    a_method_can_be_cancelled_within_its_iterations();
+    wrong_methods_and_their_parameters_are_refused();
     threads_share_an_engine_or_have_their_own(folder);
     a_gpu_gives_what_the_host_gives(folder);
     a_gpu_fails_as_a_host_does(folder);

@@ -1,14 +1,12 @@
-// Takes the inference engine's place in tests of all other code: a model is a card in a file, its
-// network doubles the last volume it takes, and the transform is the textbook's.
+// Takes the inference engine's place in tests of all other code: a model is a card in a file, and
+// its network doubles the last volume it takes.
 #include <cmath>
-#include <complex>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
 
 #include "device_session.h"
-#include "dipole_filter.h"
 #include "error.h"
 #include "session.h"
 
@@ -93,57 +91,10 @@ class FakePlan final : public DeviceSession {
 
 #endif
 
-using Wave = std::complex<double>;
-
-class FakeProduct final : public SpectralProduct {
-  public:
-    explicit FakeProduct(const Shape &shape) : shape_(shape) {}
-
-    void apply(const float *x, const float *e, float *y) override {
-        std::vector<Wave> grid(x, x + Geometry::voxels_of(shape_));
-        for (size_t axis = 0; axis < 3; ++axis) transform(grid, axis, -1);
-        const int32_t half = shape_[2] / 2 + 1;
-        for (int32_t row = 0; row < shape_[0] * shape_[1]; ++row) {
-            for (int32_t z = 0; z < shape_[2]; ++z) {
-                // The other half is not needed: what is real is twice the real part of the first.
-                grid[size_t(row) * size_t(shape_[2]) + size_t(z)] *=
-                    z < half ? double(e[size_t(row) * size_t(half) + size_t(z)]) : 0.0;
-            }
-        }
-        for (size_t axis = 0; axis < 3; ++axis) transform(grid, axis, 1);
-        for (size_t n = 0; n < grid.size(); ++n) y[n] = float(grid[n].real());
-    }
-
-  private:
-    void transform(std::vector<Wave> &grid, size_t axis, double sign) const {
-        const size_t n = size_t(shape_[axis]);
-        const size_t strides[] = {size_t(shape_[1]) * size_t(shape_[2]), size_t(shape_[2]), 1};
-        std::vector<Wave> line(n), waves(n);
-        for (size_t i = 0; i < n; ++i) {
-            waves[i] = std::polar(1.0, sign * 2 * std::acos(-1.0) * double(i) / double(n));
-        }
-        for (size_t first = 0; first < grid.size(); ++first) {
-            if (first / strides[axis] % n != 0) continue;
-            for (size_t i = 0; i < n; ++i) line[i] = grid[first + i * strides[axis]];
-            for (size_t k = 0; k < n; ++k) {
-                Wave sum = 0;
-                for (size_t i = 0; i < n; ++i) sum += line[i] * waves[i * k % n];
-                grid[first + k * strides[axis]] = sum;
-            }
-        }
-    }
-
-    const Shape shape_;
-};
-
 }  // namespace
 
 std::unique_ptr<Session> open_onnx_session(const std::string &path, int) {
     return std::make_unique<FakeSession>(path);
-}
-
-std::unique_ptr<SpectralProduct> open_spectral_product(const Shape &shape, int) {
-    return std::make_unique<FakeProduct>(shape);
 }
 
 #ifndef QSM_TENSORRT_PLANS

@@ -65,6 +65,19 @@ def test_the_example_in_the_header_compiles(
     run(c_compiler, "-std=c99", *STRICT, "-fsyntax-only", source)
 
 
+def test_the_example_in_the_documentation_compiles(
+    c_compiler: str, run: Callable[..., str], tmp_path: Path
+) -> None:
+    page = (SOURCES.parents[1] / "docs" / "c-abi.md").read_text()
+    (lines,) = re.findall(r"^```c\n(.*?)^```", page, re.M | re.S)
+    declared = "void use(const qsm_scan *scan, float *chi_ppm, int (*stop_button_pressed)(void *))"
+    source = tmp_path / "usage.c"
+    source.write_text(
+        f'#include <stdio.h>\n#include "qsm_runtime.h"\n{declared};\n{declared} {{\n{lines}}}\n'
+    )
+    run(c_compiler, "-std=c99", *STRICT, "-fsyntax-only", source)
+
+
 def test_the_library_has_the_version_of_the_package(library: Any) -> None:
     assert library.c.qsm_version().decode() == version()
 
@@ -76,11 +89,17 @@ def test_the_library_shows_its_functions_only(library: Any, run: Callable[..., s
     shown = run(nm, "-D", "--defined-only", library.path).split()[2::3]
     declared = re.findall(r"\b(qsm_\w+)\(", (SOURCES / "qsm_runtime.h").read_text())
     assert set(shown) <= set(declared)
-    assert {"qsm_engine_open", "qsm_reconstruct", "qsm_reconstruct_device"} <= set(shown)
+    assert {
+        "qsm_engine_open",
+        "qsm_engine_open_method",
+        "qsm_reconstruct",
+        "qsm_reconstruct_device",
+    } <= set(shown)
 
 
-def test_the_example_finds_the_sphere(host: Path, run: Callable[..., str]) -> None:
-    found = re.search(r"difference ([\d.]+) ppm of 0.1000", run(host, BUNDLED_MODEL))
+@pytest.mark.parametrize("model", [BUNDLED_MODEL, "tv"])
+def test_the_example_finds_the_sphere(host: Path, run: Callable[..., str], model: Any) -> None:
+    found = re.search(r"difference ([\d.]+) ppm of 0.1000", run(host, model))
     assert found
     assert float(found[1]) == pytest.approx(0.1, rel=0.1)
 

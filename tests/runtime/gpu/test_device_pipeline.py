@@ -99,9 +99,8 @@ def test_the_step_towards_the_field_is_the_cpus(fake_device, make_gpu, tkd_card,
     expected, report = step.apply(on_cpu(tkd_card, scan, "crop"), scan, Stages())
     np.testing.assert_allclose(chi, expected, atol=5e-7)
     seen = findings["data_consistency"]
-    for name in ("field_residual_before", "field_residual_after"):
-        assert seen.pop(name) == pytest.approx(report.pop(name), rel=1e-5)
-    assert seen == report
+    assert seen.pop("iterations") == report.pop("iterations") == iterations
+    assert seen == pytest.approx(report, rel=1e-5)
     assert "data consistency" in stages.seconds
 
 

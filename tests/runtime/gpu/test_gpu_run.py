@@ -20,12 +20,11 @@ from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
-from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.reconstructor import Host, gpu_number
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.serve.turns import open_taking_turns
 from qsm_deploy.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from qsm_deploy.runtime.sessions.open import gpu_number
 
 
 @pytest.fixture
@@ -236,14 +235,16 @@ def test_the_server_reconstructs_on_a_gpu_in_one_thread(
 
     monkeypatch.setattr(fake_device, "copy_in", noting)
     step = Wants(correction=Correction(0.05))
-    turns = open_taking_turns(write_model(tkd_card), Host(device="cuda:1"), step, warm_up_voxels=16)
+    turns = open_taking_turns(
+        [write_model(tkd_card)], Host(device="cuda:1"), step, warm_up_voxels=16
+    )
     scan = scan_from_arrays(field, None, voxel_size_mm=(1, 1, 2), b0_direction=(0, 0, 1))
     with ThreadPoolExecutor(2) as clients:
-        maps = list(clients.map(lambda _: turns.chi_ppm(scan, Stages())[0], range(2)))
+        maps = list(clients.map(lambda _: turns.make(scan, Stages()).chi_ppm, range(2)))
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
-    cpu = open_taking_turns(write_model(tkd_card), Host("onnxruntime"), step, warm_up_voxels=16)
-    expected, _ = cpu.chi_ppm(scan, Stages())
+    cpu = open_taking_turns([write_model(tkd_card)], Host("onnxruntime"), step, warm_up_voxels=16)
+    expected = cpu.make(scan, Stages()).chi_ppm
     assert np.abs(expected).max() > 0.001
     for chi in maps:
         assert np.linalg.norm(chi - expected) < 1e-5 * np.linalg.norm(expected)

@@ -26,7 +26,7 @@ def command(write_volume, tmp_path):
     outputs = ["-o", tmp_path / "out" / "chi.nii.gz", "--report", tmp_path / "out" / "run.json"]
     (tmp_path / "out").mkdir()
     program = "from qsm_deploy.runtime.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-    return [sys.executable, "-c", program, volume, *outputs, "--backend", "onnxruntime"]
+    return [sys.executable, "-c", program, volume, *outputs]
 
 
 def whole_files(folder):
@@ -114,7 +114,7 @@ def test_a_killed_cohort_is_completed_by_resume(write_volume, tmp_path):
         stem.with_name(f"{stem.name}.nii.gz").write_bytes(volume)
         stem.with_name(f"{stem.name}.json").write_text(json.dumps({"Units": "ppm"}))
     maps = study / "derivatives" / "qsm-deploy"
-    words = [sys.executable, "-c", RUN, "--bids", str(study), "--backend", "onnxruntime"]
+    words = [sys.executable, "-c", RUN, "--bids", str(study)]
     resume = [*words, "--resume"]
 
     def unmake():

@@ -29,6 +29,7 @@ status = open("/proc/self/status").read()  # what getrusage says has its parent'
 print(code, 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]))
 """
 MIB = 1 << 20
+NETWORK = ("--method", "tkd-unet")
 
 
 def run(*words, address_space=0):
@@ -100,7 +101,7 @@ def test_a_backend_without_memory_is_no_broken_model(says):
 @pytest.mark.parametrize(("backend", "mib"), [("onnxruntime", 600), ("openvino", 1000)])
 def test_an_address_space_that_is_too_small(write_volume, backend, mib):
     path = write_volume(np.random.default_rng(0).normal(0, 0.02, (128,) * 3), "field.nii")
-    words = (path, "--backend", backend, "--patch", "off", "--threads", "1")
+    words = (path, *NETWORK, "--backend", backend, "--patch", "off", "--threads", "1")
     code, _, error = run(*words, "--memory-limit", "64G", address_space=mib * MIB)
     assert code == 6, error
     assert "pass a smaller --patch or --memory-limit" in error
@@ -113,7 +114,7 @@ def test_an_address_space_that_is_too_small(write_volume, backend, mib):
 def test_the_peak_stays_within_the_limit(write_volume, size, backend, limit):
     field = np.random.default_rng(0).normal(0, 0.02, (size,) * 3).astype(np.float32)
     path = write_volume(field, "field.nii.gz")
-    words = (path, "--backend", backend, "--memory-limit", f"{limit}M", "--force")
+    words = (path, *NETWORK, "--backend", backend, "--memory-limit", f"{limit}M", "--force")
     for patch in ("off", "auto"):
         code, peak, error = run(*words, "--patch", patch)
         print(backend, size, patch, limit, code, round(peak / MIB))  # noqa: T201

@@ -91,9 +91,28 @@ class TestContract:
         (folders[0] / "config.json").write_text(json.dumps(config))
         assert run()[0] == 0
         sidecar = json.loads((folders[1] / "chimap.json").read_text())
-        assert sidecar["data_consistency"]["lambda"] == 0.01
+        assert sidecar["data_consistency"]["lambda"] == 0.05
         assert (sidecar["plan"]["overlap"], sidecar["plan"]["blend"]) == (4, "crop")
         assert sidecar["plan"]["patch_shape"] == [12, 12, 12]
+
+    @pytest.mark.parametrize("robust", [True, "false", False])
+    def test_config_sets_a_method_and_what_is_said_to_it(self, folders, robust):
+        config = {"method": "tv", "alpha": 2e-4, "iterations": 5, "robust": robust}
+        (folders[0] / "config.json").write_text(json.dumps(config))
+        assert main(["--qsm-ci", "--qsm-ci-folders", *map(str, folders)]) == 0
+        sidecar = json.loads((folders[1] / "chimap.json").read_text())
+        assert sidecar["model"]["method"] == "tv"
+        said = {"alpha": 2e-4, "iterations": 5} | ({"robust": True} if robust is True else {})
+        assert sidecar["model"]["said"] == said
+        assert sidecar["inversion"]["alpha_ppm_mm"] == 2e-4
+
+    def test_what_is_declared_by_default_is_the_default(self, folders):
+        declared = yaml.safe_load((SUBMISSION / "algorithm.yml").read_text())["parameters"]
+        config = {p["name"]: p["default"] for p in declared if p["default"] is not None}
+        (folders[0] / "config.json").write_text(json.dumps(config))
+        assert main(["--qsm-ci", "--qsm-ci-folders", *map(str, folders)]) == 0
+        sidecar = json.loads((folders[1] / "chimap.json").read_text())
+        assert (sidecar["model"]["method"], sidecar["model"]["said"]) == ("tv", {})
 
     def test_without_folders_the_contracts_own_are_read(self, capsys):
         assert main(["--qsm-ci"]) == 3
@@ -122,7 +141,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("config", "says"),
         [
-            ({"threshold": 0.2}, "no parameter threshold; algorithm.yml declares data_consistency"),
+            ({"tolerance": 0.2}, "no parameter tolerance; algorithm.yml declares method, alpha, "),
+            ({"robust": 1}, "robust is 1, expected true or false"),
+            ({"method": "tv"}, "is a model, and --method tv needs none"),
+            ({"alpha": "much"}, "'much' is neither auto nor a positive number"),
             ({"patch": True}, "patch is True, expected a number or a word"),
             ({"patch": [1]}, "patch is [1], expected a number or a word"),
             ({"patch": "big"}, "'big' is neither auto, off nor a number of voxels"),
@@ -172,7 +194,7 @@ class TestSubmission:
         assert set(content["inputs"]) <= {"localfield", "mask"}
         assert [p["name"] for p in content["parameters"]] == list(PARAMETERS)
 
-    def test_run_sh_reconstructs_a_sphere_with_the_bundled_model(self, tmp_path):
+    def test_run_sh_reconstructs_a_sphere(self, tmp_path):
         shape = (40, 36, 32)
         axes = np.ogrid[-20:20, -18:18, -16:16]
         inside = sum(axis**2 for axis in axes) < 15**2

@@ -105,10 +105,25 @@ def test_the_limit_of_the_address_space_counts(system, monkeypatch):
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("shape", [(48, 48, 48), (96, 112, 96)], ids=["48", "96x112x96"])
 def test_the_peak_of_a_small_volume_is_predicted(command, tmp_path, shape, backend):
-    words = [*command(shape), "--backend", backend]
+    words = [*command(shape), "--method", "tkd-unet", "--backend", backend]
     for more in ([], ["--patch", "48", "--figure", str(tmp_path / "chi.png")]):
         subprocess.run([*words, *more], check=True, capture_output=True)
         memory = json.loads((tmp_path / "report.json").read_text())["memory"]
         off = memory["predicted_peak_bytes"] / memory["peak_above_baseline_bytes"] - 1
         most = SMALL_TOLERANCE if backend == "openvino" and max(shape) == 48 else TOLERANCE
         assert abs(off) <= most, (more, memory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said",
+    ["tv", "tv --robust --iterations 2", "tikhonov", "ilsqr --iterations 2"],
+)
+@pytest.mark.parametrize("shape", [(48, 48, 48), (96, 112, 96), (120, 130, 64)], ids=str)
+def test_the_peak_of_a_method_is_predicted(command, tmp_path, shape, said):
+    words = [*command(shape), "--method", *said.split()]
+    words[words.index("--truth") : words.index("--truth") + 2] = []
+    subprocess.run(words, check=True, capture_output=True)
+    memory = json.loads((tmp_path / "report.json").read_text())["memory"]
+    off = memory["predicted_peak_bytes"] - memory["peak_above_baseline_bytes"]
+    assert abs(off) < 0.1 * memory["peak_above_baseline_bytes"] + 3e6, memory

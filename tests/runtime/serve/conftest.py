@@ -340,17 +340,17 @@ def server_process() -> Callable[..., object]:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            ready = process.stderr.readline()
-            assert "ready on " in ready
-            assert "tkd-unet fp32" in ready
 
             def follow():
                 for line in process.stderr:
                     log.text += line
                 read.set()
 
-            threading.Thread(target=follow, daemon=True).start()
             try:
+                ready = process.stderr.readline()
+                assert "ready on " in ready
+                assert ("tkd-unet fp32" if "tkd-unet" in flags else "tv (total") in ready
+                threading.Thread(target=follow, daemon=True).start()
                 yield process, int(ready.split("ready on ")[1].split(":")[1]), log
                 assert (process.wait(30), process.stdout.read()) == (0, "stopped\n")
             finally:

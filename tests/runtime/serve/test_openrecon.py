@@ -16,10 +16,10 @@ from qsm_deploy.runtime.serve.cli import main
 from qsm_deploy.runtime.serve.openrecon.label import LABEL_NAME, encoded_label, openrecon_label
 from qsm_deploy.runtime.serve.openrecon.schema import label_faults
 from qsm_deploy.runtime.serve.parameters import parameters_from
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 FILES = {
-    "Dockerfile", "OpenReconLabel.json", "README.md", "label.base64", "model.onnx", "package.sh",
-    "start.sh",
+    "Dockerfile", "OpenReconLabel.json", "README.md", "label.base64", "package.sh", "start.sh",
 }  # fmt: skip
 
 
@@ -41,6 +41,25 @@ def test_all_files_and_their_names(package, capsys):
     assert "openrecon_qsmdeploy_qsm:v0.1.0" in script
     assert "OpenRecon_qsmdeploy_qsm_V0.1.0.zip" in script
     assert "manual is yours to write" in (package / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["tv", "tkd-unet"])
+def test_the_image_runs_what_was_named(package, tmp_path, method):
+    if method != "tv":
+        package = tmp_path / "package"
+        assert main(["--openrecon", str(package), "--method", method]) == 0
+    there, started = {"model.onnx"} & {path.name for path in package.iterdir()}, "--method tv"
+    if method == "tkd-unet":
+        assert there
+        assert (package / "model.onnx").read_bytes() == BUNDLED_MODEL.read_bytes()
+        started = "/opt/model.onnx"
+    files = " ".join([*there, "start.sh"])
+    assert f"COPY {files} /opt/" in (package / "Dockerfile").read_text()
+    assert f"exec qsm-serve {started} --host" in (package / "start.sh").read_text()
+    content = json.loads((package / "OpenReconLabel.json").read_text())
+    named = next(p for p in content["parameters"] if p["id"] == "method")
+    assert named["information"]["en"] == f"Makes the map; auto is {method}."
+    assert named["default"] == "auto"
 
 
 def test_the_label_is_the_json_everywhere(package):
@@ -180,7 +199,7 @@ def test_labels_that_break_a_rule(label, path, value, match):
 
 def test_too_many_parameters(label):
     more = [a_parameter(type="string", default="") | {"id": f"a{n}"} for n in range(12)]
-    label["parameters"] += more[:10]
+    label["parameters"] += more[:9]
     assert list(label_faults(label)) == []
-    label["parameters"] += more[10:]
-    assert list(label_faults(label)) == ["16 parameters, at most 14 are allowed"]
+    label["parameters"] += more[9:]
+    assert list(label_faults(label)) == ["17 parameters, at most 14 are allowed"]

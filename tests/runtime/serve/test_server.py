@@ -163,7 +163,7 @@ class TestBugs:
             "mrd_session.parameters_from",
             "mrd_session.require_config",
             "dipole_config.field_volume",
-            "turns.TakingTurns.chi_ppm",
+            "turns.TakingTurns.make",
             "mrd_session.encode_chi",
             "mrd_session.chi_frames",
         ],
@@ -403,7 +403,7 @@ def test_memory_does_not_grow(serve, dipole_stream):
 
 
 def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
-    engine = open_taking_turns(write_model(card), Host("onnxruntime"))
+    engine = open_taking_turns([write_model(card)], Host("onnxruntime"))
     assert isinstance(engine, TakingTurns)
     assert engine.name.startswith("twice fp32, onnxruntime ")
 
@@ -424,4 +424,4 @@ def test_networks_that_are_not_for_the_server(card, write_model, change, match):
     else:
         change["inputs"] = (TensorInfo(inputs, "rad", ("n", 1, "x", "y", "z")),)
     with pytest.raises(UsageError, match=match):
-        open_taking_turns(write_model(replace(card, **change)), Host("onnxruntime"))
+        open_taking_turns([write_model(replace(card, **change))], Host("onnxruntime"))
