@@ -30,7 +30,8 @@ def edges_of_magnitude(magnitude: Volume, mask: Mask, geometry: Geometry) -> NDA
     Returns
     -------
     (3, x, y, z) bool array
-        False at the steepest differences of the magnitude in the mask, 30 % of them at most.
+        False at the steepest differences of the magnitude in the mask, to the next voxel along each
+        axis, 30 % of them at most.
 
     Raises
     ------
@@ -41,6 +42,8 @@ def edges_of_magnitude(magnitude: Volume, mask: Mask, geometry: Geometry) -> NDA
         raise DataError("the magnitude is the same everywhere in the mask; pass one with contrast")
     signal = np.where(mask, magnitude, np.float32(0))
     steep = np.stack([np.abs(gradient(signal, geometry, axis)) for axis in range(3)])
-    threshold = np.quantile(steep[:, mask], 1 - EDGE_SHARE)
-    penalised: NDArray[np.bool_] = steep <= threshold
+    both = np.stack([mask & np.roll(mask, -1, axis) for axis in range(3)])
+    known = steep[both]
+    penalised: NDArray[np.bool_] = ~both
+    penalised[both] = known <= np.quantile(known, 1 - EDGE_SHARE) if known.size else True
     return penalised

@@ -305,7 +305,8 @@ def total_variation(
         (x, y, z) trust in each voxel, of any scale, 0 for none, ten times its median at most;
         ``None`` trusts all alike.
     edges
-        (3, x, y, z) bool, False where an edge along an axis costs nothing; ``None`` penalises all.
+        (3, x, y, z) bool, False where an edge from a voxel to the next along an axis costs nothing,
+        as none does across the boundary of the mask; ``None`` penalises all.
     iterations
         Number of them, positive.
     support_mm
@@ -413,9 +414,19 @@ def _prepared(
         grown(inside, grid.geometry, support_mm) if support_mm else inside,
         grid.geometry,
         alpha_ppm_mm,
-        None if edges is None else np.stack([grid.embed_mask(m) | ~inside for m in edges]),
+        None if edges is None else _padded_edges(edges, grid, inside),
     )
     return grid, solver, None if weight is None else _squared_trust(grid.embed(weight), inside)
+
+
+def _padded_edges(edges: NDArray[np.bool_], grid: PaddedBox, inside: Mask) -> NDArray[np.bool_]:
+    """Return M on the padded grid: False across the boundary of the mask too, from either side."""
+    return np.stack(
+        [
+            (grid.embed_mask(m) | ~inside) & (inside == np.roll(inside, -1, axis))
+            for axis, m in enumerate(edges)
+        ]
+    )
 
 
 def _difference(x: Volume, after: Volume, axis: int) -> Volume:
