@@ -336,7 +336,7 @@ def _far(value: float | None, usual: float | None, below: float, above: float) -
 def _variation_bytes(scan: Scan, method: Method) -> float:
     """Return what the state of the iteration takes; weights have a dual of their own."""
     weighted = method.robust or scan.magnitude is not None or scan.noise_ppm is not None
-    return 50 + 8 * weighted + 4 * method.robust + 4 * (method.name == "medi")
+    return 50 + 8 * weighted + 12 * method.robust + 4 * (method.name == "medi")
 
 
 def _ilsqr(scan: Scan, method: Method, done: Done) -> Solved:
