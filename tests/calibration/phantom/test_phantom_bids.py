@@ -49,7 +49,7 @@ def test_the_map_of_the_echoes_is_near_the_truth(study, capsys):
         for name in ("qsm-deploy", "qsm-phantom")
     )
     inside = (found != 0) & (np.abs(truth) < 0.3)
-    assert np.corrcoef(found[inside], truth[inside])[0, 1] > 0.6
+    assert np.corrcoef(found[inside], truth[inside])[0, 1] > 0.5
     sidecar = json.loads((study / f"derivatives/qsm-phantom/{ANAT}_Chimap.json").read_text())
     assert (sidecar["Units"], sidecar["seed"], sidecar["background"]) == ("ppm", 0, True)
 
