@@ -51,6 +51,7 @@ ITERATIONS = 30
 TINY = 1e-12  # ppm, for a field of zeros
 HUBER_ITERATIONS = 20  # by which outliers are found
 HUBER_SIGMAS, DROPPED_SIGMAS = 4.0, 6.0
+CLIPPED = 5.0  # beyond that many 99.9th percentiles a single voxel would rule the first map
 OUTLIER_SIGMAS = 10.0  # of the final map
 MOST_TRUST = 10.0  # of a voxel, in medians
 
@@ -375,8 +376,9 @@ def without_outliers(
     (x, y, z) bool array
         True where it was off by more than 6 sigma, by the weight.
     """
+    most = CLIPPED * np.quantile(np.abs(field_ppm[mask]), 0.999)
     grid, solver, squared = _prepared(
-        field_ppm,
+        np.clip(field_ppm, -most, most),
         mask,
         geometry,
         alpha_ppm_mm,
@@ -389,10 +391,11 @@ def without_outliers(
     solver.start(term)
     solver.iterate(HUBER_ITERATIONS, term, done)
     missed = solver.missed_by(DROPPED_SIGMAS * sigma_ppm, squared)
-    np.copyto(solver.field_ppm, solver.predicted_ppm, where=missed)
     where = np.zeros_like(mask)
     where[grid.box] = missed[grid.inner]
-    return grid.restore(solver.field_ppm), where
+    filled = np.where(mask, field_ppm, np.float32(0))
+    filled[where] = solver.predicted_ppm[missed]
+    return filled, where
 
 
 def _prepared(

@@ -256,9 +256,10 @@ def _inside(
         if reading.quantity == "phase_rad":
             measured = _radians(volume, reading)
         else:
-            in_rad = reading.units == "rad"
+            units = reading.units
             refuse_other_than_field(volume.data[mask], volume.description)
-            require_unwrapped(volume.data, mask, TURN if in_rad else None)
+            turn, stated = (TURN, False) if units == "rad" else (None, units is not None)
+            require_unwrapped(volume.data, mask, turn, stated=stated)
             measured = volume.data
         values: NDArray[np.float32] = np.where(mask, measured, np.float32(0))
         values *= np.float32(reading.scale())

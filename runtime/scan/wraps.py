@@ -28,7 +28,9 @@ def count_jumps(volume: Volume, least: float, mask: Mask) -> int:
     return count
 
 
-def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
+def require_unwrapped(
+    field: Volume, mask: Mask, turn: float | None, *, stated: bool = False
+) -> None:
     """Refuse a wrapped phase that was given as a field.
 
     Parameters
@@ -40,6 +42,9 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
     turn
         Of a phase in the field's unit, where it is one. Else the range of the values is taken
         for a turn, which a wrapped phase fills evenly.
+    stated
+        Whether somebody said that it is a field in a unit of its own: then values that do not fill
+        their range are believed to be one, of a lesion with sharp edges.
 
     Raises
     ------
@@ -54,6 +59,8 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
         turn = span
         with np.errstate(invalid="ignore", over="ignore"):  # a unit of its own is refused later
             even = np.median(np.abs(values - np.median(values))) >= SPREAD * span
+        if stated and not even:
+            return
         jump = JUMP if even else SURE_JUMP
     if turn == 0 or not JUMP * turn <= span <= 1.01 * turn:
         return
@@ -64,6 +71,7 @@ def require_unwrapped(field: Volume, mask: Mask, turn: float | None) -> None:
         f"the field jumps by about its whole range of {span:.4g} between neighbours, at {jumps} "
         "places in the mask: a wrapped phase, not a local field; make one of phase and magnitude "
         "with qsm-run --bids DATASET, or unwrap it and remove the background first"
+        + ("; if it is a field, state its unit with --units" if jump == SURE_JUMP else "")
     )
 
 

@@ -152,6 +152,21 @@ def test_huber_is_that_of_the_plain_iteration():
     assert np.abs(linear - expected).max() > 0.1 * np.abs(expected).max()
 
 
+def test_one_voxel_that_is_off_by_far_is_one_outlier():
+    geometry = GRIDS[0]
+    _, field, mask = blocks(geometry)
+    wrong = tuple(np.argwhere(mask)[3000])
+    spoilt = field.copy()
+    spoilt[wrong] = 50
+    filled, missed = without_outliers(
+        spoilt, mask, geometry, alpha_ppm_mm=ALPHA, sigma_ppm=23 * ALPHA
+    )
+    assert missed[wrong]
+    assert np.count_nonzero(missed) < 10
+    assert abs(filled[wrong] - field[wrong]) < 0.1
+    assert np.array_equal(filled[~missed & mask], spoilt[~missed & mask])
+
+
 def test_outliers_are_told_and_filled_in():
     """Where the weight trusts a voxel less, it may be off by more."""
     geometry = GRIDS[0]

@@ -56,6 +56,15 @@ def test_a_field_of_a_sphere_passes(head):
     require_unwrapped(field.astype(np.float32), r2 < 15**2, None)
 
 
+def test_a_lesion_with_sharp_edges_passes_where_a_unit_is_stated(head):
+    field = head.local_field_ppm.copy()
+    field[20:24, 20:24, 20:24:2], field[20:24, 20:24, 21:24:2] = 1.0, -0.6
+    assert head.mask[20:24, 20:24, 20:24].all()
+    with pytest.raises(UnitsError, match="if it is a field, state its unit with --units"):
+        require_unwrapped(field, head.mask, None)
+    require_unwrapped(field, head.mask, None, stated=True)
+
+
 def test_jumps_are_counted_within_the_mask():
     volume = np.zeros((4, 4, 4), dtype=np.float32)
     volume[2:] = 1
