@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Volume
+from qsm_deploy.kernels.threads import workers
 
 Multiplier = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -221,7 +222,7 @@ def dipole_filter(
     else:
         x = np.zeros(padded.shape, dtype=dtype)
         x[inner] = volume
-    spectrum: NDArray[Any] = scipy.fft.rfftn(x, workers=-1)
+    spectrum: NDArray[Any] = scipy.fft.rfftn(x, workers=workers())
     del x
     multiplier = _Multiplier(g, padded, half=True)
 
@@ -229,7 +230,7 @@ def dipole_filter(
     for start in range(0, padded.shape[0], at_once):
         rows = slice(start, start + at_once)
         spectrum[rows] *= multiplier.slab(rows)
-    y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=-1, overwrite_x=True)
+    y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=workers(), overwrite_x=True)
     return np.ascontiguousarray(y[inner])
 
 

@@ -251,24 +251,24 @@ def _method(method: Method, host: Host) -> Inversion:
     UsageError
         If something is said that is for networks.
     """
-    for flag, value, default in (
-        ("--backend", host.backend, AUTO),
-        ("--precision", host.precision, "fp32"),
-        ("--threads", host.threads, 0),
-    ):
-        if value != default:
-            raise UsageError(
-                f"{flag} {value} is for networks; {method.name} computes in fp32 with scipy, on "
-                "the cores that the process may use: drop it, or name a network"
-            )
     number = gpu_number(host.device, ())
+    said = {"--backend": host.backend, "--precision": host.precision}
+    usual = {"--backend": AUTO, "--precision": "fp32"}
+    if number is not None:
+        said["--threads"], usual["--threads"] = str(host.threads), "0"
+    for flag, value in said.items():
+        if value != usual[flag]:
+            raise UsageError(
+                f"{flag} {value}: {method.name} computes in fp32, with "
+                f"{'scipy' if number is None else 'cuFFT'}; drop it, or name a network"
+            )
     if number is not None:
         from qsm_deploy.runtime.methods.on_gpu import open_on_gpu
 
         return open_on_gpu(method, number)
     from qsm_deploy.runtime.methods.inversion import MethodInversion
 
-    return MethodInversion(method)
+    return MethodInversion(method, host.threads)
 
 
 def _opened(

@@ -16,6 +16,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, padded_box
 from qsm_deploy.kernels.inversion.least_squares import Fit, Vector, masked_least_squares
+from qsm_deploy.kernels.threads import workers
 
 ITERATIONS, TOLERANCE = 10, 1e-2
 SEEN = 0.01  # mean squared D below which a frequency is hardly seen by any orientation
@@ -114,10 +115,10 @@ def closed_form_cosmos(
         kernel = half_dipole_kernel(replace(grid.geometry, b0_direction=b))
         f = grid.embed(field)
         f[~inside] = 0
-        numerator += kernel * scipy.fft.rfftn(f, workers=-1)
+        numerator += kernel * scipy.fft.rfftn(f, workers=workers())
         denominator += kernel * kernel
     numerator /= np.maximum(denominator, np.finfo(np.float32).tiny)
-    chi: Volume = scipy.fft.irfftn(numerator, s=shape, workers=-1, overwrite_x=True)
+    chi: Volume = scipy.fft.irfftn(numerator, s=shape, workers=workers(), overwrite_x=True)
     chi *= inside
     return grid.restore(chi)
 

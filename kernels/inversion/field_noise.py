@@ -13,6 +13,7 @@ import scipy.fft
 from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.dipole import half_dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.threads import workers
 
 Vector = tuple[float, float, float]
 AXES: tuple[Vector, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
@@ -62,7 +63,7 @@ def field_noise(field_ppm: Volume, mask: Mask, geometry: Geometry) -> float:
     k = np.sqrt(fx * fx + fy * fy + fz[..., : z // 2 + 1] ** 2, dtype=np.float32)
     nyquist = 0.5 / max(geometry.voxel_size_mm)
     near &= (k > BAND[0] * nyquist) & (k < BAND[1] * nyquist)
-    power = np.abs(scipy.fft.rfftn(field, workers=-1)[near]) ** 2
+    power = np.abs(scipy.fft.rfftn(field, workers=workers())[near]) ** 2
     # |F|^2 of white noise is exponential: its median is ln 2 times its mean
     noise = math.sqrt(float(np.median(power)) / math.log(2) / count) if power.size else 0.0
     return max(noise, LEAST_SHARE * deviation)

@@ -1,7 +1,6 @@
 """The grid that an inversion works on: the box of the mask, with room around it."""
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import scipy.fft
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.dipole import SLAB_VOXELS
 from qsm_deploy.kernels.geometry import Geometry, Mask, Shape, Volume
+from qsm_deploy.kernels.threads import workers
 
 SUPPORT_MM = 5.0  # sources farther outside the mask than this are none
 BEYOND_VOXELS = 4  # a side, between the support and its periodic neighbour
@@ -86,16 +86,16 @@ def grown(mask: Mask, geometry: Geometry, radius_mm: float) -> Mask:
     ]
     x, y, z = np.ix_(*axes)
     ball = (np.sqrt(x * x + y * y + z * z) <= radius_mm * (1 + SLACK)).astype(np.float32)
-    spectrum = scipy.fft.rfftn(ball, workers=-1)
-    spectrum *= scipy.fft.rfftn(mask.astype(np.float32), workers=-1)
-    inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=-1) > 0.5
+    spectrum = scipy.fft.rfftn(ball, workers=workers())
+    spectrum *= scipy.fft.rfftn(mask.astype(np.float32), workers=workers())
+    inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=workers()) > 0.5
     return inside
 
 
 def each_slab(work: Callable[[slice], object], shape: tuple[int, ...]) -> None:
-    """Do something to every few planes of a volume that fit the cache, on all cores."""
+    """Do something to every few planes of a volume that fit the cache, on all threads."""
     at_once = max(1, SLAB_VOXELS // math.prod(shape[1:]))
     rows = [slice(start, min(start + at_once, shape[0])) for start in range(0, shape[0], at_once)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers()) as pool:
         for _ in pool.map(work, rows):
             pass

@@ -21,6 +21,7 @@ from qsm_deploy.kernels.inversion.least_squares import (
     conjugate_gradients,
     multiplied,
 )
+from qsm_deploy.kernels.threads import workers
 
 ITERATIONS = 50  # of either solution
 DATA_PERCENTILES = (60.0, 99.9)  # of |Laplacian f|: full weight below, none above
@@ -213,5 +214,5 @@ def _ramp(v: Volume, percentiles: tuple[float, float], mask: Mask) -> Volume:
 
 
 def _spectrum(x: Volume) -> Array:
-    spectrum: Array = scipy.fft.rfftn(x, workers=-1)
+    spectrum: Array = scipy.fft.rfftn(x, workers=workers())
     return spectrum

@@ -19,6 +19,7 @@ from qsm_deploy.kernels.dipole import half_dipole_kernel
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.grid import PaddedBox, each_slab, grown, padded_box
+from qsm_deploy.kernels.threads import workers
 
 ROUNDING = 1e-6  # a gradient this much smaller than the first is solved in float32
 
@@ -183,13 +184,13 @@ class Orientations:
     def image(self, spectrum: Array) -> Volume:
         """Return what a spectrum is of, which is overwritten."""
         # as irfftn, which would take another volume
-        lines = scipy.fft.ifftn(spectrum, axes=(0, 1), workers=-1, overwrite_x=True)
-        x: Array = scipy.fft.irfft(lines, n=self.shape[2], axis=2, workers=-1)
+        lines = scipy.fft.ifftn(spectrum, axes=(0, 1), workers=workers(), overwrite_x=True)
+        x: Array = scipy.fft.irfft(lines, n=self.shape[2], axis=2, workers=workers())
         return x
 
     def fields(self, x: Volume) -> Iterator[Volume]:
         """Yield ``D_i x``."""
-        spectrum = scipy.fft.rfftn(x, workers=-1)
+        spectrum = scipy.fft.rfftn(x, workers=workers())
         for kernel in self.kernels:
             yield self.image(multiplied(spectrum, kernel, np.empty_like(spectrum)))
 
@@ -198,7 +199,7 @@ class Orientations:
         total: Array | None = None
         for field, squared, kernel in zip(fields, self.squared, self.kernels, strict=True):
             field *= squared
-            spectrum = scipy.fft.rfftn(field, workers=-1)
+            spectrum = scipy.fft.rfftn(field, workers=workers())
             multiplied(spectrum, kernel, spectrum)
             if total is None:
                 total = spectrum

@@ -43,6 +43,7 @@ from qsm_deploy.kernels.inversion.grid import (
     grown,
     padded_box,
 )
+from qsm_deploy.kernels.threads import workers
 
 MU2, MU3 = 1.0, 0.01
 STEP_PER_FIELD = 1.0  # alpha / mu1, by how much edges shrink at once, in rms fields per mm
@@ -210,14 +211,14 @@ class Solver:
 
     def _step(self) -> None:
         """Solve for the map and its field: X and D X from b and q2."""
-        spectrum = scipy.fft.rfftn(self._b, workers=-1)
-        solution = scipy.fft.rfftn(self._q2, workers=-1)
+        spectrum = scipy.fft.rfftn(self._b, workers=workers())
+        solution = scipy.fft.rfftn(self._q2, workers=workers())
         del self.x, self._q2
 
         each_slab(partial(self._solve, spectrum, solution), spectrum.shape)
-        self.x = scipy.fft.irfftn(solution, s=self._geometry.shape, workers=-1)
+        self.x = scipy.fft.irfftn(solution, s=self._geometry.shape, workers=workers())
         del solution
-        self._q2 = scipy.fft.irfftn(spectrum, s=self._geometry.shape, workers=-1)
+        self._q2 = scipy.fft.irfftn(spectrum, s=self._geometry.shape, workers=workers())
 
     def _solve(
         self, spectrum: NDArray[np.complex64], solution: NDArray[np.complex64], rows: slice

@@ -28,6 +28,7 @@ from qsm_deploy.kernels.inversion.total_variation import (
     total_variation,
     without_outliers,
 )
+from qsm_deploy.kernels.threads import using_threads
 from qsm_deploy.runtime.card.card import GeometryLimits
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
@@ -73,10 +74,12 @@ class MethodInversion:
     ----------
     method
         Which, and what is said to it.
+    threads
+        Of the CPU, 0 for all cores.
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method, self._runner = method, RUNNERS[method.name]
+    def __init__(self, method: Method, threads: int = 0) -> None:
+        self.method, self.threads, self._runner = method, threads, RUNNERS[method.name]
 
     @property
     def name(self) -> str:
@@ -95,7 +98,12 @@ class MethodInversion:
         return {
             "model": {"method": self.method.name, "title": row.title, "doi": row.doi}
             | {"said": {k: v for k, v in self.method.parameters().items() if k != "name"}},
-            "backend": {"name": "scipy", "version": scipy.__version__, "device": CPU},
+            "backend": {
+                "name": "scipy",
+                "version": scipy.__version__,
+                "device": CPU,
+                "threads": self.threads or None,
+            },
         }
 
     def require_fields(self, count: int) -> None:
@@ -145,7 +153,7 @@ class MethodInversion:
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and what the method found."""
-        with stages("inversion"):
+        with stages("inversion"), using_threads(self.threads):
             chi, found = self._runner.solve(task.scan, self.method, done)
         return self.made(task.scan, chi, found)
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,6 +15,8 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import DataError, GeometryError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.inversion import grid
+from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.methods.inversion import RUNNERS
 from qsm_deploy.runtime.methods.method import METHODS, Method
@@ -249,9 +252,8 @@ class TestRefusals:
             ("--patch 32", "--patch, --overlap and --blend: tv needs it whole"),
             ("--resample", "tv takes any voxel size; drop --resample"),
             ("--allow-geometry", "takes any geometry"),
-            ("--backend onnxruntime", "--backend onnxruntime is for networks"),
-            ("--threads 1", "--threads 1 is for networks"),
-            ("--precision bf16", "--precision bf16 is for networks"),
+            ("--backend onnxruntime", "--backend onnxruntime: tv computes"),
+            ("--precision bf16", "--precision bf16: tv computes"),
             ("--method tkd-unet --alpha 1e-4", "--alpha is for methods"),
             ("--method tkd-unet --magnitude MAGNITUDE", "tkd-unet takes none"),
             ("--method tkd --threshold 0.9", "must lie in (0, 2/3]"),
@@ -299,6 +301,25 @@ def test_dry_run_says_what_would_be_done(files, capsys):
     out = capsys.readouterr().out
     assert "tv (total variation, by ADMM), alpha 0.0001" in out
     assert "a method takes the whole volume" in out
+
+
+def test_threads_are_those_that_were_asked_for(head, monkeypatch):
+    phantom, _ = head
+    seen = []
+
+    def counted(count):
+        seen.append(count)
+        return ThreadPoolExecutor(count)
+
+    monkeypatch.setattr(grid, "ThreadPoolExecutor", counted)
+    maps = []
+    for threads, expected in ((1, 1), (0, workers()), (2, 2)):
+        model = qsm.open_model(method="tv", iterations=2, threads=threads)
+        maps.append(model.reconstruct(phantom.local_field_ppm, phantom.mask, **PLACE))
+        assert set(seen) == {expected}
+        seen.clear()
+    assert np.array_equal(maps[0], maps[1])
+    assert model.reconstructor.inversion.facts()["backend"]["threads"] == 2
 
 
 def test_progress_counts_iterations(head):
