@@ -11,7 +11,7 @@ from qsm_deploy.runtime.scan.unit_names import GYROMAGNETIC_MHZ_PER_T, UNITS, Fi
 PPB_PER_PPM = 1000.0
 USUAL_P99_PPM = (0.005, 0.1)  # of local fields of heads
 LARGEST_PPM = 100.0  # that noise may reach in a weak field; no tissue does
-SMALL_OFFSET = 0.1  # of the field's deviation; heads stay within 0.04
+SMALL_OFFSET = 0.2  # of the deviation; costs a map of total variation some three points of NRMSE
 # a field beyond is not in the unit that it is taken for, unless somebody says it is in ppm
 POSSIBLE_P99_PPM, STATED_P99_PPM = (1e-3, 0.3), (1e-5, 1.0)
 TYPICAL_T, TYPICAL_ECHO_S = 3.0, 0.02
@@ -110,7 +110,8 @@ def require_ppm(
             "removed"
         )
     offset, deviation = float(np.median(local_field_ppm)), float(local_field_ppm.std())
-    if abs(offset) > SMALL_OFFSET * deviation:
+    # the median of few voxels says little
+    if abs(offset) > (SMALL_OFFSET + 5 / math.sqrt(size.size)) * deviation:
         notes.append(
             f"the field's median in the mask is {offset:.2g} ppm, its deviation {deviation:.2g}: "
             "no tissue makes such an offset, and the map errs for it; subtract it from the field"

@@ -18,7 +18,7 @@ from qsm_deploy.kernels.errors import QsmDeployError
 from qsm_deploy.runtime.bids import cohort
 from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.job.request import models_alone
+from qsm_deploy.runtime.job.request import maker_from
 from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.fuzz.damage import damaged, damaged_json
@@ -93,12 +93,13 @@ def tree(tmp_path_factory):
 def run():
     """Return a function that runs a dataset, with the bundled model opened once."""
     host = Host(threads=1)
-    opened = open_reconstructor(models_alone([]), host)
+    maker = maker_from([], method="tkd-unet")
+    opened = open_reconstructor(maker, host)
 
     def run_on(root, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cohort, "open_reconstructor", lambda *_, **__: opened)
-            return run_cohort(Cohort(root, **options), [], host, Quiet())
+            return run_cohort(Cohort(root, **options), maker, host, Quiet())
 
     return run_on
 

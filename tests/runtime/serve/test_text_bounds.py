@@ -22,7 +22,7 @@ from qsm_deploy.runtime.serve.texts import (
 
 SIZE = Limits().text_bytes
 SLOWEST_S = 8.0  # ten times what the slowest takes, for a machine that others use too
-MOST_BYTES = 60 * SIZE
+MOST_BYTES = 75 * SIZE  # in a process that holds what other tests loaded
 META, HEADER = ("<ismrmrdMeta>", "</ismrmrdMeta>"), ("<ismrmrdHeader><g>", "</g></ismrmrdHeader>")
 DEEP = MOST_TAGS // 2 - 1
 
