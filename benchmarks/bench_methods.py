@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import bench_accuracy
 import nibabel as nib
 import numpy as np
 import scipy.fft
-from bench_accuracy import GRIDS
 from common import Row, parser, say, write
 from numpy.typing import NDArray
 
@@ -42,7 +42,6 @@ from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
-from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.scan import Scan
 
 SEEDS = {"1 mm axial": 4, "1 mm, B0 tilted 35 degrees": 1, "0.8 x 0.8 x 2 mm": 1}
@@ -63,15 +62,9 @@ KEPT = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A truth, its field without noise, and what else was drawn."""
+class Case(bench_accuracy.Case):
+    """A volume, and what else was drawn."""
 
-    group: str
-    name: str
-    chi_ppm: Volume
-    field_ppm: Volume
-    mask: NDArray[np.bool_]
-    geometry: Geometry
     labels: NDArray[np.integer] | None = None
     magnitude: Volume | None = None
 
@@ -89,7 +82,7 @@ class Case:
 
 def cases(cosmos: Path | None) -> Iterator[Case]:
     """Yield the heads, then the COSMOS map."""
-    for group, geometry in GRIDS.items():
+    for group, geometry in bench_accuracy.GRIDS.items():
         for seed in range(FIRST_SEED, FIRST_SEED + SEEDS[group]):
             head = head_phantom(geometry, seed=seed, noise_ppm=0.0)
             yield Case(
@@ -102,13 +95,8 @@ def cases(cosmos: Path | None) -> Iterator[Case]:
                 head.labels,
                 magnitude_of(head.labels, geometry, head.mask, seed),
             )
-    if cosmos is not None:
-        volume = load_volume(cosmos / "chi_cosmos_ppm.nii.gz")
-        mask = load_on_grid(cosmos / "mask.nii.gz", volume).data > 0
-        chi = volume.data * mask
-        rng = np.random.default_rng(0)
-        field = local_field(chi, mask, volume.geometry, noise_ppm=0.0, rng=rng)
-        yield Case("COSMOS map", "cosmos2016", chi, field, mask, volume.geometry)
+    for case in bench_accuracy.cases([], cosmos):
+        yield Case(**vars(case))
 
 
 def magnitude_of(

@@ -7,7 +7,7 @@ real-to-complex transform computes the same as the complex one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -50,11 +50,16 @@ def half_dipole_kernel(geometry: Geometry) -> Volume:
     x, y, z = geometry.shape
     multiplier = _Multiplier(lambda d: d, geometry, half=True)
     kernel = np.empty((x, y, z // 2 + 1), dtype=np.float32)
-    at_once = max(1, SLAB_VOXELS // math.prod(kernel.shape[1:]))
-    for start in range(0, x, at_once):
-        rows = slice(start, start + at_once)
+    for rows in slabs(kernel.shape):
         kernel[rows] = multiplier.slab(rows)
     return kernel
+
+
+def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield some planes of a volume after the other, as many as stay in the cache."""
+    at_once = max(1, SLAB_VOXELS // math.prod(shape[1:]))
+    for start in range(0, shape[0], at_once):
+        yield slice(start, min(start + at_once, shape[0]))
 
 
 def dipole_convolve(
@@ -226,9 +231,7 @@ def dipole_filter(
     del x
     multiplier = _Multiplier(g, padded, half=True)
 
-    at_once = max(1, SLAB_VOXELS // (spectrum.shape[1] * spectrum.shape[2]))
-    for start in range(0, padded.shape[0], at_once):
-        rows = slice(start, start + at_once)
+    for rows in slabs(spectrum.shape):
         spectrum[rows] *= multiplier.slab(rows)
     y: Volume = scipy.fft.irfftn(spectrum, s=padded.shape, workers=workers(), overwrite_x=True)
     return np.ascontiguousarray(y[inner])

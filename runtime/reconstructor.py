@@ -252,17 +252,11 @@ def _method(method: Method, host: Host) -> Inversion:
         If something is said that is for networks.
     """
     number = gpu_number(host.device, ())
-    said = {"--backend": host.backend, "--precision": host.precision}
-    usual = {"--backend": AUTO, "--precision": "fp32"}
+    library = "scipy" if number is None else "cuFFT"
+    why = f": {method.name} computes in fp32, with {library}; drop it, or name a network"
+    _require_unsaid(host, ("backend", "precision"), why)
     if number is not None:
-        said["--threads"], usual["--threads"] = str(host.threads), "0"
-    for flag, value in said.items():
-        if value != usual[flag]:
-            raise UsageError(
-                f"{flag} {value}: {method.name} computes in fp32, with "
-                f"{'scipy' if number is None else 'cuFFT'}; drop it, or name a network"
-            )
-    if number is not None:
+        _require_unsaid(host, ("threads",), why)
         from qsm_deploy.runtime.methods.on_gpu import open_on_gpu
 
         return open_on_gpu(method, number)
@@ -271,22 +265,25 @@ def _method(method: Method, host: Host) -> Inversion:
     return MethodInversion(method, host.threads)
 
 
+def _require_unsaid(host: Host, names: Sequence[str], why: str) -> None:
+    """Refuse what is said of a host that has no meaning there."""
+    for name in names:
+        if (value := getattr(host, name)) != getattr(Host(), name):
+            raise UsageError(f"--{name} {value}{why}")
+
+
 def _opened(
     models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
 ) -> tuple[list["Network[Any]"], str]:
     number = gpu_number(host.device, models)
     if number is None:
         return _on_cpu(models, host, stays=stays)
-    for flag, value, default in (
-        ("--backend", host.backend, AUTO),
-        ("--precision", host.precision, "fp32"),
-        ("--threads", host.threads, 0),
-    ):
-        if value != default:
-            raise UsageError(
-                f"{flag} {value} is for the CPU; on a GPU the file says what runs it and in "
-                f"which precision: drop it, or pass --device cpu"
-            )
+    _require_unsaid(
+        host,
+        ("backend", "precision", "threads"),
+        " is for the CPU; on a GPU the file says what runs it and in which precision: drop it, or "
+        "pass --device cpu",
+    )
     from qsm_deploy.runtime.gpu.network import GpuNetwork
     from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.fft
 
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
-from qsm_deploy.kernels.dipole import SLAB_VOXELS
+from qsm_deploy.kernels.dipole import slabs
 from qsm_deploy.kernels.geometry import Geometry, Mask, Shape, Volume
 from qsm_deploy.kernels.threads import workers
 
@@ -94,8 +94,6 @@ def grown(mask: Mask, geometry: Geometry, radius_mm: float) -> Mask:
 
 def each_slab(work: Callable[[slice], object], shape: tuple[int, ...]) -> None:
     """Do something to every few planes of a volume that fit the cache, on all threads."""
-    at_once = max(1, SLAB_VOXELS // math.prod(shape[1:]))
-    rows = [slice(start, min(start + at_once, shape[0])) for start in range(0, shape[0], at_once)]
     with ThreadPoolExecutor(workers()) as pool:
-        for _ in pool.map(work, rows):
+        for _ in pool.map(work, slabs(shape)):
             pass

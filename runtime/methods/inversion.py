@@ -97,7 +97,7 @@ class MethodInversion:
         row = self.method.row
         return {
             "model": {"method": self.method.name, "title": row.title, "doi": row.doi}
-            | {"said": {k: v for k, v in self.method.parameters().items() if k != "name"}},
+            | {"said": self.method.said()},
             "backend": {
                 "name": "scipy",
                 "version": scipy.__version__,

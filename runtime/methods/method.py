@@ -69,7 +69,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise UsageError(f"no method {self.name!r}; there are {', '.join(METHODS)}")
-        self.require_takes({k: v for k, v in self.parameters().items() if k != "name"})
+        self.require_takes(self.said())
         for name in ("alpha", "threshold", "lam"):
             value = getattr(self, name)
             if value is not None and not (
@@ -101,9 +101,13 @@ class Method:
                 flag, takes = _flag(name), ", ".join(map(_flag, self.row.options))
                 raise UsageError(f"{flag} is for {' and '.join(takers)}; {self.name} takes {takes}")
 
-    def parameters(self) -> dict[str, Any]:
+    def said(self) -> dict[str, Any]:
         """Return what was said, by name."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, False)}
+        return {
+            k: v
+            for k, v in dataclasses.asdict(self).items()
+            if k != "name" and v not in (None, False)
+        }
 
 
 def _flag(name: str) -> str:
