@@ -1,5 +1,6 @@
 """The grid of a volume in the scanner: shape, voxel size and the direction of B0."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,7 +53,8 @@ class Geometry:
                 f"{vector_text(voxel)} mm; correct the header, or what was stated"
             )
         direction = np.asarray(_three_floats("b0_direction", self.b0_direction))
-        norm = float(np.linalg.norm(direction)) if np.abs(direction).max() < 1e100 else np.inf
+        # exactly summed, so that it is the same in every order of the axes
+        norm = math.sqrt(math.fsum(direction**2)) if np.abs(direction).max() < 1e100 else np.inf
         if not 0 < norm < np.inf:
             raise GeometryError(
                 f"B0 direction must be finite and non-zero, got {vector_text(tuple(direction))}; "

@@ -50,7 +50,7 @@ class Result:
     report
         Everything that decided the result and what was found, as ``--report`` writes it.
     scan
-        The acquisition, as the map is for it.
+        The acquisition, as it is stored and as the map is for it.
     """
 
     chi_ppm: Volume | None
@@ -71,7 +71,8 @@ class Result:
 
         if self.chi_ppm is None:
             raise UsageError("a dry run has no map to draw")
-        return scan_figure(self.scan, self.chi_ppm, self.report["title"])
+        scan = self.scan.canonical()
+        return scan_figure(scan, scan.axes.turn(self.chi_ppm), self.report["title"])
 
 
 class _Warnings(TerminalLog):
@@ -130,6 +131,7 @@ class Model:
         field_strength_t: float | None = None,
         magnitude: Any = None,
         noise_ppm: Any = None,
+        axes: Any = None,
         progress: Progress | None = None,
         **wanted: Any,
     ) -> Any:
@@ -151,6 +153,9 @@ class Model:
             Of a phase.
         magnitude, noise_ppm
             (x, y, z) signal and noise of the field, for the methods that take them.
+        axes
+            Where x, y and z run to: letters such as ``LPS``, or the affine to RAS [mm]. With it
+            the map of one head is the same in every order of storage.
         progress
             Called with the patches or iterations that are done and their number.
         **wanted
@@ -187,6 +192,7 @@ class Model:
             field_strength_t=field_strength_t,
             magnitude=magnitude,
             noise_ppm=noise_ppm,
+            axes=axes,
         )
         planned = self.reconstructor.plan(scan, wants)
         for note in (*planned.notes, *planned.task.notes):
@@ -195,7 +201,7 @@ class Model:
         made = self.reconstructor.run(planned, Stages(), done)
         for note in made.findings.get("notes", ()):
             warnings.warn(note, stacklevel=2)
-        return made.chi_ppm
+        return scan.axes.turn_back(made.chi_ppm)
 
     def run(
         self,
@@ -319,7 +325,9 @@ def _run(
     with stages("load"):
         measured = read_scan(request, reconstructor)
     finished = run_scan(request, reconstructor, measured, _Warnings(progress), stages)
-    return Result(finished.chi_ppm, finished.report, finished.planned.prepared.measured)
+    scan, chi = finished.planned.prepared.measured, finished.chi_ppm
+    back = None if chi is None else scan.axes.turn_back(chi)
+    return Result(back, finished.report, scan.turned(scan.axes.inverse))
 
 
 def _one_direction(options: dict[str, Any]) -> dict[str, Any]:

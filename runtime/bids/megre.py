@@ -19,6 +19,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.complex_parts import require_parts_of_one
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
+from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.phase_scale import Said, is_vague, phase_of_echoes
@@ -85,12 +86,13 @@ def scan_from_echoes(
         mask = None if mask_path is None else mask_of_file(mask_path, first, notes)
         del phases
     params = load_params_of(pairs[0][0])
-    geometry = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
+    geometry, b0_from = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     phase = -phase if negate else phase
     echoes = Echoes(phase, magnitude, times, strength, geometry.voxel_size_mm)
     signal = echoes.signal if keeps_magnitude else None
     del phase, magnitude
-    lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages)
+    axes = axes_of(first.directed_affine, geometry)
+    lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages, axes)
     del echoes
     local, inside, found = result_of(lines)
     notes += found + require_ppm(local[inside], "ppm")
@@ -99,11 +101,12 @@ def scan_from_echoes(
         inside,
         geometry,
         first.header,
-        first.affine,
+        first.directed_affine,
         field_strength_t=strength,
         magnitude=None if signal is None else signal * inside,
+        b0_from=b0_from,
         notes=notes,
-    )
+    ).canonical()
 
 
 def _times(pairs: Sequence[Pair]) -> tuple[list[float], float]:

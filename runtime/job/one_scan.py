@@ -161,8 +161,8 @@ def _map_files(
     with stages("write"):
         volume = chi * np.float32(PPB_PER_PPM) if outputs.units == "ppb" else chi
         nifti = nifti_bytes(
-            volume,
-            scan.affine,
+            scan.axes.turn_back(volume),
+            None,
             description=f"chi [{outputs.units}] {run['title']}",
             like=scan.header,
             compress=outputs.chi.name.endswith(".gz"),

@@ -8,7 +8,7 @@ weighted by their precision.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from qsm_deploy.runtime.local_field.agreement import (
     require_different,
 )
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
+from qsm_deploy.runtime.scan.axes import Axes
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 
 BYTES_PER_VOXEL = 16  # of an echo: phase, signal, phase without its initial part, one on the way
@@ -51,6 +52,15 @@ class Echoes:
     echo_times_s: Sequence[float]
     field_strength_t: float
     voxel_size_mm: tuple[float, float, float]
+
+    def turned(self, axes: Axes) -> "Echoes":
+        """Return the echoes in axes that are made of theirs."""
+        return replace(
+            self,
+            phase_rad=axes.turn(self.phase_rad),
+            magnitude=axes.turn(self.magnitude),
+            voxel_size_mm=axes.sizes(self.voxel_size_mm),
+        )
 
     @property
     def signal(self) -> Volume:

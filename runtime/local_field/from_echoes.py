@@ -9,6 +9,7 @@ from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
+from qsm_deploy.runtime.scan.axes import STORED, Axes
 from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
 Lines = Generator[str, None, tuple[Volume, Mask, list[str]]]
@@ -16,9 +17,16 @@ EMPTY = "the mask is empty; it must be non-zero inside the brain"
 
 
 def local_field_from_echoes(
-    echoes: Echoes, mask: Mask | None, geometry: Geometry, limit_bytes: float, stages: Stages
+    echoes: Echoes,
+    mask: Mask | None,
+    geometry: Geometry,
+    limit_bytes: float,
+    stages: Stages,
+    axes: Axes = STORED,
 ) -> Lines:
     """Yield a line after every step; return the local field [ppm], where it is known, and notes.
+
+    Every step computes in canonical axes; what comes in and goes out is as it is stored.
 
     Parameters
     ----------
@@ -33,6 +41,8 @@ def local_field_from_echoes(
         The memory that the steps may take.
     stages
         Takes their time and memory.
+    axes
+        How canonical axes are made of those of the grid.
 
     Raises
     ------
@@ -44,12 +54,14 @@ def local_field_from_echoes(
         If unwrapping would take more memory than that.
     """
     with stages("mask"):
+        echoes, geometry = echoes.turned(axes), axes.geometry(geometry)
+        mask = None if mask is None else axes.turn(mask)
         origin = "of the magnitude" if mask is None else "as sent"
         inside = mask_from_magnitude(echoes.magnitude) if mask is None else mask
         if not inside.any():
             raise DataError(EMPTY)
         require_memory(inside, limit_bytes)
-        notes = undo_half_turns(echoes.phase_rad, inside)
+        notes = undo_half_turns(echoes.phase_rad, inside, axes)
     share = f"{100 * inside.mean():.0f} % of the volume"
     if mask is None:
         notes.insert(0, f"no mask given: taking the signal, {share}")
@@ -62,7 +74,7 @@ def local_field_from_echoes(
     with stages("background removal"):
         local, inside = remove_background(field, inside, geometry)
     yield "background removed"
-    return local, inside, notes
+    return axes.turn_back(local), axes.turn_back(inside), notes
 
 
 def result_of(lines: Lines) -> tuple[Volume, Mask, list[str]]:

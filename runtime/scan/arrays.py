@@ -5,9 +5,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import ArrayLike
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.runtime.scan.axes import Affine, directions_named
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.orientations import require_different
@@ -28,8 +30,9 @@ def scan_from_arrays(
     field_strength_t: float | None = None,
     magnitude: Any = None,
     noise_ppm: Any = None,
+    axes: str | ArrayLike | None = None,
 ) -> Scan:
-    """Return a scan of arrays.
+    """Return a scan of arrays, in canonical axes.
 
     Parameters
     ----------
@@ -48,6 +51,9 @@ def scan_from_arrays(
         Of a phase.
     magnitude, noise_ppm
         (x, y, z), 0 or more in the mask.
+    axes
+        Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is not
+        known: then nothing is flipped, and the axis nearest to B0 becomes the third.
 
     Raises
     ------
@@ -94,15 +100,12 @@ def scan_from_arrays(
             refuse_other_than_field(values)
             require_unwrapped(field, inside, turn=None)
             notes += require_ppm(values, "ppm")
-    measured = np.where(inside, fields, 0).astype(np.float32)
-    if quantity == "phase_rad":
-        notes += undo_half_turns(measured, inside)
-    return Scan(
-        measured,
+    scan = Scan(
+        np.where(inside, fields, 0).astype(np.float32),
         inside,
         grids[0],
         nib.Nifti1Header(),
-        np.diag([*size, 1.0]),
+        affine_from(axes, size),
         quantity=quantity,
         more_b0_directions=tuple(grid.b0_direction for grid in grids[1:]),
         echo_time_s=echo_time_s,
@@ -110,7 +113,41 @@ def scan_from_arrays(
         magnitude=_trust("magnitude", magnitude, inside),
         noise_ppm=_trust("noise_ppm", noise_ppm, inside),
         notes=notes,
-    )
+    ).canonical()
+    if quantity == "phase_rad":
+        notes += undo_half_turns(scan.measured, scan.mask, scan.axes)
+    return scan
+
+
+def affine_from(axes: str | ArrayLike | None, voxel_size_mm: Vector) -> Affine | None:
+    """Return a (4, 4) matrix from voxels to RAS [mm], if it is known where their axes run to.
+
+    Parameters
+    ----------
+    axes
+        Three letters, a (3, 3) or (4, 4) matrix whose columns are the directions of x, y and z in
+        RAS, or ``None``.
+    voxel_size_mm
+        Along x, y and z.
+
+    Raises
+    ------
+    GeometryError
+        If it is none of these, or the directions are none of a straight grid.
+    """
+    if axes is None:
+        return None
+    found = directions_named(axes) if isinstance(axes, str) else np.asarray(axes, dtype=np.float64)
+    if found.shape not in ((3, 3), (4, 4)):
+        raise GeometryError(
+            f"axes have shape {found.shape}, expected three letters such as LPS, or a (3, 3) or "
+            "(4, 4) affine"
+        )
+    affine = np.eye(4)
+    affine[: len(found), : len(found)] = found
+    Geometry.from_affine((1, 1, 1), affine)  # or it is none
+    affine[:3, :3] *= voxel_size_mm / np.linalg.norm(affine[:3, :3], axis=0)
+    return affine
 
 
 def _trust(name: str, array: Any, mask: Mask) -> Volume | None:

@@ -27,6 +27,7 @@ from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 AFFINE_TOLERANCE_MM = 1e-2
 HEAD_BYTES = 548  # of a NIfTI-2 file, with the size of its first extension
 LARGEST_OFFSET = 1 << 30
+ROUNDED_DIGITS = 4  # of a direction, 0.003 degrees: beyond what its rounding changes
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
 OTHER_KINDS = (
@@ -68,8 +69,18 @@ class NiftiVolume:
 
     @property
     def geometry(self) -> Geometry:
-        """The volume's grid, read off its affine."""
-        return Geometry.from_affine(self.data.shape, self.affine)
+        """The volume's grid, read off its affine; the same in every order of storage."""
+        grid = Geometry.from_affine(self.data.shape, self.affine)
+        if not self.transforms.is_rounded:
+            return grid
+        x, y, z = np.array(grid.voxel_size_mm, dtype=np.float32).tolist()
+        across, up, through = np.round(grid.b0_direction, ROUNDED_DIGITS).tolist()
+        return Geometry(grid.shape, (x, y, z), (across, up, through))
+
+    @property
+    def directed_affine(self) -> Affine | None:
+        """The affine, unless the header knows no directions."""
+        return None if self.transforms.source is None else self.affine
 
     @property
     def description(self) -> str:
@@ -182,7 +193,7 @@ def _apart_mm(one: Transforms, other: Transforms, shape: tuple[int, ...]) -> flo
 
 def nifti_bytes(
     data: ArrayLike,
-    affine: NDArray[np.float64],
+    affine: Affine | None,
     *,
     description: str = "",
     like: nib.Nifti1Header | None = None,
@@ -195,7 +206,8 @@ def nifti_bytes(
     data
         (x, y, z) array, stored in its own type without scaling.
     affine
-        (4, 4) voxel-to-scanner (RAS mm) matrix; qform and sform with code 1 unless ``like``.
+        (4, 4) voxel-to-scanner (RAS mm) matrix, for qform and sform with code 1; not read where
+        there is a ``like``.
     description
         Header description, at most 79 ASCII characters.
     like

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
+from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_of
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
@@ -21,6 +22,7 @@ from qsm_deploy.runtime.scan.unit_names import TURN, FieldUnit
 from qsm_deploy.runtime.scan.units import ppm_per_unit, require_ppm, require_wrapped_phase
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
+STATED = "what was stated"
 Quantity = Literal["local_field_ppm", "phase_rad"]
 BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm")  # volumes of a scan that may be missing
 
@@ -50,8 +52,10 @@ class Scan:
     geometry
         The grid, as understood from header, parameter file and flags; its B0 direction is that of
         the first orientation.
-    header, affine
-        The first volume's NIfTI header and voxel-to-scanner matrix, for the output.
+    header
+        The first volume's NIfTI header, for the output.
+    affine
+        (4, 4) from its voxels to the scanner, RAS [mm]; ``None`` where nobody says.
     quantity
         What was measured.
     more_b0_directions
@@ -64,6 +68,10 @@ class Scan:
         (x, y, z) signal, of any scale, and noise of the field [ppm], if given.
     scale
         What the stored volumes were multiplied by.
+    axes
+        How its axes are made of the stored ones, to which the map goes back.
+    b0_from
+        Who says where B0 was.
     notes
         What the user should know about how the input was understood, a line each.
     """
@@ -72,7 +80,7 @@ class Scan:
     mask: NDArray[np.bool_]
     geometry: Geometry
     header: nib.Nifti1Header
-    affine: NDArray[np.float64]
+    affine: NDArray[np.float64] | None
     quantity: Quantity = "local_field_ppm"
     more_b0_directions: tuple[Vector, ...] = ()
     echo_time_s: float | None = None
@@ -82,6 +90,8 @@ class Scan:
     magnitude: NDArray[np.float32] | None = None
     noise_ppm: NDArray[np.float32] | None = None
     scale: float = 1.0
+    axes: Axes = STORED
+    b0_from: str = STATED
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -89,6 +99,27 @@ class Scan:
         """Memory of the volumes."""
         volumes = (self.measured, self.mask, *(getattr(self, name) for name in BESIDES))
         return sum(v.nbytes for v in volumes if v is not None)
+
+    def canonical(self) -> "Scan":
+        """Return the acquisition in canonical axes."""
+        return self.turned(axes_of(self.affine, self.geometry))
+
+    def turned(self, axes: Axes) -> "Scan":
+        """Return the acquisition in axes that are made of its own."""
+        if axes == STORED:
+            return self
+        volumes = {name: getattr(self, name) for name in ("measured", "mask", *BESIDES)}
+        changed: dict[str, Any] = {
+            n: None if v is None else axes.turn(v) for n, v in volumes.items()
+        }
+        return replace(
+            self,
+            geometry=axes.geometry(self.geometry),
+            more_b0_directions=tuple(map(axes.vector, self.more_b0_directions)),
+            affine=None if self.affine is None else axes.affine(self.affine, self.geometry.shape),
+            axes=self.axes.then(axes),
+            **changed,
+        )
 
     def cut(self, box: Box) -> "Scan":
         """Return the part in a box, which lies on the grid, as an acquisition of its own.
@@ -205,25 +236,23 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     notes: list[str] = []
     scale = reading.scale()
     first, *others = [load_volume(path) for path in files.fields]
-    geometry = geometry_from(first, reading.flags, reading.from_file, notes)
+    geometry, b0_from = geometry_from(first, reading.flags, reading.from_file, notes)
     mask = _mask(files.mask, first, notes)
     masked = files.mask is not None
     measured = np.stack(
         [_inside(volume, mask, reading, notes, masked=masked) for volume in (first, *others)]
     )
-    if reading.quantity == "phase_rad":
-        notes += undo_half_turns(measured, mask)
     more: tuple[Vector, ...] = ()
     if others or reading.more_b0_directions:
         from qsm_deploy.runtime.scan.orientations import more_b0_directions
 
         more = more_b0_directions(geometry, first, others, reading.more_b0_directions)
-    return Scan(
+    scan = Scan(
         measured,
         mask,
         geometry,
         first.header,
-        first.affine,
+        first.directed_affine,
         quantity=reading.quantity,
         more_b0_directions=more,
         echo_time_s=reading.echo_time_s,
@@ -233,8 +262,12 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         magnitude=_magnitude(files.magnitude, first, mask),
         noise_ppm=None if files.noise_map is None else _trust(files.noise_map, first, mask),
         scale=scale,
+        b0_from=b0_from,
         notes=notes,
-    )
+    ).canonical()
+    if scan.quantity == "phase_rad":
+        notes += undo_half_turns(scan.measured, scan.mask, scan.axes)
+    return scan
 
 
 def _inside(
@@ -287,15 +320,17 @@ def _radians(volume: NiftiVolume, reading: Reading) -> NDArray[np.float32]:
 
 def geometry_from(
     volume: NiftiVolume, flags: Params, from_file: Params, notes: list[str]
-) -> Geometry:
-    """Return the header's geometry with what was stated instead; note what differs.
+) -> tuple[Geometry, str]:
+    """Return the header's geometry with what was stated instead, and who says where B0 was.
+
+    What differs is noted. All in stored axes.
 
     Raises
     ------
     GeometryError
         If the header does not tell where B0 was, and nothing else does.
     """
-    header = volume.geometry
+    header, b0_from = volume.geometry, f"the {volume.transforms.source or 'third voxel axis'}"
     notes += [*volume.notes, *volume.transforms.notes]
     voxel_size, direction = header.voxel_size_mm, header.b0_direction
     for source, params in (("the parameter file", from_file), ("the command line", flags)):
@@ -314,10 +349,10 @@ def geometry_from(
                     f"B0 direction {vector_text(stated.b0_direction)} from {source}, not "
                     f"{vector_text(direction)}"
                 )
-            direction = stated.b0_direction
+            direction, b0_from = stated.b0_direction, source
     if (flags.b0_direction or from_file.b0_direction) is None and volume.transforms.doubt:
         raise GeometryError(f"{volume.path}: {volume.transforms.doubt}")
-    return Geometry(header.shape, voxel_size, direction)
+    return Geometry(header.shape, voxel_size, direction), b0_from
 
 
 def mask_of_file(path: Path, like: NiftiVolume, notes: list[str]) -> NDArray[np.bool_]:

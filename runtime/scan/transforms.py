@@ -45,12 +45,20 @@ class Transforms:
         What the user should know of the choice.
     doubt
         Why it does not tell where B0 was, if it does not.
+    source
+        The form that it is, in words; ``None`` where the header has none, and directions are not
+        known.
+    is_rounded
+        Whether its directions are those of a quaternion of single precision, which depend in the
+        seventh digit on the order of storage.
     """
 
     affine: Affine
     all: tuple[Affine, ...]
     notes: tuple[str, ...] = ()
     doubt: str | None = None
+    source: str | None = None
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,14 @@ def transforms_of(header: nib.Nifti1Header) -> Transforms:
         note = "the header has neither qform nor sform: taking B0 along the third voxel axis"
         return Transforms(affine, (affine,), (*notes, note))
     chosen, said, doubt = _choice(forms)
-    return Transforms(chosen.affine, tuple(form.affine for form in forms), (*notes, *said), doubt)
+    return Transforms(
+        chosen.affine,
+        tuple(form.affine for form in forms),
+        (*notes, *said),
+        doubt,
+        str(chosen),
+        chosen.name == "qform",
+    )
 
 
 def _choice(forms: list[_Form]) -> tuple[_Form, list[str], str | None]:

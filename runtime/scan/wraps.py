@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UnitsError
 from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.runtime.scan.axes import STORED, Axes
 
 JUMP = 0.75  # of a turn; between neighbours a phase that is not wrapped steps by less than half
 SURE_JUMP = 0.85  # of the range; less between neighbours in fields, lesions and vessels too
@@ -75,7 +76,7 @@ def require_unwrapped(
     )
 
 
-def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
+def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask, axes: Axes = STORED) -> list[str]:
     """Correct slices that are half a turn off their neighbours, in place, and return notes.
 
     Images of a scanner that leaves its complex images unshifted along slices are like that.
@@ -86,6 +87,8 @@ def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
         (n, x, y, z) wrapped phase of n echoes or orientations.
     mask
         (x, y, z) bool.
+    axes
+        How theirs are made of stored ones, which notes name.
 
     Raises
     ------
@@ -93,14 +96,14 @@ def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
         If neighbours in the first have nothing to do with each other.
     """
     notes = []
-    for axis in range(3):
+    for axis, stored in enumerate(axes.order):
         along = np.moveaxis(phase_rad, axis + 1, 1)
         alike = [_likeness(phase, np.moveaxis(mask, axis, 0)) for phase in along]
         if abs(alike[0]) < UNRELATED:
             raise UnitsError(
-                f"neighbours along voxel axis {axis + 1} have unrelated phase (mean cosine of the "
-                f"step {alike[0]:.2f} in the mask): noise, no phase at all, or read on a wrong "
-                "scale; check the file, its scaling and the mask"
+                f"neighbours along voxel axis {stored + 1} have unrelated phase (mean cosine of "
+                f"the step {alike[0]:.2f} in the mask): noise, no phase at all, or read on a "
+                "wrong scale; check the file, its scaling and the mask"
             )
         off = [n for n, cosine in enumerate(alike) if cosine < -UNRELATED]
         for n in off:
@@ -108,7 +111,7 @@ def undo_half_turns(phase_rad: NDArray[np.float32], mask: Mask) -> list[str]:
         if off:
             some = f" of echo {', '.join(str(n + 1) for n in off)}" * (len(off) < len(alike))
             notes.append(
-                f"the phase of every second slice along voxel axis {axis + 1}{some} was half a "
+                f"the phase of every second slice along voxel axis {stored + 1}{some} was half a "
                 "turn off (complex images unshifted along slices, as of GE): corrected"
             )
     return notes

@@ -114,5 +114,6 @@ def scan_of(
         header,
         stack.affine,
         magnitude=None if magnitude is None else magnitude * mask,
+        b0_from="the images' directions",
         notes=[*notes, *found],
-    )
+    ).canonical()

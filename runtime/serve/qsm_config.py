@@ -12,6 +12,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
+from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.phase_scale import Said, phase_of_echoes
 from qsm_deploy.runtime.serve.acquisition import field_strength_t
@@ -53,7 +54,8 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     if volumes.mask is not None:
         mask, found = mask_from_values(volumes.mask.volume(), "mask")
         notes += found
-    lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages)
+    axes = axes_of(volumes.phase[0].affine, geometry)
+    lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages, axes)
     del echoes
     local, inside, found = yield from lines
     scan = scan_of(local, inside, volumes.phase[0], "ppm", [*notes, *found], signal)
