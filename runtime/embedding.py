@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.kernels.errors import DataError, GeometryError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
@@ -114,9 +114,13 @@ class Engine:
         )
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
         wants = wants or Wants()
-        if wants.resample:
-            raise UsageError("a field on a GPU is not resampled; give it the network's voxel size")
-        task = self._reconstructor.plan(scan, wants).task
+        planned = self._reconstructor.plan(scan, wants)
+        if planned.prepared.back:
+            raise GeometryError(
+                "a field on a GPU is neither resampled nor turned for a network; pass it as an "
+                "array of the host to qsm.reconstruct, or allow_geometry"
+            )
+        task = planned.task
         self.last_decision = task.decision
         job, told = inversion.job(task, field)
         chi, found = reconstruct_to_device(job, Stages())
