@@ -11,8 +11,10 @@ from onnx import TensorProto, helper
 
 import qsm_deploy.runtime as qsm
 from qsm_deploy.kernels.dipole import dipole_convolve
-from qsm_deploy.runtime.card.card import METADATA_KEY, TensorInfo
+from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.card.card import METADATA_KEY, ReceptiveField, TensorInfo
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 from tests.runtime.storages import GRIDS, SHAPE, SPREAD, STORAGES, head, require_one, rotated
 
@@ -92,3 +94,188 @@ def test_metrics_and_field_residual(tmp_path):
     for other in found[1:]:
         assert other["metrics"] == found[0]["metrics"]
         assert other["field_residual"] == found[0]["field_residual"]
+
+
+def orientations(name):
+    """Return the fields of a head that is turned between them, and the affine of each."""
+    made = head(name)
+    spin = rotated("yz", (25, 10), (1, 1, 1))[:3, :3], rotated("x", -20, (1, 1, 1))[:3, :3]
+    fields = [(made.volumes["field"], None)]
+    for rotation in spin:
+        affine = made.affine.copy()
+        affine[:3, :3] = rotation @ affine[:3, :3]
+        grid = Geometry.from_affine(SHAPE, affine)
+        noise = 0.002 * np.random.default_rng(len(fields)).normal(size=SHAPE)
+        field = made.volumes["mask"] * (dipole_convolve(made.volumes["truth"], grid) + noise)
+        fields.append((field.astype(np.float32), affine))
+    return fields
+
+
+def test_several_orientations(tmp_path):
+    require_one(maps(tmp_path, "tilted", SPREAD, "--method", "cosmos", fields=orientations("tilted")))
+
+
+def write_network(path, card):
+    """Write a network that no flip and no permutation leaves as it is: a random filter."""
+    (volume, *others), one = card.inputs, card.output.shape
+    rng = np.random.default_rng(8)
+    weights = rng.normal(size=(one[1], volume.shape[1], 3, 3, 3)).astype(np.float32) / 5
+    nodes = [helper.make_node("Conv", [volume.name, "weights"], ["seen"], pads=[1] * 6)]
+    for tensor in others:  # every input is used, and changes nothing
+        nodes += [
+            helper.make_node("ReduceMax", [tensor.name], [f"{tensor.name} max"], keepdims=0),
+            helper.make_node("Mul", [f"{tensor.name} max", "zero"], [f"{tensor.name} 0"]),
+        ]
+    ends = ["seen", *(f"{tensor.name} 0" for tensor in others)]
+    nodes.append(helper.make_node("Sum", ends, [card.output.name]))
+    graph = helper.make_graph(
+        nodes,
+        "filter",
+        [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in card.inputs],
+        [helper.make_tensor_value_info(card.output.name, TensorProto.FLOAT, one)],
+        [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            onnx.numpy_helper.from_array(np.float32(0), "zero"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+def volume_of(name, unit, channels=1):
+    return TensorInfo(name, unit, ("n", channels, "x", "y", "z"))
+
+
+@pytest.fixture
+def filter_card(card):
+    """Return the card of a filter of the local field, for axial scans of these voxels."""
+    return replace(card, receptive_field=ReceptiveField(1, 1, 1.0))
+
+
+def unrolled(card):
+    return replace(
+        card,
+        pipeline="lpcnn",
+        patchable="split",
+        inputs=(volume_of("prior_input", "1"),),
+        output=volume_of("prior_output", "1"),
+        constants={"alpha": 1.5, "iterations": 2},
+        normalisation={"chi_mean": 0.0, "chi_std": 0.05},
+    )
+
+
+def of_phase(card):
+    inputs = (volume_of("phase_rad", "rad"), volume_of("mask", "1"))
+    time = TensorInfo("echo_time_s", "s", (1,))
+    return replace(card, task="phase->chi", inputs=(*inputs, time))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_network_of_several_orientations(tmp_path, filter_card, count):
+    model = write_network(tmp_path / "lpcnn.onnx", unrolled(filter_card))
+    fields = orientations("tilted")[:count]
+    require_one(maps(tmp_path, "tilted", SPREAD, model, fields=fields))
+
+
+def test_a_network_of_the_phase(tmp_path, filter_card):
+    model = write_network(tmp_path / "phase.onnx", of_phase(filter_card))
+    scale = ppm_per_unit("rad", echo_time_s=0.02, field_strength_t=FIELD_STRENGTH_T)
+    turned = np.exp(1j * head("tilted").volumes["field"] / scale)
+    fields = [(np.angle(turned).astype(np.float32), None)]
+    flags = (model, "--echo-time", "0.02", "--field-strength", FIELD_STRENGTH_T, "--patch", "16")
+    require_one(maps(tmp_path, "tilted", SPREAD, *flags, fields=fields))
+
+
+@pytest.mark.parametrize("known", ["letters", "affine"])
+def test_arrays(known):
+    made = head("tilted")
+    upright = np.diag([*made.grid.voxel_size_mm, 1])
+    found = []
+    for storage in STORAGES:
+        axes = storage.letters if known == "letters" else storage.affine(upright, SHAPE)
+        field, mask = storage.of(made.volumes["field"]), storage.of(made.volumes["mask"])
+        chi = qsm.reconstruct(
+            field,
+            mask,
+            voxel_size_mm=storage.sizes(made.grid.voxel_size_mm),
+            b0_direction=storage.vector(made.grid.b0_direction),
+            axes=axes,
+            method="tkd",
+        )
+        assert chi.shape == field.shape
+        found.append(storage.back(chi))
+    require_one(found)
+
+
+def test_arrays_whose_axes_nobody_knows_are_not_flipped():
+    """Only the axis nearest to B0 is sure, so that the others keep their order."""
+    scan = scan_from_arrays(
+        np.pad(head("tilted").volumes["field"], ((0, 0), (1, 0), (2, 0))),
+        None,
+        voxel_size_mm=(1, 2, 3),
+        b0_direction=(0.1, -0.9, 0.2),
+    )
+    assert (scan.axes.order, scan.axes.flipped) == ((0, 2, 1), (False,) * 3)
+    assert scan.geometry.voxel_size_mm == (1, 3, 2)
+
+
+def test_files_in_an_array_out(tmp_path):
+    made, found = head("thick slices"), []
+    for storage in SPREAD:
+        names = {"field": "field", "mask": "mask"}
+        paths = {n: made.save(tmp_path / f"{n}.nii", storage, made.volumes[n]) for n in names}
+        result = qsm.run(paths["field"], mask=paths["mask"], method="tkd")
+        np.testing.assert_array_equal(
+            result.scan.measured[0], storage.of(made.volumes["field"] * made.volumes["mask"])
+        )
+        assert result.scan.geometry.shape == result.chi_ppm.shape
+        found.append(storage.back(result.chi_ppm))
+    require_one(found)
+
+
+def write_dataset(root, name, storage, masked):
+    """Write a dataset with a local field of one subject, three bipolar echoes of another."""
+    made, brain = head(name), root / "derivatives/brain"
+
+    def write(place, data, sidecar):
+        made.save(place.with_suffix(".nii"), storage, data)
+        place.with_suffix(".json").write_text(json.dumps(sidecar))
+
+    field, mask = made.volumes["field"], made.volumes["mask"]
+    for subject in masked:
+        stem = brain / f"sub-{subject}/anat/sub-{subject}"
+        write(stem.with_name(f"{stem.name}_desc-brain_mask"), mask, {"Type": "Brain"})
+    write(brain / "sub-01/anat/sub-01_localfield", field, {"Units": "ppm"})
+    signal, said = made.volumes["magnitude"], {"EchoTime": TIMES_S[0]}
+    write(root / "sub-01/anat/sub-01_part-mag_T2starw", signal, said)
+    x, y, z = np.indices(SHAPE) / 15 - 1
+    total = field + 0.2 * x + 0.1 * (x * x - y * y) + 0.1 * y * z
+    for echo, time in enumerate(TIMES_S, 1):
+        radians = total / ppm_per_unit("rad", echo_time_s=time, field_strength_t=FIELD_STRENGTH_T)
+        said = {"EchoTime": time, "MagneticFieldStrength": FIELD_STRENGTH_T}
+        stem = f"sub-02/anat/sub-02_echo-{echo}_part"
+        offset = 0.5 + (echo % 2) * (0.1 + 0.2 * x)
+        phase = np.angle(np.exp(1j * (radians + offset))).astype(np.float32)
+        write(root / f"{stem}-phase_MEGRE", phase, said | {"Units": "rad"})
+        write(root / f"{stem}-mag_MEGRE", signal * np.float32(np.exp(-time / 0.03)), said)
+    for folder, kind in ((root, "raw"), (brain, "derivative")):
+        said = {"Name": "A head", "BIDSVersion": "1.10.0", "DatasetType": kind}
+        (folder / "dataset_description.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"), [("tilted", ("01",)), ("thick slices, qform", ("01", "02"))]
+)
+def test_datasets(tmp_path, name, masked):
+    found = []
+    for storage in SPREAD:
+        root = tmp_path / storage.letters
+        write_dataset(root, name, storage, masked)
+        assert main(["--method", "medi", "--bids", str(root)]) == 0
+        paths = sorted(root.glob("derivatives/qsm-deploy/sub-*/anat/*_Chimap.nii.gz"))
+        found.append([storage.back(nib.load(p).get_fdata(dtype=np.float32)) for p in paths])
+    for of_one in zip(*found, strict=True):
+        require_one(of_one)
+    assert len(found[0]) == 2
