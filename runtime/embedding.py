@@ -4,8 +4,9 @@
     chi = engine.reconstruct(field, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
-Arrays on the GPU are taken where they lie, and the map stays there. Run on an H100 with arrays of
-PyTorch and CuPy, PyTorch being the engine.
+Arrays on the GPU are taken where they lie, and the map stays there; but volumes whose axes are not
+the canonical ones (:mod:`qsm_deploy.runtime.scan.axes`) take the way over the host. Run on an H100
+with arrays of PyTorch and CuPy, PyTorch being the engine.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
@@ -31,13 +32,14 @@ from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD
 from qsm_deploy.runtime.gpu.network import GpuNetwork
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
+from qsm_deploy.runtime.gpu.reconstruction import on_device, reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host
 from qsm_deploy.runtime.methods.on_gpu import GpuVariation
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
-from qsm_deploy.runtime.scan.arrays import mask_from, vector
+from qsm_deploy.runtime.scan.arrays import affine_from, mask_from, vector
+from qsm_deploy.runtime.scan.axes import STORED, axes_of
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import require_ppm
 from qsm_deploy.runtime.scan.wraps import require_unwrapped
@@ -65,6 +67,7 @@ class Engine:
         *,
         voxel_size_mm: Sequence[float],
         b0_direction: Sequence[float],
+        axes: str | ArrayLike | None = None,
         wants: Wants | None = None,
     ) -> DeviceVolume:
         """Return the susceptibility map of one local field, on the GPU.
@@ -81,6 +84,9 @@ class Engine:
             Along (x, y, z).
         b0_direction
             In voxel axes, of any non-zero norm.
+        axes
+            Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is
+            not known: then nothing is flipped, and the axis nearest to B0 becomes the third.
         wants
             What is asked for; by default the whole volume if it fits, on a geometry of the
             training. ``findings`` says what a data-consistency step did.
@@ -109,19 +115,24 @@ class Engine:
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
-        field, measured = _field(
-            local_field_ppm, inside, device, is_judged=isinstance(inversion, GpuVariation)
-        )
-        scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
+        affine = affine_from(axes, grid.voxel_size_mm)
+        stays = axes_of(affine, grid) == STORED
+        is_judged = not stays or isinstance(inversion, GpuVariation)
+        field, measured = _field(local_field_ppm, inside, device, is_judged=is_judged)
+        scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), affine).canonical()
         wants = wants or Wants()
         if wants.resample:
             raise UsageError("a field on a GPU is not resampled; give it the network's voxel size")
-        task = self._reconstructor.plan(scan, wants).task
-        self.last_decision = task.decision
-        job, told = inversion.job(task, field)
-        chi, found = reconstruct_to_device(job, Stages())
-        self.findings = told | found
-        return chi
+        planned = self._reconstructor.plan(scan, wants)
+        self.last_decision = planned.task.decision
+        if stays:
+            job, told = inversion.job(planned.task, field)
+            chi, found = reconstruct_to_device(job, Stages())
+            self.findings = told | found
+            return chi
+        made = self._reconstructor.run(planned, Stages())
+        self.findings = made.findings.pop("inversion", {}) | made.findings
+        return on_device(scan.axes.turn_back(made.chi_ppm), device)
 
 
 def open_engine(path: Path | str, device: int = 0) -> Engine:
@@ -154,7 +165,8 @@ def _field(
 ) -> tuple[DeviceView | None, NDArray[np.float32]]:
     """Return the field where it lies on the GPU, and what stands for it on the host.
 
-    That is a copy if its noise is to be judged, as a method does, else nothing.
+    That is a copy if its noise is to be judged, as a method does, or its axes are to be turned,
+    else nothing.
     """
     there = view("local_field_ppm", field, device.number) if is_on_device(field) else None
     values = field
