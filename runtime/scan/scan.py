@@ -128,6 +128,9 @@ class Scan:
         """
         mask = np.ascontiguousarray(self.mask[box])
         x, y, z = mask.shape
+        affine = None if self.affine is None else self.affine.copy()
+        if affine is not None:
+            affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
         volumes = {name: getattr(self, name) for name in BESIDES}
         besides: dict[str, Any] = {
             n: None if v is None else v[box].copy() for n, v in volumes.items()
@@ -137,6 +140,7 @@ class Scan:
             measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
             mask=mask,
             geometry=replace(self.geometry, shape=(x, y, z)),
+            affine=affine,
             **besides,
         )
 

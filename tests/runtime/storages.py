@@ -98,6 +98,7 @@ def rotated(axes, degrees, voxel=(5, 5, 5)):
 
 THICK = rotated("x", 30, (4, 4, 10))  # voxels of which a test says 0.8 x 0.8 x 2 in other units
 GRIDS = {
+    "upright": (rotated("x", 0), "s", ()),
     "tilted": (rotated("xy", (12, 7)), "s", ()),
     "tilted, qform": (rotated("xy", (12, 7)), "q", ()),
     "45 degrees": (rotated("x", 45), "s", ()),

@@ -1,6 +1,7 @@
 """One head gives one map, bit for bit, in all 48 storages, by every way in."""
 
 import json
+import re
 from dataclasses import replace
 
 import nibabel as nib
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 import qsm_deploy.runtime as qsm
 from qsm_deploy.kernels.dipole import dipole_convolve
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.card.card import METADATA_KEY, ReceptiveField, TensorInfo
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
@@ -112,7 +113,9 @@ def orientations(name):
 
 
 def test_several_orientations(tmp_path):
-    require_one(maps(tmp_path, "tilted", SPREAD, "--method", "cosmos", fields=orientations("tilted")))
+    require_one(
+        maps(tmp_path, "tilted", SPREAD, "--method", "cosmos", fields=orientations("tilted"))
+    )
 
 
 def write_network(path, card):
@@ -279,3 +282,36 @@ def test_datasets(tmp_path, name, masked):
     for of_one in zip(*found, strict=True):
         require_one(of_one)
     assert len(found[0]) == 2
+
+
+def test_directions_are_named_in_stored_axes(tmp_path, capsys):
+    """A header that has B0 along the head's first axis is doubted: it lay along the third."""
+    made = head("upright")
+    for storage in SPREAD:
+        paths = [
+            made.save(tmp_path / f"{n}.nii", storage, made.volumes[n]) for n in ("field", "mask")
+        ]
+        stated = storage.vector((1.0, 0.0, 0.0))
+        words = [paths[0], "-m", paths[1], "-o", tmp_path / "chi.nii", "--force"]
+        assert main([*map(str, (*words, "--method", "tkd", "--b0-direction", *stated))]) == 0
+        said = capsys.readouterr().err
+        assert f"B0 direction {vector_text(stated)} from the command line, not " in said
+        (seen,) = re.findall(r"lay along \((.*)\), not along \((.*)\) \(voxel axes\)", said)
+        found, named = (np.abs([float(x) for x in numbers.split(",")]) for numbers in seen)
+        np.testing.assert_array_equal(named, np.abs(stated))
+        np.testing.assert_array_equal(found, np.abs(storage.vector((0, 0, 1))))
+
+
+def test_a_part_lies_where_it_lay():
+    made = head("tilted")
+    box = slice(3, 20), slice(5, 30), slice(7, 25)
+    scan = scan_from_arrays(
+        made.volumes["field"],
+        None,
+        voxel_size_mm=(5, 5, 5),
+        b0_direction=(0, 0, 1),
+        axes=made.affine,
+    )
+    part = scan.cut(box)
+    np.testing.assert_allclose(part.affine @ (0, 0, 0, 1), scan.affine @ (3, 5, 7, 1))
+    np.testing.assert_array_equal(part.affine[:, :3], scan.affine[:, :3])
