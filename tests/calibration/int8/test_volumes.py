@@ -14,6 +14,7 @@ from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, Usag
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from tests.runtime.storages import SPREAD
 
 SHAPE = (12, 14, 10)
 AXIAL = Geometry(SHAPE)
@@ -53,6 +54,19 @@ def test_the_digest_is_of_what_the_files_hold(tmp_path: Path, any_card: ModelCar
     assert len(first.sha256) == 64
     head(tmp_path / "two", "a", scale=0.021)
     assert load_calibration(str(tmp_path / "two"), any_card).sha256 != first.sha256
+
+
+def test_one_head_is_the_same_in_any_storage(tmp_path: Path, axial_card: ModelCard) -> None:
+    field, mask = 0.02 * np.random.default_rng(4).normal(size=SHAPE), np.zeros(SHAPE)
+    mask[2:-2, 2:-3, 3:-2] = 1
+    digests = set()
+    for storage in SPREAD:
+        affine = storage.affine(np.eye(4), SHAPE)
+        for name, data in (("a", field), ("a_mask", mask)):
+            stored = storage.of(data.astype(np.float32))
+            (tmp_path / f"{name}.nii.gz").write_bytes(nifti_bytes(stored, affine))
+        digests.add(load_calibration(str(tmp_path), axial_card).sha256)
+    assert len(digests) == 1
 
 
 def test_maps_in_hz_are_read_with_their_parameters(tmp_path: Path, any_card: ModelCard) -> None:
