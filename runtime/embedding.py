@@ -5,10 +5,11 @@
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
 Arrays on the GPU are taken where they lie, and the map stays there; but volumes whose axes are not
-the canonical ones (:mod:`qsm_deploy.runtime.scan.axes`) take the way over the host. Run on an H100
-with arrays of PyTorch and CuPy, PyTorch being the engine.
+the canonical ones (:mod:`qsm_deploy.runtime.scan.axes`), or whose grid is not the training's, take
+the way over the host. Run on an H100 with arrays of PyTorch and CuPy, PyTorch being the engine.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import affine_from, mask_from, vector
-from qsm_deploy.runtime.scan.axes import STORED, axes_of
+from qsm_deploy.runtime.scan.axes import STORED, axes_named, axes_of
+from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import require_ppm
 from qsm_deploy.runtime.scan.wraps import require_unwrapped
@@ -88,8 +90,8 @@ class Engine:
             Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is
             not known: then nothing is flipped, and the axis nearest to B0 becomes the third.
         wants
-            What is asked for; by default the whole volume if it fits, on a geometry of the
-            training. ``findings`` says what a data-consistency step did.
+            What is asked for; by default the whole volume if it fits, on the grid of the training.
+            ``findings`` says what a data-consistency step did.
 
         Returns
         -------
@@ -104,7 +106,7 @@ class Engine:
         UnitsError
             If the field cannot be in ppm.
         GeometryError
-            If the geometry is invalid, or not what the network was trained for.
+            If the geometry is invalid.
         MemoryLimitError
             If it does not fit the GPU, not even in patches.
         EngineError
@@ -115,14 +117,13 @@ class Engine:
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
+        wants, needs = wants or Wants(), inversion.needs
         affine = affine_from(axes, grid.voxel_size_mm)
-        stays = axes_of(affine, grid) == STORED
+        stays = {axes_of(affine, grid), axes_named(needs.axes)} == {STORED}
+        stays &= wants.allow_geometry or not deviations(needs.geometry, grid)
         is_judged = not stays or isinstance(inversion, GpuVariation)
         field, measured = _field(local_field_ppm, inside, device, is_judged=is_judged)
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), affine).canonical()
-        wants = wants or Wants()
-        if wants.resample:
-            raise UsageError("a field on a GPU is not resampled; give it the network's voxel size")
         planned = self._reconstructor.plan(scan, wants)
         self.last_decision = planned.task.decision
         if stays:
@@ -130,6 +131,8 @@ class Engine:
             chi, found = reconstruct_to_device(job, Stages())
             self.findings = told | found
             return chi
+        for note in planned.notes:
+            warnings.warn(note, stacklevel=2)
         made = self._reconstructor.run(planned, Stages())
         self.findings = made.findings.pop("inversion", {}) | made.findings
         return on_device(scan.axes.turn_back(made.chi_ppm), device)
@@ -165,8 +168,8 @@ def _field(
 ) -> tuple[DeviceView | None, NDArray[np.float32]]:
     """Return the field where it lies on the GPU, and what stands for it on the host.
 
-    That is a copy if its noise is to be judged, as a method does, or its axes are to be turned,
-    else nothing.
+    That is a copy if its noise is to be judged, as a method does, or it is to have other axes or
+    another grid, else nothing.
     """
     there = view("local_field_ppm", field, device.number) if is_on_device(field) else None
     values = field

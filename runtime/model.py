@@ -160,7 +160,7 @@ class Model:
             Called with the patches or iterations that are done and their number.
         **wanted
             As for :func:`wants_from`: patch, overlap, blend, data_consistency, dc_iterations,
-            resample, allow_geometry, memory_limit.
+            allow_geometry, memory_limit.
 
         Returns
         -------
@@ -298,7 +298,7 @@ def run(
     **options
         The flags of ``qsm-run``, by their names: mask, output, report, figure, out_units, force,
         dry_run, truth, labels, params, units, echo_time, field_strength, b0_direction, voxel_size,
-        negate, patch, overlap, blend, data_consistency, dc_iterations, resample, allow_geometry,
+        negate, patch, overlap, blend, data_consistency, dc_iterations, allow_geometry,
         memory_limit, magnitude, noise_map; and ``method`` with what is said to it. Without
         ``output`` no map is written. Notes are issued as warnings, and stand
         in the report.

@@ -98,7 +98,7 @@ class Reconstructor:
         self.inversion, self.why_backend = inversion, why_backend
 
     def plan(self, measured: Scan, wants: Wants) -> Planned:
-        """Return what will be done with a scan; nothing is computed but what is resampled.
+        """Return what will be done with a scan; nothing is computed but another grid's field.
 
         Parameters
         ----------
@@ -110,13 +110,12 @@ class Reconstructor:
         Raises
         ------
         UsageError
-            If it has more or fewer fields than the network takes, is to be resampled for one that
-            takes any voxel size or made consistent with no field, or the patch options contradict
-            each other.
+            If it has more or fewer fields than the network takes, is to be made consistent with no
+            field, or the patch options contradict each other.
         DataError
             If nothing of the mask is left.
         GeometryError
-            If the network was not trained for the grid.
+            If the network was not trained for the grid, and none is made for it.
         MemoryLimitError
             If it does not fit the memory, not even in patches.
         """
@@ -156,10 +155,9 @@ class Reconstructor:
         made = self.inversion.make(planned.task, stages, done)
         if not wants.any_values:
             require_finite(made.chi_ppm)
-        if prepared.scan is not measured:
-            from qsm_deploy.runtime.scan.resampling import resample_map
-
-            made.chi_ppm = resample_map(made.chi_ppm, measured.mask)
+        if prepared.back:
+            with stages("bring back"):
+                made.chi_ppm = prepared.brought_back(made.chi_ppm)
         if wants.correction is not None and "data_consistency" not in made.findings:
             made.chi_ppm, step = wants.correction.apply(made.chi_ppm, measured, stages)
             made.findings["data_consistency"] = step

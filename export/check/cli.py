@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             named = tuple(Path(name) for name in arguments.fields if name != PHANTOM)
             files = ScanFiles(named, arguments.mask, arguments.truth, arguments.labels)
             wants = Wants(
-                resample=arguments.resample,
                 allow_geometry=arguments.allow_geometry,
                 memory_limit=arguments.memory_limit,
             )

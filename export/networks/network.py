@@ -22,7 +22,7 @@ FIELD_STRENGTH = TensorInfo("field_strength_t", "T", (1,))
 CHI = TensorInfo("chi_ppm", "ppm", VOLUME)
 
 ANY_GEOMETRY = GeometryLimits(None, None, None, None)
-AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 5.0)
+AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 2.0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ FIELD = (
 )
 WANTED = (
     *("patch", "overlap", "blend", "data_consistency", "dc_iterations"),
-    *("resample", "allow_geometry", "memory_limit"),
+    *("allow_geometry", "memory_limit"),
 )
 METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
 WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
@@ -198,14 +198,10 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
 def add_geometry(group: "argparse._ActionsContainer") -> None:
     """Add what becomes of a geometry that is not the training's."""
     group.add_argument(
-        "--resample",
-        action="store_true",
-        help="give the network the voxel size of its training, and bring the map back",
-    )
-    group.add_argument(
         "--allow-geometry",
         action="store_true",
-        help="run although voxel size or B0 direction are not those of the training",
+        help="stay on the native grid although the network was trained at another voxel size or B0 "
+        "direction; default: resample and turn for it, and bring the map back",
     )
 
 

@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from qsm_deploy.kernels.geometry import vector_text
@@ -15,6 +16,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.reconstruction.inversion import CPU, grid_facts
 from qsm_deploy.runtime.reconstruction.planning import Decision
+from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 
 LIBRARIES = ("numpy", "scipy", "nibabel")
@@ -69,8 +71,28 @@ def describe_run(
             "outside_training": list(planned.prepared.departures),
             "allow_geometry": request.wants.allow_geometry,
         },
+        "grid": _grid(planned.prepared),
         "plan": planned.task.decision.facts(),
         **planned.task.facts,
+    }
+
+
+def _grid(prepared: Prepared) -> dict[str, Any]:
+    """Return how the scan was stored, who says where B0 was, and what became of its grid."""
+    measured = prepared.measured
+    affine, axes = measured.affine, measured.axes
+    stored = None if affine is None else axes.inverse.affine(affine, measured.geometry.shape)
+    return {
+        "stored_axes": None if stored is None else "".join(map(str, nib.aff2axcodes(stored))),
+        "canonical_from_stored": [
+            f"{'-' if flip else '+'}{'xyz'[axis]}"
+            for axis, flip in zip(axes.order, axes.flipped, strict=True)
+        ],
+        "b0_from": measured.b0_from,
+        "b0_off_third_axis_deg": round(measured.geometry.b0_angle_deg((0, 0, 1)), 3),
+        "canonical": grid_facts(measured.geometry),
+        "network": grid_facts(prepared.scan.geometry),
+        **prepared.facts,
     }
 
 

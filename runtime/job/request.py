@@ -340,7 +340,6 @@ def wants_from(
     blend: Blend | None = None,
     data_consistency: float | Literal["auto"] | None = None,
     dc_iterations: int | None = None,
-    resample: bool = False,
     allow_geometry: bool = False,
     memory_limit: int | str | None = None,
 ) -> Wants:
@@ -352,10 +351,8 @@ def wants_from(
         How patches are to be.
     data_consistency, dc_iterations
         Weight and steps of the data-consistency step, if there is to be one.
-    resample
-        Whether to go through the voxel size of the training.
     allow_geometry
-        Whether to run outside the training's geometry.
+        Whether to run on the native grid outside the training's geometry.
     memory_limit
         Bytes, or such as ``6G``.
 
@@ -376,7 +373,6 @@ def wants_from(
     return Wants(
         PatchOptions(patch, overlap, blend),
         correction=correction,
-        resample=resample,
         allow_geometry=allow_geometry,
         memory_limit=memory_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit,
     )

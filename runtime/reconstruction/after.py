@@ -27,7 +27,7 @@ from qsm_deploy.runtime.reconstruction.inversion import (
 )
 from qsm_deploy.runtime.reconstruction.network import Network
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.scan.turned_grid import TurnedGrid, turned_grid
+from qsm_deploy.runtime.scan.turned_grid import grid_centred_on
 
 VOXEL_SIZE_MM = 0.6  # of the first network's training, each way
 PARTS = ("recon", "refine")
@@ -72,9 +72,9 @@ class TwoNetworks:
 
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how both would run a scan."""
-        grid = turned_grid(scan.geometry, scan.mask, VOXEL_SIZE_MM)
+        grid = grid_centred_on(scan.geometry, scan.mask, VOXEL_SIZE_MM)
         unmade = np.broadcast_to(np.float32(0), (1, *grid.geometry.shape))
-        turned = _on_turned_grid(scan, grid, unmade)
+        turned = grid.scan_with(scan, unmade)
         before = self.first.task(turned, scan, Wants(wants.patches), limit_bytes)
         task = self.last.task(scan, measured, wants, limit_bytes)
         facts = {
@@ -98,20 +98,9 @@ class TwoNetworks:
         grid, before = task.before
         scan = task.scan
         with stages("prepare"):
-            turned = _on_turned_grid(scan, grid, grid.turn(scan.measured[0])[None])
+            turned = grid.scan_with(scan, grid.turn(scan.measured[0])[None])
         rough = self.first.make(replace(before, scan=turned), stages, done).chi_ppm
         require_finite(rough)
         with stages("prepare"):
             rough = grid.turn_back(rough, scan.mask.shape) * scan.mask
         return self.last.make(replace(task, scan=replace(scan, measured=rough[None])), stages, done)
-
-
-def _on_turned_grid(scan: Scan, grid: TurnedGrid, measured: np.ndarray) -> Scan:
-    return replace(
-        scan,
-        measured=measured,
-        mask=grid.mask,
-        geometry=grid.geometry,
-        truth_ppm=None,
-        labels=None,
-    )

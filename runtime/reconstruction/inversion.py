@@ -15,6 +15,7 @@ from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
+from qsm_deploy.runtime.scan.axes import RAS
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ class Wants:
         Whole volume or patches, where that is decided already.
     correction
         The data-consistency step, if there is to be one.
-    resample
-        Whether to go through the voxel size of the training.
     allow_geometry
-        Whether to run although voxel size or B0 direction are not those of the training.
+        Whether to run on the native grid although its voxel size or B0 direction are not those of
+        the training.
     memory_limit
         Most memory that may be taken [bytes]; else most of what is free.
     evaluates, draws
@@ -51,7 +51,6 @@ class Wants:
     patches: PatchOptions = field(default_factory=PatchOptions)
     layout: PatchPlan | None = None
     correction: "Correction | None" = None
-    resample: bool = False
     allow_geometry: bool = False
     memory_limit: int | None = None
     evaluates: bool = False
@@ -63,7 +62,8 @@ class Wants:
 class Needs:
     """What an inversion takes: fields, on grids within limits, the mask eroded first, a magnitude.
 
-    A magnitude that is needed is looked for where nobody names one.
+    The grid's axes run where the letters say, as in the training. A magnitude that is needed is
+    looked for where nobody names one.
     """
 
     network: str
@@ -72,6 +72,7 @@ class Needs:
     geometry: GeometryLimits
     mask_erosion_voxels: float = 0
     magnitude: bool = False
+    axes: str = RAS
 
 
 def needs_of(card: ModelCard) -> Needs:

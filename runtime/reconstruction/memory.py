@@ -27,6 +27,7 @@ LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and wh
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
 # per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
 UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
+TURN, TURN_BACK = 22, 22  # per voxel of the larger grid: splines in double precision
 METRICS = 60  # per voxel of the mask's box: doubles
 PICTURE = 7  # per voxel: the panels of a figure
 # code and tables that libraries load when first used, which stay. How much of their code counts
@@ -53,7 +54,7 @@ class Workload:
     Attributes
     ----------
     scan
-        The acquisition in memory.
+        The acquisition, as the network takes it.
     card
         The network's, with the memory of its inference.
     backend
@@ -68,8 +69,8 @@ class Workload:
         The step that makes the map consistent with the field, if there is to be one.
     keeps_session
         Whether the backend keeps its memory for the next of several runs.
-    held_bytes
-        What else is in memory all the while, such as the scan before it was resampled.
+    measured
+        The acquisition as the map is for it, where that has another grid.
     """
 
     scan: Scan
@@ -80,18 +81,21 @@ class Workload:
     compares_precision: bool = False
     correction: "Correction | None" = None
     keeps_session: bool = False
-    held_bytes: int = 0
+    measured: Scan | None = None
 
     def peak_bytes(self, plan: PatchPlan) -> dict[str, float]:
         """Return the predicted peak memory of every stage, above that before the run [bytes]."""
-        scan, card = self.scan, self.card
+        scan, card, measured = self.scan, self.card, self.measured or self.scan
         voxels = math.prod(scan.geometry.shape)
         patch = math.prod(plan.patch_shape)
-        held = LIBRARIES_BYTES + scan.nbytes
+        held = LIBRARIES_BYTES + measured.nbytes
         use = inference_memory(card.memory, self.backend)
         kept = use.bytes_per_voxel * patch if self.keeps_session else 0
-        stages = {"load": LIBRARIES_BYTES + loading(scan) + kept}
-        held += self.held_bytes
+        stages = {"load": LIBRARIES_BYTES + loading(measured) + kept}
+        if self.measured is not None:
+            largest = max(scan.mask.size, measured.mask.size)
+            stages["load"] = max(stages["load"], held + kept + TURN * largest)
+            held += scan.nbytes
         stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
         if card.tkd is not None:
@@ -108,13 +112,14 @@ class Workload:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
             stages["precision check"] = held + FLOAT * voxels + both + kept
-        held += (
-            FLOAT * voxels + use.fixed_bytes + kept
-        )  # the map; a session's code stays when it is gone
+        held += use.fixed_bytes + kept  # a session's code stays when it is gone
+        if self.measured is not None:
+            stages["bring back"] = held + FLOAT * voxels + TURN_BACK * measured.mask.size
+        held += FLOAT * measured.mask.size  # the map
         if self.correction is not None:
-            stages["data consistency"] = held + self.correction.needed_bytes(scan)
+            stages["data consistency"] = held + self.correction.needed_bytes(measured)
         evaluates = self.evaluates or self.correction is not None
-        return stages | stages_after(scan, held, evaluates=evaluates, draws=self.draws)
+        return stages | stages_after(measured, held, evaluates=evaluates, draws=self.draws)
 
 
 def stages_after(

@@ -148,7 +148,7 @@ class CpuNetwork(Network[Session]):
             compares_precision=self.precision != "fp32",
             correction=wants.correction,
             keeps_session=self.stays,
-            held_bytes=0 if scan is measured else measured.nbytes,
+            measured=None if scan is measured else measured,
         )
         return network_task(scan, work, wants, limit_bytes)
 

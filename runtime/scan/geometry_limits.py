@@ -1,6 +1,7 @@
 """Whether a network may be used on a grid, by what its card says about its training."""
 
-from qsm_deploy.kernels.errors import GeometryError
+import math
+
 from qsm_deploy.kernels.geometry import Geometry, vector_text
 from qsm_deploy.runtime.card.card import GeometryLimits
 
@@ -16,35 +17,40 @@ def deviations(limits: GeometryLimits, geometry: Geometry) -> list[str]:
         The grid of the volume.
     """
     found = []
-    expected, tolerance = limits.voxel_size_mm, limits.voxel_tolerance
-    if expected is not None and tolerance is not None:
-        off = max(abs(v / e - 1) for v, e in zip(geometry.voxel_size_mm, expected, strict=True))
-        if off > tolerance:
-            found.append(
-                f"voxel size {vector_text(geometry.voxel_size_mm)} mm, the network was trained at "
-                f"{vector_text(expected)} mm (+-{100 * tolerance:.0f} % per axis)"
-            )
-    if limits.b0_direction is not None and limits.b0_tolerance_deg is not None:
-        angle = geometry.b0_angle_deg(limits.b0_direction)
-        if angle > limits.b0_tolerance_deg:
-            found.append(
-                f"B0 direction {vector_text(geometry.b0_direction)}, {angle:.1f} degrees off the "
-                f"{vector_text(limits.b0_direction)} of the training "
-                f"(at most {limits.b0_tolerance_deg:g})"
-            )
+    if has_other_voxels(limits, geometry):
+        assert limits.voxel_size_mm is not None
+        assert limits.voxel_tolerance is not None
+        found.append(
+            f"voxel size {vector_text(geometry.voxel_size_mm)} mm, the network was trained at "
+            f"{vector_text(limits.voxel_size_mm)} mm (+-{100 * limits.voxel_tolerance:.0f} % per "
+            "axis)"
+        )
+    if angle := tilt_deg(limits, geometry):
+        assert limits.b0_direction is not None
+        found.append(
+            f"B0 {angle:.1f} degrees off the {vector_text(limits.b0_direction)} of the training "
+            f"(at most {limits.b0_tolerance_deg:g}): expected error about "
+            f"{error_percent(angle):.0f} % (2 sin {angle:.0f} deg)"
+        )
     return found
 
 
-def require_geometry(limits: GeometryLimits, geometry: Geometry) -> None:
-    """Refuse a grid that the network was not trained for.
+def has_other_voxels(limits: GeometryLimits, geometry: Geometry) -> bool:
+    """Return whether voxels are of another size than those of the training."""
+    if limits.voxel_size_mm is None or limits.voxel_tolerance is None:
+        return False
+    pairs = zip(geometry.voxel_size_mm, limits.voxel_size_mm, strict=True)
+    return max(abs(own / trained - 1) for own, trained in pairs) > limits.voxel_tolerance
 
-    Raises
-    ------
-    GeometryError
-        If there are :func:`deviations`; the message names all of them.
-    """
-    if found := deviations(limits, geometry):
-        raise GeometryError(
-            f"{'; '.join(found)}; pass --resample if it is the voxel size, use a network for any "
-            "geometry such as tkd-unet, or pass --allow-geometry"
-        )
+
+def tilt_deg(limits: GeometryLimits, geometry: Geometry) -> float:
+    """Return by how many degrees B0 is off the training's direction, 0 where that is tolerated."""
+    if limits.b0_direction is None or limits.b0_tolerance_deg is None:
+        return 0.0
+    angle = geometry.b0_angle_deg(limits.b0_direction)
+    return angle if angle > limits.b0_tolerance_deg else 0.0
+
+
+def error_percent(tilt_deg: float) -> float:
+    """Return the error of a map whose network ignores a tilt [% of the map], as measured."""
+    return 200 * math.sin(math.radians(tilt_deg))

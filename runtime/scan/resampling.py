@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from scipy.signal import resample
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.kernels.geometry import Geometry, Shape, Volume, vector_text
+from qsm_deploy.kernels.geometry import Geometry, Shape, Volume
 from qsm_deploy.runtime.scan.scan import Scan
 
 
@@ -43,10 +43,6 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
         measured = [np.angle(_fourier(np.exp(1j * m), finer.shape)) for m in scan.measured]
     else:
         measured = [_fourier(m, finer.shape) for m in scan.measured]
-    note = (
-        f"resampled to {vector_text(finer.voxel_size_mm)} mm for the network, and the map back to "
-        f"{vector_text(grid.voxel_size_mm)} mm"
-    )
     return replace(
         scan,
         measured=np.stack(measured).astype(np.float32) * mask,
@@ -54,7 +50,6 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
         geometry=finer,
         truth_ppm=None,
         labels=None,
-        notes=[*scan.notes, note],
     )
 
 

@@ -1,10 +1,11 @@
-"""The isotropic grid along B0 that AFTER-QSM reconstructs on, and the way there and back.
+"""Grids turned along B0, and the way there and back, by B-splines that are zero beyond the volume.
 
-Both ways are trilinear, zero beyond the volume. The grid holds everything that interpolation
-leaves of a masked volume, and no more: what a network computes is the larger part of a run.
+A grid holds everything that interpolation leaves of a masked volume, and little more: what a
+network computes is the larger part of a run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,25 +13,33 @@ from scipy.ndimage import affine_transform
 
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.runtime.scan.scan import Scan
 
-SLAB_VOXELS = 1 << 18  # the reach of a mask is found in pieces of about this size
+SLAB_VOXELS = 1 << 18  # a mask is turned, or its reach is found, in pieces of about this size
 ROUNDING = 1e-3  # a grid this close to a whole number of voxels has that number
+LEAST_SHARE = 1e-3  # of the mask in what a voxel interpolates
+MARGIN_VOXELS = 3  # around the mask, into which cubic interpolation reaches
+LINEAR: Final = 1
+CUBIC: Final = 3
+Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class TurnedGrid:
-    """A grid with B0 along its third axis, around the box of a mask.
+    """A grid that is turned against the original one, around the box of a mask.
 
     Attributes
     ----------
     geometry
         The turned grid.
     mask
-        (x, y, z) bool on the turned grid, True where turning back to the mask looks.
+        (x, y, z) bool on the turned grid, True where it has to do with the mask.
     box
         The part of the original grid that it covers.
     matrix, offset
         (3, 3) and (3,): a voxel j of it lies at ``matrix @ j + offset`` in voxels of the box.
+    order
+        Of the splines, both ways.
     """
 
     geometry: Geometry
@@ -38,22 +47,57 @@ class TurnedGrid:
     box: Box
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
+    order: Literal[1, 3]
 
     def turn(self, volume: Volume) -> Volume:
         """Return a volume of the original grid, zero outside the mask, on the turned one."""
-        return _interpolate(volume[self.box], self.matrix, self.offset, self.geometry.shape)
+        return self._interpolate(volume[self.box], self.matrix, self.offset, self.geometry.shape)
 
     def turn_back(self, turned: Volume, shape: tuple[int, ...]) -> Volume:
         """Return a volume of the turned grid on the original one of that shape, 0 off the box."""
         matrix = np.linalg.inv(self.matrix)
         size = tuple(side.stop - side.start for side in self.box)
         volume = np.zeros(shape, dtype=np.float32)
-        volume[self.box] = _interpolate(turned, matrix, -matrix @ self.offset, size)
+        volume[self.box] = self._interpolate(turned, matrix, -matrix @ self.offset, size)
         return volume
 
+    def scan_with(self, scan: Scan, measured: NDArray[np.float32]) -> Scan:
+        """Return an acquisition of what was measured, on this grid.
 
-def turned_grid(geometry: Geometry, mask: Mask, voxel_size_mm: float) -> TurnedGrid:
-    """Return the grid that is turned by the smallest angle, centred on the box of a mask.
+        A truth and its labels are left behind: they belong to the original one.
+        """
+        return replace(
+            scan,
+            measured=measured,
+            mask=self.mask,
+            geometry=self.geometry,
+            truth_ppm=None,
+            labels=None,
+        )
+
+    def _interpolate(
+        self,
+        volume: Volume,
+        matrix: NDArray[np.floating],
+        offset: NDArray[np.floating],
+        shape: tuple[int, ...],
+    ) -> Volume:
+        result: Volume = affine_transform(
+            volume,
+            matrix,
+            offset,
+            output_shape=shape,
+            output=np.float32,
+            order=self.order,
+            mode="grid-constant",
+        )
+        return result
+
+
+def grid_centred_on(geometry: Geometry, mask: Mask, voxel_size_mm: float) -> TurnedGrid:
+    """Return the isotropic grid along B0 that is centred on the box of a mask, for AFTER-QSM.
+
+    Its mask is where turning back to the mask looks. Both ways are trilinear.
 
     Parameters
     ----------
@@ -72,49 +116,98 @@ def turned_grid(geometry: Geometry, mask: Mask, voxel_size_mm: float) -> TurnedG
     box = bounding_box(mask)
     size = np.array([side.stop - side.start for side in box])
     voxel = np.asarray(geometry.voxel_size_mm)
-    rotation = rotation_onto_z(geometry.b0_direction)
+    rotation = rotation_onto(geometry.b0_direction)
     # interpolated values vanish one voxel beyond the first and the last
     reach = np.abs(rotation) @ ((size + 1) * voxel) / voxel_size_mm
     x, y, z = (int(n) + 1 for n in np.ceil(reach - ROUNDING))
     matrix = rotation.T * voxel_size_mm / voxel[:, None]
     offset = (size - 1) / 2 - matrix @ ((np.array([x, y, z]) - 1) / 2)
     turned = Geometry((x, y, z), (voxel_size_mm,) * 3, (0.0, 0.0, 1.0))
-    return TurnedGrid(turned, _reach(mask[box], matrix, offset, turned.shape), box, matrix, offset)
+    reached = _reach(mask[box], matrix, offset, turned.shape)
+    return TurnedGrid(turned, reached, box, matrix, offset, LINEAR)
 
 
-def rotation_onto_z(direction: ArrayLike) -> NDArray[np.float64]:
-    """Return the (3, 3) rotation by the smallest angle that turns a line onto the third axis.
+def grid_along(
+    geometry: Geometry, mask: Mask, b0_direction: Three, voxel_size_mm: Three
+) -> TurnedGrid:
+    """Return the grid in which B0 has a direction that it has not on the original one.
+
+    It is turned by the smallest angle that does so. One of its voxels lies exactly on one of the
+    original ones, the nearest to the centre of the mask's box: along an axis that the angle leaves
+    alone, nothing is interpolated then. Its mask is what has a share of the mask; both ways are
+    cubic.
 
     Parameters
     ----------
-    direction
-        Unit vector along the line; its sign has no meaning, so the angle is at most 90 degrees.
+    geometry
+        The original grid.
+    mask
+        (x, y, z) bool, True inside, not empty.
+    b0_direction
+        In the axes of the turned grid.
+    voxel_size_mm
+        Of the turned grid.
+
+    Raises
+    ------
+    DataError
+        If the mask is empty.
     """
-    bx, by, bz = np.asarray(direction, dtype=np.float64)
-    if bz < 0:
-        bx, by, bz = -bx, -by, -bz
-    cross = np.array([[0, 0, -bx], [0, 0, -by], [bx, by, 0]])
-    rotation: NDArray[np.float64] = np.eye(3) + cross + cross @ cross / (1 + bz)
+    box = bounding_box(mask, margin=MARGIN_VOXELS)
+    centre = [(side.start + side.stop - 1) // 2 for side in bounding_box(mask)]
+    on_both = np.array(centre) - [side.start for side in box]
+    rotation = rotation_onto(geometry.b0_direction, b0_direction)
+    matrix = rotation.T * np.asarray(voxel_size_mm) / np.asarray(geometry.voxel_size_mm)[:, None]
+    inside = mask[box]
+    farthest = np.maximum(on_both, np.array(inside.shape) - on_both) + 1
+    before = np.ceil(np.abs(np.linalg.inv(matrix)) @ farthest).astype(int)
+    offset = on_both - matrix @ before
+    wide = _share(inside, matrix, offset, 2 * before + 1)
+    around = bounding_box(wide)
+    first = np.array([side.start for side in around]) - MARGIN_VOXELS
+    reached = np.pad(wide[around], MARGIN_VOXELS)
+    x, y, z = reached.shape
+    turned = Geometry((x, y, z), voxel_size_mm, b0_direction)
+    return TurnedGrid(turned, reached, box, matrix, offset + matrix @ first, CUBIC)
+
+
+def rotation_onto(direction: ArrayLike, target: ArrayLike = (0.0, 0.0, 1.0)) -> NDArray[np.float64]:
+    """Return the (3, 3) rotation by the smallest angle that turns a line onto another.
+
+    Parameters
+    ----------
+    direction, target
+        Unit vectors along the lines; their signs have no meaning, so the angle is at most 90
+        degrees.
+    """
+    start, end = np.asarray(direction, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if start @ end < 0:
+        start = -start
+    cross = np.outer(end, start) - np.outer(start, end)
+    rotation: NDArray[np.float64] = np.eye(3) + cross + cross @ cross / (1 + start @ end)
     return rotation
 
 
-def _interpolate(
-    volume: Volume,
-    matrix: NDArray[np.floating],
-    offset: NDArray[np.floating],
-    shape: tuple[int, ...],
-) -> Volume:
-    result: Volume = affine_transform(
-        volume,
-        matrix,
-        offset,
-        output_shape=shape,
-        output=np.float32,
-        order=1,
-        mode="grid-constant",
-        prefilter=False,
-    )
-    return result
+def _share(
+    mask: Mask, matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: ArrayLike
+) -> Mask:
+    """Return the turned voxels that trilinear interpolation makes of a share of the mask."""
+    x, y, z = np.asarray(shape).tolist()
+    has_share = np.empty((x, y, z), dtype=bool)
+    values = mask.astype(np.float32)
+    rows = max(1, SLAB_VOXELS // (y * z))
+    for start in range(0, x, rows):
+        slab = has_share[start : start + rows]
+        share = affine_transform(
+            values,
+            matrix,
+            offset + matrix[:, 0] * start,
+            output_shape=slab.shape,
+            order=LINEAR,
+            mode="grid-constant",
+        )
+        np.greater(share, LEAST_SHARE, out=slab)
+    return has_share
 
 
 def _reach(

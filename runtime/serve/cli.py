@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             wants_from(
                 data_consistency=arguments.data_consistency,
                 dc_iterations=arguments.dc_iterations,
-                resample=arguments.resample,
                 allow_geometry=arguments.allow_geometry,
                 memory_limit=arguments.memory_limit,
             ),

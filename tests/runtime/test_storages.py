@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 import qsm_deploy.runtime as qsm
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry, vector_text
-from qsm_deploy.runtime.card.card import METADATA_KEY, ReceptiveField, TensorInfo
+from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ReceptiveField, TensorInfo
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.units import ppm_per_unit
@@ -180,6 +180,19 @@ def test_a_network_of_several_orientations(tmp_path, filter_card, count):
     model = write_network(tmp_path / "lpcnn.onnx", unrolled(filter_card))
     fields = orientations("tilted")[:count]
     require_one(maps(tmp_path, "tilted", SPREAD, model, fields=fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("tilted", "RAS"), ("tilted, qform", "LPS"), ("45 degrees", "RAS"), ("thick slices", "RAS")],
+)
+def test_a_network_of_axial_scans(tmp_path, filter_card, name, axes):
+    limits = GeometryLimits((5.0, 5.0, 5.0), 0.1, (0.0, 0.0, 1.0), 2.0)
+    card = replace(filter_card, geometry=limits, axes=axes)
+    model = write_network(tmp_path / "axial.onnx", card)
+    _, report = run(tmp_path, name, SPREAD[0], model)
+    assert report["grid"]["turned_deg"] > 13
+    require_one(maps(tmp_path, name, SPREAD, model, "--data-consistency", "0.3"))
 
 
 def test_a_network_of_the_phase(tmp_path, filter_card):

@@ -13,7 +13,6 @@ import pytest
 from qsm_deploy.kernels.errors import (
     DataError,
     EngineError,
-    GeometryError,
     MemoryLimitError,
     UnitsError,
     UsageError,
@@ -327,12 +326,20 @@ def test_a_mask_of_another_type(fake_device, make_gpu, card, values, arrays):
         engine_on(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
 
 
-def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values):
-    card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, None, None))
+def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values, arrays):
+    card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 2.0))
     engine = engine_on(make_gpu(fake_device, card, twice))
-    with pytest.raises(GeometryError):
-        engine.reconstruct(values, mask, **GEOMETRY)
+    maps = []
+    for field in (values, arrays(CupyLike, fake_device, values)):
+        with pytest.warns(UserWarning, match=r"turned by 13\.0 degrees and resampled to 1 mm"):
+            chi = engine.reconstruct(field, mask, **GEOMETRY)
+        maps.append(read(fake_device, chi))
+        del chi
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert not maps[0][~mask].any()
+    assert np.corrcoef(maps[0][mask], values[mask])[0, 1] > 0.5
     chi = engine.reconstruct(values, mask, **GEOMETRY, wants=Wants(allow_geometry=True))
+    np.testing.assert_array_equal(read(fake_device, chi)[mask], 2 * values[mask])
     del chi
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.scan.turned_grid import rotation_onto_z, turned_grid
+from qsm_deploy.runtime.scan.turned_grid import grid_centred_on, rotation_onto
 
 OBLIQUE = (0.36, 0.48, 0.8)
 unit = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda b: np.linalg.norm(b) > 0.1)
@@ -16,7 +16,7 @@ unit = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda b: np.linalg.norm(b) > 0
 @given(unit)
 def test_the_rotation_turns_the_line_onto_the_third_axis(b) -> None:
     b = np.array(b) / np.linalg.norm(b)
-    r = rotation_onto_z(b)
+    r = rotation_onto(b)
     np.testing.assert_allclose(r @ r.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(r) == pytest.approx(1)
     np.testing.assert_allclose(np.abs(r @ b), [0, 0, 1], atol=1e-12)
@@ -35,7 +35,7 @@ def test_a_grid_that_is_turned_already_is_copied() -> None:
     grid = Geometry((9, 8, 7), (0.6, 0.6, 0.6))
     mask = box(grid.shape, start=(2, 1, 1), stop=(3, 2, 0))
     volume = np.random.default_rng(0).standard_normal(grid.shape, dtype=np.float32) * mask
-    turned = turned_grid(grid, mask, 0.6)
+    turned = grid_centred_on(grid, mask, 0.6)
     assert turned.geometry.b0_direction == (0, 0, 1)
     np.testing.assert_allclose(turned.turn_back(turned.turn(volume), grid.shape), volume, atol=1e-6)
     assert turned.turn(volume).sum() == pytest.approx(volume.sum(), rel=1e-4)
@@ -58,8 +58,8 @@ def blob(geometry: Geometry, rotation=None, at=(0.0, 0.0, 0.0)) -> np.ndarray:
 def test_a_blob_arrives_where_the_rotation_puts_it(voxel) -> None:
     grid = Geometry((61, 52, 45), voxel, OBLIQUE)
     volume = blob(grid, at=(3, -2, 4)).astype(np.float32)
-    turned = turned_grid(grid, np.ones(grid.shape, dtype=bool), 0.6)
-    expected = blob(turned.geometry, rotation_onto_z(OBLIQUE), at=(3, -2, 4))
+    turned = grid_centred_on(grid, np.ones(grid.shape, dtype=bool), 0.6)
+    expected = blob(turned.geometry, rotation_onto(OBLIQUE), at=(3, -2, 4))
     seen = turned.turn(volume)
     inside = seen > 0.05  # beyond the original grid there is nothing
     assert inside.sum() > 10_000
@@ -73,7 +73,7 @@ def test_the_mask_is_all_that_turning_back_looks_at(b, seed) -> None:
     grid = Geometry((11, 9, 7), (1.0, 0.8, 1.3), tuple(np.array(b) / np.linalg.norm(b)))
     mask = rng.random(grid.shape) > 0.8
     mask[5, 4, 3] = True
-    turned = turned_grid(grid, mask, 0.6)
+    turned = grid_centred_on(grid, mask, 0.6)
     chi = rng.standard_normal(turned.geometry.shape, dtype=np.float32)
     whole = turned.turn_back(chi, grid.shape)[mask]
     np.testing.assert_allclose(turned.turn_back(chi * turned.mask, grid.shape)[mask], whole)
@@ -81,7 +81,7 @@ def test_the_mask_is_all_that_turning_back_looks_at(b, seed) -> None:
 
 def test_the_grid_holds_all_that_interpolation_leaves() -> None:
     grid = Geometry((12, 10, 8), (1.0, 1.2, 0.9), OBLIQUE)
-    turned = turned_grid(grid, np.ones(grid.shape, dtype=bool), 0.6)
+    turned = grid_centred_on(grid, np.ones(grid.shape, dtype=bool), 0.6)
     for n, corner in enumerate(np.ndindex(2, 2, 2)):
         volume = np.zeros(grid.shape, dtype=np.float32)
         volume[tuple(-c for c in corner)] = 1
@@ -93,4 +93,4 @@ def test_the_grid_holds_all_that_interpolation_leaves() -> None:
 def test_an_empty_mask_is_refused() -> None:
     grid = Geometry((5, 5, 5))
     with pytest.raises(DataError):
-        turned_grid(grid, np.zeros(grid.shape, dtype=bool), 0.6)
+        grid_centred_on(grid, np.zeros(grid.shape, dtype=bool), 0.6)
