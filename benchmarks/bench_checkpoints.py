@@ -8,7 +8,7 @@ r"""The authors' own MoDL-QSM and SpiNet-QSM weights beside TKD and Tikhonov, wi
 The first is a real COSMOS map, its field simulated, without noise and with 0.0025 ppm; TKD and
 Tikhonov have the setting of least NRMSE. The second is a real field, without a truth, at TKD 0.15
 and Tikhonov 0.005; a network that wants another voxel size gets the field resampled, as
-``qsm-run --resample`` does. Models are in the split form, so that the loop can be watched.
+``qsm-run`` does. Models are in the split form, so that the loop can be watched.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 from qsm_deploy.runtime.reconstructor import reconstructor_of
-from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
@@ -51,12 +50,10 @@ def slope(y: Volume, x: Volume, mask: NDArray[np.bool_]) -> float:
 def network_map(session: Session, scan: Scan) -> tuple[Volume, Row]:
     """Return a network's map on the grid of the scan, and how it was made."""
     card = session.card
-    resample = bool(deviations(card.geometry, scan.geometry))
     reconstructor = reconstructor_of(session, Path(card.network))
-    wants = Wants(PatchOptions("off"), resample=resample, allow_geometry=True)
-    planned = reconstructor.plan(scan, wants)
+    planned = reconstructor.plan(scan, Wants(PatchOptions("off")))
     chi = reconstructor.run(planned, Stages()).chi_ppm
-    return chi, {"resampled": resample}
+    return chi, {"resampled": "resampled" in planned.prepared.facts}
 
 
 def loop_rows(session: Session, case: Case) -> list[Row]:

@@ -44,6 +44,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return everything that decided the result, as the sidecar holds it."""
     files, scan, inversion = request.files, planned.task.scan, reconstructor.inversion.facts()
+    measured = planned.prepared.measured
+    stored = measured.axes.inverse
     name, version = (inversion["backend"].pop(key) for key in ("name", "version"))
     return {
         "made_by": made_by(),
@@ -62,12 +64,12 @@ def describe_run(
             "scale": scan.scale,
             "echo_time_s": scan.echo_time_s,
             "field_strength_t": scan.field_strength_t,
-            "mask_voxels": int(np.count_nonzero(scan.mask)),
+            "mask_voxels": int(np.count_nonzero(measured.mask)),
             "notes": scan.notes,
         },
         "geometry": {
-            **grid_facts(scan.geometry),
-            "more_b0_directions": [list(b) for b in scan.more_b0_directions],
+            **grid_facts(stored.geometry(measured.geometry)),
+            "more_b0_directions": [list(stored.vector(b)) for b in measured.more_b0_directions],
             "outside_training": list(planned.prepared.departures),
             "allow_geometry": request.wants.allow_geometry,
         },
@@ -139,6 +141,7 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
             for b in (geometry["b0_direction"], *geometry["more_b0_directions"])
         )
         + " in voxel axes",
+        **_network_rows(run["grid"]),
         "padded to": _shape(plan["padded_shape"]),
         "plan": f"{_plan(plan)}: {plan['why']}",
         "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
@@ -147,6 +150,15 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
         "would write": str(chi),
     }
     return _table(rows)
+
+
+def _network_rows(grid: dict[str, Any]) -> dict[str, str]:
+    """Return what an inversion gets in place of the volume, if that is another grid."""
+    if grid["network"] == grid["canonical"]:
+        return {}
+    shape, size, b0 = (grid["network"][n] for n in ("shape", "voxel_size_mm", "b0_direction"))
+    size_text, b0_text = (vector_text(tuple(v)) for v in (size, b0))
+    return {"network's grid": f"{_shape(shape)}, {size_text} mm, B0 {b0_text}"}
 
 
 def _maker_rows(model: dict[str, Any]) -> dict[str, str]:

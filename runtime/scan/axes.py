@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Shape
 
@@ -107,6 +108,13 @@ class Axes:
 
 
 STORED = Axes()
+
+
+def from_corner(affine: Affine, box: Box) -> Affine:
+    """Return the (4, 4) matrix from voxels of a box to the scanner."""
+    cut = affine.copy()
+    cut[:3, 3] += affine[:3, :3] @ [side.start or 0 for side in box]
+    return cut
 
 
 def axes_of(affine: Affine | None, stored: Geometry) -> Axes:

@@ -28,8 +28,8 @@ def deviations(limits: GeometryLimits, geometry: Geometry) -> list[str]:
     if angle := tilt_deg(limits, geometry):
         assert limits.b0_direction is not None
         found.append(
-            f"B0 {angle:.1f} degrees off the {vector_text(limits.b0_direction)} of the training "
-            f"(at most {limits.b0_tolerance_deg:g}): expected error about "
+            f"B0 direction {angle:.1f} degrees off the {vector_text(limits.b0_direction)} of the "
+            f"training (at most {limits.b0_tolerance_deg:g}): expected error about "
             f"{error_percent(angle):.0f} % (2 sin {angle:.0f} deg)"
         )
     return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
-from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_of
+from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_of, from_corner
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
@@ -128,9 +128,6 @@ class Scan:
         """
         mask = np.ascontiguousarray(self.mask[box])
         x, y, z = mask.shape
-        affine = None if self.affine is None else self.affine.copy()
-        if affine is not None:
-            affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
         volumes = {name: getattr(self, name) for name in BESIDES}
         besides: dict[str, Any] = {
             n: None if v is None else v[box].copy() for n, v in volumes.items()
@@ -140,7 +137,7 @@ class Scan:
             measured=np.ascontiguousarray(self.measured[(slice(None), *box)]),
             mask=mask,
             geometry=replace(self.geometry, shape=(x, y, z)),
-            affine=affine,
+            affine=None if self.affine is None else from_corner(self.affine, box),
             **besides,
         )
 

@@ -89,7 +89,7 @@ def test_a_resampled_field_comes_back(
     card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, None, None))
     affine = np.diag([1.3, 1.3, 1.3, 1])
     model, volume = write_model(card), write_volume(field, "field.nii", affine)
-    flags = ("--resample", "--data-consistency", "0.1")
+    flags = ("--data-consistency", "0.1")
     cpu, _ = run(tmp_path, "cpu", model, volume, "--backend", "onnxruntime", *flags)
     gpu, _ = run(tmp_path, "gpu", model, volume, "--device", "cuda:0", *flags)
     assert gpu.shape == field.shape

@@ -250,7 +250,6 @@ class TestRefusals:
             ("--method cosmos", "one for each orientation"),
             ("--method tv --data-consistency auto", "--data-consistency: tv explains"),
             ("--patch 32", "--patch, --overlap and --blend: tv needs it whole"),
-            ("--resample", "tv takes any voxel size; drop --resample"),
             ("--allow-geometry", "takes any geometry"),
             ("--backend onnxruntime", "--backend onnxruntime: tv computes"),
             ("--precision bf16", "--precision bf16: tv computes"),
