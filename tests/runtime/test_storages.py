@@ -64,9 +64,9 @@ def test_any_geometry(tmp_path, name):
     ("flags", "with_them"),
     [
         (("--method", "tv"), ()),
-        (("--method", "tv", "--robust"), ("magnitude",)),
+        pytest.param(("--method", "tv", "--robust"), ("magnitude",), marks=pytest.mark.slow),
         (("--method", "medi"), ("magnitude",)),
-        (("--method", "ilsqr"), ()),
+        pytest.param(("--method", "ilsqr"), (), marks=pytest.mark.slow),
         (("--method", "tikhonov"), ()),
         (UNET, ()),
         (PATCHES, ()),
@@ -279,7 +279,11 @@ def write_dataset(root, name, storage, masked):
 
 
 @pytest.mark.parametrize(
-    ("name", "masked"), [("tilted", ("01",)), ("thick slices, qform", ("01", "02"))]
+    ("name", "masked"),
+    [
+        ("tilted", ("01",)),
+        pytest.param("thick slices, qform", ("01", "02"), marks=pytest.mark.slow),
+    ],
 )
 def test_datasets(tmp_path, name, masked):
     found = []
