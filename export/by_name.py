@@ -15,6 +15,7 @@ from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour, installed_engines, open_library
 from qsm_deploy.runtime.job.request import PathLike
 from qsm_deploy.runtime.scan.arrays import vector
+from qsm_deploy.runtime.scan.axes import axes_of
 
 if TYPE_CHECKING:
     from qsm_deploy.calibration.int8.calibration import Int8Choices
@@ -71,7 +72,8 @@ def export_network(
     normalisation
         The authors' files of means, standard deviations and network settings.
     b0_direction
-        In voxel axes, for a network that is folded for one.
+        In canonical axes (x to the right, y to the front, z along B0), for a network that is
+        folded for one.
     calibration
         A folder or a list of field maps with masks, or ``phantoms``.
     engine
@@ -143,7 +145,8 @@ def export_network(
     refuse_quantised(state)
     direction = None
     if b0_direction is not None:
-        direction = Geometry((1, 1, 1), b0_direction=vector(b0_direction)).b0_direction
+        found = Geometry((1, 1, 1), b0_direction=vector(b0_direction))
+        direction = axes_of(None, found).vector(found.b0_direction)
     choices = Choices(options, load_normalisation(list(map(Path, normalisation))), direction)
     fp16_path = path
     if precision == "int8" and output is None:  # a file that stays in FP16 is called so

@@ -194,7 +194,7 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
         type=float,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="in voxel axes; iqsm-plus is folded for this one",
+        help="x to the right, y to the front, z to the head; iqsm-plus is folded for this one",
     )
 
 

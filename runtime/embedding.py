@@ -4,19 +4,21 @@
     chi = engine.reconstruct(field, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
-Arrays on the GPU are taken where they lie, and the map stays there. Run on an H100 with arrays of
-PyTorch and CuPy, PyTorch being the engine.
+Arrays on the GPU are taken where they lie, and the map stays there; but volumes whose axes are not
+the canonical ones (:mod:`qsm_deploy.runtime.scan.axes`), or whose grid is not the training's, take
+the way over the host. Run on an H100 with arrays of PyTorch and CuPy, PyTorch being the engine.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from qsm_deploy.kernels.errors import DataError, GeometryError, UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
@@ -31,13 +33,15 @@ from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD
 from qsm_deploy.runtime.gpu.network import GpuNetwork
 from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
-from qsm_deploy.runtime.gpu.reconstruction import reconstruct_to_device
+from qsm_deploy.runtime.gpu.reconstruction import on_device, reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host
 from qsm_deploy.runtime.methods.on_gpu import GpuVariation
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
-from qsm_deploy.runtime.scan.arrays import mask_from, vector
+from qsm_deploy.runtime.scan.arrays import affine_from, mask_from, vector
+from qsm_deploy.runtime.scan.axes import STORED, axes_named, axes_of
+from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import require_ppm
 from qsm_deploy.runtime.scan.wraps import require_unwrapped
@@ -65,6 +69,7 @@ class Engine:
         *,
         voxel_size_mm: Sequence[float],
         b0_direction: Sequence[float],
+        axes: str | ArrayLike | None = None,
         wants: Wants | None = None,
     ) -> DeviceVolume:
         """Return the susceptibility map of one local field, on the GPU.
@@ -81,9 +86,12 @@ class Engine:
             Along (x, y, z).
         b0_direction
             In voxel axes, of any non-zero norm.
+        axes
+            Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is
+            not known: then nothing is flipped, and the axis nearest to B0 becomes the third.
         wants
-            What is asked for; by default the whole volume if it fits, on a geometry of the
-            training. ``findings`` says what a data-consistency step did.
+            What is asked for; by default the whole volume if it fits, on the grid of the training.
+            ``findings`` says what a data-consistency step did.
 
         Returns
         -------
@@ -98,7 +106,7 @@ class Engine:
         UnitsError
             If the field cannot be in ppm.
         GeometryError
-            If the geometry is invalid, or not what the network was trained for.
+            If the geometry is invalid.
         MemoryLimitError
             If it does not fit the GPU, not even in patches.
         EngineError
@@ -109,23 +117,25 @@ class Engine:
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
-        field, measured = _field(
-            local_field_ppm, inside, device, is_judged=isinstance(inversion, GpuVariation)
-        )
-        scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), np.eye(4))
-        wants = wants or Wants()
+        wants, needs = wants or Wants(), inversion.needs
+        affine = affine_from(axes, grid.voxel_size_mm)
+        stays = {axes_of(affine, grid), axes_named(needs.axes)} == {STORED}
+        stays &= wants.allow_geometry or not deviations(needs.geometry, grid)
+        is_judged = not stays or isinstance(inversion, GpuVariation)
+        field, measured = _field(local_field_ppm, inside, device, is_judged=is_judged)
+        scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), affine).canonical()
         planned = self._reconstructor.plan(scan, wants)
-        if planned.prepared.back:
-            raise GeometryError(
-                "a field on a GPU is neither resampled nor turned for a network; pass it as an "
-                "array of the host to qsm.reconstruct, or allow_geometry"
-            )
-        task = planned.task
-        self.last_decision = task.decision
-        job, told = inversion.job(task, field)
-        chi, found = reconstruct_to_device(job, Stages())
-        self.findings = told | found
-        return chi
+        self.last_decision = planned.task.decision
+        if stays:
+            job, told = inversion.job(planned.task, field)
+            chi, found = reconstruct_to_device(job, Stages())
+            self.findings = told | found
+            return chi
+        for note in planned.notes:
+            warnings.warn(note, stacklevel=2)
+        made = self._reconstructor.run(planned, Stages())
+        self.findings = made.findings.pop("inversion", {}) | made.findings
+        return on_device(scan.axes.turn_back(made.chi_ppm), device)
 
 
 def open_engine(path: Path | str, device: int = 0) -> Engine:
@@ -158,7 +168,8 @@ def _field(
 ) -> tuple[DeviceView | None, NDArray[np.float32]]:
     """Return the field where it lies on the GPU, and what stands for it on the host.
 
-    That is a copy if its noise is to be judged, as a method does, else nothing.
+    That is a copy if its noise is to be judged, as a method does, or it is to have other axes or
+    another grid, else nothing.
     """
     there = view("local_field_ppm", field, device.number) if is_on_device(field) else None
     values = field

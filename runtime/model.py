@@ -181,7 +181,7 @@ class Model:
                 raise UsageError("a field on the GPU is taken alone; drop magnitude and noise_ppm")
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
-            return engine.reconstruct(field_ppm, mask, **grid, wants=wants)
+            return engine.reconstruct(field_ppm, mask, **grid, axes=axes, wants=wants)
         scan = scan_from_arrays(
             field_ppm,
             mask,

@@ -14,6 +14,8 @@ from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, Usag
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
+from qsm_deploy.runtime.reconstruction.inversion import Wants, needs_of
+from qsm_deploy.runtime.reconstruction.preparation import prepare
 from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import Params, load_params
@@ -107,10 +109,13 @@ def _load(files: VolumeFiles, card: ModelCard, reading: Reading) -> Scan:
         raise UnitsError(
             f"{text}; echo_time_s and field_strength_t are taken from params.json beside the maps"
         ) from None
-    if found := deviations(card.geometry, scan.geometry):
+    try:  # as the network will be given it
+        scan = prepare(needs_of(card), scan, Wants()).scan
+    except GeometryError:
         raise GeometryError(
-            f"{first}: {'; '.join(found)}; calibrate with maps that the network is for"
-        )
+            f"{first}: {'; '.join(deviations(card.geometry, scan.geometry))}; calibrate with maps "
+            "that the network is for"
+        ) from None
     values = scan.measured[:, scan.mask].astype(np.float64)
     if not varies(values.ravel()):
         raise DataError(

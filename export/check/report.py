@@ -28,6 +28,7 @@ TRUTH = {
     "dgm_linearity": "deep grey |1 - slope|",
 }
 ABOUT_ENGINE = ("network", "precision", "options", "weights_sha256", "licence", "made_by")
+AXES = "x to the right, y to the front and z along B0, however the files are stored"
 ABOUT_NUMBERS = (
     "Of engine minus reference inside the mask: mean, median, 99.9th percentile and largest "
     "magnitude, and the mean with its sign. XSIM with a uniform window of 5 voxels, HFEN with "
@@ -180,7 +181,7 @@ def _volumes(document: Mapping[str, Any]) -> str:
             rows.append(cells(name, shape_text(grid["shape"]), *vectors, str(grid["mask_voxels"])))
         notes += "".join(note(f"{given['name']}: {line}") for line in given.get("notes", []))
     head = ("volume", "shape", "voxel size [mm]", "B0 direction", "voxels in the mask")
-    return table(head, rows) + notes
+    return table(head, rows) + note(AXES) + notes
 
 
 def _versions(document: Mapping[str, Any]) -> str:

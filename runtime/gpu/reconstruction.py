@@ -13,7 +13,7 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceVolume
-from qsm_deploy.runtime.gpu.device import Device, Holdings, holding
+from qsm_deploy.runtime.gpu.device import Device, Holdings, holding, send
 from qsm_deploy.runtime.gpu.layout import DeviceWork, DeviceWorkload
 from qsm_deploy.runtime.gpu.pipeline import DevicePipeline, Gpu
 from qsm_deploy.runtime.gpu.run import DeviceRun
@@ -100,6 +100,24 @@ def reconstruct_to_device(job: DeviceJob, stages: Stages) -> tuple[DeviceVolume,
         if not finite:
             raise not_finite(None)
         return chi.handed_out(), findings
+
+
+def on_device(chi_ppm: Volume, device: Device) -> DeviceVolume:
+    """Return a map that was made on the host, on a GPU.
+
+    Raises
+    ------
+    MemoryLimitError
+        If it does not fit.
+    """
+    with ExitStack() as stack:
+        pointer = device.allocate(chi_ppm.nbytes)
+        stack.callback(device.release, pointer)
+        with holding(device) as holdings:
+            staged = send(device, pointer, chi_ppm, holdings.stream())  # kept until it is there
+        del staged
+        stack.pop_all()
+    return DeviceVolume(pointer, chi_ppm.shape, device.number, device.release)
 
 
 class _Map:

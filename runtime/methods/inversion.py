@@ -10,7 +10,7 @@ import scipy
 
 from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import DataError, MemoryLimitError, UsageError
-from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, vector_text
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, shape_text, vector_text
 from qsm_deploy.kernels.inversion import cosmos, ilsqr
 from qsm_deploy.kernels.inversion.edges import edges_of_magnitude
 from qsm_deploy.kernels.inversion.field_noise import (
@@ -134,9 +134,10 @@ class MethodInversion:
         stages = self.stage_bytes(scan, whole, wants)
         decision = Decision(whole, "a method takes the whole volume", True, stages)
         if decision.peak_bytes > limit_bytes:
+            grid = shape_text(scan.axes.inverse.sizes(padded))
             raise MemoryLimitError(
                 f"{self.method.name} would need {memory_text(decision.peak_bytes)} for a grid of "
-                f"{'x'.join(map(str, padded))}, the limit is {memory_text(limit_bytes)}; raise "
+                f"{grid}, the limit is {memory_text(limit_bytes)}; raise "
                 "--memory-limit or free memory, or take a network, which runs in patches"
             )
         steps = self._runner.rounds * (self.method.iterations or self._runner.iterations)
@@ -298,9 +299,10 @@ def _b0_notes(scan: Scan) -> list[str]:
         found = b0_contradicted(field, scan.mask, grid, [*directions, *AXES])
         if found is not None:
             which = f"field {n + 1}" if len(directions) > 1 else "the field"
+            seen, said = (vector_text(scan.axes.inverse.vector(b0)) for b0 in (found, stated))
             notes.append(
-                f"{which} looks as if B0 lay along {vector_text(found)}, not along "
-                f"{vector_text(stated)} (voxel axes): check the header, or pass --b0-direction"
+                f"{which} looks as if B0 lay along {seen}, not along {said} (voxel axes): check "
+                "the header, or pass --b0-direction"
             )
     return notes
 

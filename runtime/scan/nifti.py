@@ -27,7 +27,7 @@ from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 AFFINE_TOLERANCE_MM = 1e-2
 HEAD_BYTES = 548  # of a NIfTI-2 file, with the size of its first extension
 LARGEST_OFFSET = 1 << 30
-ROUNDED_DIGITS = 4  # of a direction, 0.003 degrees: beyond what its rounding changes
+ROUNDED_DIGITS = 4  # of a direction, 0.003 degrees: what a quaternion tells of a single tilt
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
 OTHER_KINDS = (

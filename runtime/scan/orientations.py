@@ -34,7 +34,7 @@ def more_b0_directions(
     UsageError
         If there are fewer or more stated directions than fields.
     GeometryError
-        If a voxel size differs, or two directions are the same.
+        If a voxel size differs, a header does not tell, or two directions are the same.
     """
     if len(stated) not in (0, len(others)):
         raise UsageError(
@@ -49,6 +49,8 @@ def more_b0_directions(
                 f"{volume.path} of {vector_text(volume.geometry.voxel_size_mm)} mm; register one "
                 "to the other"
             )
+        if other.transforms.doubt and not stated:
+            raise GeometryError(f"{other.path}: {other.transforms.doubt}, once for each field")
         found = Geometry(first.shape, b0_direction=stated[n]) if stated else other.geometry
         directions.append(found.b0_direction)
         require_different(directions, str(other.path))

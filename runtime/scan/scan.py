@@ -248,6 +248,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         from qsm_deploy.runtime.scan.orientations import more_b0_directions
 
         more = more_b0_directions(geometry, first, others, reading.more_b0_directions)
+        notes += [f"{v.path}: {note}" for v in others for note in v.transforms.notes]
     scan = Scan(
         measured,
         mask,

@@ -45,7 +45,7 @@ def source_from_field(request: Request, stages: Stages) -> Generator[str, None, 
         scan = scan_of(field, mask, found.field, unit, [*found.notes, *notes])
     scaled = "" if (slope, intercept) == (1.0, 0.0) else f" of {slope:g} value + {intercept:g}"
     origin = "where the field is not zero" if found.mask is None else "as sent"
-    yield f"{scan.geometry}; field in {request.parameters.units}{scaled}; mask {origin}"
+    yield f"{found.field.geometry}; field in {request.parameters.units}{scaled}; mask {origin}"
     return Source(found.field, scan)
 
 

@@ -217,7 +217,7 @@ class MrdSession:
             yield text_frame("WRN", note)
         rows = inversion_rows(findings.get("inversion", {}))
         found = "; ".join([needs.network, *(f"{what} {value}" for what, value in rows.items())])
-        self.summary = f"{name}, {source.scan.geometry}, {found}"
+        self.summary = f"{name}, {source.stack.geometry}, {found}"
         yield text_frame("INFO", found)
         yield text_frame("INFO", self._timing())
         yield text_frame("INFO" if encoded.clipped == 0 else "WRN", _clipping(encoded.clipped))

@@ -19,6 +19,7 @@ Vector = NDArray[np.float64]
 RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
 SPACING_TOLERANCE = 0.02  # of the spacing
 OFFSET_TOLERANCE_MM = 0.05
+VOXEL_DIGITS = 4  # of its size [mm]: what positions in single precision tell of their distances
 GRID_TOLERANCE = 0.1  # of a voxel, for volumes that belong together
 SMALLEST_ASPECT = 0.1  # below it the third extent is that of one partition
 
@@ -82,6 +83,7 @@ def stack_images(images: Sequence[Image]) -> Stack:
     voxel = _image_voxel_mm(first)
     if z == 1:
         voxel[2] = _spacing(positions, axes, _where(first))
+    voxel = voxel.round(VOXEL_DIGITS)  # the same along every axis of the images
     corner = positions[0] - ((np.array([x, y, z]) - 1) / 2 * voxel) @ axes
     affine = np.eye(4)
     affine[:3, :3] = (axes * voxel[:, None] * RAS_FROM_LPS).T

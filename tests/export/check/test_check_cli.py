@@ -27,6 +27,7 @@ from qsm_deploy.runtime.scan.nifti import load_volume, nifti_bytes
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
+from tests.runtime.storages import SPREAD
 
 ONE = ("--backend", "onnxruntime", "--patch", "off")
 SMALL = ("--shapes", "16,20,24", "--threads", "1", "-q")
@@ -133,6 +134,22 @@ def test_the_same_inputs_give_the_same_json(check, engine) -> None:
     path = engine()
     one, two = (check(path, "--json", "--shapes", "16,16,20")[1] for _ in range(2))
     assert document(one) == document(two)
+
+
+def test_a_head_has_the_same_numbers_in_any_storage(check, engine, head, tmp_path) -> None:
+    path, found = engine(), []
+    for storage in SPREAD[::3]:
+        for name in ("field", "mask", "chi"):
+            volume = load_volume(head / f"{name}.nii.gz")
+            affine = storage.affine(volume.affine, volume.data.shape)
+            stored = nifti_bytes(storage.of(volume.data), affine, compress=False)
+            (tmp_path / f"{name}.nii").write_bytes(stored)
+        field, mask, truth = (tmp_path / f"{name}.nii" for name in ("field", "mask", "chi"))
+        code, out, _ = check(path, field, "-m", mask, "--truth", truth, "--json", *ONE)
+        assert code == 0
+        found.append(document(out)["comparisons"])
+    assert any("against_truth" in row for row in found[0])
+    assert found[0] == found[1] == found[2]
 
 
 def outputs_of(model: onnx.ModelProto, rename: str) -> onnx.NodeProto:

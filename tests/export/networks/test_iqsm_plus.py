@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qsm_deploy.export.by_name import export_network
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.iqsm_plus import (
@@ -18,6 +19,7 @@ from qsm_deploy.export.networks.iqsm_plus import (
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.kernels.errors import UsageError, WeightsError
+from qsm_deploy.runtime.card.read import load_card
 
 TOLERANCE_PPM = 1e-5
 NUMBERS = (torch.tensor([0.02]), torch.tensor([3.0]))
@@ -133,3 +135,12 @@ def test_weights_without_an_embedding_are_refused_by_key(key: str, state) -> Non
     for wrong in (without, state | {key: state[key][1:]}):
         with pytest.raises(WeightsError, match=key):
             network_from_state(wrong, Choices(b0_direction=(0, 0, 1)))
+
+
+@pytest.mark.slow
+def test_it_is_exported_for_canonical_axes(state, tmp_path) -> None:
+    """In which B0 lies nearest to the third axis, as in every scan that it will be given."""
+    weights, output = tmp_path / "weights.pth", tmp_path / "engine.onnx"
+    torch.save(state, weights)
+    export_network("iqsm-plus", weights=weights, output=output, b0_direction=(-4, 0, 3))
+    assert load_card(output).geometry.b0_direction == pytest.approx((0.6, 0, -0.8))

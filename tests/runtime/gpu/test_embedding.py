@@ -13,7 +13,6 @@ import pytest
 from qsm_deploy.kernels.errors import (
     DataError,
     EngineError,
-    GeometryError,
     MemoryLimitError,
     UnitsError,
     UsageError,
@@ -23,11 +22,13 @@ from qsm_deploy.runtime.embedding import Engine, open_engine
 from qsm_deploy.runtime.gpu import dlpack
 from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.gpu.dlpack import CUDA, TakenTensor, capsule_of
+from qsm_deploy.runtime.gpu.reconstruction import on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstructor import reconstructor_of
+from tests.runtime.storages import SPREAD, require_one
 
 SHAPE = (18, 13, 15)
 
@@ -185,6 +186,53 @@ def test_a_field_on_the_host_gives_a_map_on_the_gpu(fake_device, make_gpu, tkd_c
     del chi
 
 
+def shifted(tensors):
+    """Stand in for a network that no flip and no permutation leaves as it is."""
+    field = sum(tensors.values())
+    return 2 * field + np.roll(field, 1, axis=-1) - 3 * np.roll(field, 2, axis=-2)
+
+
+def grid_in(storage):
+    return {
+        "voxel_size_mm": storage.sizes(GEOMETRY["voxel_size_mm"]),
+        "b0_direction": storage.vector(GEOMETRY["b0_direction"]),
+    }
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_one_head_in_any_storage(fake_device, make_gpu, card, mask, values, arrays, there):
+    engine, found = engine_on(make_gpu(fake_device, card, shifted)), []
+    for storage in SPREAD:
+        field = storage.of(values)
+        field = arrays(CupyLike, fake_device, field) if there else field
+        axes = storage.letters
+        chi = engine.reconstruct(field, storage.of(mask), **grid_in(storage), axes=axes)
+        assert chi.shape == storage.of(mask).shape
+        found.append(storage.back(read(fake_device, chi)))
+        del chi
+    require_one(found)
+
+
+def test_a_field_in_canonical_axes_stays_where_it_lies(
+    fake_device, make_gpu, card, mask, values, arrays, monkeypatch
+):
+    engine = engine_on(make_gpu(fake_device, card, shifted))
+    field = arrays(CupyLike, fake_device, values)
+    chi = engine.reconstruct(field, mask, **GEOMETRY)
+    monkeypatch.setattr("qsm_deploy.runtime.embedding._copied", None)
+    again = engine.reconstruct(field, mask, **GEOMETRY, axes="RAS")
+    np.testing.assert_array_equal(read(fake_device, again), read(fake_device, chi))
+    with pytest.raises(TypeError):
+        engine.reconstruct(field, mask, **GEOMETRY, axes="LAS")
+    del chi, again
+
+
+def test_no_memory_for_a_map_from_the_host(fake_device):
+    fake_device.capacity = 100
+    with pytest.raises(MemoryLimitError):
+        on_device(np.zeros(SHAPE, np.float32), fake_device)
+
+
 def test_a_map_that_nobody_takes_is_freed(fake_device, make_gpu, card, mask, values):
     engine = engine_on(make_gpu(fake_device, card, twice))
     engine.reconstruct(values, mask, **GEOMETRY).__dlpack__()
@@ -278,12 +326,20 @@ def test_a_mask_of_another_type(fake_device, make_gpu, card, values, arrays):
         engine_on(make_gpu(fake_device, card, twice)).reconstruct(values, mask, **GEOMETRY)
 
 
-def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values):
-    card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, None, None))
+def test_a_geometry_outside_the_training(fake_device, make_gpu, card, mask, values, arrays):
+    card = replace(card, geometry=GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 2.0))
     engine = engine_on(make_gpu(fake_device, card, twice))
-    with pytest.raises(GeometryError):
-        engine.reconstruct(values, mask, **GEOMETRY)
+    maps = []
+    for field in (values, arrays(CupyLike, fake_device, values)):
+        with pytest.warns(UserWarning, match=r"turned by 13\.0 degrees and resampled to 1 mm"):
+            chi = engine.reconstruct(field, mask, **GEOMETRY)
+        maps.append(read(fake_device, chi))
+        del chi
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert not maps[0][~mask].any()
+    assert np.corrcoef(maps[0][mask], values[mask])[0, 1] > 0.5
     chi = engine.reconstruct(values, mask, **GEOMETRY, wants=Wants(allow_geometry=True))
+    np.testing.assert_array_equal(read(fake_device, chi)[mask], 2 * values[mask])
     del chi
 
 

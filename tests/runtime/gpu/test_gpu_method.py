@@ -95,12 +95,13 @@ class TestArrays:
     def model(self, on_fake_gpu):
         return open_model(method="tv", iterations=3, device="cuda:0")
 
-    def test_the_map_is_that_of_the_host(self, model, fake_device, field):
+    @pytest.mark.parametrize("axes", [None, "RAS", "LPS", "AIL"])
+    def test_the_map_is_that_of_the_host(self, model, fake_device, field, axes):
         mask = field != 0
         there = [CupyLike(fake_device, np.where(mask, field, np.float32(np.nan)))]
         there += [CupyLike(fake_device, mask)]
-        chi = model.reconstruct(*there, **self.GRID)
-        expected = model.reconstruct(field, mask, **self.GRID)
+        chi = model.reconstruct(*there, **self.GRID, axes=axes)
+        expected = model.reconstruct(field, mask, **self.GRID, axes=axes)
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_array_equal(read(fake_device, chi), expected)
         del chi

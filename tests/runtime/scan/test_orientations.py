@@ -45,6 +45,19 @@ def test_the_same_direction_twice_is_refused(files, write_volume):
         load_scan(ScanFiles((files.paths[0], twin)), Reading())
 
 
+def test_every_header_must_tell(files, tmp_path):
+    path, image = tmp_path / "second.nii", nib.Nifti1Image(files.field, turned(20))
+    nib.save(image, path)
+    both = ScanFiles((files.paths[0], path))
+    assert any("second.nii: the header says aligned" in n for n in load_scan(both, Reading()).notes)
+    image.set_sform(turned(20), "mni")
+    nib.save(image, path)
+    with pytest.raises(GeometryError, match=r"second.nii: .*template space.* for each field"):
+        load_scan(both, Reading())
+    stated = Reading(flags=Params(b0_direction=(0, 0, 1)), more_b0_directions=((0, 0.6, 0.8),))
+    np.testing.assert_allclose(load_scan(both, stated).b0_directions[1], (0, 0.6, 0.8))
+
+
 def test_too_few_directions_are_refused(files):
     with pytest.raises(UsageError, match="3 fields but 2 --b0-direction"):
         load_scan(ScanFiles(files.paths), Reading(more_b0_directions=((0.0, 0.6, 0.8),)))
