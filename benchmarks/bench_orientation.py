@@ -34,7 +34,7 @@ from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import hfen, nrmse, xsim
-from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
+from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.preparation import prepare
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
@@ -48,7 +48,12 @@ NOISE_PPM = 0.0025
 TILTS = ((0,), (2,), (5,), (20,), (35,), (45,), (20, 15))  # about the first axis, the second
 VOXELS_MM = ((0.8, 0.8, 2.0), (0.5, 0.5, 2.0), (0.6, 0.6, 0.6), (1.5, 1.5, 1.5))
 LEFT_OVER_PPM = (0.0, 0.002, 0.005)
-STEPS = {"closed .3": Correction(0.3), "closed .1": Correction(0.1), "closed .03": Correction(0.03)}
+STEPS = {
+    "closed .3": Correction(0.3),
+    "closed .1": Correction(0.1),
+    "closed .03": Correction(0.03),
+    "10 iterations, .05": Correction(0.05, 10),
+}
 SLAB = slice(15, 33)  # of slices
 REPEATS = 5
 PROGRAM = Path(sys.executable).parent / "qsm-run"
@@ -154,7 +159,7 @@ def rows_of(case: Case, ir2qsm: Reconstructor, unet: AsAxial, *, steps: bool) ->
     yield say(case.row("ir2qsm", map_of(ir2qsm, scan)))
     if not steps:
         return
-    for name, step in {**STEPS, "auto": AUTO}.items():
+    for name, step in STEPS.items():
         yield say(case.row(f"tkd-unet as axial, {name}", unet.map(scan, step)))
         yield say(case.row(f"ir2qsm, {name}", map_of(ir2qsm, scan, step)))
 
@@ -163,7 +168,7 @@ def there_and_back(case: Case) -> Iterator[Row]:
     """Yield what turning alone costs a map and its field, deeper than three voxels."""
     box = (slice(48, 112), slice(50, 114), slice(50, 106))
     scan = case.scan.cut(box)
-    (edge,) = {round(float(v), 4) for v in scan.geometry.voxel_size_mm}
+    edge = math.prod(scan.geometry.voxel_size_mm) ** (1 / 3)
     grid = grid_along(scan.geometry, scan.mask, (0, 0, 1), (edge, edge, edge))
     chi = case.chi_ppm[box]
     clean = local_field(chi, scan.mask, scan.geometry, noise_ppm=0, rng=np.random.default_rng(0))

@@ -5,7 +5,7 @@ Every command, the server and the Python interface call these; none wires the se
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,9 @@ class Reconstructor:
 
     def planned(self, prepared: Prepared, wants: Wants) -> Planned:
         """Return what will be done with a scan that is prepared."""
-        limit = wants.memory_limit
+        limit, step = wants.memory_limit, wants.correction
+        if prepared.facts and step is not None and step.brought_back is not None:
+            wants = replace(wants, correction=step.brought_back)
         limit_bytes = self.inversion.limit_bytes() if limit is None else limit
         task = self.inversion.task(prepared.scan, prepared.measured, wants, limit_bytes)
         return Planned(prepared, task, wants, limit_bytes)

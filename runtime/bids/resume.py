@@ -28,7 +28,8 @@ def wanted_facts(
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
         "units": units,
-        "data consistency": correction and (correction.lam, correction.iterations),
+        "data consistency": correction
+        and (correction.name or (correction.lam, correction.iterations)),
     }
 
 
@@ -78,7 +79,9 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
         "units": sidecar.get("units"),
-        "data consistency": (step.get("lambda"), step.get("iterations")) if step else None,
+        "data consistency": (
+            step.get("asked_for") or (step.get("lambda"), step.get("iterations")) if step else None
+        ),
     }
 
 

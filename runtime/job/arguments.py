@@ -212,7 +212,8 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         type=consistency_weight,
         metavar="auto|LAMBDA",
         help="move the map towards the field, less where LAMBDA is large; auto: 0.05 in 10 "
-        "iterations; default not at all",
+        "iterations, or 0.3 in closed form where the field was turned or resampled for the "
+        "network; default not at all",
     )
     group.add_argument(
         "--dc-iterations",

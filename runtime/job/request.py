@@ -365,7 +365,7 @@ def wants_from(
     if data_consistency is not None:
         from qsm_deploy.runtime.reconstruction.correction import AUTO, Correction
     if data_consistency == "auto":
-        correction = AUTO if dc_iterations is None else replace(AUTO, iterations=dc_iterations)
+        correction = AUTO if dc_iterations is None else Correction(AUTO.lam, dc_iterations)
     elif data_consistency is not None:
         correction = Correction(data_consistency, dc_iterations)
     elif dc_iterations is not None:

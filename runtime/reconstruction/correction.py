@@ -18,10 +18,24 @@ LEAST_SQUARES = 38  # bytes per voxel of the mask's padded box
 
 @dataclass(frozen=True)
 class Correction:
-    """The weight of the map against the field, and the steps; ``None`` is the closed form."""
+    """The weight of the map against the field, and the steps.
+
+    Attributes
+    ----------
+    lam
+        The weight, positive.
+    iterations
+        Of conjugate gradients; ``None`` is the closed form.
+    brought_back
+        What takes its place for a map that comes back from another grid.
+    name
+        By which it was asked for, if not by its numbers.
+    """
 
     lam: float
     iterations: int | None = None
+    brought_back: "Correction | None" = None
+    name: str | None = None
 
     def require(self, scan: Scan) -> None:
         """Check that a scan has what the step needs.
@@ -77,10 +91,12 @@ class Correction:
         return {
             "lambda": self.lam,
             "iterations": self.iterations,
+            **({"asked_for": self.name} if self.name else {}),
             "field_residual_before": residual_before,
             "field_residual_after": residual_after,
         } | how
 
 
-# the least error of those that cost no network a point, whatever background removal left behind
-AUTO = Correction(0.05, 10)
+# the least error of those that cost no network a point, whatever background removal left behind;
+# of a map that interpolation smoothed, what cost none anything
+AUTO = Correction(0.05, 10, Correction(0.3, name="auto"), "auto")
