@@ -98,6 +98,10 @@ def run_scan(
     with stages("load"):
         planned = reconstructor.plan(measured, request.wants)
     measured = planned.prepared.measured
+    if request.outputs.slices is not None:
+        from qsm_deploy.runtime.job.planes import voxel_at
+
+        voxel_at(request.outputs.slices, measured)  # or it is refused, before anything is computed
     for note in planned.notes:
         log.warn(note)
     log.tell(f"{reconstructor.inversion.name}: {reconstructor.why_backend}")
@@ -178,8 +182,9 @@ def _draw(
         return {}
     from qsm_deploy.runtime.job.figure import png_of, scan_figure
 
+    look = {"unit": outputs.units, "slices": outputs.slices, "window": outputs.window}
     with stages("figure"):
-        return {outputs.figure: png_of(scan_figure(scan, chi, run["title"]))}
+        return {outputs.figure: png_of(scan_figure(scan, chi, run["title"], **look))}
 
 
 def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) -> Finished:
