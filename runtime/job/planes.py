@@ -113,8 +113,16 @@ class Planes:
 
 
 def centre_of(mask: Mask) -> Corner:
-    """Return the voxel nearest to the centre of a mask that is not empty."""
-    x, y, z = (round(float(c)) for c in center_of_mass(mask))
+    """Return the voxel nearest to the centre of a mask.
+
+    Raises
+    ------
+    DataError
+        If it is empty.
+    """
+    box = bounding_box(mask)
+    middle = center_of_mass(mask[box])
+    x, y, z = (side.start + round(float(c)) for side, c in zip(box, middle, strict=True))
     return x, y, z
 
 

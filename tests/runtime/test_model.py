@@ -111,6 +111,10 @@ def test_files_in_files_out(path, field, mask, write_volume, tmp_path):
     with pytest.raises(qsm.UsageError, match="exists; pass --force"):
         qsm.run(volume, mask=inside, model=path, output=output)
     assert len(made.figure().axes) > 3
+    with pytest.raises(qsm.UsageError, match="lies outside the mask"):
+        made.figure(slices=(900, 0, 0))
+    with pytest.raises(qsm.UsageError, match="expected LOW HIGH"):
+        made.figure(window=(0.1, 0))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
