@@ -237,7 +237,7 @@ def _compare(
                 "by": by,
                 "where": f"{case.where}, {by}",
             }
-            row = about | compare(maps[n], known)
+            row: dict[str, Any] = about | compare(maps[n], known)
             if "worst_voxel" in row:
                 row["worst_voxel"] = list(case.stored_voxel(row["worst_voxel"]))
             yield Compared(case, row, maps[n], expected[n])

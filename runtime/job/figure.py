@@ -256,10 +256,11 @@ def _draw_row(
         image = panel.imshow(shown, row.colours, vmin=low, vmax=high, origin="lower", aspect="auto")
         panel.set_axis_off()
         for letters, (edge, ha, va) in zip(planes.ends(plane), EDGES, strict=True):
+            x, y = (LETTER_POINTS * (2 * at - 1) for at in edge)
             panel.annotate(
                 letters,
                 edge,
-                [LETTER_POINTS * (2 * at - 1) for at in edge],
+                (x, y),
                 "axes fraction",
                 "offset points",
                 color=FOREGROUND,

@@ -182,9 +182,16 @@ def _draw(
         return {}
     from qsm_deploy.runtime.job.figure import png_of, scan_figure
 
-    look = {"unit": outputs.units, "slices": outputs.slices, "window": outputs.window}
     with stages("figure"):
-        return {outputs.figure: png_of(scan_figure(scan, chi, run["title"], **look))}
+        picture = scan_figure(
+            scan,
+            chi,
+            run["title"],
+            unit=outputs.units,
+            slices=outputs.slices,
+            window=outputs.window,
+        )
+        return {outputs.figure: png_of(picture)}
 
 
 def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) -> Finished:
