@@ -21,13 +21,12 @@ import numpy as np
 from bench_accuracy import LAMBDAS, NOISE_PPM, PAD_VOXELS, THRESHOLDS, Case, cases, oracle
 from bench_in_vivo import load_patient, scores
 from common import Row, parser, say, write
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.ndimage import center_of_mass
 
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.job import figure
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
@@ -38,7 +37,6 @@ from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
 
 THRESHOLD, LAMBDA = 0.15, 0.005  # where there is no truth
-CHI_WINDOW_PPM = (-0.1, 0.2)
 
 
 def slope(y: Volume, x: Volume, mask: NDArray[np.bool_]) -> float:
@@ -164,28 +162,10 @@ def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any
     return rows, maps, scan
 
 
-def draw(path: Path, maps: dict[str, Volume], mask: NDArray[np.bool_], voxel: Any) -> None:
-    """Draw every map in the axial and the sagittal plane through the centre of the mask."""
-    x, _, z = (round(c) for c in center_of_mass(mask))
-    figure = Figure(figsize=(2.6 * len(maps), 6.2), dpi=110, facecolor="black")
-    axes = figure.subplots(2, len(maps))
-    for column, (name, chi) in enumerate(maps.items()):
-        planes = ((chi[:, :, z], voxel[1] / voxel[0]), (chi[x], voxel[2] / voxel[1]))
-        for axis, (plane, aspect) in zip(axes[:, column], planes, strict=True):
-            axis.imshow(
-                plane.T,
-                cmap="gray",
-                vmin=CHI_WINDOW_PPM[0],
-                vmax=CHI_WINDOW_PPM[1],
-                origin="lower",
-                aspect=aspect,
-            )
-            axis.set_axis_off()
-        axes[0, column].set_title(name, color="white", fontsize=10)
-    low, high = CHI_WINDOW_PPM
-    figure.text(0.5, 0.02, f"{low} to {high} ppm", color="white", ha="center", fontsize=9)
-    figure.subplots_adjust(0.005, 0.05, 0.995, 0.94, 0.02, 0.02)
-    figure.savefig(path, facecolor="black")
+def draw(path: Path, maps: dict[str, Volume], grid: Scan | Case) -> None:
+    """Draw three planes of every map, without letters: no header here tells where its axes run."""
+    rows = [figure.Row(name, chi, figure.CHI_WINDOW_PPM) for name, chi in maps.items()]
+    path.write_bytes(figure.png_of(figure.rows_figure(rows, grid.mask, grid.geometry, None)))
 
 
 def main() -> None:
@@ -199,7 +179,7 @@ def main() -> None:
     rows, maps, case = (cosmos if args.data == "cosmos" else in_vivo)(args)
     write(args.output, rows)
     if args.figure:
-        draw(args.figure, maps, case.mask, case.geometry.voxel_size_mm)
+        draw(args.figure, maps, case)
 
 
 if __name__ == "__main__":

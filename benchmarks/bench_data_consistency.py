@@ -256,7 +256,7 @@ def main() -> None:
         exact_patches=exact,
         in_vivo=seen,
     )
-    draw(args.figure, maps, scan.mask, scan.geometry.voxel_size_mm)
+    draw(args.figure, maps, scan)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,21 @@ of another published network, which serves to find the lesions and is no truth.
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from common import parser, say, write
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.job.figure import Row, png_of, rows_figure
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker, open_reconstructor
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
+
+WINDOW_PPM = (-0.15, 0.15)
 
 
 def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:
@@ -60,24 +61,6 @@ def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[s
     }
 
 
-def picture(maps: dict[str, NDArray[np.float32]], scan: Scan) -> Figure:
-    """Return an axial and a sagittal plane of each map, as its voxels are stored."""
-    figure, axes = plt.subplots(2, len(maps), figsize=(3.2 * len(maps), 6.2), facecolor="black")
-    x, _, z = np.argwhere(scan.mask).mean(axis=0).astype(int)
-    sizes = scan.geometry.voxel_size_mm
-    box = np.argwhere(scan.mask).min(axis=0), np.argwhere(scan.mask).max(axis=0) + 1
-    cut = tuple(slice(low, high) for low, high in zip(*box, strict=True))
-    for (name, chi), (above, below) in zip(maps.items(), axes.T, strict=True):
-        planes = {above: (chi[cut[0], cut[1], z], sizes[1] / sizes[0])}
-        planes[below] = (chi[x, cut[1], cut[2]], sizes[2] / sizes[1])
-        for axis, (plane, aspect) in planes.items():
-            axis.imshow(plane.T, cmap="gray", vmin=-0.15, vmax=0.15, origin="lower", aspect=aspect)
-            axis.axis("off")
-        above.set_title(name, color="white")
-    figure.tight_layout()
-    return figure
-
-
 def main() -> None:
     """Evaluate, print and write."""
     p = parser(__doc__)
@@ -111,7 +94,9 @@ def main() -> None:
     write(args.output, rows)
     if args.figure is not None:
         shown = ("TKD 0.12", "total variation", "tkd-unet", "iLSQR")
-        picture({name: maps[name] for name in shown}, scan).savefig(args.figure, dpi=90)
+        lines = [Row(name, maps[name], WINDOW_PPM) for name in shown]
+        picture = rows_figure(lines, scan.mask, scan.geometry, None)  # its axes are not known
+        args.figure.write_bytes(png_of(picture))
 
 
 if __name__ == "__main__":

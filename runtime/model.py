@@ -57,22 +57,36 @@ class Result:
     report: dict[str, Any]
     scan: Scan
 
-    def figure(self) -> "Figure":
+    def figure(
+        self, slices: Sequence[float] | None = None, window: Sequence[float] | None = None
+    ) -> "Figure":
         """Return the picture of three planes that ``--figure`` writes.
+
+        Parameters
+        ----------
+        slices
+            Where the planes lie: R, A and S [mm], or the stored voxel where the axes are not known;
+            by default the centre of the mask.
+        window
+            Lowest and highest susceptibility shown, in the unit of ``out_units``.
 
         Raises
         ------
         MissingDependencyError
             If matplotlib is not installed.
         UsageError
-            If nothing was reconstructed.
+            If nothing was reconstructed, ``slices`` lie outside the mask's box, or ``window`` is
+            none.
         """
         from qsm_deploy.runtime.job.figure import scan_figure
 
         if self.chi_ppm is None:
             raise UsageError("a dry run has no map to draw")
         scan = self.scan.canonical()
-        return scan_figure(scan, scan.axes.turn(self.chi_ppm), self.report["title"])
+        chi_ppm, said = scan.axes.turn(self.chi_ppm), self.report
+        return scan_figure(
+            scan, chi_ppm, said["title"], unit=said["units"], slices=slices, window=window
+        )
 
 
 class _Warnings(TerminalLog):
@@ -296,11 +310,11 @@ def run(
     progress
         Called with the patches that are done and their number.
     **options
-        The flags of ``qsm-run``, by their names: mask, output, report, figure, out_units, force,
-        dry_run, truth, labels, params, units, echo_time, field_strength, b0_direction, voxel_size,
-        negate, patch, overlap, blend, data_consistency, dc_iterations, allow_geometry,
-        memory_limit, magnitude, noise_map; and ``method`` with what is said to it. Without
-        ``output`` no map is written. Notes are issued as warnings, and stand
+        The flags of ``qsm-run``, by their names: mask, output, report, figure, slices, window,
+        out_units, force, dry_run, truth, labels, params, units, echo_time, field_strength,
+        b0_direction, voxel_size, negate, patch, overlap, blend, data_consistency, dc_iterations,
+        allow_geometry, memory_limit, magnitude, noise_map; and ``method`` with what is
+        said to it. Without ``output`` no map is written. Notes are issued as warnings, and stand
         in the report.
 
     Raises

@@ -1,5 +1,6 @@
 """What an engine is run on: volumes at its smallest, typical and largest shape, and patches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +11,7 @@ from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.check.shapes import Shapes
 from qsm_deploy.export.measure.comparison import Row
 from qsm_deploy.export.measure.torch_memory import in_torch
-from qsm_deploy.kernels.bounding_box import Box, box_at, corner_around
+from qsm_deploy.kernels.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Shape, Volume, shape_text
 from qsm_deploy.runtime.card.card import ModelCard
@@ -39,20 +40,26 @@ class Case:
         Whole volume or patches.
     is_phantom
         Whether it is a drawn head.
-    complete
-        Whether it is all of a volume and not a box of it.
+    box_of
+        The scan that it is a box of, and the box's first voxel; ``None`` of a whole volume.
     """
 
     subject: str
     prepared: Prepared
     plan: PatchPlan
     is_phantom: bool
-    complete: bool
+    box_of: tuple[Scan, Corner] | None = None
 
     @property
     def measured(self) -> Scan:
         """The scan as the maps are compared."""
         return self.prepared.measured
+
+    def stored_voxel(self, voxel: Sequence[int]) -> Corner:
+        """Return a voxel of the maps as its file has it."""
+        scan, corner = self.box_of or (self.measured, (0, 0, 0))
+        x, y, z = (n + first for n, first in zip(voxel, corner, strict=True))
+        return scan.axes.inverse.voxel((x, y, z), scan.geometry.shape)
 
     @property
     def run(self) -> str:
@@ -112,7 +119,7 @@ class CasePlanner:
             scan = scan_from_phantom(self.card, head)
             scan = replace(scan, truth_ppm=head.chi_ppm, labels=head.labels)
             for plan in self._plans(scan, self.patch if shape == largest else "off"):
-                cases.append(Case(f"head {seed}", Prepared(scan, scan), plan, True, True))
+                cases.append(Case(f"head {seed}", Prepared(scan, scan), plan, True))
         return cases
 
     def field(self, subject: str, prepared: Prepared) -> list[Case]:
@@ -140,12 +147,14 @@ class CasePlanner:
         smaller = self.shapes.checked[: 1 if self.card.patchable != "no" else 2]
         for shape in dict.fromkeys(smaller):
             if all(n < m for n, m in zip(shape, scan.geometry.shape, strict=True)):
-                box = scan.cut(_box_around_strongest(scan, shape))
+                corner = _corner_around_strongest(scan, shape)
+                box = scan.cut(box_at(corner, shape))
                 name = f"{subject}, strongest field"
                 alone = Prepared(box, box)
-                cases += [Case(name, alone, p, False, False) for p in self._plans(box, "off")]
+                plans = self._plans(box, "off")
+                cases += [Case(name, alone, plan, False, (scan, corner)) for plan in plans]
         plans = self._plans(scan, self.patch)
-        return cases + [Case(subject, prepared, plan, False, True) for plan in plans]
+        return cases + [Case(subject, prepared, plan, False) for plan in plans]
 
     def _plans(self, scan: Scan, patch: PatchChoice) -> list[PatchPlan]:
         """Return the runs of one volume that the engine serves and the memory allows."""
@@ -186,7 +195,7 @@ class CasePlanner:
         return Geometry(shape, voxel_size, limits.b0_direction or (0.0, 0.0, 1.0))
 
 
-def _box_around_strongest(scan: Scan, shape: Shape) -> Box:
+def _corner_around_strongest(scan: Scan, shape: Shape) -> Corner:
     strength = np.where(scan.mask, np.abs(scan.measured[0]), -1)
     x, y, z = (int(n) for n in np.unravel_index(int(strength.argmax()), strength.shape))
-    return box_at(corner_around((x, y, z), shape, scan.geometry.shape), shape)
+    return corner_around((x, y, z), shape, scan.geometry.shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsm_deploy.export.check.cases import Compared
-from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, rows_png
+from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, png_of, rows_figure
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
@@ -27,15 +27,26 @@ STEPS = (1.0, 2.0, 5.0, 10.0)
 def planes_png(one: Compared) -> bytes:
     """Draw reference, engine and difference in three planes through the largest difference."""
     scan = one.case.measured
-    difference = (one.engine_ppm - one.reference_ppm) * np.float32(PPB_PER_PPM)
-    limit = round_up(float(np.percentile(np.abs(difference[scan.mask]), SHOWN_PERCENT)))
+    difference = one.engine_ppm - one.reference_ppm
+    shown = float(np.percentile(np.abs(difference[scan.mask]), SHOWN_PERCENT))
+    limit = round_up(shown * PPB_PER_PPM)
     rows = [
         Row("reference χ", one.reference_ppm, CHI_WINDOW_PPM),
         Row("engine χ", one.engine_ppm, CHI_WINDOW_PPM),
-        Row("difference", difference, (-limit, limit), "ppb", "RdBu_r"),
+        Row("difference", difference, (-limit, limit), "ppb", PPB_PER_PPM, "RdBu_r"),
     ]
     x, y, z = one.row["worst_voxel"]
-    return rows_png(rows, scan.mask, scan.geometry, title=one.row["where"], through=(x, y, z))
+    figure = rows_figure(
+        rows,
+        scan.mask,
+        scan.geometry,
+        scan.affine,
+        title=one.row["where"],
+        about=f"stored {scan.stored_letters}, planes through its voxel ({x}, {y}, {z})",
+        at=scan.axes.voxel((x, y, z), scan.axes.inverse.sizes(scan.geometry.shape)),
+        axes=scan.axes,
+    )
+    return png_of(figure)
 
 
 def charts_png(comparisons: Sequence[Compared]) -> bytes:

@@ -237,7 +237,10 @@ def _compare(
                 "by": by,
                 "where": f"{case.where}, {by}",
             }
-            yield Compared(case, about | compare(maps[n], known), maps[n], expected[n])
+            row: dict[str, Any] = about | compare(maps[n], known)
+            if "worst_voxel" in row:
+                row["worst_voxel"] = list(case.stored_voxel(row["worst_voxel"]))
+            yield Compared(case, row, maps[n], expected[n])
 
 
 def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -> list[Volume]:

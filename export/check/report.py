@@ -198,7 +198,7 @@ def _groups(compared: Sequence[Compared]) -> list[list[Compared]]:
     """
     found: dict[bool, list[Compared]] = {}
     for one in compared:
-        if not one.case.complete or "max_ppb" not in one.row:
+        if one.case.box_of or "max_ppb" not in one.row:
             continue
         group = found.setdefault(one.case.is_phantom, [])
         if group and _rank(one) > _rank(group[0]):

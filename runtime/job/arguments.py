@@ -23,9 +23,12 @@ WANTED = (
     *("allow_geometry", "memory_limit"),
 )
 METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
-WRITTEN = ("report", "figure", "out_units", "force", "dry_run")
+WRITTEN = ("report", "figure", "slices", "window", "out_units", "force", "dry_run")
 # what a dataset's own files say of every recording, or what is made for one recording only
-FOR_ONE = (*FILES, "echo_time", "voxel_size", "b0_direction", "figure", "report")
+FOR_ONE = (
+    *(*FILES, "echo_time", "voxel_size", "b0_direction"),
+    *("figure", "slices", "window", "report"),
+)
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
     *("out_units", "force", "resume", "dry_run"),
@@ -274,7 +277,23 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
 def _add_outputs(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm", help="of the map")
     group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
-    group.add_argument("--figure", type=Path, help="PNG of three planes")
+    group.add_argument("--figure", type=Path, help="PNG of three planes, R on the left")
+    group.add_argument(
+        "--slices",
+        type=float,
+        nargs=3,
+        metavar=("R", "A", "S"),
+        help="where the planes of --figure lie, in mm as its titles tell (L, P, I negative); "
+        "default the centre of the mask",
+    )
+    group.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="susceptibility that is black and white in --figure, in --out-units; "
+        "default -0.1 0.2 ppm",
+    )
     group.add_argument("--truth", type=Path, help="true susceptibility [ppm], for metrics")
     group.add_argument("--labels", type=Path, help="regions of the truth, for regional metrics")
     group.add_argument("--force", action="store_true", help="overwrite existing outputs")

@@ -1,26 +1,25 @@
-"""A three-plane picture of one reconstruction: field, susceptibility, and the error if known."""
+"""Pictures of reconstructions: a row for each volume, three planes of it, and a colour bar."""
 
 import importlib.util
 import io
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import center_of_mass
 
-from qsm_deploy.kernels.bounding_box import bounding_box
-from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.bounding_box import Corner
+from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError, UsageError
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, shape_text, vector_text
+from qsm_deploy.runtime.job.planes import PLANES, Planes, centre_of, voxel_at
+from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes
+from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colorbar import Colorbar
+    from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
-
-Volume = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 FIELD_WINDOW_PPM = (-0.05, 0.05)
 CHI_WINDOW_PPM = (-0.1, 0.2)
@@ -28,68 +27,129 @@ PHASE_WINDOW_RAD = (-math.pi, math.pi)
 ERROR_WINDOW_PPM = (-0.05, 0.05)
 
 DPI = 150
-BAR_HEIGHT = 0.7  # of its row
-PANELS_INCH, BAR_INCH, GAP_INCH = 8.0, 0.12, 0.1  # widths: three panels, a colour bar, a gap
-LEFT_INCH, RIGHT_INCH, TOP_INCH, BOTTOM_INCH = 0.45, 0.75, 0.95, 0.2
-MARGIN_VOXELS = 2
+PANELS_INCH = 8.0  # the widths of three, or the greatest height
+THINNEST_INCH = 2 / DPI
+COLUMN_INCH, ROW_INCH = 1.5, 1.3  # at least, for what is written there
+BAR_INCH, BAR_HEIGHT = 0.12, 0.7  # its height is relative to the row's
+GAP_INCH = 0.45  # between panels, for their letters
+LEFT_INCH, RIGHT_INCH, TOP_INCH, BOTTOM_INCH = 0.65, 0.65, 1.15, 0.3
+NAME_INCH = 0.2  # of a row, from the left
+TITLE_INCH, SUBTITLE_INCH, PLANES_INCH = 0.3, 0.52, 0.84  # from the top
+LETTER_POINTS = 4  # from its edge
+# of a panel: where it is, relative to the panel, and how a letter beside it is aligned
+EDGES = (
+    ((0, 0.5), "right", "center"),
+    ((1, 0.5), "left", "center"),
+    ((0.5, 0), "center", "top"),
+    ((0.5, 1), "center", "bottom"),
+)
 
 BACKGROUND, FOREGROUND, MUTED = "#0b0d10", "#e8eaed", "#8a9099"
 
 
-class Plane(NamedTuple):
-    """One of the three cuts: its name and the axes across (right), up, and through it."""
-
-    name: str
-    across: int
-    up: int
-    through: int
-
-
 class Row(NamedTuple):
-    """One line of the picture: a volume, the window it is shown in, and their unit."""
+    """One line of a picture: a volume, its factor to the unit shown, and the window in that."""
 
     name: str
     volume: Volume
     window: tuple[float, float]
     unit: str = "ppm"
+    factor: float = 1.0
     colours: str = "gray"
 
 
-# With RAS-like voxel axes anterior is up in the first, superior in the others.
-PLANES = (Plane("axial", 0, 1, 2), Plane("coronal", 0, 2, 1), Plane("sagittal", 1, 2, 0))
-
-
-def figure_png(
-    measured: Volume,
+def scan_figure(
+    scan: Scan,
     chi_ppm: Volume,
-    mask: Mask,
-    geometry: Geometry,
-    *,
-    truth_ppm: Volume | None = None,
     title: str = "",
-    is_phase: bool = False,
-) -> bytes:
-    """Draw three planes through the centre of the mask, grey, in fixed windows.
+    *,
+    about: str = "",
+    unit: str = "ppm",
+    slices: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
+) -> "Figure":
+    """Return the picture of a reconstruction: field, map, and with a truth that and the error.
 
     Parameters
     ----------
-    measured, chi_ppm
-        (x, y, z) local field, or wrapped phase [rad], and susceptibility [ppm]; a row each.
+    scan
+        The acquisition.
+    chi_ppm
+        (x, y, z) susceptibility [ppm] on its grid.
+    title, about
+        What is written above the picture, and at the end of the line under it.
+    unit
+        ``ppm`` or ``ppb``, that susceptibility is shown in.
+    slices
+        Where the planes lie: R, A and S [mm], or the stored voxel where the axes are not known; by
+        default the centre of the mask.
+    window
+        Of susceptibility, in its unit; by default -0.1 to 0.2 ppm.
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    GeometryError
+        If a shape differs from the scan's.
+    UsageError
+        If ``slices`` lie outside the mask's box, or ``window`` is none.
+    DataError
+        If the mask is empty.
+    """
+    require_look(slices, window)
+    factor = PPB_PER_PPM if unit == "ppb" else 1.0
+    low, high = window or (factor * CHI_WINDOW_PPM[0], factor * CHI_WINDOW_PPM[1])
+
+    def of_chi(name: str, volume: Volume) -> Row:
+        return Row(name, volume, (low, high), unit, factor)
+
+    rows = [
+        Row("phase", scan.measured[0], PHASE_WINDOW_RAD, "rad")
+        if scan.quantity == "phase_rad"
+        else Row("local field", scan.measured[0], FIELD_WINDOW_PPM),
+        of_chi("susceptibility χ", chi_ppm),
+    ]
+    if scan.truth_ppm is not None:
+        error = (factor * ERROR_WINDOW_PPM[0], factor * ERROR_WINDOW_PPM[1])
+        rows.append(of_chi("true χ", scan.truth_ppm))
+        rows.append(Row("error of χ", chi_ppm - scan.truth_ppm, error, unit, factor))
+    at = None if slices is None else voxel_at(slices, scan)
+    return rows_figure(
+        rows, scan.mask, scan.geometry, scan.affine, title=title, about=about, at=at, axes=scan.axes
+    )
+
+
+def rows_figure(
+    rows: list[Row],
+    mask: Mask,
+    geometry: Geometry,
+    affine: Affine | None,
+    *,
+    title: str = "",
+    about: str = "",
+    at: Corner | None = None,
+    axes: Axes = STORED,
+) -> "Figure":
+    """Draw three planes of some volumes on one grid.
+
+    Parameters
+    ----------
+    rows
+        An (x, y, z) volume each.
     mask
-        (x, y, z) bool, True inside; the picture is cut to it and dark outside.
+        (x, y, z) bool, True inside; the picture shows its whole box and is dark outside.
     geometry
         The grid; its voxel size sets the aspect ratio.
-    truth_ppm
-        (x, y, z) true susceptibility [ppm]; adds a row for it and one for the error.
-    title
-        Written above the picture.
-    is_phase
-        Whether ``measured`` is a wrapped phase.
-
-    Returns
-    -------
-    bytes
-        A PNG file. Voxel axes point right and up and are named, whatever their anatomy.
+    affine
+        (4, 4) from voxels to RAS [mm]; ``None`` where nobody says where axes run to.
+    title, about
+        Written above the picture, and at the end of the line under it.
+    at
+        A voxel that the planes cut; by default the centre of the mask.
+    axes
+        How those of the grid are made of the stored ones, by which they are named without an
+        affine.
 
     Raises
     ------
@@ -100,65 +160,28 @@ def figure_png(
     DataError
         If the mask is empty.
     """
-    rows = scan_rows(measured, chi_ppm, mask, geometry, truth_ppm=truth_ppm, is_phase=is_phase)
-    return png_of(rows_figure(rows, mask, geometry, title=title))
-
-
-def scan_figure(scan: Scan, chi_ppm: Volume, title: str = "") -> "Figure":
-    """Return the picture of a reconstruction; see :func:`figure_png`."""
-    rows = scan_rows(
-        scan.measured[0],
-        chi_ppm,
-        scan.mask,
-        scan.geometry,
-        truth_ppm=scan.truth_ppm,
-        is_phase=scan.quantity == "phase_rad",
-    )
-    return rows_figure(rows, scan.mask, scan.geometry, title=title)
-
-
-def scan_rows(
-    measured: Volume,
-    chi_ppm: Volume,
-    mask: Mask,
-    geometry: Geometry,
-    *,
-    truth_ppm: Volume | None = None,
-    is_phase: bool = False,
-) -> list[Row]:
-    """Return the lines of :func:`figure_png`."""
     require_matplotlib()
-    volumes = {"field": measured, "susceptibility": chi_ppm, "mask": mask}
-    if truth_ppm is not None:
-        volumes["truth"] = truth_ppm
-    for name, volume in volumes.items():
+    from matplotlib.figure import Figure
+
+    for name, volume in (("mask", mask), *((row.name, row.volume) for row in rows)):
         if volume.shape != geometry.shape:
             raise GeometryError(
                 f"the {name} has shape {volume.shape}, its geometry says {geometry.shape}"
             )
-
-    rows = [
-        Row("phase", measured, PHASE_WINDOW_RAD, "rad")
-        if is_phase
-        else Row("local field", measured, FIELD_WINDOW_PPM),
-        Row("susceptibility χ", chi_ppm, CHI_WINDOW_PPM),
-    ]
-    if truth_ppm is not None:
-        rows.append(Row("true χ", truth_ppm, CHI_WINDOW_PPM))
-        rows.append(Row("error of χ", chi_ppm - truth_ppm, ERROR_WINDOW_PPM))
-    return rows
-
-
-def rows_png(
-    rows: list[Row],
-    mask: Mask,
-    geometry: Geometry,
-    *,
-    title: str = "",
-    through: tuple[int, int, int] | None = None,
-) -> bytes:
-    """Draw three planes of some volumes on one grid; see :func:`rows_figure`."""
-    return png_of(rows_figure(rows, mask, geometry, title=title, through=through))
+    figure = Figure(dpi=DPI, facecolor=BACKGROUND)
+    planes = Planes(mask, affine, at or centre_of(mask), axes)
+    panels = _panels(figure, planes.sides_mm(geometry.voxel_size_mm), len(rows))
+    for row, (*row_panels, bar) in zip(rows, panels, strict=True):
+        _draw_row(figure, planes, row, row_panels, bar)
+    for plane, panel in zip(PLANES, panels[0], strict=False):
+        _write(figure, _middle(panel)[0], PLANES_INCH, planes.title(plane), ha="center")
+    grid = f"{shape_text(geometry.shape)}, voxel {vector_text(geometry.voxel_size_mm)} mm"
+    tilt = f"B0 {geometry.b0_angle_deg((0, 0, 1)):.3g} deg off the third axis"
+    subtitle = ", ".join(text for text in (grid, tilt, about) if text)
+    left = LEFT_INCH / figure.get_figwidth()
+    _write(figure, left, TITLE_INCH, title, fontsize=13, fontweight="bold")
+    _write(figure, left, SUBTITLE_INCH, subtitle, fontsize=8, color=MUTED)
+    return figure
 
 
 def png_of(figure: "Figure") -> bytes:
@@ -166,38 +189,6 @@ def png_of(figure: "Figure") -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     return png.getvalue()
-
-
-def rows_figure(
-    rows: list[Row],
-    mask: Mask,
-    geometry: Geometry,
-    *,
-    title: str = "",
-    through: tuple[int, int, int] | None = None,
-) -> "Figure":
-    """Draw three planes of some volumes on one grid, as :func:`figure_png` does.
-
-    Parameters
-    ----------
-    rows
-        A volume each.
-    mask
-        (x, y, z) bool, True inside, not empty.
-    geometry
-        The grid.
-    title
-        Written above the picture.
-    through
-        A voxel of the mask that the planes cut; by default the centre of the mask.
-    """
-    from matplotlib.figure import Figure
-
-    at = "the centre of the mask" if through is None else "voxel ({}, {}, {})".format(*through)
-    figure = Figure(dpi=DPI, facecolor=BACKGROUND)
-    _draw_rows(figure, rows, mask, geometry, through)
-    _draw_title(figure, title, f"{geometry}; planes through {at}")
-    return figure
 
 
 def require_matplotlib() -> None:
@@ -212,101 +203,88 @@ def require_matplotlib() -> None:
         raise MissingDependencyError("matplotlib", "figure", "--figure")
 
 
-def _draw_rows(
-    figure: "Figure",
-    rows: list[Row],
-    mask: Mask,
-    geometry: Geometry,
-    through: tuple[int, int, int] | None,
-) -> None:
-    """Draw a panel per row and plane and a colour bar per row."""
-    box = bounding_box(mask, margin=MARGIN_VOXELS)
-    centre = through or tuple(round(float(c)) for c in center_of_mass(mask))
-    sides_mm = [
-        (side.stop - side.start) * voxel
-        for side, voxel in zip(box, geometry.voxel_size_mm, strict=True)
-    ]
-    panels = _panels(figure, sides_mm, len(rows))
-    for row, (*row_panels, bar) in zip(rows, panels, strict=True):
-        inside = np.where(mask[box], row.volume[box], np.float32(np.nan))
-        low, high = row.window
-        for plane, axes in zip(PLANES, row_panels, strict=True):
-            index = centre[plane.through] - box[plane.through].start
-            image = axes.imshow(
-                inside.take(index, axis=plane.through).T,
-                cmap=row.colours,
-                vmin=low,
-                vmax=high,
-                origin="lower",
-                extent=(0, sides_mm[plane.across], 0, sides_mm[plane.up]),
-            )
-        colorbar = figure.colorbar(image, cax=bar, ticks=[low, 0, high], format="{x:.3g}")
-        _draw_bar(bar, colorbar, row.unit)
-        cell = row_panels[0].get_position(original=True)
-        middle = (cell.y0 + cell.y1) / 2
-        figure.text(
-            cell.x0 / 2, middle, row.name, color=FOREGROUND, rotation=90, ha="center", va="center"
-        )
-    for plane, axes in zip(PLANES, panels[0][:3], strict=True):
-        _draw_plane_labels(figure, axes, plane, centre[plane.through])
+def require_look(slices: Sequence[float] | None, window: Sequence[float] | None) -> None:
+    """Refuse what says neither where planes lie nor what they show.
+
+    Raises
+    ------
+    UsageError
+        If they are not three finite numbers, and two of which the first is less.
+    """
+    if slices is not None and not (len(slices) == 3 and all(map(math.isfinite, slices))):
+        raise UsageError(f"--slices are {_words(slices)}, expected three finite numbers, R, A, S")
+    if window is not None and not (
+        len(window) == 2 and all(map(math.isfinite, window)) and window[0] < window[1]
+    ):
+        raise UsageError(f"--window is {_words(window)}, expected LOW HIGH, finite, LOW < HIGH")
 
 
-def _panels(figure: "Figure", sides_mm: list[float], n_rows: int) -> list[list["Axes"]]:
+def _words(numbers: Sequence[float]) -> str:
+    return " ".join(f"{n:g}" for n in numbers)
+
+
+def _panels(figure: "Figure", sides_mm: Vector, n_rows: int) -> list[list["Panel"]]:
     """Return three panels and a colour bar's axes per row; every panel has the same scale."""
-    widths_mm = [sides_mm[plane.across] for plane in PLANES]
-    height_mm = max(sides_mm[plane.up] for plane in PLANES)
-    inch_per_mm = PANELS_INCH / max(sum(widths_mm), height_mm)
-    columns = [width_mm * inch_per_mm for width_mm in widths_mm] + [BAR_INCH]
-    row = height_mm * inch_per_mm
-    width = LEFT_INCH + sum(columns) + (len(columns) - 1) * GAP_INCH + RIGHT_INCH
-    height = BOTTOM_INCH + n_rows * row + (n_rows - 1) * GAP_INCH + TOP_INCH
-    figure.set_size_inches(math.ceil(width * DPI) / DPI, math.ceil(height * DPI) / DPI)
-    grid = figure.add_gridspec(
-        n_rows,
-        len(columns),
-        width_ratios=columns,
-        left=LEFT_INCH / width,
-        right=1 - RIGHT_INCH / width,
-        bottom=BOTTOM_INCH / height,
-        top=1 - TOP_INCH / height,
-        wspace=GAP_INCH * len(columns) / sum(columns),  # relative to the mean column
-        hspace=GAP_INCH / row,
-    )
-    panels = [[figure.add_subplot(grid[i, j]) for j in range(len(columns))] for i in range(n_rows)]
-    for *row_panels, bar in panels:
-        for axes in row_panels:
-            axes.set_axis_off()
-        bar.set_box_aspect(BAR_HEIGHT * row / BAR_INCH)
-    return panels
+    sizes_mm = [(sides_mm[plane.across], sides_mm[plane.up]) for plane in PLANES]
+    widths_mm, heights_mm = zip(*sizes_mm, strict=True)
+    inch = PANELS_INCH / max(sum(widths_mm), *heights_mm)
+    sizes = [(max(w * inch, THINNEST_INCH), max(h * inch, THINNEST_INCH)) for w, h in sizes_mm]
+    row = max(*(h for _, h in sizes), ROW_INCH)
+    columns = [*(max(w, COLUMN_INCH) for w, _ in sizes), BAR_INCH]
+    sizes.append((BAR_INCH, BAR_HEIGHT * row))
+    width = LEFT_INCH + sum(columns) + len(PLANES) * GAP_INCH + RIGHT_INCH
+    height = TOP_INCH + n_rows * row + (n_rows - 1) * GAP_INCH + BOTTOM_INCH
+    width, height = (math.ceil(side * DPI) / DPI for side in (width, height))
+    figure.set_size_inches(width, height)
+
+    def panel(n: int, column: int) -> "Panel":
+        w, h = sizes[column]
+        x = LEFT_INCH + sum(columns[:column]) + column * GAP_INCH + (columns[column] - w) / 2
+        y = height - TOP_INCH - n * (row + GAP_INCH) - (row + h) / 2
+        return figure.add_axes((x / width, y / height, w / width, h / height))
+
+    return [[panel(n, column) for column in range(len(columns))] for n in range(n_rows)]
 
 
-def _draw_bar(axes: "Axes", bar: "Colorbar", unit: str) -> None:
-    """Style a colour bar, its unit on top."""
-    axes.tick_params(length=2, color=MUTED, labelcolor=MUTED, labelsize=8)
-    axes.set_title(unit, color=MUTED, fontsize=8, loc="left")
-    bar.outline.set_visible(False)
+def _draw_row(
+    figure: "Figure", planes: Planes, row: Row, panels: list["Panel"], bar: "Panel"
+) -> None:
+    """Draw three planes of a volume with the letters of their edges, a name and a colour bar."""
+    low, high = row.window
+    for plane, panel in zip(PLANES, panels, strict=True):
+        shown = planes.cut(row.volume, plane) * np.float32(row.factor)
+        image = panel.imshow(shown, row.colours, vmin=low, vmax=high, origin="lower", aspect="auto")
+        panel.set_axis_off()
+        for letters, (edge, ha, va) in zip(planes.ends(plane), EDGES, strict=True):
+            x, y = (LETTER_POINTS * (2 * at - 1) for at in edge)
+            panel.annotate(
+                letters,
+                edge,
+                (x, y),
+                "axes fraction",
+                "offset points",
+                color=FOREGROUND,
+                fontsize=9,
+                ha=ha,
+                va=va,
+            )
+    ticks = [low, 0, high] if low < 0 < high else [low, high]
+    colours = figure.colorbar(image, cax=bar, ticks=ticks, format="{x:.3g}")
+    colours.outline.set_visible(False)
+    bar.tick_params(length=2, color=MUTED, labelcolor=MUTED, labelsize=8)
+    bar.set_title(row.unit, color=MUTED, fontsize=8, loc="left")
+    below = (1 - _middle(bar)[1]) * figure.get_figheight()
+    name = NAME_INCH / figure.get_figwidth()
+    _write(figure, name, below, row.name, rotation=90, ha="center", va="center")
 
 
-def _draw_plane_labels(figure: "Figure", axes: "Axes", plane: Plane, index: int) -> None:
-    """Write the plane's name above its column, and its axes into the corner of the first panel."""
-    cell = axes.get_position(original=True)
-    across, up, through = ("xyz"[axis] for axis in (plane.across, plane.up, plane.through))
-    title = f"{plane.name}, {through} = {index}"
-    figure.text((cell.x0 + cell.x1) / 2, cell.y1, title, color=FOREGROUND, ha="center", va="bottom")
-    figure.text(cell.x0, cell.y0, f"{across} →\n{up} ↑", color=MUTED, fontsize=8)
+def _middle(panel: "Panel") -> tuple[float, float]:
+    """Return where a panel is in its figure."""
+    cell = panel.get_position()
+    return (cell.x0 + cell.x1) / 2, (cell.y0 + cell.y1) / 2
 
 
-def _draw_title(figure: "Figure", title: str, subtitle: str) -> None:
-    """Write two lines into the top left corner."""
-    width, height = figure.get_size_inches()
-    left = LEFT_INCH / width
-    figure.text(
-        left,
-        1 - 0.3 / height,
-        title,
-        color=FOREGROUND,
-        fontsize=13,
-        fontweight="bold",
-        parse_math=False,
-    )
-    figure.text(left, 1 - 0.52 / height, subtitle, color=MUTED, fontsize=8)
+def _write(figure: "Figure", x: float, below_inch: float, text: str, **style: Any) -> None:
+    """Write a text at a distance from the top."""
+    y = 1 - below_inch / figure.get_figheight()
+    figure.text(x, y, text, **{"color": FOREGROUND, "parse_math": False, **style})

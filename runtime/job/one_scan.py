@@ -98,6 +98,10 @@ def run_scan(
     with stages("load"):
         planned = reconstructor.plan(measured, request.wants)
     measured = planned.prepared.measured
+    if request.outputs.slices is not None:
+        from qsm_deploy.runtime.job.planes import voxel_at
+
+        voxel_at(request.outputs.slices, measured)  # or it is refused, before anything is computed
     for note in planned.notes:
         log.warn(note)
     log.tell(f"{reconstructor.inversion.name}: {reconstructor.why_backend}")
@@ -179,7 +183,15 @@ def _draw(
     from qsm_deploy.runtime.job.figure import png_of, scan_figure
 
     with stages("figure"):
-        return {outputs.figure: png_of(scan_figure(scan, chi, run["title"]))}
+        picture = scan_figure(
+            scan,
+            chi,
+            run["title"],
+            unit=outputs.units,
+            slices=outputs.slices,
+            window=outputs.window,
+        )
+        return {outputs.figure: png_of(picture)}
 
 
 def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) -> Finished:

@@ -40,6 +40,8 @@ class Outputs:
         Of the map.
     force
         Whether existing ones are overwritten.
+    slices, window
+        Where the planes of the figure lie, and the susceptibility that it shows, in ``units``.
     """
 
     chi: Path | None = None
@@ -47,6 +49,8 @@ class Outputs:
     figure: Path | None = None
     units: OutUnits = "ppm"
     force: bool = False
+    slices: Sequence[float] | None = None
+    window: Sequence[float] | None = None
 
     @property
     def sidecar(self) -> Path | None:
@@ -115,6 +119,8 @@ def make_request(
     output: PathLike | None = None,
     report: PathLike | None = None,
     figure: PathLike | None = None,
+    slices: Sequence[float] | None = None,
+    window: Sequence[float] | None = None,
     out_units: OutUnits = "ppm",
     force: bool = False,
     units: FieldUnit | None = None,
@@ -139,6 +145,9 @@ def make_request(
         Files that are read besides: a magnitude or one of each echo, a noise map in ppm.
     output, report, figure
         Files that are written; without ``output`` no map is.
+    slices, window
+        Where the planes of the figure lie, as its titles say it, and the lowest and the highest
+        susceptibility that it shows, in ``out_units``.
     out_units
         Of the map.
     force
@@ -185,15 +194,18 @@ def make_request(
         negate=negate,
         phase_scale=phase_scale,
     )
-    outputs = Outputs(chi, report_path, figure_path, out_units, force)
+    outputs = Outputs(chi, report_path, figure_path, out_units, force, slices, window)
     _require_names(outputs)
     outputs.check([*inputs, *files.fields, *signal, *paths])
     if labels is not None and truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if figure is not None:
-        from qsm_deploy.runtime.job.figure import require_matplotlib
+        from qsm_deploy.runtime.job.figure import require_look, require_matplotlib
 
         require_matplotlib()
+        require_look(slices, window)
+    elif slices is not None or window is not None:
+        raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
     wants = wants_from(**wanted)
     draws, evaluates = figure is not None, evaluates or report is not None
     wants = replace(wants, draws=draws, evaluates=evaluates)

@@ -75,13 +75,19 @@ class Axes:
         shape
             Of the stored volume.
         """
-        first = np.zeros(3)  # voxel in these axes, as a stored one
-        for axis, flip in zip(self.order, self.flipped, strict=True):
-            first[axis] = (shape[axis] - 1) * flip
+        first = self.inverse.voxel((0, 0, 0), self.sizes(shape))
         affine = stored.copy()
         affine[:3, :3] = stored[:3, list(self.order)] * self._signs + 0.0
         affine[:3, 3] = stored[:3, :3] @ first + stored[:3, 3]
         return affine
+
+    def voxel(self, stored: Shape, shape: Shape) -> Shape:
+        """Return where a voxel of a stored volume of that shape is in these axes."""
+        x, y, z = (
+            shape[axis] - 1 - stored[axis] if flip else stored[axis]
+            for axis, flip in zip(self.order, self.flipped, strict=True)
+        )
+        return x, y, z
 
     def then(self, after: "Axes") -> "Axes":
         """Return what turning once more makes of these."""
@@ -96,6 +102,12 @@ class Axes:
         """How the stored axes are made of these."""
         x, y, z = map(self.order.index, range(3))
         return Axes((x, y, z), (self.flipped[x], self.flipped[y], self.flipped[z]))
+
+    @property
+    def letters(self) -> str:
+        """The ends that they run to, such as LPS, if they are made of RAS."""
+        named = zip(self.order, self.flipped, strict=True)
+        return "".join(ENDS[axis][not flip] for axis, flip in named)
 
     @property
     def _steps(self) -> tuple[slice, slice, slice]:
@@ -121,6 +133,15 @@ def axes_of(affine: Affine | None, stored: Geometry) -> Axes:
     """Return the canonical axes of a grid, from its affine if that is known."""
     directions = np.eye(3) if affine is None else affine[:3, :3]
     return canonical_axes(directions, stored.b0_direction)
+
+
+def anatomical_axes(affine: Affine) -> Axes:
+    """Return the axes that run to right, front and head, as nearly as those of a grid can.
+
+    Their inverse, the grid's own made of RAS, has the letters that the grid is named by.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return canonical_axes(directions, directions[2])
 
 
 def canonical_axes(directions: ArrayLike, b0_direction: ArrayLike) -> Axes:

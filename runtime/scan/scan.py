@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
-from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_of, from_corner
+from qsm_deploy.runtime.scan.axes import STORED, Axes, anatomical_axes, axes_of, from_corner
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
@@ -99,6 +99,13 @@ class Scan:
         """Memory of the volumes."""
         volumes = (self.measured, self.mask, *(getattr(self, name) for name in BESIDES))
         return sum(v.nbytes for v in volumes if v is not None)
+
+    @property
+    def stored_letters(self) -> str:
+        """The ends that the stored axes run to, such as LAS; ``?`` where nobody says."""
+        if self.affine is None:
+            return "?"
+        return anatomical_axes(self.affine).inverse.then(self.axes.inverse).letters
 
     def canonical(self) -> "Scan":
         """Return the acquisition in canonical axes."""

@@ -199,20 +199,22 @@ class TestGeometry:
         ("flags", "says"),
         [
             ("--voxel-size 1 1 2", "voxel size (1, 1, 2) mm, the network was trained at (1, 1, 1)"),
-            ("--b0-direction 0 0.6 0.8", "36.9 degrees off the (0, 0, 1)"),
+            ("--b0-direction 0 0.6 0.8", "B0 direction 36.9 degrees off the (0, 0, 1)"),
         ],
     )
-    def test_outside_the_training_is_refused_unless_allowed(self, run, paths, flags, says):
+    def test_outside_the_training_another_grid_is_made_unless_allowed(
+        self, run, paths, flags, says
+    ):
         code, _, err = run(f"model field -m mask -o chi {flags}")
-        assert code == 3
-        assert says in err
-        assert "--allow-geometry" in err
-        assert not paths["chi"].exists()
-        code, _, err = run(f"model field -m mask -o chi {flags} --allow-geometry")
         assert code == 0
-        assert f"note: outside the training: {says}" in err.replace(
-            "B0 direction (0, 0.6, 0.8), ", ""
-        )
+        what = "turned by 36.9 degrees" if "b0" in flags else "resampled to 1 mm"
+        assert f"note: {what} for twice, and the map back; B0 from " in err
+        grid = json.loads((paths["folder"] / "chi.json").read_text())["grid"]
+        assert grid["network"]["voxel_size_mm"] == pytest.approx([1, 1, 1])
+        assert grid["network"]["b0_direction"] == [0, 0, 1]
+        code, _, err = run(f"model field -m mask -o chi {flags} --allow-geometry --force")
+        assert code == 0
+        assert f"note: outside the training: {says}" in err
         recorded = json.loads((paths["folder"] / "chi.json").read_text())["geometry"]
         assert recorded["allow_geometry"] is True
         assert says in recorded["outside_training"][0]
@@ -252,6 +254,12 @@ class TestBadInput:
             ("engine.plan field", 4, "engine.plan"),
             ("engine.trt field", 2, "the model, if named, comes first and ends in .onnx"),
             ("model field --figure chi.jpg", 2, "must end in .png"),
+            ("model field --slices 1 2 3", 2, "--slices and --window are of a picture; add"),
+            ("model field --window 0 1", 2, "--slices and --window are of a picture; add"),
+            ("model field --figure a.png --window 1 0", 2, "--window is 1 0, expected LOW HIGH"),
+            ("model field --figure a.png --slices 90 0 0", 2, "whose box is R 3 to 18, A 2 to 14"),
+            ("model --bids nowhere --slices 1 2 3", 2, "--slices is for one recording"),
+            ("model --bids nowhere --window 0 1", 2, "--window is for one recording"),
             ("model field --report mask -m mask --force", 2, "is an input of this run"),
             ("model field -o field --force", 2, "is an input of this run"),
             ("model field --threads 99999", 2, "is not a number from 0"),
@@ -414,7 +422,7 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
 
 
 @pytest.mark.parametrize(
-    ("names", "most"), [(["field"], 52), (["model", "field"], 48)], ids=["tv", "network"]
+    ("names", "most"), [(["field"], 53), (["model", "field"], 49)], ids=["tv", "network"]
 )
 def test_a_run_loads_few_modules(paths, names, most):
     """Of those with code: a folder's own is its docstring."""

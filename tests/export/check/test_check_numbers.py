@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
 
 import nibabel as nib
 import numpy as np
@@ -9,9 +10,15 @@ import pytest
 
 from qsm_deploy.calibration.phantom.anatomy import Label
 from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.export.check.cases import Case, Compared
+from qsm_deploy.export.check.figures import planes_png
 from qsm_deploy.export.measure.comparison import compare, reference_from, rounded
+from qsm_deploy.kernels.bounding_box import box_at
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.reconstruction.patches import plan_whole
+from qsm_deploy.runtime.reconstruction.preparation import Prepared
+from qsm_deploy.runtime.scan.axes import STORED, axes_named
 from qsm_deploy.runtime.scan.scan import Scan
 
 PPM = np.float32(1e-3)  # of one ppb
@@ -149,3 +156,33 @@ def test_the_row_is_json_of_six_digits(chi, scan) -> None:
     row = compared(chi, chi * np.float32(1.001), scan)
     assert json.loads(json.dumps(row)) == row
     assert rounded({"a": [1.23456789, 2], "b": 0.0}) == {"a": [1.23457, 2], "b": 0.0}
+
+
+def test_the_worst_voxel_is_the_files_and_the_picture_cuts_it(chi, scan) -> None:
+    """Whatever the order of storage, and of a box too."""
+    image = pytest.importorskip("matplotlib.image")
+    pictures = []
+    for letters in ("RAS", "PIL"):
+        axes = axes_named(letters)
+        stored = replace(scan.turned(axes), axes=STORED)
+        turned = stored.canonical()
+        assert turned.stored_letters == letters
+        map_ppm = axes.turn(chi)
+        wrong = map_ppm.copy()
+        worst = axes.voxel((20, 31, 17), scan.geometry.shape)
+        wrong[worst] += 50 * PPM
+        maps = turned.axes.turn(wrong), turned.axes.turn(map_ppm)
+        case = Case("head", Prepared(turned, turned), plan_whole(turned.geometry.shape, 1), False)
+        found = compared(maps[1], maps[0], turned)["worst_voxel"]
+        assert case.stored_voxel(found) == worst
+        corner = (5, 7, 2)
+        box = turned.cut(box_at(corner, (32, 32, 32)))
+        part = replace(case, prepared=Prepared(box, box), box_of=(turned, corner))
+        inside = [n - first for n, first in zip(found, corner, strict=True)]
+        assert part.stored_voxel(inside) == worst
+        row = {"worst_voxel": list(worst), "where": "here"}
+        png = planes_png(Compared(case, row, *maps))
+        pictures.append(image.imread(BytesIO(png))[120:])  # below the line that names the voxel
+    np.testing.assert_array_equal(*pictures)
+    red, _, blue = np.moveaxis(pictures[0][..., :3], -1, 0)
+    assert (red - blue > 0.3).any()  # the difference
