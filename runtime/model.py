@@ -17,6 +17,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
 from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
+from qsm_deploy.runtime.job.report import way_text
 from qsm_deploy.runtime.job.request import (
     PathLike,
     Request,
@@ -85,7 +86,13 @@ class Result:
         scan = self.scan.canonical()
         chi_ppm, said = scan.axes.turn(self.chi_ppm), self.report
         return scan_figure(
-            scan, chi_ppm, said["title"], unit=said["units"], slices=slices, window=window
+            scan,
+            chi_ppm,
+            said["title"],
+            about=way_text(said),
+            unit=said["units"],
+            slices=slices,
+            window=window,
         )
 
 

@@ -187,6 +187,7 @@ def _draw(
             scan,
             chi,
             run["title"],
+            about=report.way_text(run),
             unit=outputs.units,
             slices=outputs.slices,
             window=outputs.window,

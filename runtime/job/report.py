@@ -98,6 +98,11 @@ def _grid(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def way_text(run: dict[str, Any]) -> str:
+    """Return what was done to the field for the network, in a word or two."""
+    return " and ".join(how for how in ("turned", "resampled") if how in run["grid"])
+
+
 def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
     """Return versions, the time of every stage, and the measured peak beside the predicted."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
