@@ -1,4 +1,5 @@
-// Reads a card word for word: an unknown or a missing field is an error.
+// Reads a card word for word: an unknown or a missing field is an error; `axes` came later, and may
+// be missing.
 #include "card.h"
 
 #include <algorithm>
@@ -32,14 +33,15 @@ class Fields {
 
     std::string name(const char *field) const { return where_ + "." + field; }
 
-    const Json &take(const char *field) {
-        const Json *found = object_.find(field);
-        if (!found) {
-            throw Error(QSM_ENGINE_ERROR,
-                        "the model's card lacks " + name(field) + "; export the model again");
-        }
+    const Json *find(const char *field) {
         taken_.emplace_back(field);
-        return *found;
+        return object_.find(field);
+    }
+
+    const Json &take(const char *field) {
+        if (const Json *found = find(field)) return *found;
+        throw Error(QSM_ENGINE_ERROR,
+                    "the model's card lacks " + name(field) + "; export the model again");
     }
 
     void end() const {
@@ -233,6 +235,9 @@ Card card_from(const Json &json) {
     });
     for (const char *name : {"weights_sha256", "licence", "made_by"}) take(name, string_from);
     take("doi", optional(string_from));
+    if (const Json *axes = fields.find("axes")) {
+        card.axes = string_from(*axes, fields.name("axes"));
+    }
     fields.end();
     return card;
 }

@@ -45,7 +45,7 @@ struct MemoryUse {
 };
 
 struct Card {
-    std::string network, task, pipeline, patchable, precision;
+    std::string network, task, pipeline, patchable, precision, axes = "RAS";
     std::vector<TensorInfo> inputs;
     TensorInfo output;
     int64_t divisor;

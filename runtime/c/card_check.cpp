@@ -3,6 +3,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "axes.h"
 #include "card.h"
 #include "error.h"
 
@@ -114,6 +115,15 @@ std::string geometry_contradiction(const GeometryLimits &limits) {
     return "";
 }
 
+std::string axes_contradiction(const std::string &letters) {
+    try {
+        axes_named(letters);
+        return "";
+    } catch (const Error &error) {
+        return error.what();
+    }
+}
+
 std::string number_contradiction(const Card &card) {
     for (const Range &range : ranges(card)) {
         if (!range.value || (range.least <= *range.value && *range.value <= range.most)) continue;
@@ -174,6 +184,7 @@ std::string contradictions(const Card &card) {
     }
     if (found.empty()) found = tensor_contradiction(card.output);
     if (found.empty()) found = geometry_contradiction(card.geometry);
+    if (found.empty()) found = axes_contradiction(card.axes);
     return found.empty() ? number_contradiction(card) : found;
 }
 

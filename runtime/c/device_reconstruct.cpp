@@ -230,8 +230,8 @@ Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_param
     return chi;
 }
 
-Scan scan_from_device(const qsm_scan &given, void *stream) {
-    const size_t voxels = geometry_from(given).voxels();  // checked before anything is copied
+Scan scan_from_device(const qsm_scan &given, const Layout &layout, void *stream) {
+    const size_t voxels = geometry_from(given, layout.axes).voxels();  // checked before anything is copied
     const Gpu &gpu = Gpu::get();
     Volume field(voxels);
     std::vector<uint8_t> mask(voxels);
@@ -240,7 +240,7 @@ Scan scan_from_device(const qsm_scan &given, void *stream) {
     qsm_scan here = given;
     here.local_field_ppm = field.data();
     here.mask = mask.data();
-    return scan_from(here, QSM_Z_FASTEST);
+    return scan_from(here, layout);
 }
 
 }  // namespace qsm::host

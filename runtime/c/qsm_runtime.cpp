@@ -23,6 +23,12 @@ struct qsm_engine {
     std::mutex in_use;
 
     const Card &card() const { return on_cpu ? on_cpu->card() : on_gpu->card(); }
+
+    Layout layout(const qsm_scan &scan, const qsm_params &params) const {
+        const Axes canonical = canonical_axes(params.axes, scan.b0_direction);
+        return {static_cast<qsm_memory_order>(params.memory_order),
+                method == Method::kNone ? canonical.then(axes_named(card().axes)) : canonical};
+    }
 };
 
 namespace {
@@ -108,8 +114,7 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
         require_pointer("scan", scan);
         require_pointer("chi_ppm", chi_ppm);
         const qsm_params params = checked(given);
-        const auto order = static_cast<qsm_memory_order>(params.memory_order);
-        Scan copy = scan_from(*scan, order);
+        Scan copy = scan_from(*scan, engine->layout(*scan, params));
         require_params_of(engine->method, params);
         const std::lock_guard<std::mutex> lock(engine->in_use);
         if (engine->on_gpu) Gpu::get().use(engine->context);
@@ -121,7 +126,7 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
             }
             return reconstruct_by(engine->method, copy, params, engine->threads, facts);
         };
-        store(map(), copy.geometry.shape, order, chi_ppm);
+        store(map(), copy, chi_ppm);
         if (params.facts) *params.facts = facts;
     });
 }
@@ -145,8 +150,16 @@ qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, cons
         }
         const std::lock_guard<std::mutex> lock(engine->in_use);
         Gpu::get().use(engine->context);
-        Scan copy = scan_from_device(*scan, stream);
-        reconstruct_on_device(*engine->on_gpu, copy, params, chi_ppm, stream);
+        Scan copy = scan_from_device(*scan, engine->layout(*scan, params), stream);
+        if (copy.layout.axes == Axes{}) {
+            reconstruct_on_device(*engine->on_gpu, copy, params, chi_ppm, stream);
+        } else {
+            Volume stored(copy.geometry.voxels());
+            store(reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, stream), copy,
+                  stored.data());
+            Gpu::get().upload(chi_ppm, stored.data(), stored.size() * sizeof(float), stream);
+            Gpu::get().wait(stream);
+        }
     });
 }
 

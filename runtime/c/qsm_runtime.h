@@ -27,6 +27,11 @@
  * Fortran and MATLAB do; QSM_Z_FASTEST at z + shape[2] * (y + shape[1] * x), as numpy does. There
  * is no gap between rows or slices.
  *
+ * Axes: whatever the order of storage, all is computed in one order of axes and stored back in the
+ * caller's: the axis nearest to B0 becomes the third, and the three run towards right, front and
+ * head where params.axes tells those ends apart. One head then gives the same map, bit for bit, in
+ * all 48 storages. Without params.axes nothing is flipped.
+ *
  * Thread safety: every function may be called from any thread. Calls on one engine wait for each
  * other; engines share nothing, and work at the same time. qsm_engine_close() must be the last call
  * on its engine. qsm_last_error() is per thread. Callbacks run on the thread that called the
@@ -105,12 +110,15 @@ typedef struct qsm_params {
 
     /* For qsm_reconstruct() and qsm_reconstruct_device(). */
     int32_t memory_order;        /* a qsm_memory_order */
+    char axes[4];                /* ends of the head that x, y and z run to, such as "LPS"; "": not
+                                    known */
     int32_t patch;               /* edge length [voxels], a multiple of the network's divisor;
                                     QSM_PATCH_OFF: the whole volume at once; QSM_PATCH_AUTO: that
                                     if it fits the memory, else patches that do */
     int32_t overlap;             /* voxels that neighbours share, or QSM_OVERLAP_AUTO */
     int32_t blend;               /* a qsm_blend */
-    int32_t allow_geometry;      /* nonzero: use a network on a grid it was not trained for */
+    int32_t allow_geometry;      /* nonzero: use a network on a grid it was not trained for, which
+                                    this library, unlike qsm-run, does not turn or resample */
     uint64_t memory_limit_bytes; /* of memory besides the caller's, that of the GPU where the
                                     engine is on one; 0: 4/5 of what is available */
     double data_consistency_lambda;      /* weight of the map against the field in a step from one

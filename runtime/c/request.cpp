@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 namespace qsm::host {
@@ -15,9 +16,9 @@ void require_geometry(const Card &card, const Geometry &geometry, const qsm_para
     const std::string found = deviations(card.geometry, geometry);
     if (found.empty()) return;
     if (!params.allow_geometry) {
-        throw Error(QSM_DATA_ERROR, found +
-                                        "; use a network for any geometry such as tkd-unet, or "
-                                        "set allow_geometry");
+        throw Error(QSM_DATA_ERROR,
+                    found + "; this library neither turns nor resamples, qsm-run does; or use a "
+                            "network for any geometry such as tkd-unet, or set allow_geometry");
     }
     caller.log(QSM_LOG_WARNING, "outside the training: " + found);
 }
@@ -79,6 +80,9 @@ void require_params(const qsm_params &params) {
     if (params.threads < 0) refuse(text("threads is %d, expected 0 or more", params.threads));
     if (params.memory_order != QSM_X_FASTEST && params.memory_order != QSM_Z_FASTEST) {
         refuse(text("memory_order is %d, no qsm_memory_order", params.memory_order));
+    }
+    if (params.axes[0]) {
+        axes_named({params.axes, std::find(params.axes, std::end(params.axes), '\0')});
     }
     if (params.blend < QSM_BLEND_AUTO || params.blend > QSM_BLEND_CROP) {
         refuse(text("blend is %d, no qsm_blend", params.blend));

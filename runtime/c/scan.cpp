@@ -15,20 +15,43 @@ constexpr double kUsualP99Ppm[] = {0.002, 0.3};
 constexpr double kLargestP99Ppm = 1;  // local fields of tissue stay below
 constexpr int32_t kLongestAxis = 1 << 20;
 
-// Calls body(here, there) with each voxel's place in our order and in the caller's.
+// Where the caller's memory holds our first voxel, and how far the next along our axes lie.
+struct Steps {
+    ptrdiff_t first = 0, along[3];
+};
+
+Steps steps_of(const Shape &shape, const Layout &layout) {
+    const Axes back = layout.axes.inverse();
+    Steps steps;
+    ptrdiff_t step = 1;
+    for (const size_t nth : {0, 1, 2}) {
+        const size_t axis = back.order[layout.order == QSM_X_FASTEST ? nth : 2 - nth];
+        const bool flipped = layout.axes.flipped[axis];
+        steps.along[axis] = flipped ? -step : step;
+        if (flipped) steps.first += (shape[axis] - 1) * step;
+        step *= shape[axis];
+    }
+    return steps;
+}
+
+// Calls body(here, there) with each voxel's place in our memory and in the caller's.
 template <class Body>
-void over_voxels(const Shape &shape, qsm_memory_order order, Body &&body) {
-    const auto nx = size_t(shape[0]), ny = size_t(shape[1]), nz = size_t(shape[2]);
-    const bool same = order == QSM_Z_FASTEST;
-    const size_t sx = same ? ny * nz : 1, sy = same ? nz : nx, sz = same ? 1 : nx * ny;
-    // Blocks of a few lines each, so that neither order leaves the cache between neighbours.
-    constexpr size_t kBlock = 16;
-    for (size_t y = 0; y < ny; ++y) {
-        for (size_t x0 = 0; x0 < nx; x0 += kBlock) {
-            for (size_t z0 = 0; z0 < nz; z0 += kBlock) {
-                for (size_t x = x0; x < std::min(x0 + kBlock, nx); ++x) {
-                    for (size_t z = z0; z < std::min(z0 + kBlock, nz); ++z) {
-                        body((x * ny + y) * nz + z, x * sx + y * sy + z * sz);
+void over_voxels(const Shape &shape, const Layout &layout, Body &&body) {
+    const Steps steps = steps_of(shape, layout);
+    const ptrdiff_t nx = shape[0], ny = shape[1], nz = shape[2];
+    const auto [sx, sy, sz] = steps.along;
+    // Blocks of a few lines each, so that no order leaves the cache between neighbours.
+    constexpr ptrdiff_t kBlock = 16;
+    const auto block = [](ptrdiff_t from, ptrdiff_t n) { return std::min(from + kBlock, n); };
+    for (ptrdiff_t x0 = 0; x0 < nx; x0 += kBlock) {
+        for (ptrdiff_t y0 = 0; y0 < ny; y0 += kBlock) {
+            for (ptrdiff_t z0 = 0; z0 < nz; z0 += kBlock) {
+                for (ptrdiff_t x = x0; x < block(x0, nx); ++x) {
+                    for (ptrdiff_t y = y0; y < block(y0, ny); ++y) {
+                        for (ptrdiff_t z = z0; z < block(z0, nz); ++z) {
+                            body(size_t((x * ny + y) * nz + z),
+                                 size_t(steps.first + x * sx + y * sy + z * sz));
+                        }
                     }
                 }
             }
@@ -78,7 +101,7 @@ Geometry Geometry::padded(int32_t pad_voxels) const {
     return grown;
 }
 
-Geometry geometry_from(const qsm_scan &scan) {
+Geometry geometry_from(const qsm_scan &scan, const Axes &axes) {
     if (!scan.local_field_ppm || !scan.mask) {
         throw Error(QSM_USAGE_ERROR,
                     text("scan.%s is a null pointer", scan.mask ? "local_field_ppm" : "mask"));
@@ -93,8 +116,6 @@ Geometry geometry_from(const qsm_scan &scan) {
                                              scan.shape[0], scan.shape[1], scan.shape[2]));
         }
         voxels = std::min<int64_t>(voxels * n, int64_t{1} << 31);
-        geometry.shape[size_t(axis)] = n;
-        geometry.voxel_size_mm[axis] = scan.voxel_size_mm[axis];
     }
     const bool long_axis = *std::max_element(scan.shape, scan.shape + 3) > kLongestAxis;
     if (long_axis || voxels > std::numeric_limits<int32_t>::max()) {
@@ -103,27 +124,33 @@ Geometry geometry_from(const qsm_scan &scan) {
                          "along an axis and 2^31 - 1 in all",
                          scan.shape[0], scan.shape[1], scan.shape[2], kLongestAxis));
     }
+    auto &b = geometry.b0_direction;
+    for (size_t axis = 0; axis < 3; ++axis) {
+        const size_t stored = axes.order[axis];
+        geometry.shape[axis] = scan.shape[stored];
+        geometry.voxel_size_mm[axis] = scan.voxel_size_mm[stored];
+        b[axis] = (axes.flipped[axis] ? -1 : 1) * scan.b0_direction[stored] + 0.0;  // -0 is 0
+    }
     if (!is_voxel_size(geometry.voxel_size_mm)) {
         throw Error(QSM_DATA_ERROR,
                     text("voxel size must be %g to %g mm, got %s mm", kSmallestVoxelMm,
                          kLargestVoxelMm, vector_text(scan.voxel_size_mm).c_str()));
     }
-    if (!is_direction(scan.b0_direction)) {
+    if (!is_direction(b)) {
         throw Error(QSM_DATA_ERROR, "B0 direction must be finite and non-zero, got " +
                                         vector_text(scan.b0_direction));
     }
-    for (int axis = 0; axis < 3; ++axis) {
-        geometry.b0_direction[axis] = scan.b0_direction[axis] / norm(scan.b0_direction);
-    }
+    const double length = norm(b);  // not of the stored order, which would round in another way
+    for (double &component : b) component /= length;
     return geometry;
 }
 
-Scan scan_from(const qsm_scan &given, qsm_memory_order order) {
-    Scan scan{geometry_from(given), {}, {}, {}};
+Scan scan_from(const qsm_scan &given, const Layout &layout) {
+    Scan scan{layout, geometry_from(given, layout.axes), {}, {}, {}};
     scan.local_field_ppm.resize(scan.geometry.voxels());
     scan.mask.resize(scan.geometry.voxels());
     size_t inside = 0, bad = 0;
-    over_voxels(scan.geometry.shape, order, [&](size_t here, size_t there) {
+    over_voxels(scan.geometry.shape, layout, [&](size_t here, size_t there) {
         if (!given.mask[there]) return;
         const float value = given.local_field_ppm[there];
         scan.mask[here] = 1;
@@ -186,8 +213,9 @@ void erode_mask(Scan &scan, double radius) {
                               100.0 * double(after) / double(before)));
 }
 
-void store(const Volume &volume, const Shape &shape, qsm_memory_order order, float *to) {
-    over_voxels(shape, order, [&](size_t here, size_t there) { to[there] = volume[here]; });
+void store(const Volume &volume, const Scan &scan, float *to) {
+    over_voxels(scan.geometry.shape, scan.layout,
+                [&](size_t here, size_t there) { to[there] = volume[here]; });
 }
 
 std::string deviations(const GeometryLimits &limits, const Geometry &geometry) {
@@ -210,13 +238,14 @@ std::string deviations(const GeometryLimits &limits, const Geometry &geometry) {
         const double expected[] = {b[0], b[1], b[2]};
         double cosine = 0;
         for (int axis = 0; axis < 3; ++axis) cosine += geometry.b0_direction[axis] * expected[axis];
-        const double degrees = 180 / std::acos(-1.0);
-        const double angle = degrees * std::acos(std::min(1.0, std::fabs(cosine) / norm(expected)));
-        if (angle > *limits.b0_tolerance_deg) {
+        const double angle = std::acos(std::min(1.0, std::fabs(cosine) / norm(expected)));
+        const double degrees = 180 / std::acos(-1.0) * angle;
+        if (degrees > *limits.b0_tolerance_deg) {
             found += (found.empty() ? "" : "; ") +
-                     ("B0 direction " + vector_text(geometry.b0_direction)) +
-                     text(", %.1f degrees off the %s of the training (at most %g)", angle,
-                          vector_text(expected).c_str(), *limits.b0_tolerance_deg);
+                     text("B0 direction %.1f degrees off the %s of the training (at most %g): "
+                          "expected error about %.0f %% (2 sin %.0f deg)",
+                          degrees, vector_text(expected).c_str(), *limits.b0_tolerance_deg,
+                          200 * std::sin(angle), degrees);
         }
     }
     return found;

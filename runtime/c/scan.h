@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "axes.h"
 #include "card.h"
 #include "qsm_runtime.h"
 
@@ -28,8 +29,15 @@ struct Geometry {
     }
 };
 
+// How the caller's volumes lie in memory, and how the axes we compute in are made of theirs.
+struct Layout {
+    qsm_memory_order order;
+    Axes axes;
+};
+
 struct Scan {
-    Geometry geometry;
+    Layout layout;
+    Geometry geometry;  // as the volumes, in our axes
     Volume local_field_ppm;     // 0 outside the mask that was given
     std::vector<uint8_t> mask;  // 0 or 1
     std::vector<std::string> notes;
@@ -38,16 +46,16 @@ struct Scan {
 constexpr size_t kScanBytes = sizeof(float) + 1;  // of a voxel
 
 // Checks pointers, sizes and directions; the volumes are not looked at.
-Geometry geometry_from(const qsm_scan &scan);
+Geometry geometry_from(const qsm_scan &scan, const Axes &axes);
 
 // Copies and checks the volumes.
-Scan scan_from(const qsm_scan &scan, qsm_memory_order order);
+Scan scan_from(const qsm_scan &scan, const Layout &layout);
 
 // Takes all voxels within a radius of the mask's outside out of it.
 void erode_mask(Scan &scan, double radius_voxels);
 
-// Writes a volume in the caller's order.
-void store(const Volume &volume, const Shape &shape, qsm_memory_order order, float *to);
+// Writes a volume of a scan as the caller's lie.
+void store(const Volume &volume, const Scan &scan, float *to);
 
 // Returns how a grid departs from what a network was trained for, "" for not at all.
 std::string deviations(const GeometryLimits &limits, const Geometry &geometry);

@@ -2,7 +2,8 @@
 
 Canonical JSON, under 4000 bytes, in the ONNX metadata under ``qsm_deploy.card`` and in a
 ``.json`` file beside the model for people. The parser is strict: an unknown or missing field, or
-fields that contradict each other, is an error.
+fields that contradict each other, is an error. A field with a default may be absent, and is where
+it is the default: it came later, and readers from before it would refuse it.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from qsm_deploy.kernels.errors import CardError
+from qsm_deploy.kernels.ends import RAS, ends_named
+from qsm_deploy.kernels.errors import CardError, GeometryError
 
 METADATA_KEY = "qsm_deploy.card"
 SCHEMA = 1
@@ -139,6 +141,7 @@ class ModelCard:
 
     ``patchable`` is ``split`` where the graph is the CNN of an unrolled network: it runs in
     patches, the steps between its calls on the whole volume. ``why_whole`` says why one is not.
+    ``axes`` are the ends that x, y and z of the training's arrays run to.
     """
 
     schema: int
@@ -163,6 +166,7 @@ class ModelCard:
     licence: str
     doi: str | None
     made_by: str
+    axes: str = RAS
 
     def __post_init__(self) -> None:
         if found := "; ".join(self._contradictions()):
@@ -227,6 +231,10 @@ class ModelCard:
             yield f"geometry.voxel_size_mm is {limits.voxel_size_mm}, expected positive sizes"
         if limits.b0_direction is not None and not any(limits.b0_direction):
             yield "geometry.b0_direction is zero"
+        try:
+            ends_named(self.axes)
+        except GeometryError as error:
+            yield str(error)
 
     def _number_contradictions(self) -> Iterator[str]:
         fields: Any = dataclasses.asdict(self)
@@ -251,7 +259,9 @@ class ModelCard:
         CardError
             If it exceeds 4000 bytes.
         """
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        stated = {n: v for n, v in dataclasses.asdict(self).items() if v != defaults[n]}
+        text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         if len(text) > MAX_BYTES:
             raise CardError(f"the card takes {len(text)} bytes, at most {MAX_BYTES} fit")
         return text
@@ -300,14 +310,15 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _mismatch(where, "an object", value)
         hints = get_type_hints(kind)
-        if missing := hints.keys() - value.keys():
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        if missing := needed - value.keys():
             raise CardError(
                 f"the model's card lacks {where}.{min(missing)}; export the model again"
             )
         if unknown := value.keys() - hints.keys():
             raise CardError(f"the model's card has an unknown field {where}.{min(unknown)}")
         return cast(Any, kind)(
-            **{name: _parse(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+            **{name: _parse(hints[name], v, f"{where}.{name}") for name, v in value.items()}
         )
     if origin is Literal:
         if value not in arguments:

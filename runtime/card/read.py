@@ -3,6 +3,7 @@
 import ctypes.util
 import json
 import os
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +12,7 @@ from qsm_deploy.kernels.errors import CardError, DataError, EngineError
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, parse_card
 
 ONNX, PLAN = ".onnx", ".plan"
-FIRST_FIELD = b'{"constants":'  # of the canonical form
+FIRST_FIELD = re.compile(rb'{"(axes|constants)":')  # of the canonical form
 ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
 Span = tuple[int, int]  # of a message: its first byte, and that after its last
@@ -101,8 +102,8 @@ def card_in_plan(data: bytes, path: Path) -> ModelCard:
     CardError
         As :func:`load_card`.
     """
-    start = data.find(FIRST_FIELD)
-    text = data[start : start + MAX_BYTES].decode("latin-1") if start >= 0 else ""
+    found = FIRST_FIELD.search(data)
+    text = data[found.start() :][:MAX_BYTES].decode("latin-1") if found else ""
     try:
         _, length = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):

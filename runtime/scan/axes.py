@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.bounding_box import Box
-from qsm_deploy.kernels.errors import GeometryError
+from qsm_deploy.kernels.ends import ENDS as ENDS
+from qsm_deploy.kernels.ends import RAS as RAS
+from qsm_deploy.kernels.ends import ends_named
 from qsm_deploy.kernels.geometry import Geometry, Shape
 
 RIGHT, FRONT = np.eye(3)[:2]  # of the scanner's axes, RAS
-ENDS = ("LR", "PA", "IS")  # of each
-RAS = "RAS"
 TIE = 1e-3  # between components of unit vectors
 N = TypeVar("N", int, float)
 Array = TypeVar("Array", bound=NDArray[Any])
@@ -188,9 +188,8 @@ def axes_named(letters: str) -> Axes:
     GeometryError
         If they are no three ends of three different axes.
     """
-    directions = directions_named(letters)
-    x, y, z = (int(np.flatnonzero(column)[0]) for column in directions.T)
-    return Axes((x, y, z), tuple(directions.sum(axis=0) < 0))
+    x, y, z = ends_named(letters)
+    return Axes((x[0], y[0], z[0]), (x[1], y[1], z[1]))
 
 
 def directions_named(letters: str) -> NDArray[np.float64]:
@@ -201,15 +200,9 @@ def directions_named(letters: str) -> NDArray[np.float64]:
     GeometryError
         If they are no three ends of three different axes.
     """
-    places = [next((n for n, ends in enumerate(ENDS) if c in ends), -1) for c in letters]
-    if sorted(places) != [0, 1, 2]:
-        raise GeometryError(
-            f"axes are {letters!r}, expected three letters such as RAS or LPS: the ends, one of "
-            "R and L, A and P, S and I, that x, y and z run to"
-        )
     directions = np.zeros((3, 3))
-    for column, (place, letter) in enumerate(zip(places, letters, strict=True)):
-        directions[place, column] = 1 if ENDS[place][1] == letter else -1
+    for column, (place, against) in enumerate(ends_named(letters)):
+        directions[place, column] = -1 if against else 1
     return directions
 
 

@@ -50,6 +50,7 @@ class CParams(ctypes.Structure):
         ("struct_size", ctypes.c_size_t),
         ("threads", ctypes.c_int32),
         ("memory_order", ctypes.c_int32),
+        ("axes", ctypes.c_char * 4),
         ("patch", ctypes.c_int32),
         ("overlap", ctypes.c_int32),
         ("blend", ctypes.c_int32),
@@ -349,6 +350,7 @@ def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
         "small": replace(card, divisor=2, options={"fake": "small"}),
         "nan": replace(card, options={"fake": "nan"}),
         "eroded": constants(1.0),
+        "lps": replace(card, axes="LPS"),
         "erodes-all": constants(4096.0),
         "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
     }

@@ -123,6 +123,73 @@ void both_orders_agree_and_the_map_may_lie_on_the_field(const std::string &folde
     }
 }
 
+// Letters of the ends that axes may run to, one storage after the other.
+std::vector<std::string> storages() {
+    const std::string orders[] = {"RAS", "RSA", "ARS", "ASR", "SRA", "SAR"}, ends = "RASLPI";
+    std::vector<std::string> all;
+    for (const std::string &order : orders) {
+        for (int flips = 0; flips < 8; ++flips) {
+            all.push_back(order);
+            for (size_t n = 0; n < 3; ++n) {
+                if (flips >> n & 1) all.back()[n] = ends[ends.find(order[n]) + 3];
+            }
+        }
+    }
+    return all;
+}
+
+// One head as it is stored in these axes.
+Input stored(const Input &ras, const std::string &letters, int order) {
+    const std::string ends = "RASLPI";
+    const auto place = [&](size_t n) { return ends.find(letters[n]) % 3; };
+    const int32_t *shape = ras.scan.shape;
+    Input input(shape[place(0)], shape[place(1)], shape[place(2)], order);
+    for (size_t n = 0; n < 3; ++n) {
+        const double sign = ends.find(letters[n]) < 3 ? 1 : -1;
+        input.scan.voxel_size_mm[n] = ras.scan.voxel_size_mm[place(n)];
+        input.scan.b0_direction[n] = sign * ras.scan.b0_direction[place(n)];
+    }
+    const int32_t *size = input.scan.shape;
+    for (int n = 0; n < int(input.field.size()); ++n) {
+        int at[3], from[3];
+        at[0] = order == QSM_X_FASTEST ? n % size[0] : n / size[2] / size[1];
+        at[1] = order == QSM_X_FASTEST ? n / size[0] % size[1] : n / size[2] % size[1];
+        at[2] = order == QSM_X_FASTEST ? n / size[0] / size[1] : n % size[2];
+        for (size_t axis = 0; axis < 3; ++axis) {
+            const bool flipped = ends.find(letters[axis]) > 2;
+            from[place(axis)] = flipped ? size[axis] - 1 - at[axis] : at[axis];
+        }
+        const auto there = size_t(from[2] + shape[2] * (from[1] + shape[1] * from[0]));
+        input.field[size_t(n)] = ras.field[there];
+        input.mask[size_t(n)] = ras.mask[there];
+    }
+    return input;
+}
+
+// And of its map, which lies on the field or, on the plan's GPU, too.
+void all_storages_give_one_map(const std::string &folder) {
+    const Engine host(folder + "/tkd.onnx"), plan(folder + "/tkd.plan");
+    const Input ras(7, 9, 6, QSM_Z_FASTEST);
+    const auto map = [&](const std::string &letters, int order, bool on_gpu) {
+        Input input = stored(ras, letters, order);
+        qsm_params params = params_of(order, 8, 2);
+        std::strcpy(params.axes, letters.c_str());
+        float *chi = input.field.data();
+        REQUIRE((on_gpu ? qsm_reconstruct_device(plan.handle, &input.scan, &params, chi, nullptr)
+                        : qsm_reconstruct(host.handle, &input.scan, &params, chi)) == QSM_OK);
+        return input;
+    };
+    Input wanted[] = {map("RAS", QSM_Z_FASTEST, false), map("RAS", QSM_Z_FASTEST, true)};
+    for (const std::string &letters : storages()) {
+        for (const int order : {int{QSM_X_FASTEST}, int{QSM_Z_FASTEST}}) {
+            for (const bool on_gpu : {false, order == QSM_Z_FASTEST}) {
+                const Input input = map(letters, order, on_gpu);
+                REQUIRE(input.field == stored(wanted[on_gpu], letters, order).field);
+            }
+        }
+    }
+}
+
 // Calls that must fail with a status and a line, and leave the engine usable.
 void refused(qsm_engine *engine, const qsm_scan &scan, const qsm_params &params, float *chi,
              qsm_status wanted) {
@@ -155,6 +222,9 @@ void wrong_arguments_are_refused(const std::string &folder) {
     with_params([](qsm_params &p) { p.struct_size = 0; });
     with_params([](qsm_params &p) { p.threads = -1; });
     with_params([](qsm_params &p) { p.memory_order = 2; });
+    for (const char *axes : {"LP", "LPR", "ras", "LPSR", " "}) {
+        with_params([=](qsm_params &p) { std::memcpy(p.axes, axes, std::strlen(axes)); });
+    }
     with_params([](qsm_params &p) { p.blend = -1; });
     with_params([](qsm_params &p) { p.blend = 4; });
     with_params([](qsm_params &p) { p.patch = -2; });
@@ -454,6 +524,7 @@ int main(int count, char **arguments) {
     const std::string folder = arguments[1];
     patches_of_a_local_network_make_the_whole(folder);
     both_orders_agree_and_the_map_may_lie_on_the_field(folder);
+    all_storages_give_one_map(folder);
     wrong_arguments_are_refused(folder);
     it_can_be_cancelled_at_every_step(folder);
     what_goes_wrong_inside_comes_out_as_a_status(folder);

@@ -37,7 +37,8 @@ const char *const kTokens[] = {
     "0",     "-1",     "1e999", "-0.0",  "1e-999", "4096",     "4097", "2147483648",
     "null",  "true",   "[]",    "{}",    "\"\"",   "\"x\"",    "NaN",  "9223372036854775808",
     "[[[[[", "1e30",   "0.5",   "\\",    "\"",     "\\ud800",  ":",    ",",
-    "{\"",   "\xc3\x28", "\n",  "\x7f",  "}",      "\"n\":1,", "1000", "65"};
+    "{\"",   "\xc3\x28", "\n",  "\x7f",  "}",      "\"n\":1,", "1000", "65",
+    "\"LPS\""};
 
 std::string folder = ".";
 long opened = 0, mapped = 0;
@@ -81,6 +82,9 @@ void damage(qsm_params &params, qsm_scan &scan, Dice &dice) {
     int32_t *const whole[] = {&params.memory_order, &params.patch,          &params.overlap,
                               &params.blend,        &params.allow_geometry, &params.threads};
     *one_of(whole, dice) = one_of(integers, dice);
+    if (dice() % 4 == 0) {
+        for (char &letter : params.axes) letter = "RLAPSI\0\n\xff"[dice() % 9];
+    }
     if (dice() % 2) scan.voxel_size_mm[dice() % 3] = one_of(numbers, dice);
     if (dice() % 2) scan.b0_direction[dice() % 3] = one_of(numbers, dice);
     if (dice() % 4 == 0) scan.shape[dice() % 3] = int32_t(dice() % 7) - 2;

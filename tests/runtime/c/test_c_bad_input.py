@@ -187,6 +187,10 @@ def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
         (DATA, "looks like Hz", (1000 * field, mask), {}),
         (DATA, "voxel size must be", (field, mask, (1, 0, 1)), {}),
         (DATA, "B0 direction", (field, mask, (1, 1, 1), (0, 0, 0)), {}),
+        *(
+            (USAGE, f"axes are '{axes}', expected three letters", (field, mask), {"axes": text})
+            for axes, text in (("LP", b"LP"), ("LPR", b"LPR"), ("las", b"las"), ("RASI", b"RASI"))
+        ),
         (USAGE, "struct_size", (field, mask), {"struct_size": 48}),
         (USAGE, "not a multiple of the network's divisor 4", (field, mask), {"patch": 30}),
         (MEMORY, "would need 48 MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),

@@ -119,6 +119,8 @@ def test_ranges_end_where_they_end(path: str, full: ModelCard, in_c: Says) -> No
         ("memory.openvino.fixed_bytes", 10**400, False),
         ("memory.openvino.bytes_per_voxel", 0, False),
         ("inputs", [], False),
+        *(("axes", axes, True) for axes in ("RAS", "LPS", "IPR")),
+        *(("axes", axes, False) for axes in ("", "RA", "RASI", "RLS", "ras", "RA\\n", None, 1)),
         ("output.shape", ["n"], False),
         ("output.shape", ["n", 2, "x", "y", "z"], True),
         ("patchable", "split", False),
@@ -155,6 +157,21 @@ def test_how_it_may_be_written(old: str, new: str, accepted: bool, full, in_c: S
     text = full.to_json()
     assert text.count(old) >= 1
     assert agreed(text.replace(old, new, 1), in_c) == accepted
+
+
+def test_a_field_that_came_later_may_be_missing(full: ModelCard, in_c: Says) -> None:
+    fields = json.loads(full.to_json())
+    assert "axes" not in fields
+    assert agreed(replace(full, axes="LPS").to_json(), in_c)
+    for name in fields:
+        assert not agreed(json.dumps({k: v for k, v in fields.items() if k != name}), in_c)
+
+
+def test_both_say_the_same_of_wrong_axes(full: ModelCard, in_c: Says) -> None:
+    text = changed(full, "axes", "LPR")
+    here, there = in_python(text), in_c(text)
+    assert "contradictory card: axes are 'LPR', expected three letters" in here
+    assert there.endswith(here.removeprefix("card.onnx: "))
 
 
 def test_how_long_it_may_be(full: ModelCard, in_c: Says) -> None:

@@ -19,6 +19,7 @@ from qsm_deploy.runtime.reconstruction.memory import FLOAT, LIBRARIES_BYTES, Wor
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
+from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.erosion import erode_mask
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import load_params
@@ -242,7 +243,7 @@ def test_overlap_and_blend_follow_the_receptive_field(
 
 
 def test_the_geometry_of_the_training_is_kept_to(
-    fake: Any, card: ModelCard, tmp_path: Path, call_error: type[Exception]
+    fake: Any, card: ModelCard, tmp_path: Path, call_error: type[Exception], collect: Any
 ) -> None:
     limits = GeometryLimits((1.0, 1.0, 2.0), 0.1, (0.0, 0.1, 1.0), 3.0)
     path = tmp_path / "axial.onnx"
@@ -251,11 +252,19 @@ def test_the_geometry_of_the_training_is_kept_to(
     field, mask = np.full((6, 5, 4), 0.05), np.ones((6, 5, 4), bool)
     right = ((1.05, 0.95, 1.9), (0.0, -0.2, -2.1))
     engine.reconstruct(field, mask, *right)
-    for grid in (((1, 1, 1), right[1]), (right[0], (0.4, 0.1, 1)), ((1, 1, 1), (1, 0, 0))):
+    for grid in (((1, 1, 1), right[1]), (right[0], (0.4, 0.1, 1)), ((1, 1, 1), (1, 0.3, 0))):
         with pytest.raises(call_error) as caught:
             engine.reconstruct(field, mask, *grid)
         assert caught.value.status == 3
-        found = "; ".join(deviations(limits, Geometry(field.shape, *grid)))
-        assert str(caught.value).startswith(f"{found}; use a network for any geometry")
-    engine.reconstruct(field, mask, (1, 1, 1), (1, 0, 0), allow_geometry=1)
+        stored = Geometry(field.shape, *grid)
+        canonical = axes_of(None, stored).geometry(stored)
+        found = "; ".join(deviations(limits, canonical))
+        assert str(caught.value).startswith(
+            f"{found}; this library neither turns nor resamples, qsm-run does; or use a network"
+        )
+    lines: list[str] = []
+    allowed = {"allow_geometry": 1, "log": collect(lines)}
+    engine.reconstruct(field, mask, (1, 1, 1), (0, 0.5, 1), **allowed)
+    found = "; ".join(deviations(limits, Geometry(field.shape, (1, 1, 1), (0, 0.5, 1))))
+    assert lines[0] == f"outside the training: {found}"
     engine.close()

@@ -69,6 +69,8 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "two-vector": changed(card, "geometry.voxel_size_mm", [1, 1]),
         "constants": changed(card, "constants", {"a": True}),
         "unit": changed(card, "output.unit", "ppb"),
+        "no axes": changed(card, "axes", "LPR"),
+        "axes of null": changed(card, "axes", None),
     }
     paths = {}
     for n, (what, content) in enumerate(texts.items()):
@@ -99,6 +101,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(
         "unknown field": "unknown field card.memory.openvino.more",
         "divisor of text": "wrong card.divisor, expected a whole number",
         "phase": "use the Python runtime",
+        "no axes": "contradictory card: axes are 'LPR', expected three letters such as RAS or LPS",
         "deep": "not JSON (too deep",
     }.items():
         assert words in lines[what]
@@ -127,7 +130,9 @@ def test_damaged_cards_and_parameters_under_sanitizers(
     build_fake: Callable[..., Path], drive: Callable[..., str], fake_models: Path
 ) -> None:
     fuzz = build_fake("address,undefined", source="fuzz.cpp")
-    cards = [fake_models / f"{name}.onnx" for name in ("cnn", "tkd", "eroded", "axial", "nan")]
+    cards = [
+        fake_models / f"{name}.onnx" for name in ("cnn", "tkd", "eroded", "lps", "axial", "nan")
+    ]
     said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *map(str, cards))
     runs, refused, opened, mapped = map(int, said.split())
     assert runs > FUZZ_RUNS // 20, "so slow that it shows nothing"

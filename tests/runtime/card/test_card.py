@@ -114,6 +114,15 @@ def test_a_card_without_optional_values_is_read_back():
     assert parse_card(plain.to_json()) == plain
 
 
+def test_axes_are_those_of_the_scanner_unless_it_says_so():
+    assert CARD.axes == "RAS"
+    assert "axes" not in FIELDS
+    assert parse_card(changed("axes", "RAS")) == CARD
+    other = replace(CARD, axes="LPS")
+    assert other.to_json().startswith('{"axes":"LPS",')
+    assert parse_card(other.to_json()) == other
+
+
 def test_a_card_does_not_change():
     with pytest.raises(FrozenInstanceError):
         CARD.network = "other"  # type: ignore[misc]
@@ -291,6 +300,7 @@ def test_any_other_json_is_refused(value):
         ({"geometry": GeometryLimits(None, None, (0, 0, 1), None)}, "b0_direction and b0_tol"),
         ({"geometry": GeometryLimits((1, 0, 1), 0.1, None, None)}, "expected positive sizes"),
         ({"geometry": GeometryLimits(None, None, (0, 0, 0), 5.0)}, "b0_direction is zero"),
+        ({"axes": "LPR"}, "axes are 'LPR', expected three letters such as RAS or LPS"),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(changes, message):

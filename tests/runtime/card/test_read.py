@@ -15,7 +15,7 @@ from hypothesis.strategies import data, integers
 
 import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.kernels.errors import CardError, EngineError
-from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
+from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.sessions.open import open_session
 
@@ -111,8 +111,10 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_card_is_read_out_of_the_bytes(plan: Path) -> None:
-    assert load_card(plan) == CARD
+@pytest.mark.parametrize("card", [CARD, replace(CARD, axes="LPS")])
+def test_the_card_is_read_out_of_the_bytes(plan: Path, card: ModelCard) -> None:
+    plan.write_bytes(BEFORE + card.to_json().encode() + AFTER)
+    assert load_card(plan) == card
 
 
 @pytest.mark.parametrize(
