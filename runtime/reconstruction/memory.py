@@ -27,7 +27,7 @@ LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and wh
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
 # per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
 UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
-TURN, TURN_BACK = 22, 22  # per voxel of the larger grid: splines in double precision
+TURN, TURN_BACK = 50, 22  # per voxel of the larger grid: splines in double precision
 METRICS = 60  # per voxel of the mask's box: doubles
 PICTURE = 7  # per voxel: the panels of a figure
 # code and tables that libraries load when first used, which stay. How much of their code counts

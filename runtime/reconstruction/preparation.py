@@ -119,7 +119,7 @@ def _on_trained_grid(needs: Needs, prepared: Prepared) -> Prepared:
     said += [f"resampled to {_size(scan.geometry)}"] * resamples
     how = f"{' and '.join(said)} for {needs.network}, and the map back; B0 from {native.b0_from}"
     notes = [*native.notes, how]
-    if resamples and (thick := max(native.geometry.voxel_size_mm)) > THICK_MM:
+    if resamples and (thick := max(native.geometry.voxel_size_mm)) > 1.001 * THICK_MM:
         notes.append(
             f"slices of {thick:.3g} mm are interpolated: what that costs was measured up to "
             f"{THICK_MM:g} mm"

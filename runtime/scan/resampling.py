@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates
-from scipy.signal import resample
+from scipy.fft import irfft, rfft
+from scipy.ndimage import affine_transform
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Shape, Volume
+from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.scan.scan import Scan
 
 
@@ -40,7 +41,10 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
     if not mask.any():
         raise DataError("nothing of the mask is left on the grid of the network; pass a larger one")
     if scan.quantity == "phase_rad":
-        measured = [np.angle(_fourier(np.exp(1j * m), finer.shape)) for m in scan.measured]
+        measured = [
+            np.arctan2(_fourier(np.sin(m), finer.shape), _fourier(np.cos(m), finer.shape))
+            for m in scan.measured
+        ]
     else:
         measured = [_fourier(m, finer.shape) for m in scan.measured]
     return replace(
@@ -56,22 +60,29 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
 def resample_map(chi_ppm: Volume, mask: NDArray[np.bool_]) -> Volume:
     """Return a map on the grid of a mask, 0 outside it."""
     x, y, z = mask.shape
-    back: Volume = _fourier(chi_ppm, (x, y, z)).astype(np.float32) * mask
-    return back
+    return _fourier(chi_ppm, (x, y, z)) * mask
 
 
-def _fourier(volume: NDArray[np.inexact], shape: Shape) -> NDArray[np.inexact]:
-    for axis, n in enumerate(shape):
-        if volume.shape[axis] != n:
-            volume = resample(volume, n, axis=axis)
-    return volume
+def _fourier(volume: Volume, shape: Shape) -> Volume:
+    """Return a volume whose spectrum is cut or filled with zeros along each axis."""
+    for axis, (before, after) in enumerate(zip(volume.shape, shape, strict=True)):
+        if before == after:
+            continue
+        spectrum = np.moveaxis(rfft(volume, axis=axis, workers=workers()), axis, 0)
+        shared = min(before, after)
+        kept = spectrum[: shared // 2 + 1]
+        if shared % 2 == 0:  # the bin at Nyquist's frequency stands for two on the finer grid
+            kept[-1] *= 0.5 if after > before else 2
+        finer = irfft(kept, after, axis=0, workers=workers()) * np.float32(after / before)
+        volume = np.moveaxis(finer, 0, axis)
+    return np.ascontiguousarray(volume, dtype=np.float32)
 
 
 def _resample_mask(mask: NDArray[np.bool_], shape: Shape) -> NDArray[np.bool_]:
     """Return the voxels whose centres lie more inside than outside."""
-    axes = [np.arange(m) * (n / m) for n, m in zip(mask.shape, shape, strict=True)]
-    share = map_coordinates(
-        mask.astype(np.float32), np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest"
+    steps = [n / m for n, m in zip(mask.shape, shape, strict=True)]
+    share = affine_transform(
+        mask.astype(np.float32), steps, output_shape=shape, order=1, mode="nearest"
     )
     inside: NDArray[np.bool_] = share > 0.5
     return inside

@@ -71,3 +71,14 @@ def test_truth_and_labels_stay_behind_and_an_empty_mask_is_refused():
     thin.mask[5, 5, 5] = True
     with pytest.raises(DataError, match="nothing of the mask is left"):
         resample_scan(thin, (4.0, 4.0, 4.0))
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 42), (41, 36, 20), (40, 37, 10), (39, 35, 22)])
+def test_the_spectrum_is_cut_and_filled_as_scipy_does(shape):
+    from scipy.signal import resample
+
+    noise = np.random.default_rng(0).standard_normal(GRID.shape).astype(np.float32)
+    expected = noise.astype(np.float64)
+    for axis, n in enumerate(shape):
+        expected = resample(expected, n, axis=axis)
+    np.testing.assert_allclose(resample_map(noise, np.ones(shape, bool)), expected, atol=1e-5)
