@@ -40,7 +40,7 @@ from qsm_deploy.runtime.reconstruction.preparation import prepare
 from qsm_deploy.runtime.reconstructor import Host, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.scan.turned_grid import grid_along
+from qsm_deploy.runtime.scan.turned_grid import MARGIN_VOXELS, grid_along
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
 
 SEED, SMALL = 501, (96, 112, 96)
@@ -201,7 +201,7 @@ def cost(ir2qsm: Reconstructor, unet: AsAxial) -> Iterator[Row]:
         unet.run(unet.plan(scan, wants), plain)
         seconds["tkd-unet"].append(plain.seconds["prepare"] + plain.seconds["inference"])
     turn = np.array(seconds["turn"])
-    inside = scan.mask[bounding_box(scan.mask)].size
+    inside = scan.mask[bounding_box(scan.mask, margin=MARGIN_VOXELS)].size
     yield say(
         {
             "case": "head of 160x192x160, 20 deg",

@@ -9,15 +9,17 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, spline_filter
 
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.inversion.grid import each_slab
 from qsm_deploy.runtime.scan.scan import Scan
 
 SLAB_VOXELS = 1 << 18  # a mask is turned, or its reach is found, in pieces of about this size
 ROUNDING = 1e-3  # a grid this close to a whole number of voxels has that number
 LEAST_SHARE = 1e-3  # of the mask in what a voxel interpolates
+DECAY_VOXELS = 12  # beyond a volume, where its spline is 1e-7 of what it was
 MARGIN_VOXELS = 3  # around the mask, into which cubic interpolation reaches
 LINEAR: Final = 1
 CUBIC: Final = 3
@@ -82,13 +84,15 @@ class TurnedGrid:
         offset: NDArray[np.floating],
         shape: tuple[int, ...],
     ) -> Volume:
+        if self.order == CUBIC:
+            return _cubic(volume, matrix, offset, shape)
         result: Volume = affine_transform(
             volume,
             matrix,
             offset,
             output_shape=shape,
             output=np.float32,
-            order=self.order,
+            order=LINEAR,
             mode="grid-constant",
         )
         return result
@@ -188,26 +192,50 @@ def rotation_onto(direction: ArrayLike, target: ArrayLike = (0.0, 0.0, 1.0)) -> 
     return rotation
 
 
+def _cubic(
+    volume: Volume,
+    matrix: NDArray[np.floating],
+    offset: NDArray[np.floating],
+    shape: tuple[int, ...],
+) -> Volume:
+    """Return the cubic B-spline through a volume, at ``matrix @ j + offset`` of its voxels."""
+    coefficients = spline_filter(np.pad(volume, DECAY_VOXELS), CUBIC, output=np.float32)
+    result = np.empty(shape, dtype=np.float32)
+    _over_slabs(coefficients, matrix, offset + DECAY_VOXELS, result, CUBIC)
+    return result
+
+
 def _share(
     mask: Mask, matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: ArrayLike
 ) -> Mask:
     """Return the turned voxels that trilinear interpolation makes of a share of the mask."""
-    x, y, z = np.asarray(shape).tolist()
-    has_share = np.empty((x, y, z), dtype=bool)
-    values = mask.astype(np.float32)
-    rows = max(1, SLAB_VOXELS // (y * z))
-    for start in range(0, x, rows):
-        slab = has_share[start : start + rows]
-        share = affine_transform(
-            values,
-            matrix,
-            offset + matrix[:, 0] * start,
-            output_shape=slab.shape,
-            order=LINEAR,
-            mode="grid-constant",
-        )
-        np.greater(share, LEAST_SHARE, out=slab)
+    share = np.empty(np.asarray(shape).tolist(), dtype=np.float32)
+    _over_slabs(np.pad(mask, 1).astype(np.float32), matrix, offset + 1, share, LINEAR)
+    has_share: Mask = share > LEAST_SHARE
     return has_share
+
+
+def _over_slabs(
+    coefficients: Volume,
+    matrix: NDArray[np.floating],
+    offset: NDArray[np.floating],
+    out: Volume,
+    order: Literal[1, 3],
+) -> None:
+    """Interpolate in slabs, on all threads; of one size, so that their number changes no bit."""
+
+    def interpolate(slab: slice) -> None:
+        affine_transform(
+            coefficients,
+            matrix,
+            offset + matrix[:, 0] * slab.start,
+            output=out[slab],
+            output_shape=out[slab].shape,
+            order=order,
+            prefilter=False,
+        )
+
+    each_slab(interpolate, out.shape)
 
 
 def _reach(
