@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from qsm_deploy.kernels.ends import RAS
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
-from qsm_deploy.runtime.scan.axes import RAS
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def needs_of(card: ModelCard) -> Needs:
         card.field_counts,
         card.geometry,
         card.constants.get("mask_erosion_voxels", 0),
+        axes=card.axes,
     )
 
 

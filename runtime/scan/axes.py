@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.ends import ENDS as ENDS
-from qsm_deploy.kernels.ends import RAS as RAS
 from qsm_deploy.kernels.ends import ends_named
 from qsm_deploy.kernels.geometry import Geometry, Shape
 
