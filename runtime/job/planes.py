@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
 from qsm_deploy.kernels.bounding_box import Box, Corner, bounding_box
+from qsm_deploy.kernels.ends import ENDS
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.scan.axes import ENDS, STORED, Affine, Axes, anatomical_axes, axes_named
+from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes, anatomical_axes, axes_named
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Scan
 

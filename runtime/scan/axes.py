@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.bounding_box import Box
-from qsm_deploy.kernels.ends import ENDS as ENDS
-from qsm_deploy.kernels.ends import ends_named
+from qsm_deploy.kernels.ends import ENDS, ends_named
 from qsm_deploy.kernels.geometry import Geometry, Shape
 
 RIGHT, FRONT = np.eye(3)[:2]  # of the scanner's axes, RAS
