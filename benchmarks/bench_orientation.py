@@ -228,14 +228,20 @@ def memory(model: Path, cases: list[Case]) -> Iterator[Row]:
             line = f"field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json --patch {patch}"
             command = [PROGRAM, model.resolve(), *line.split(), "--force", "-q"]
             subprocess.run(command, check=True, cwd=folder, capture_output=True)
-            found = json.loads((folder / "run.json").read_text())["memory"]
-            peak, predicted = found["peak_above_baseline_bytes"], found["predicted_peak_bytes"]
+            run = json.loads((folder / "run.json").read_text())
+            peaks, predicted = run["memory"]["stage_peak_bytes"], run["plan"]
+            each = {
+                stage: round(predicted["predicted_stage_bytes"][stage] / peaks[stage], 3)
+                for stage in ("inference", "bring back", "field residual")
+            }
+            peak = run["memory"]["peak_above_baseline_bytes"]
             yield say(
                 {
                     "case": case.name,
                     "how": f"memory, --patch {patch}",
                     "peak_mb": round(peak / 1e6),
-                    "predicted_of_peak": round(predicted / peak, 3),
+                    "predicted_of_peak": round(predicted["predicted_peak_bytes"] / peak, 3),
+                    "of_stages": each,
                 }
             )
 
