@@ -11,6 +11,7 @@ Gao et al., NeuroImage 259:119410 (2022), doi 10.1016/j.neuroimage.2022.119410.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from qsm_deploy.export.checkpoints.state import load_strictly
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder, encoder_decoder_size
 from qsm_deploy.export.networks.lot import LotLayer, fixed_laplacian
 from qsm_deploy.export.networks.network import (
+    AXIAL_1MM,
     ECHO_TIME,
     FIELD_STRENGTH,
     MASK,
@@ -32,6 +34,8 @@ OUTPUT_SCALE = 1 / 4
 # what the authors' scripts do around the network: they turn the phase round, and keep off the
 # edge of the mask, where the phase has no neighbours
 PHASE_CONVENTIONS = {"phase_sign": -1.0, "mask_erosion_voxels": 3.0}
+# a wrapped phase is refused beyond the tolerance, where a field would be turned
+NOT_TURNED = replace(AXIAL_1MM, b0_tolerance_deg=5.0)
 
 
 class IQSM(Network):
@@ -48,6 +52,7 @@ class IQSM(Network):
     """
 
     inputs = (PHASE, MASK, ECHO_TIME, FIELD_STRENGTH)
+    geometry = NOT_TURNED
     constants = PHASE_CONVENTIONS
 
     def __init__(self, unet: nn.Module, lot: LotLayer, divisor: int) -> None:

@@ -9,6 +9,7 @@ Gao et al., Med Image Anal 94:103160 (2024), doi 10.1016/j.media.2024.103160.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
-from qsm_deploy.export.networks.iqsm import IQSM, UNET, require_lot_file, whole_state
+from qsm_deploy.export.networks.iqsm import IQSM, NOT_TURNED, UNET, require_lot_file, whole_state
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.card import GeometryLimits
 
 EMBEDDING, HIDDEN = 5, 10
 Direction = tuple[float, float, float]
@@ -34,7 +34,7 @@ class FoldedIQSMPlus(IQSM):
         self, first: ConvBlock, plain: EncoderDecoder, lot: LotLayer, b0_direction: Direction
     ) -> None:
         super().__init__(nn.Sequential(first, plain), lot, plain.divisor)
-        self.geometry = GeometryLimits((1.0, 1.0, 1.0), 0.1, b0_direction, 5.0)
+        self.geometry = replace(NOT_TURNED, b0_direction=b0_direction)
 
 
 class IQSMPlus(nn.Module):

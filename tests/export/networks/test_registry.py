@@ -129,7 +129,7 @@ def test_each_network_is_listed_under_its_name() -> None:
 def test_ir2qsm_is_for_axial_1_mm_and_tkd_unet_for_any_geometry() -> None:
     limits = IR2QSM.geometry
     assert limits.voxel_size_mm == (1, 1, 1)
-    assert (limits.voxel_tolerance, limits.b0_tolerance_deg) == (0.1, 5)
+    assert (limits.voxel_tolerance, limits.b0_tolerance_deg) == (0.1, 2)
     assert limits.b0_direction == (0, 0, 1)
     assert dataclasses.astuple(TkdUnet.geometry) == (None,) * 4
 
