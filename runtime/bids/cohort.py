@@ -230,7 +230,9 @@ class _Run:
             files = ScanFiles((image.path,), mask, magnitude=tuple(m.path for m in magnitude))
             request = self._request(recording, [image, *magnitude], files, reading)
             with stages("load"):
-                return request, read_scan(request, self.reconstructor)
+                scan = read_scan(request, self.reconstructor)
+            scan.notes.extend(recording.other_masks(image))
+            return request, scan
         pairs = recording.echoes()
         if cohort.units is not None or cohort.field_strength is not None:
             raise UsageError(
@@ -249,7 +251,7 @@ class _Run:
             phase_scale=cohort.phase_scale,
             keeps_magnitude=self.reconstructor.inversion.needs.magnitude,
         )
-        scan.notes.extend(recording.left_over())
+        scan.notes.extend([*recording.left_over(), *recording.other_masks(pairs[0][0])])
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
         reading = Reading(units="rad", from_file=stated, negate=cohort.negate)

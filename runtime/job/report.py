@@ -6,7 +6,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from qsm_deploy.kernels.geometry import vector_text
@@ -82,10 +81,9 @@ def describe_run(
 def _grid(prepared: Prepared) -> dict[str, Any]:
     """Return how the scan was stored, who says where B0 was, and what became of its grid."""
     measured = prepared.measured
-    affine, axes = measured.affine, measured.axes
-    stored = None if affine is None else axes.inverse.affine(affine, measured.geometry.shape)
+    axes = measured.axes
     return {
-        "stored_axes": None if stored is None else "".join(map(str, nib.aff2axcodes(stored))),
+        "stored_axes": None if measured.affine is None else measured.stored_letters,
         "canonical_from_stored": [
             f"{'-' if flip else '+'}{'xyz'[axis]}"
             for axis, flip in zip(axes.order, axes.flipped, strict=True)

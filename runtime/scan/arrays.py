@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
-from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, vector_text
 from qsm_deploy.runtime.scan.axes import Affine, directions_named
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
-from qsm_deploy.runtime.scan.orientations import require_different
+from qsm_deploy.runtime.scan.orientations import SMALLEST_ANGLE_DEG, require_different
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Quantity, Scan, require_trust
 from qsm_deploy.runtime.scan.units import require_ppm, require_wrapped_phase
@@ -100,12 +100,14 @@ def scan_from_arrays(
             refuse_other_than_field(values)
             require_unwrapped(field, inside, turn=None)
             notes += require_ppm(values, "ppm")
+    affine = affine_from(axes, size)
+    notes += contradicted(axes, affine, grids[0])
     scan = Scan(
         np.where(inside, fields, 0).astype(np.float32),
         inside,
         grids[0],
         nib.Nifti1Header(),
-        affine_from(axes, size),
+        affine,
         quantity=quantity,
         more_b0_directions=tuple(grid.b0_direction for grid in grids[1:]),
         echo_time_s=echo_time_s,
@@ -145,9 +147,25 @@ def affine_from(axes: str | ArrayLike | None, voxel_size_mm: Vector) -> Affine |
         )
     affine = np.eye(4)
     affine[: len(found), : len(found)] = found
-    Geometry.from_affine((1, 1, 1), affine)  # or it is none
-    affine[:3, :3] *= voxel_size_mm / np.linalg.norm(affine[:3, :3], axis=0)
+    sizes = Geometry.from_affine((1, 1, 1), affine).voxel_size_mm
+    if not any(np.allclose(sizes, own, rtol=1e-2) for own in (1, voxel_size_mm)):
+        raise GeometryError(
+            f"the affine has voxels of {vector_text(sizes)} mm, voxel_size_mm is "
+            f"{vector_text(voxel_size_mm)}; pass the ones that are right"
+        )
+    affine[:3, :3] *= np.asarray(voxel_size_mm) / sizes
     return affine
+
+
+def contradicted(axes: str | ArrayLike | None, affine: Affine | None, grid: Geometry) -> list[str]:
+    """Return a note where an affine says that B0 lay elsewhere than what was stated."""
+    if affine is None or isinstance(axes, str):
+        return []
+    header = Geometry.from_affine(grid.shape, affine)
+    if grid.b0_angle_deg(header.b0_direction) <= SMALLEST_ANGLE_DEG:
+        return []
+    says = f"{vector_text(grid.b0_direction)} as stated, not {vector_text(header.b0_direction)}"
+    return [f"B0 direction {says} as the affine says"]
 
 
 def _trust(name: str, array: Any, mask: Mask) -> Volume | None:

@@ -138,8 +138,24 @@ def anatomical_axes(affine: Affine) -> Axes:
 
     Their inverse, the grid's own made of RAS, has the letters that the grid is named by.
     """
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    directions = _unit(affine[:3, :3])
     return canonical_axes(directions, directions[2])
+
+
+def axes_between(stored: Affine, wanted: Affine) -> Axes:
+    """Return the axes of one grid made of another's, as nearly as whole axes can; else as stored.
+
+    Parameters
+    ----------
+    stored, wanted
+        (4, 4) from voxels of each to the scanner.
+    """
+    cosines = _unit(stored[:3, :3]).T @ _unit(wanted[:3, :3])
+    x, y, z = np.abs(cosines).argmax(axis=0).tolist()
+    if {x, y, z} != {0, 1, 2}:
+        return STORED
+    along = cosines[[x, y, z], [0, 1, 2]]
+    return Axes((x, y, z), (bool(along[0] < 0), bool(along[1] < 0), bool(along[2] < 0)))
 
 
 def canonical_axes(directions: ArrayLike, b0_direction: ArrayLike) -> Axes:
@@ -157,8 +173,7 @@ def canonical_axes(directions: ArrayLike, b0_direction: ArrayLike) -> Axes:
     b0_direction
         In stored axes, of any sign and length.
     """
-    found = np.asarray(directions, dtype=np.float64)
-    unit = found / np.linalg.norm(found, axis=0)
+    unit = _unit(np.asarray(directions, dtype=np.float64))
     b0 = np.asarray(b0_direction, dtype=np.float64)
     along_b0 = np.abs(b0) / np.linalg.norm(b0)
     third = max(np.flatnonzero(along_b0 >= along_b0.max() - TIE), key=lambda a: _rank(unit[:, a]))
@@ -202,6 +217,11 @@ def directions_named(letters: str) -> NDArray[np.float64]:
     for column, (place, against) in enumerate(ends_named(letters)):
         directions[place, column] = -1 if against else 1
     return directions
+
+
+def _unit(directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    unit: NDArray[np.float64] = directions / np.linalg.norm(directions, axis=0)
+    return unit
 
 
 def _rank(direction: NDArray[np.float64]) -> tuple[float, ...]:

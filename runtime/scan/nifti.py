@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
-from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.kernels.geometry import Geometry, Shape
 from qsm_deploy.runtime.console.inputs import A_FOLDER, not_downloaded
+from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_between
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, PIECE_BYTES, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
 
@@ -77,6 +78,18 @@ class NiftiVolume:
         across, up, through = np.round(grid.b0_direction, ROUNDED_DIGITS).tolist()
         return Geometry(grid.shape, (x, y, z), (across, up, through))
 
+    def turned(self, axes: Axes) -> "NiftiVolume":
+        """Return the volume in axes that are made of its own; its header stays."""
+        if axes == STORED:
+            return self
+        shape = _shape_of(self.data)
+        transforms = replace(
+            self.transforms,
+            affine=axes.affine(self.affine, shape),
+            all=tuple(axes.affine(affine, shape) for affine in self.transforms.all),
+        )
+        return replace(self, data=axes.turn(self.data), transforms=transforms)
+
     @property
     def directed_affine(self) -> Affine | None:
         """The affine, unless the header knows no directions."""
@@ -130,28 +143,31 @@ def load_volume(path: Path) -> NiftiVolume:
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
     """Read a volume that must lie on the grid of ``like``, by one of the transforms of each.
 
+    One whose axes are stored in another order is turned into that of ``like``.
+
     Raises
     ------
     GeometryError
         If shape or affine disagree (corner voxels more than 0.01 mm apart).
     """
     volume = load_volume(path)
-    if volume.data.shape != like.data.shape:
+    shape, wanted = (_shape_of(v.data) for v in (volume, like))
+    apart, axes = _apart_mm(volume.transforms, shape, like.transforms, wanted)
+    if apart == math.inf:
         raise GeometryError(
             f"{path} has shape {volume.data.shape}, {like.path} has {like.data.shape}; "
             "resample one onto the other's grid"
         )
-    apart = _apart_mm(volume.transforms, like.transforms, like.data.shape)
     if apart > AFFINE_TOLERANCE_MM:
         raise GeometryError(
             f"the affines of {path} and {like.path} disagree: the same voxel lies up to "
             f"{apart:.3g} mm apart; resample one onto the other's grid or correct its header"
         )
-    return volume
+    return volume.turned(axes)
 
 
 def on_grid(path: Path, like: Path) -> bool:
-    """Return whether two files have the same shape and affine, by their headers alone.
+    """Return whether two files have the same grid, by their headers alone.
 
     A file without a header that can be read is on no other's grid.
     """
@@ -159,7 +175,7 @@ def on_grid(path: Path, like: Path) -> bool:
         (one, shape), (other, its) = (_grid(p) for p in (path, like))
     except QsmDeployError:
         return False
-    return shape == its and _apart_mm(one, other, shape) <= AFFINE_TOLERANCE_MM
+    return _apart_mm(one, shape, other, its)[0] <= AFFINE_TOLERANCE_MM
 
 
 def _grid(path: Path) -> tuple[Transforms, tuple[int, int, int]]:
@@ -184,11 +200,28 @@ def _faults_of(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _apart_mm(one: Transforms, other: Transforms, shape: tuple[int, ...]) -> float:
-    """Return how far the corners of a grid lie apart at most, by the transforms that agree best."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+def _shape_of(volume: NDArray[np.float32]) -> Shape:
+    x, y, z = volume.shape
+    return x, y, z
+
+
+def _apart_mm(
+    one: Transforms, shape: Shape, other: Transforms, wanted: Shape
+) -> tuple[float, Axes]:
+    """Return how far the corners of two grids lie apart at most, and how the one is turned for it.
+
+    By the transforms that agree best; infinitely far where the shapes differ.
+    """
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in wanted])).reshape(3, -1)
     homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
-    return min(float(np.abs((a - b) @ homogeneous).max()) for a in one.all for b in other.all)
+    found = []
+    for a in one.all:
+        for b in other.all:
+            for axes in dict.fromkeys((STORED, axes_between(a, b))):
+                if axes.sizes(shape) == wanted:
+                    apart = np.abs((axes.affine(a, shape) - b) @ homogeneous).max()
+                    found.append((float(apart), axes))
+    return min(found, key=lambda pair: pair[0], default=(math.inf, STORED))
 
 
 def nifti_bytes(

@@ -11,10 +11,46 @@ from numpy.typing import NDArray
 from scipy.fft import irfft, rfft
 from scipy.ndimage import affine_transform
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Shape, Volume
 from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.scan.scan import Scan
+
+ROOM_VOXELS = 4  # at least, between the ends of a mask
+MOST_OFF = 0.05  # of a voxel's size, by rounding their number
+
+
+def with_room(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan:
+    """Return a scan with room for Fourier interpolation after its last voxels, if it has none.
+
+    The interpolation takes a volume for periodic, so that a mask which reaches both ends of an
+    axis would run into itself; and few thin slices have no whole number of voxels of another size.
+    Where there is room already, the scan is returned as it is.
+    """
+    grid = scan.geometry
+    rooms = []
+    for side, n, old, new in zip(
+        bounding_box(scan.mask), grid.shape, grid.voxel_size_mm, voxel_size_mm, strict=True
+    ):
+        room = 0
+        if round(n * old / new) != n:
+            room = max(0, ROOM_VOXELS - (side.start + n - side.stop))
+            while abs((whole := (n + room) * old / new) / max(2, round(whole)) - 1) > MOST_OFF:
+                room += 1
+        rooms.append((0, room))
+    if not any(after for _, after in rooms):
+        return scan
+    mask = np.pad(scan.mask, rooms)
+    x, y, z = mask.shape
+    measured = np.pad(scan.measured, [(0, 0), *rooms])
+    return replace(scan, measured=measured, mask=mask, geometry=replace(grid, shape=(x, y, z)))
+
+
+def without_room(chi_ppm: Volume, shape: Shape) -> Volume:
+    """Return the part of a map that is not room."""
+    x, y, z = shape
+    return chi_ppm[:x, :y, :z]
 
 
 def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan:

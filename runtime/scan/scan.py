@@ -244,6 +244,12 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     notes: list[str] = []
     scale = reading.scale()
     first, *others = [load_volume(path) for path in files.fields]
+    ways: list[Axes] = []
+    if others:
+        from qsm_deploy.runtime.scan.orientations import stored_as_first
+
+        ways = [stored_as_first(first, other) for other in others]
+        others = [other.turned(way) for other, way in zip(others, ways, strict=True)]
     geometry, b0_from = geometry_from(first, reading.flags, reading.from_file, notes)
     mask = _mask(files.mask, first, notes)
     masked = files.mask is not None
@@ -254,7 +260,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     if others or reading.more_b0_directions:
         from qsm_deploy.runtime.scan.orientations import more_b0_directions
 
-        more = more_b0_directions(geometry, first, others, reading.more_b0_directions)
+        more = more_b0_directions(geometry, first, others, ways, reading.more_b0_directions)
         notes += [f"{v.path}: {note}" for v in others for note in v.transforms.notes]
     scan = Scan(
         measured,
@@ -340,7 +346,9 @@ def geometry_from(
         If the header does not tell where B0 was, and nothing else does.
     """
     header, b0_from = volume.geometry, f"the {volume.transforms.source or 'third voxel axis'}"
-    notes += [*volume.notes, *volume.transforms.notes]
+    b0_stated = flags.b0_direction or from_file.b0_direction
+    unknown = volume.transforms.source is None and b0_stated is not None
+    notes += [*volume.notes, *volume.transforms.notes[: -1 if unknown else None]]
     voxel_size, direction = header.voxel_size_mm, header.b0_direction
     for source, params in (("the parameter file", from_file), ("the command line", flags)):
         if params.voxel_size_mm is not None:
@@ -359,7 +367,7 @@ def geometry_from(
                     f"{vector_text(direction)}"
                 )
             direction, b0_from = stated.b0_direction, source
-    if (flags.b0_direction or from_file.b0_direction) is None and volume.transforms.doubt:
+    if b0_stated is None and volume.transforms.doubt:
         raise GeometryError(f"{volume.path}: {volume.transforms.doubt}")
     return Geometry(header.shape, voxel_size, direction), b0_from
 

@@ -25,6 +25,7 @@ Affine = NDArray[np.float64]
 SCANNER, ALIGNED = 1, 2
 SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
 SAME_DEG, SAME_SIZE = 2.0, 0.01
+LEAST_COSINE = 0.7  # between axes of one name: 45 degrees
 QUATERNION_ROUNDING = 2e-5  # of five digits, in the square of the norm
 MM_PER_UNIT = {1: 1000.0, 3: 1e-3}  # metre, micrometre; anything else is taken for mm
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
@@ -83,7 +84,8 @@ class _Form:
         sizes = [np.linalg.norm(form.affine[:3, :3], axis=0) for form in (self, other)]
         if np.abs(sizes[0] / sizes[1] - 1).max() > SAME_SIZE:
             return f"has other voxel sizes, {vector_text(tuple(sizes[1]))} mm"
-        if nib.aff2axcodes(self.affine) != nib.aff2axcodes(other.affine):
+        mine, its = (f.affine[:3, :3] / n for f, n in zip((self, other), sizes, strict=True))
+        if (mine * its).sum(axis=0).min() < LEAST_COSINE:
             return f"names other axes, {''.join(map(str, nib.aff2axcodes(other.affine)))}"
         return None
 

@@ -187,3 +187,12 @@ def test_another_grid_is_made_for_a_network_and_said(model, field, mask, change,
     with pytest.warns(UserWarning, match="outside the training"):
         native = model.reconstruct(field, mask, **(GRID | change), allow_geometry=True)
     assert not np.array_equal(chi, native)
+
+
+def test_an_affine_that_contradicts_is_refused_or_said(model, field, mask):
+    with pytest.raises(qsm.GeometryError, match=r"affine has voxels of \(2, 2, 2\) mm"):
+        model.reconstruct(field, mask, **GRID, axes=np.diag([2, 2, 2, 1]))
+    tilted = np.diag([1.0, 1, 1, 1])
+    tilted[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    with pytest.warns(UserWarning, match=r"not \(0, 0.6, 0.8\) as the affine says"):
+        model.reconstruct(field, mask, **GRID, axes=tilted)

@@ -111,6 +111,29 @@ def test_the_local_field_is_what_the_network_gets(run, chi, local_field):
     assert np.linalg.norm(error) < 0.2 * np.linalg.norm(expected - expected.mean())
 
 
+def test_a_mask_in_another_order_is_taken_and_one_of_another_grid_is_named(run, chi, dataset):
+    assert run()[0] == 0
+    expected = chi()
+    (path,) = (dataset / BRAIN).rglob("*_mask.nii*")
+    mask = nib.load(path)
+    letters = nib.orientations.axcodes2ornt("LPS")
+    turned = mask.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(mask.affine), letters)
+    )
+    path.unlink()
+    turned.to_filename(path)
+    assert run("--force")[0] == 0
+    np.testing.assert_array_equal(chi(), expected)
+    moved = mask.affine.copy()
+    moved[0, 3] += 3
+    inside = np.asarray(turned.dataobj)
+    path.unlink()
+    nib.Nifti1Image(inside, moved).to_filename(path)
+    code, _, err = run("--force")
+    assert code == 0
+    assert f"{path.name} lies on another grid than sub-01" in err
+
+
 def test_the_validator_accepts_it(run, dataset, validate):
     assert run()[0] == 0
     for folder in (dataset, dataset / BRAIN, dataset / "derivatives/qsm-deploy"):

@@ -1,6 +1,7 @@
 """NIfTI in and out: geometry bit for bit, every dialect read, everything damaged refused."""
 
 import gzip
+import itertools
 import os
 import tracemalloc
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
-from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume, nifti_bytes
+from qsm_deploy.runtime.scan.axes import Axes
+from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume, nifti_bytes, on_grid
 
 SHAPE = (7, 5, 6)
 VALUES = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -391,6 +393,25 @@ def test_volumes_of_one_scan_share_a_grid(tmp_path):
     second.write_bytes(nifti_bytes(VALUES[:-1], OBLIQUE))
     with pytest.raises(GeometryError, match=r"\(6, 5, 6\).*\(7, 5, 6\)"):
         load_on_grid(second, field)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        Axes(order, flipped)
+        for order in itertools.permutations(range(3))
+        for flipped in itertools.product((False, True), repeat=3)
+    ],
+    ids=str,
+)
+def test_a_volume_of_the_same_grid_in_another_order_is_turned_into_it(tmp_path, axes):
+    first, second = tmp_path / "field.nii", tmp_path / "mask.nii"
+    first.write_bytes(nifti_bytes(VALUES, OBLIQUE))
+    second.write_bytes(nifti_bytes(axes.turn(VALUES), axes.affine(OBLIQUE, SHAPE)))
+    found = load_on_grid(second, load_volume(first))
+    np.testing.assert_array_equal(found.data, VALUES)
+    np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-4)
+    assert on_grid(second, first)
 
 
 def test_real_scanner_files_are_read(shared):

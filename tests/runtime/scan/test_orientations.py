@@ -6,6 +6,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.scan.nifti import load_volume
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
 
@@ -120,3 +121,31 @@ class TestPhase:
             self.load(write_volume, stale)
         right = self.load(write_volume, phase.dataobj.get_unscaled()[..., 0])
         assert np.abs(right.measured).max() <= np.float32(np.pi)
+
+
+@pytest.mark.parametrize("letters", ["LPS", "LAS", "PSR", "RSA"])
+def test_a_field_that_is_stored_in_another_order_is_turned_into_the_first_s(
+    files, letters, tmp_path
+):
+    """The affine keeps the turn of the head, whatever the order that it is stored in."""
+    first, second, _ = files.paths
+    expected = load_scan(ScanFiles((first, second)), Reading())
+    volume = nib.load(second)
+    wanted = nib.orientations.axcodes2ornt(letters)
+    now = nib.orientations.axcodes2ornt("RAS")
+    way = nib.orientations.ornt_transform(now, wanted)
+    turned = volume.as_reoriented(way)
+    turned.set_sform(turned.affine, 1)
+    path = tmp_path / f"{letters}.nii"
+    nib.save(turned, path)
+    found = load_scan(ScanFiles((first, path)), Reading())
+    np.testing.assert_array_equal(found.measured, expected.measured)
+    np.testing.assert_allclose(found.b0_directions, expected.b0_directions, atol=1e-6)
+    stated = load_scan(
+        ScanFiles((first, path)),
+        Reading(
+            flags=Params(b0_direction=expected.geometry.b0_direction),
+            more_b0_directions=(load_volume(path).geometry.b0_direction,),
+        ),
+    )
+    np.testing.assert_allclose(stated.b0_directions, expected.b0_directions, atol=1e-6)

@@ -92,6 +92,16 @@ def test_a_header_that_does_not_tell_needs_the_user(tmp_path, qform, sform, says
         assert load_scan(ScanFiles((path,)), reading).geometry.b0_direction == (0, 0.6, 0.8)
 
 
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_both_say_scanner_where_two_axes_lie_equally_near(axis):
+    """At 45 degrees the last digit would decide what an axis is called."""
+    tilted = affine(45, axis)
+    for n in range(3):
+        flipped = tilted @ np.diag([-1 if m == n else 1 for m in range(3)] + [1])
+        for matrix in (tilted, flipped):
+            assert transforms_of(header_of((matrix, 1), (matrix, 1))).doubt is None
+
+
 def test_both_say_scanner_but_the_axes_are_others():
     flipped = TILTED @ np.diag([-1, 1, 1, 1])
     assert "both say scanner" in transforms_of(header_of((TILTED, 1), (flipped, 1))).doubt
