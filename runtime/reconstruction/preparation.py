@@ -85,7 +85,7 @@ def prepare(needs: Needs, measured: Scan, wants: Wants) -> Prepared:
     found = deviations(needs.geometry, prepared.scan.geometry)
     if found and not wants.allow_geometry:
         way = OF_PHASE if measured.quantity == "phase_rad" else OTHERWISE
-        raise GeometryError(f"{'; '.join(found)}; {way}")
+        raise GeometryError(f"{'; '.join(deviations(needs.geometry, turned.geometry))}; {way}")
     return replace(prepared, departures=tuple(found))
 
 
@@ -96,13 +96,11 @@ def _on_trained_grid(needs: Needs, prepared: Prepared) -> Prepared:
     facts: dict[str, Any] = {}
     resamples = has_other_voxels(limits, native.geometry)
     if resamples:
-        from qsm_deploy.runtime.scan import resampling
+        from qsm_deploy.runtime.scan.resampling import resample_map, resample_scan
 
         assert limits.voxel_size_mm is not None
-        roomy = resampling.with_room(scan, limits.voxel_size_mm)
-        scan = resampling.resample_scan(roomy, limits.voxel_size_mm)
-        crop = partial(resampling.without_room, shape=native.geometry.shape)
-        back = (partial(resampling.resample_map, mask=roomy.mask), crop, *back)
+        scan = resample_scan(scan, limits.voxel_size_mm)
+        back = (partial(resample_map, mask=native.mask), *back)
         facts["resampled"] = "Fourier, axis by axis"
     angle = tilt_deg(limits, scan.geometry)
     turns = angle > 0 and scan.quantity != "phase_rad" and len(scan.measured) == 1

@@ -2,9 +2,12 @@
 
 Fourier interpolation, as for MRI data elsewhere: the spectrum is cut or filled with zeros, so the
 first voxel and the field of view stay where they are. A phase goes through its complex number.
+Along an axis of which a mask reaches both ends, as a slab does, the volume is taken for mirrored at
+its ends and not for periodic, so that the one end does not run into the other.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +20,7 @@ from qsm_deploy.kernels.geometry import Geometry, Shape, Volume
 from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.scan.scan import Scan
 
-ROOM_VOXELS = 4  # at least, between the ends of a mask
-MOST_OFF = 0.05  # of a voxel's size, by rounding their number
-
-
-def with_room(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan:
-    """Return a scan with room for Fourier interpolation after its last voxels, if it has none.
-
-    The interpolation takes a volume for periodic, so that a mask which reaches both ends of an
-    axis would run into itself; and few thin slices have no whole number of voxels of another size.
-    Where there is room already, the scan is returned as it is.
-    """
-    grid = scan.geometry
-    rooms = []
-    for side, n, old, new in zip(
-        bounding_box(scan.mask), grid.shape, grid.voxel_size_mm, voxel_size_mm, strict=True
-    ):
-        room = 0
-        if round(n * old / new) != n:
-            room = max(0, ROOM_VOXELS - (side.start + n - side.stop))
-            while abs((whole := (n + room) * old / new) / max(2, round(whole)) - 1) > MOST_OFF:
-                room += 1
-        rooms.append((0, room))
-    if not any(after for _, after in rooms):
-        return scan
-    mask = np.pad(scan.mask, rooms)
-    x, y, z = mask.shape
-    measured = np.pad(scan.measured, [(0, 0), *rooms])
-    return replace(scan, measured=measured, mask=mask, geometry=replace(grid, shape=(x, y, z)))
-
-
-def without_room(chi_ppm: Volume, shape: Shape) -> Volume:
-    """Return the part of a map that is not room."""
-    x, y, z = shape
-    return chi_ppm[:x, :y, :z]
+ROOM_VOXELS = 4  # at least, between the ends of a mask on a volume that is taken for periodic
 
 
 def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan:
@@ -76,13 +46,11 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
     mask = _resample_mask(scan.mask, finer.shape)
     if not mask.any():
         raise DataError("nothing of the mask is left on the grid of the network; pass a larger one")
+    way = partial(_fourier, shape=finer.shape, mirrored=_fills(scan.mask))
     if scan.quantity == "phase_rad":
-        measured = [
-            np.arctan2(_fourier(np.sin(m), finer.shape), _fourier(np.cos(m), finer.shape))
-            for m in scan.measured
-        ]
+        measured = [np.arctan2(way(np.sin(m)), way(np.cos(m))) for m in scan.measured]
     else:
-        measured = [_fourier(m, finer.shape) for m in scan.measured]
+        measured = [way(m) for m in scan.measured]
     return replace(
         scan,
         measured=np.stack(measured).astype(np.float32) * mask,
@@ -96,22 +64,38 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
 def resample_map(chi_ppm: Volume, mask: NDArray[np.bool_]) -> Volume:
     """Return a map on the grid of a mask, 0 outside it."""
     x, y, z = mask.shape
-    return _fourier(chi_ppm, (x, y, z)) * mask
+    return _fourier(chi_ppm, (x, y, z), _fills(mask)) * mask
 
 
-def _fourier(volume: Volume, shape: Shape) -> Volume:
+def _fills(mask: NDArray[np.bool_]) -> list[bool]:
+    """Return along which axes a mask reaches both ends, or nearly."""
+    sides = zip(bounding_box(mask), mask.shape, strict=True)
+    return [n - (side.stop - side.start) < ROOM_VOXELS for side, n in sides]
+
+
+def _fourier(volume: Volume, shape: Shape, mirrored: list[bool]) -> Volume:
     """Return a volume whose spectrum is cut or filled with zeros along each axis."""
-    for axis, (before, after) in enumerate(zip(volume.shape, shape, strict=True)):
-        if before == after:
+    for axis, (n, mirror) in enumerate(zip(shape, mirrored, strict=True)):
+        if volume.shape[axis] == n:
             continue
-        spectrum = np.moveaxis(rfft(volume, axis=axis, workers=workers()), axis, 0)
-        shared = min(before, after)
-        kept = spectrum[: shared // 2 + 1]
-        if shared % 2 == 0:  # the bin at Nyquist's frequency stands for two on the finer grid
-            kept[-1] *= 0.5 if after > before else 2
-        finer = irfft(kept, after, axis=0, workers=workers()) * np.float32(after / before)
-        volume = np.moveaxis(finer, 0, axis)
+        along = np.moveaxis(volume, axis, 0)
+        if mirror:
+            along = _resized(np.concatenate([along, along[::-1]]), 2 * n)[:n]
+        else:
+            along = _resized(along, n)
+        volume = np.moveaxis(along, 0, axis)
     return np.ascontiguousarray(volume, dtype=np.float32)
+
+
+def _resized(along: Volume, after: int) -> Volume:
+    """Return a periodic volume with so many planes."""
+    before = len(along)
+    shared = min(before, after)
+    kept = rfft(along, axis=0, workers=workers())[: shared // 2 + 1]
+    if shared % 2 == 0:  # the bin at Nyquist's frequency stands for two on the finer grid
+        kept[-1] *= 0.5 if after > before else 2
+    finer: Volume = irfft(kept, after, axis=0, workers=workers()) * np.float32(after / before)
+    return finer
 
 
 def _resample_mask(mask: NDArray[np.bool_], shape: Shape) -> NDArray[np.bool_]:
