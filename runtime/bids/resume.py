@@ -79,9 +79,8 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
         "units": sidecar.get("units"),
-        "data consistency": (
-            step.get("asked_for") or (step.get("lambda"), step.get("iterations")) if step else None
-        ),
+        "data consistency": _object(sidecar, "asked_for").get("data_consistency")
+        or ((step.get("lambda"), step.get("iterations")) if step else None),
     }
 
 

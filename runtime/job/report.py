@@ -44,7 +44,7 @@ def describe_run(
     """Return everything that decided the result, as the sidecar holds it."""
     files, scan, inversion = request.files, planned.task.scan, reconstructor.inversion.facts()
     measured = planned.prepared.measured
-    stored = measured.axes.inverse
+    stored, step = measured.axes.inverse, planned.wants.correction
     name, version = (inversion["backend"].pop(key) for key in ("name", "version"))
     return {
         "made_by": made_by(),
@@ -74,6 +74,7 @@ def describe_run(
         },
         "grid": _grid(planned.prepared),
         "plan": planned.task.decision.facts(),
+        **({"asked_for": {"data_consistency": step.name}} if step and step.name else {}),
         **planned.task.facts,
     }
 

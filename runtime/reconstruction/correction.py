@@ -91,7 +91,6 @@ class Correction:
         return {
             "lambda": self.lam,
             "iterations": self.iterations,
-            **({"asked_for": self.name} if self.name else {}),
             "field_residual_before": residual_before,
             "field_residual_after": residual_after,
         } | how

@@ -220,6 +220,17 @@ class TestGeometry:
         assert says in recorded["outside_training"][0]
 
 
+    @pytest.mark.parametrize(
+        ("flags", "step"), [("", (0.05, 10)), ("--b0-direction 0 0.6 0.8", (0.3, None))]
+    )
+    def test_data_consistency_by_auto_is_another_after_a_turn(self, run, paths, flags, step):
+        assert run(f"model field -m mask -o chi --data-consistency auto {flags}")[0] == 0
+        written = json.loads((paths["folder"] / "chi.json").read_text())
+        found = written["data_consistency"]
+        assert (found["lambda"], found["iterations"]) == step
+        assert written["asked_for"] == {"data_consistency": "auto"}
+
+
 class TestBadInput:
     """Every mistake is one line on stderr with its exit code, and no output is written."""
 
