@@ -219,7 +219,6 @@ class TestGeometry:
         assert recorded["allow_geometry"] is True
         assert says in recorded["outside_training"][0]
 
-
     @pytest.mark.parametrize(
         ("flags", "step"), [("", (0.05, 10)), ("--b0-direction 0 0.6 0.8", (0.3, None))]
     )
@@ -433,7 +432,7 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
 
 
 @pytest.mark.parametrize(
-    ("names", "most"), [(["field"], 53), (["model", "field"], 49)], ids=["tv", "network"]
+    ("names", "most"), [(["field"], 54), (["model", "field"], 50)], ids=["tv", "network"]
 )
 def test_a_run_loads_few_modules(paths, names, most):
     """Of those with code: a folder's own is its docstring."""

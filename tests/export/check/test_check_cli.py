@@ -147,7 +147,8 @@ def test_a_head_has_the_same_numbers_in_any_storage(check, engine, head, tmp_pat
         field, mask, truth = (tmp_path / f"{name}.nii" for name in ("field", "mask", "chi"))
         code, out, _ = check(path, field, "-m", mask, "--truth", truth, "--json", *ONE)
         assert code == 0
-        found.append(document(out)["comparisons"])
+        rows = document(out)["comparisons"]
+        found.append([{k: v for k, v in row.items() if k != "worst_voxel"} for row in rows])
     assert any("against_truth" in row for row in found[0])
     assert found[0] == found[1] == found[2]
 
