@@ -181,10 +181,11 @@ def rotation_onto(direction: ArrayLike, target: ArrayLike = (0.0, 0.0, 1.0)) -> 
     Parameters
     ----------
     direction, target
-        Unit vectors along the lines; their signs have no meaning, so the angle is at most 90
-        degrees.
+        Along the lines, the first of unit length; the length of the other and both signs have no
+        meaning, so the angle is at most 90 degrees.
     """
     start, end = np.asarray(direction, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    end = end / np.linalg.norm(end)
     if start @ end < 0:
         start = -start
     cross = np.outer(end, start) - np.outer(start, end)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.scan.turned_grid import grid_centred_on, rotation_onto
+from qsm_deploy.runtime.scan.turned_grid import grid_along, grid_centred_on, rotation_onto
 
 OBLIQUE = (0.36, 0.48, 0.8)
 unit = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda b: np.linalg.norm(b) > 0.1)
@@ -23,6 +23,27 @@ def test_the_rotation_turns_the_line_onto_the_third_axis(b) -> None:
     # the smallest angle: what is normal to both lines stays
     normal = np.cross(b, [0, 0, 1])
     np.testing.assert_allclose(r @ normal, normal, atol=1e-12)
+
+
+@given(unit, unit)
+def test_any_line_is_turned_onto_any_other(b, target) -> None:
+    b, target = np.array(b) / np.linalg.norm(b), np.array(target)
+    rotation = rotation_onto(b, target)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+    assert abs(rotation @ b @ target) / np.linalg.norm(target) == pytest.approx(1)
+
+
+def test_a_grid_along_another_axis_has_one_voxel_on_another_and_holds_the_mask() -> None:
+    grid = Geometry((21, 24, 18), (1.0, 1.0, 2.0), OBLIQUE)
+    mask = box(grid.shape, start=(3, 2, 2), stop=(4, 3, 2))
+    turned = grid_along(grid, mask, (0, 2, 0), (1.5, 1.5, 1.5))
+    assert turned.geometry.b0_direction == (0, 1, 0)
+    places = np.argwhere(np.ones(turned.geometry.shape)) @ turned.matrix.T + turned.offset
+    assert np.abs(places - np.rint(places)).max(axis=1).min() < 1e-9
+    assert turned.mask.sum() * 1.5**3 > mask.sum() * 2.0
+    edges = turned.mask.copy()
+    edges[3:-3, 3:-3, 3:-3] = False
+    assert not edges.any()
 
 
 def box(shape, *, start=(0, 0, 0), stop=(0, 0, 0)) -> np.ndarray:
