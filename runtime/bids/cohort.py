@@ -231,7 +231,8 @@ class _Run:
             request = self._request(recording, [image, *magnitude], files, reading)
             with stages("load"):
                 scan = read_scan(request, self.reconstructor)
-            scan.notes.extend(recording.other_masks(image))
+            if mask is None:
+                scan.notes.extend(recording.unused_masks(image))
             return request, scan
         pairs = recording.echoes()
         if cohort.units is not None or cohort.field_strength is not None:
@@ -251,7 +252,9 @@ class _Run:
             phase_scale=cohort.phase_scale,
             keeps_magnitude=self.reconstructor.inversion.needs.magnitude,
         )
-        scan.notes.extend([*recording.left_over(), *recording.other_masks(pairs[0][0])])
+        scan.notes.extend(recording.left_over())
+        if mask is None:
+            scan.notes.extend(recording.unused_masks(pairs[0][0]))
         files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
         stated = Params(field_strength_t=scan.field_strength_t)
         reading = Reading(units="rad", from_file=stated, negate=cohort.negate)

@@ -165,12 +165,13 @@ class Recording:
             return []
         return [f"taking phase and magnitude, not the real and imaginary parts ({parts[0]} ...)"]
 
-    def other_masks(self, measured: BidsImage) -> list[str]:
-        """Return a note on masks that are there, of which none lies on a measurement's grid."""
-        masks = [image.path.name for image in self.images if image.suffix == "mask"]
-        if not masks or self.mask(measured) is not None:
-            return []
-        return [f"{masks[0]} lies on another grid than {measured.path.name}, and is not used"]
+    def unused_masks(self, measured: BidsImage) -> list[str]:
+        """Return a note on masks that are there, where none lies on a measurement's grid."""
+        masks = [image.path.name for image in self.images if image.suffix == "mask"][:1]
+        return [
+            f"{name} lies on another grid than {measured.path.name}, and is not used"
+            for name in masks
+        ]
 
     def mask(self, measured: BidsImage) -> Path | None:
         """Return the mask that fits best, if there is one.

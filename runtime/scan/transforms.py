@@ -84,8 +84,8 @@ class _Form:
         sizes = [np.linalg.norm(form.affine[:3, :3], axis=0) for form in (self, other)]
         if np.abs(sizes[0] / sizes[1] - 1).max() > SAME_SIZE:
             return f"has other voxel sizes, {vector_text(tuple(sizes[1]))} mm"
-        mine, its = (f.affine[:3, :3] / n for f, n in zip((self, other), sizes, strict=True))
-        if (mine * its).sum(axis=0).min() < LEAST_COSINE:
+        one, two = (f.affine[:3, :3] / n for f, n in zip((self, other), sizes, strict=True))
+        if (one * two).sum(axis=0).min() < LEAST_COSINE:
             return f"names other axes, {''.join(map(str, nib.aff2axcodes(other.affine)))}"
         return None
 
