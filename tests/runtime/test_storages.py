@@ -204,10 +204,9 @@ def test_a_network_of_the_phase(tmp_path, filter_card):
 @pytest.mark.parametrize("known", ["letters", "affine"])
 def test_arrays(known):
     made = head("tilted")
-    upright = np.diag([*made.grid.voxel_size_mm, 1])
     found = []
     for storage in STORAGES:
-        axes = storage.letters if known == "letters" else storage.affine(upright, SHAPE)
+        axes = storage.letters if known == "letters" else storage.affine(made.affine, SHAPE)
         field, mask = storage.of(made.volumes["field"]), storage.of(made.volumes["mask"])
         chi = qsm.reconstruct(
             field,
