@@ -8,7 +8,8 @@ READY := $(VENV)/.ready
 CUDA_READY := $(VENV)/.ready-cuda
 
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest --strict-skips -n $(JOBS)
+# without a restart, or a worker that dies is not named: xdist waits for what it had left
+PYTEST := $(BIN)/python -m pytest --strict-skips -n $(JOBS) --max-worker-restart 0
 
 .PHONY: demo test test-all check cuda c-runtime setup clean
 
