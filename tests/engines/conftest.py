@@ -159,10 +159,15 @@ def build(
 
 @pytest.fixture
 def buffer() -> Callable[[int], tuple[int, np.ndarray]]:
-    """Return a function that makes floats at a multiple of 256 bytes: address and array."""
+    """Return a function that makes floats at a multiple of 256 bytes: address and array.
+
+    They live as long as the test, of which many keep the address alone.
+    """
+    kept = []
 
     def buffer(count: int) -> tuple[int, np.ndarray]:
         store = np.zeros(4 * count + 256, np.uint8)
+        kept.append(store)
         offset = -store.ctypes.data % 256
         array = store[offset : offset + 4 * count].view(np.float32)
         return array.ctypes.data, array
