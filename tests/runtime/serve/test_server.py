@@ -210,10 +210,10 @@ class TestBugs:
 
 class TestTime:
     def test_a_silent_client(self, serve, quick, dipole_stream, is_well):
-        running = serve(replace(quick, idle_seconds=0.3))
+        running = serve(replace(quick, idle_seconds=1))
         with running.connect() as connection, connection.makefile("rb") as stream:
             connection.sendall(dipole_stream[:5000])
-            assert b"ERR nothing came for 0.3 s" in stream.read()
+            assert b"ERR nothing came for 1 s" in stream.read()
         is_well(running)
 
     def test_a_client_that_sends_drop_by_drop(self, serve, quick, dipole_stream):
@@ -229,7 +229,7 @@ class TestTime:
     @pytest.mark.parametrize("way", ["sends", "takes"])
     def test_a_client_that_never_lets_the_server_wait(self, engine, dipole_stream, way):
         """No call times out, and the time of the session ends nevertheless."""
-        limits = Limits(session_seconds=0.3, all_sessions_bytes=1 << 30)
+        limits = Limits(session_seconds=1, all_sessions_bytes=1 << 30)
         began, stream = time.monotonic(), io.BytesIO(dipole_stream)
         note = struct.pack("<HI", 5, 1) + b"."
 
@@ -243,7 +243,10 @@ class TestTime:
 
         def send(view):
             assert time.monotonic() - began < 5
-            return 1 if way == "takes" else len(view)
+            if way == "sends":
+                return len(view)
+            time.sleep(0.001)  # or a fast machine has sent all of it in time
+            return 1
 
         receive.at = 0
         connection = Mock(recv_into=receive, send=send, recv=lambda size: b"")
@@ -252,7 +255,7 @@ class TestTime:
         with expected:
             Conversation(client, limits).converse(session, engine, lambda size: None)
         assert session.complete == (way == "takes")
-        assert session.complete or "took more than 0.3 s" in session.error
+        assert session.complete or "took more than 1 s" in session.error
 
     @pytest.mark.parametrize("pause", [0, 0.05], ids=["at once", "drop by drop"])
     def test_a_client_that_takes_too_long_to_read(
