@@ -11,7 +11,7 @@ from qsm_deploy.runtime.bids.output import BIDS_VERSION
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
-from qsm_deploy.runtime.local_field.field_mapping import Echoes
+from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 SUBJECT = "sub-01/anat/sub-01"

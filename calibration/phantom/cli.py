@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qsm_deploy.calibration.phantom.gradient_echo import GradientEcho
     from qsm_deploy.calibration.phantom.phantom import Phantom
     from qsm_deploy.kernels.geometry import Geometry
-    from qsm_deploy.runtime.local_field.field_mapping import Echoes
+    from qsm_deploy.runtime.local_field.echoes import Echoes
 
     Volumes = dict[str, tuple[ArrayLike, Geometry, str]]  # by file name, with what they are
 

@@ -8,7 +8,7 @@ from qsm_deploy.calibration.phantom.contrast import Contrast
 from qsm_deploy.calibration.phantom.head_frame import HeadFrame
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.runtime.local_field.field_mapping import Echoes
+from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.scan.units import ppm_per_unit
 
 R2_STAR_POWER = 0.9  # of the field strength
@@ -82,10 +82,8 @@ def acquire(
     rng
         Draws the noise.
     """
-    offset = excitation_phase(geometry)
-    readout = np.linspace(-0.5, 0.5, geometry.shape[0], dtype=np.float32)[:, None, None]
-    bipolar = BIPOLAR_RAD + BIPOLAR_SLOPE_RAD * readout
-    r2_star = contrast.r2_star_3t * np.float32((sequence.field_strength_t / 3) ** R2_STAR_POWER)
+    offset, bipolar = excitation_phase(geometry), readout_offset(geometry)
+    r2_star = contrast.r2_star_3t * np.float32(r2_star_factor(sequence.field_strength_t))
     shape = (len(sequence.echo_times_s), *geometry.shape)
     phase, magnitude = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     sigma = 0.0
@@ -99,13 +97,20 @@ def acquire(
         real = clean * np.cos(angle) + sigma * noise[0]
         imaginary = clean * np.sin(angle) + sigma * noise[1]
         phase[echo], magnitude[echo] = np.arctan2(imaginary, real), np.hypot(real, imaginary)
-    return Echoes(
-        phase,
-        magnitude,
-        sequence.echo_times_s,
-        sequence.field_strength_t,
-        geometry.voxel_size_mm,
-    )
+    times, strength = sequence.echo_times_s, sequence.field_strength_t
+    return Echoes(phase, magnitude, times, strength, geometry)
+
+
+def readout_offset(geometry: Geometry) -> Volume:
+    """Return the (x, 1, 1) phase [rad] by which echoes are off that are read forwards."""
+    readout = np.linspace(-0.5, 0.5, geometry.shape[0], dtype=np.float32)[:, None, None]
+    offset: Volume = BIPOLAR_RAD + BIPOLAR_SLOPE_RAD * readout
+    return offset
+
+
+def r2_star_factor(field_strength_t: float) -> float:
+    """Return the decay at a field strength over that at 3 T."""
+    return float((field_strength_t / 3) ** R2_STAR_POWER)
 
 
 def excitation_phase(geometry: Geometry) -> Volume:

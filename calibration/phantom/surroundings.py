@@ -82,15 +82,18 @@ def background_field(surroundings: NDArray[np.uint8], geometry: Geometry) -> Vol
     nx, ny, nz = longer.shape
     grid = Geometry((nx, ny, nz), geometry.voxel_size_mm, geometry.b0_direction)
     field = dipole_convolve(longer, grid, pad_voxels=(x, y, z))[..., z:]
-    return field - np.float32(SHIMMED) * _shims(field, mask, geometry)
+    return field - shim(field, mask, geometry)
 
 
-def _shims(field_ppm: Volume, mask: Mask, geometry: Geometry) -> Volume:
-    """Return the harmonic polynomial of the second order that is closest in the mask."""
+def shim(field_ppm: Volume, mask: Mask, geometry: Geometry) -> Volume:
+    """Return what a scanner's shims take of an (x, y, z) field [ppm].
+
+    It is most of the harmonic polynomial of the second order that is closest in the mask.
+    """
     x, y, z = np.ix_(*(axis / 100 for axis in HeadFrame(geometry).axes))
     one = np.ones(geometry.shape, dtype=np.float32)
     terms = (1, x, y, z, x * y, x * z, y * z, x * x - y * y, 2 * z * z - x * x - y * y)
     inside: NDArray[np.float32] = np.stack([(term * one)[mask] for term in terms], axis=1)
     weights = np.linalg.lstsq(inside, field_ppm[mask], rcond=None)[0]
     fit: Volume = sum(weight * term for weight, term in zip(weights, terms, strict=True)) * one
-    return fit
+    return np.float32(SHIMMED) * fit

@@ -80,16 +80,25 @@ def padded_box(mask: Mask, geometry: Geometry, *, around_mm: float = SUPPORT_MM)
 
 def grown(mask: Mask, geometry: Geometry, radius_mm: float) -> Mask:
     """Return the voxels whose centre lies within a radius of the mask's, on a periodic grid."""
+    spectrum = scipy.fft.rfftn(mask.astype(np.float32), workers=workers())
+    spectrum *= ball_spectrum(geometry, radius_mm)
+    inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=workers()) > 0.5
+    return inside
+
+
+def ball_spectrum(geometry: Geometry, radius_mm: float) -> Volume:
+    """Return the half-spectrum of a ball around the origin; at DC, the number of its voxels.
+
+    They are those whose centre lies within the radius, on a periodic grid: it is real.
+    """
     axes = [
         np.minimum(np.arange(n), n - np.arange(n)) * h
         for n, h in zip(geometry.shape, geometry.voxel_size_mm, strict=True)
     ]
     x, y, z = np.ix_(*axes)
     ball = (np.sqrt(x * x + y * y + z * z) <= radius_mm * (1 + SLACK)).astype(np.float32)
-    spectrum = scipy.fft.rfftn(ball, workers=workers())
-    spectrum *= scipy.fft.rfftn(mask.astype(np.float32), workers=workers())
-    inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=workers()) > 0.5
-    return inside
+    spectrum: Volume = scipy.fft.rfftn(ball, workers=workers()).real
+    return spectrum
 
 
 def each_slab(work: Callable[[slice], object], shape: tuple[int, ...]) -> None:

@@ -17,8 +17,12 @@ from qsm_deploy.runtime.bids.layout import BidsImage
 from qsm_deploy.runtime.bids.metadata import load_metadata, load_params_of, require_echo
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.complex_parts import require_parts_of_one
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
-from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
+from qsm_deploy.runtime.local_field.echoes import Echoes, require_echo_memory
+from qsm_deploy.runtime.local_field.from_echoes import (
+    local_field_from_total,
+    result_of,
+    total_field_from_echoes,
+)
 from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params
@@ -88,25 +92,31 @@ def scan_from_echoes(
     params = load_params_of(pairs[0][0])
     geometry, b0_from = geometry_from(first, Params(), replace(params, echo_time_s=None), notes)
     phase = -phase if negate else phase
-    echoes = Echoes(phase, magnitude, times, strength, geometry.voxel_size_mm)
+    echoes = Echoes(phase, magnitude, times, strength, geometry)
     signal = echoes.signal if keeps_magnitude else None
     del phase, magnitude
     axes = axes_of(first.directed_affine, geometry)
-    lines = local_field_from_echoes(echoes, mask, geometry, limit_bytes, stages, axes)
+    echoes, mask = echoes.turned(axes), None if mask is None else axes.turn(mask)
+    lines = total_field_from_echoes(echoes, mask, limit_bytes=limit_bytes, stages=stages, axes=axes)
     del echoes
-    local, inside, found = result_of(lines)
-    notes += found + require_ppm(local[inside], "ppm")
+    total = result_of(lines)
+    grid = axes.geometry(geometry)
+    local = local_field_from_total(total.found, total.brain, grid, stages=stages)
+    inside = local.mask
+    notes += total.notes + local.notes + require_ppm(local.field_ppm[inside], "ppm")
+    affine = first.directed_affine
     return Scan(
-        np.where(inside, local, np.float32(0))[None],
+        local.field_ppm[None],
         inside,
-        geometry,
+        grid,
         first.header,
-        first.directed_affine,
+        None if affine is None else axes.affine(affine, geometry.shape),
         field_strength_t=strength,
-        magnitude=None if signal is None else signal * inside,
+        magnitude=None if signal is None else axes.turn(signal) * inside,
+        axes=axes,
         b0_from=b0_from,
         notes=notes,
-    ).canonical()
+    )
 
 
 def _times(pairs: Sequence[Pair]) -> tuple[list[float], float]:

@@ -1,32 +1,114 @@
-"""From the echoes of a gradient-echo acquisition to a local field, step by step."""
+"""From the echoes of a gradient echo to a local field, step by step.
 
-from collections.abc import Generator
+Every step is a function of arrays, in canonical axes, and may be replaced.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.local_field.background_removal import remove_background
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
-from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
+from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
+from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task
+from qsm_deploy.runtime.local_field.echoes import Echoes
+from qsm_deploy.runtime.local_field.field_mapping import FieldMap, FieldMapping, map_field
+from qsm_deploy.runtime.local_field.masks import FoundMask, find_mask
+from qsm_deploy.runtime.local_field.quality_mask import QUALITY, Quality, quality_mask
+from qsm_deploy.runtime.local_field.relaxation import r2_star
 from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.scan.axes import STORED, Axes
 from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
-Lines = Generator[str, None, tuple[Volume, Mask, list[str]]]
 EMPTY = "the mask is empty; it must be non-zero inside the brain"
+LARGEST_PPM = 0.03  # standard deviation of a head's local field: 0.008 to 0.013 is usual
+
+T = TypeVar("T")
+Lines = Generator[str, None, T]  # one when a step is done
 
 
-def local_field_from_echoes(
+@dataclass(frozen=True)
+class Steps:
+    """How a local field is made.
+
+    Attributes
+    ----------
+    find_mask
+        Where there is brain, of the magnitude of all echoes; for those who give no mask.
+    map_field
+        The field of the echoes.
+    quality
+        What is asked of a voxel.
+    remove
+        Removes what sources outside make.
+    """
+
+    find_mask: Callable[[Volume], FoundMask] = find_mask
+    map_field: FieldMapping = map_field
+    quality: Quality = QUALITY
+    remove: BackgroundRemoval = REMOVALS[DEFAULT]
+
+
+STEPS = Steps()
+
+
+@dataclass(frozen=True)
+class TotalField:
+    """The field of all sources, as the echoes tell it.
+
+    Attributes
+    ----------
+    found
+        The field, its noise and its misfit, inside ``brain``.
+    brain
+        (x, y, z) bool.
+    r2_star
+        (x, y, z) decay [1/s], if it was asked for.
+    facts, notes
+        For a report, and for the user.
+    """
+
+    found: FieldMap
+    brain: Mask
+    r2_star: Volume | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LocalField:
+    """The field of the sources inside a mask.
+
+    Attributes
+    ----------
+    field_ppm
+        (x, y, z), 0 outside the mask.
+    mask
+        (x, y, z) bool, what is left of the brain.
+    facts, notes
+        For a report, and for the user.
+    """
+
+    field_ppm: Volume
+    mask: Mask
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def total_field_from_echoes(
     echoes: Echoes,
     mask: Mask | None,
-    geometry: Geometry,
+    steps: Steps = STEPS,
+    *,
     limit_bytes: float,
     stages: Stages,
     axes: Axes = STORED,
-) -> Lines:
-    """Yield a line after every step; return the local field [ppm], where it is known, and notes.
-
-    Every step computes in canonical axes; what comes in and goes out is as it is stored.
+    wants_r2_star: bool = False,
+) -> Lines[TotalField]:
+    """Yield a line after every step; return the field of all sources.
 
     Parameters
     ----------
@@ -34,15 +116,17 @@ def local_field_from_echoes(
         Phase and magnitude, whose slices may be corrected in place; the only reference to them,
         if their memory is to be free early.
     mask
-        (x, y, z) bool, where the phase is to be trusted; ``None`` takes what gives signal.
-    geometry
-        The grid.
+        (x, y, z) bool, the brain; ``None`` finds it on the magnitude.
+    steps
+        What does it.
     limit_bytes
         The memory that the steps may take.
     stages
         Takes their time and memory.
     axes
-        How canonical axes are made of those of the grid.
+        How the axes of the echoes are made of stored ones, which notes name.
+    wants_r2_star
+        Whether the decay is wanted too.
 
     Raises
     ------
@@ -54,34 +138,103 @@ def local_field_from_echoes(
         If unwrapping would take more memory than that.
     """
     with stages("mask"):
-        echoes, geometry = echoes.turned(axes), axes.geometry(geometry)
-        mask = None if mask is None else axes.turn(mask)
-        origin = "of the magnitude" if mask is None else "as sent"
-        inside = mask_from_magnitude(echoes.magnitude) if mask is None else mask
-        if not inside.any():
+        brain = FoundMask(mask, "given") if mask is not None else steps.find_mask(echoes.magnitude)
+        if not brain.mask.any():
             raise DataError(EMPTY)
-        require_memory(inside, limit_bytes)
-        notes = undo_half_turns(echoes.phase_rad, inside, axes)
-    share = f"{100 * inside.mean():.0f} % of the volume"
-    if mask is None:
-        notes.insert(0, f"no mask given: taking the signal, {share}")
-    yield f"mask {origin}, {share}"
+        require_memory(brain.mask, limit_bytes)
+        share = f"{100 * brain.mask.mean():.0f} % of the volume"
+        notes = [f"no mask given: {note}, {share}" for note in brain.notes]
+        flips = undo_half_turns(echoes.phase_rad, brain.mask, axes)
+    yield f"mask {brain.origin}, {share}"
     with stages("field mapping"):
-        field, found = map_field(echoes, inside)
-        notes += found
-    del echoes
+        found = steps.map_field(echoes, brain.mask)
+    decay = None
+    if wants_r2_star:
+        with stages("R2*"):
+            decay = r2_star(echoes, brain.mask)
+    facts = {
+        "mask": {"origin": brain.origin, "voxels": int(np.count_nonzero(brain.mask))},
+        "slice_flips": flips,
+        **found.facts,
+    }
     yield "field mapped"
+    return TotalField(found, brain.mask, decay, facts, [*notes, *flips, *found.notes])
+
+
+def local_field_from_total(
+    found: FieldMap,
+    brain: Mask,
+    geometry: Geometry,
+    steps: Steps = STEPS,
+    *,
+    stages: Stages,
+    done: Callable[[], object] = lambda: None,
+) -> LocalField:
+    """Return the field of the sources inside what is left of a brain.
+
+    Parameters
+    ----------
+    found
+        The field of all sources.
+    brain
+        (x, y, z) bool.
+    geometry
+        The grid.
+    steps
+        What does it.
+    stages
+        Takes their time and memory.
+    done
+        Called after each of ``steps.remove.steps``.
+
+    Raises
+    ------
+    DataError
+        If nothing is left of the brain.
+    """
+    with stages("quality mask"):
+        wanted, trusted = quality_mask(brain, found, geometry, steps.quality)
     with stages("background removal"):
-        local, inside = remove_background(field, inside, geometry)
-    yield "background removed"
-    return axes.turn_back(local), axes.turn_back(inside), notes
+        task = Task(found.field_ppm, wanted, trusted, geometry, done)
+        local, mask = steps.remove(task)
+    total_std, local_std = (float(f[mask].std()) for f in (found.field_ppm, local))
+    facts = {
+        "mask_kept_percent": round(100 * float(mask.sum() / brain.sum()), 1),
+        "not_trusted_percent": round(100 * float((wanted & ~trusted).sum() / wanted.sum()), 2),
+        "total_field_std_ppm": round(total_std, 4),
+        "local_field_std_ppm": round(local_std, 4),
+        "steps": parameters(steps),
+    }
+    notes = []
+    if local_std > LARGEST_PPM:
+        notes.append(
+            f"the local field varies by {local_std:.3f} ppm, in heads it is 0.008 to 0.013: check "
+            "the mask, and the field at air and veins"
+        )
+    return LocalField(local, mask, facts, notes)
 
 
-def result_of(lines: Lines) -> tuple[Volume, Mask, list[str]]:
-    """Return what :func:`local_field_from_echoes` does, without its lines."""
+def parameters(steps: Steps) -> dict[str, Any]:
+    """Return the name and the parameters of every step, for a report."""
+    names = {step: name for name, step in REMOVALS.items()}
+    remove: dict[str, Any] = asdict(steps.remove) if is_dataclass(steps.remove) else {}
+    return {
+        "find_mask": _name(steps.find_mask),
+        "map_field": _name(steps.map_field),
+        "quality": asdict(steps.quality),
+        "remove": {"method": names.get(steps.remove, _name(steps.remove)), **remove},
+    }
+
+
+def _name(step: object) -> str:
+    return getattr(step, "__name__", type(step).__name__)
+
+
+def result_of(lines: Lines[T]) -> T:
+    """Return what a generator of lines does, without them."""
     while True:
         try:
             next(lines)
         except StopIteration as finished:
-            local, inside, notes = finished.value
-            return local, inside, notes
+            found: T = finished.value
+            return found

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.local_field.field_mapping import Echoes, require_echo_memory
-from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes
+from qsm_deploy.runtime.local_field.echoes import Echoes, require_echo_memory
+from qsm_deploy.runtime.local_field.from_echoes import (
+    local_field_from_total,
+    total_field_from_echoes,
+)
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.masks import mask_from_values
@@ -46,7 +49,7 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
         require_echo_memory(len(volumes.phase), voxels, limit)
         phase, scales = _phase_rad(volumes, request)
         magnitude = _magnitude(volumes, like=phase)
-        echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry.voxel_size_mm)
+        echoes = Echoes(phase, magnitude, volumes.echo_times_s, strength, geometry)
         signal = echoes.signal if request.keeps_magnitude and volumes.magnitude else None
         del phase, magnitude
     yield "; ".join(scales)
@@ -55,11 +58,18 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
         mask, found = mask_from_values(volumes.mask.volume(), "mask")
         notes += found
     axes = axes_of(volumes.phase[0].affine, geometry)
-    lines = local_field_from_echoes(echoes, mask, geometry, available_bytes(), stages, axes)
+    echoes = echoes.turned(axes)
+    mask = None if mask is None else axes.turn(mask)
+    lines = total_field_from_echoes(
+        echoes, mask, limit_bytes=available_bytes(), stages=stages, axes=axes
+    )
     del echoes
-    local, inside, found = yield from lines
-    scan = scan_of(local, inside, volumes.phase[0], "ppm", [*notes, *found], signal)
-    return Source(volumes.phase[0], scan)
+    total = yield from lines
+    local = local_field_from_total(total.found, total.brain, axes.geometry(geometry), stages=stages)
+    yield "background removed"
+    notes += total.notes + local.notes
+    field, inside = axes.turn_back(local.field_ppm), axes.turn_back(local.mask)
+    return Source(volumes.phase[0], scan_of(field, inside, volumes.phase[0], "ppm", notes, signal))
 
 
 def _phase_rad(volumes: EchoVolumes, request: Request) -> tuple[NDArray[np.float32], list[str]]:

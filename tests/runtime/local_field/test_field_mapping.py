@@ -53,7 +53,7 @@ def echoes_of(field_ppm, mask, times_s, initial_rad=0.0):
         signal = signal + noise[0] + 1j * noise[1]
         phase.append(np.angle(signal).astype(np.float32))
         magnitude.append(np.abs(signal).astype(np.float32))
-    return Echoes(np.stack(phase), np.stack(magnitude), times_s, TESLA, GEOMETRY.voxel_size_mm)
+    return Echoes(np.stack(phase), np.stack(magnitude), times_s, TESLA, GEOMETRY)
 
 
 def nrmse(result, truth, mask):

@@ -122,7 +122,7 @@ def test_multi_echo_phase_and_magnitude(port, tmp_path):
     )  # fmt: skip
     assert "INFO phase in 0 to 4095, 4096 per turn" in texts
 
-    echoes = Echoes(np.stack(phases), np.stack(magnitudes), times, 3.0, geometry.voxel_size_mm)
+    echoes = Echoes(np.stack(phases), np.stack(magnitudes), times, 3.0, geometry)
     local, _ = remove_background(map_field(echoes, head.mask)[0], head.mask, geometry)
     field = tmp_path / "local.nii.gz"
     field.write_bytes(nifti_bytes(local, affine))

@@ -1,0 +1,78 @@
+"""Two-prior projection: sources inside and outside are sought together.
+
+Much of the field of inner sources is harmonic in the mask, so that outer ones explain it as well,
+and projection onto these alone gives all of it away. Here both may explain the field, weak ones
+inside and strong ones outside, and only what the outer ones make is taken away::
+
+    min_x |w (f - D x)|^2 / n^2 + |x / p|^2,    local = f - D x_out
+
+With ``x = p u`` it is ``(p D w^2 D p / n^2 + 1) u = p D w^2 f / n^2``, by conjugate gradients.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.kernels.inversion.grid import grown, padded_box
+from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients
+from qsm_deploy.runtime.local_field.background.removal import Task
+
+
+@dataclass(frozen=True)
+class TwoPrior:
+    """The projection, and what is known of the sources.
+
+    Attributes
+    ----------
+    inner_ppm, outer_ppm
+        How strong they are inside the mask and in a rim around it, and beyond.
+    rim_mm
+        Around the mask there is still brain.
+    noise_ppm
+        Of the field.
+    around_mm
+        How far outside the mask they may lie.
+    iterations
+        Of conjugate gradients; what stops early leaves background.
+    """
+
+    inner_ppm: float = 0.1
+    outer_ppm: float = 3.0
+    rim_mm: float = 2.5
+    noise_ppm: float = 0.002
+    around_mm: float = 12.0
+    iterations: int = 60
+
+    @property
+    def steps(self) -> int:
+        """How often it calls ``done``."""
+        return self.iterations
+
+    def __call__(self, task: Task) -> tuple[Volume, Mask]:
+        """Return the local field [ppm], 0 outside the mask, and the mask."""
+        grid = padded_box(task.mask, task.geometry, around_mm=self.around_mm)
+        inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
+        near = grown(inside, grid.geometry, self.rim_mm)
+        prior = np.where(near, np.float32(self.inner_ppm), np.float32(self.outer_ppm))
+        system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], prior)
+        field = grid.embed(task.field_ppm)
+        field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
+        precision = np.float32(1 / self.noise_ppm**2)
+
+        def normal(u: Volume) -> Volume:
+            image = system.adjoint(system.fields(prior * u))
+            image *= precision
+            image += u
+            return image
+
+        b = system.adjoint([precision * field])
+        x, _, _ = conjugate_gradients(
+            normal, b, iterations=self.iterations, tolerance=0.0, done=task.done
+        )
+        x *= prior
+        x[inside] = 0
+        (background,) = system.fields(x)
+        field -= background
+        field[~inside] = 0
+        return grid.restore(field), task.mask

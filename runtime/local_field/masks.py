@@ -1,0 +1,38 @@
+"""Where the brain is, told from the magnitude when nobody says."""
+
+from typing import NamedTuple
+
+from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.runtime.local_field.brain_mask import EXTRA, brain_mask, has_deepbet
+from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
+
+
+class FoundMask(NamedTuple):
+    """A mask, who made it, and what the user should know of it."""
+
+    mask: Mask
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def find_mask(magnitude: Volume) -> FoundMask:
+    """Return the brain if deepbet is there to find it, else all that gives signal.
+
+    Parameters
+    ----------
+    magnitude
+        (n, x, y, z) signal of each echo, in canonical axes.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    if has_deepbet():
+        found = "the brain that deepbet finds on the first magnitude (check it)"
+        return FoundMask(brain_mask(magnitude[0]), "of deepbet", (found,))
+    signal = (
+        "all that gives signal, scalp and air's edges too; the map will be wrong near them. Pass a "
+        f"brain mask with -m, or install the extra qsm-deploy[{EXTRA}], which makes one"
+    )
+    return FoundMask(mask_from_magnitude(magnitude), "of the signal", (signal,))
