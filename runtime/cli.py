@@ -15,14 +15,17 @@ from qsm_deploy.runtime.job.arguments import (
     METHOD,
     NAME,
     OF_COHORT,
+    STEPS,
     WANTED,
     WRITTEN,
     parser,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qsm_deploy.runtime.bids.cohort import Failure
-    from qsm_deploy.runtime.reconstructor import Host
+    from qsm_deploy.runtime.reconstructor import Host, Maker
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,15 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Stop where nothing says which fields to read, or a flag of a dataset stands without one."""
-    if arguments.bids is not None and arguments.qsm_ci:
+    ci = arguments.qsm_ci or arguments.qsm_ci_stage
+    if arguments.bids is not None and ci:
         p.error("--bids and --qsm-ci read different folders; drop one")
     if arguments.bids is None:
         for name in ("participant_label", "bids_input", "resume"):
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
-        if not (arguments.files or arguments.qsm_ci):
-            p.error("a field map (.nii or .nii.gz) is needed, or --bids DATASET")
-    if arguments.qsm_ci_folders and not arguments.qsm_ci:
+        begins = (arguments.files, arguments.phase, arguments.total_field, arguments.local_field)
+        if not (any(begins) or ci or arguments.stages):
+            p.error("--phase and --magnitude, or a field map are needed, or --bids DATASET")
+    if arguments.qsm_ci_folders and not ci:
         p.error("--qsm-ci-folders needs --qsm-ci")
 
 
@@ -53,7 +58,8 @@ def _run(arguments: argparse.Namespace) -> str:
     """Reconstruct one acquisition and return what to print."""
     from qsm_deploy.runtime.console.terminal import TerminalLog
     from qsm_deploy.runtime.job import report
-    from qsm_deploy.runtime.job.one_scan import run_request
+    from qsm_deploy.runtime.job.beginning import Until
+    from qsm_deploy.runtime.job.one_scan import run_field, run_request
     from qsm_deploy.runtime.job.request import (
         beside,
         make_request,
@@ -61,19 +67,32 @@ def _run(arguments: argparse.Namespace) -> str:
         models_and_fields,
     )
 
-    if arguments.qsm_ci:
+    if arguments.qsm_ci or arguments.qsm_ci_stage:
         _take_contract(arguments)
     models, fields = models_and_fields(arguments.files)
     maker = maker_from(models, **{name: getattr(arguments, name) for name in METHOD})
-    output = arguments.output or beside(fields[0])
+    until: Until = arguments.until or "chi"
+    if arguments.stages:
+        return _stages_text(arguments, fields, maker)
+    begins = (*fields, *(arguments.phase or ()), arguments.total_field, arguments.local_field)
+    output = arguments.output
+    if until == "chi" and output is None:
+        output = beside(next(path for path in begins if path is not None))
     request = make_request(
         fields,
-        **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN)},
+        **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},
+        until=until,
         output=output,
         inputs=models,
         evaluates=arguments.json and not arguments.dry_run,
     )
     log = TerminalLog(quiet=arguments.quiet)
+    if until != "chi":
+        made = run_field(request, log)
+        if arguments.json:
+            return report.json_line(made)
+        log.tell(report.field_text(made))
+        return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, _host(arguments), log)
     if arguments.json:
         return report.json_line(finished.report)
@@ -81,6 +100,25 @@ def _run(arguments: argparse.Namespace) -> str:
         return report.dry_run_text(finished.report, finished.planned.limit_bytes, output)
     log.tell(report.result_text(finished.report))
     return str(output)
+
+
+def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker: "Maker") -> str:
+    """Return the steps of a run and their parameters, the inversion last."""
+    from qsm_deploy.runtime.job.beginning import steps_from
+    from qsm_deploy.runtime.job.report import stages_text
+    from qsm_deploy.runtime.local_field.from_echoes import parameters
+    from qsm_deploy.runtime.methods.method import Method
+
+    steps = parameters(steps_from(arguments.background_removal, arguments.erode))
+    if fields or (arguments.local_field and not (arguments.phase or arguments.total_field)):
+        steps = {}
+    elif arguments.total_field and not arguments.phase:
+        steps = {name: steps[name] for name in ("quality", "background")}
+    if isinstance(maker, Method):
+        steps["inversion"] = {"by": maker.name, **maker.said()}
+    else:
+        steps["inversion"] = {"by": ", ".join(path.name for path in maker)}
+    return stages_text(steps)
 
 
 def _take_contract(arguments: argparse.Namespace) -> None:
@@ -92,12 +130,12 @@ def _take_contract(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')}: --qsm-ci fixes it; drop the flag")
     source, target = arguments.qsm_ci_folders or qsm_ci.FOLDERS
-    models = models_alone(arguments.files)
-    fixed = qsm_ci.contract(source, target)
+    arguments.files = models_alone(arguments.files)
     flags = qsm_ci.flags_of(source / qsm_ci.CONFIG)
     set_there = parser().parse_args([*flags.values()])
+    fixed = qsm_ci.contract(source, target, arguments.qsm_ci_stage or qsm_ci.DIPOLE)
+    arguments.files += fixed.pop("files", ())
     vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
-    arguments.files = models + arguments.files
 
 
 def _host(arguments: argparse.Namespace) -> "Host":
@@ -114,6 +152,7 @@ def _run_bids(arguments: argparse.Namespace) -> int:
         from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
         from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job import report
+        from qsm_deploy.runtime.job.beginning import steps_from
         from qsm_deploy.runtime.job.request import maker_from, models_alone, wants_from
 
         for name in FOR_ONE:
@@ -129,6 +168,7 @@ def _run_bids(arguments: argparse.Namespace) -> int:
             participant_labels=arguments.participant_label,
             source=arguments.bids_input,
             wants=replace(wants, evaluates=arguments.json and not arguments.dry_run),
+            steps=steps_from(arguments.background_removal, arguments.erode),
             **{name: getattr(arguments, name) for name in OF_COHORT},
         )
         log = TerminalLog(quiet=arguments.quiet)

@@ -13,8 +13,7 @@ from qsm_deploy.kernels.errors import (
     UsageError,
 )
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
-from qsm_deploy.runtime.bids.megre import scan_from_echoes
-from qsm_deploy.runtime.bids.metadata import field_unit, load_params_of
+from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import Derivative, claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
@@ -23,11 +22,13 @@ from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
-from qsm_deploy.runtime.job.memory_limit import require_memory_to_load, within_process
-from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
+from qsm_deploy.runtime.job.beginning import Beginning
+from qsm_deploy.runtime.job.memory_limit import within_process
+from qsm_deploy.runtime.job.one_scan import measured_scan, read_scan, run_scan
 from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
+from qsm_deploy.runtime.local_field.echo_images import EchoImages
+from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
@@ -78,6 +79,8 @@ class Cohort:
         What is asked of every reconstruction.
     units, field_strength, negate, phase_scale
         How local fields and phases are to be understood where the dataset does not say.
+    steps
+        How local fields are made of echoes.
     out_units
         Of the maps.
     force, resume
@@ -95,6 +98,7 @@ class Cohort:
     field_strength: float | None = None
     negate: bool = False
     phase_scale: str | None = None
+    steps: Steps = STEPS
     out_units: OutUnits = "ppm"
     force: bool = False
     resume: bool = False
@@ -205,8 +209,8 @@ class _Run:
         """Reconstruct one recording."""
         stages = Stages(self.log.stage, baseline_bytes=self.baseline_bytes)
         chi = self.derivative.chi(recording)
-        request, measured = self._measured(recording, stages)
-        finished = run_scan(request, self.reconstructor, measured, self.log, stages)
+        request, measured, kept = self._measured(recording, stages)
+        finished = run_scan(request, self.reconstructor, measured, self.log, stages, kept)
         run = finished.report
         self.outcome.reports.append({"recording": recording.name, "map": str(chi), **run})
         if request.dry_run:
@@ -216,8 +220,10 @@ class _Run:
             line = str(chi)
         self.outcome.lines.append(line)
 
-    def _measured(self, recording: Recording, stages: Stages) -> tuple[Request, Scan]:
-        """Return what is done with a recording, and its local field."""
+    def _measured(
+        self, recording: Recording, stages: Stages
+    ) -> tuple[Request, Scan, dict[Path, bytes]]:
+        """Return what is done with a recording, its local field, and the maps on the way."""
         cohort = self.cohort
         if recording.source == "localfield":
             image = recording.local_field()
@@ -233,7 +239,7 @@ class _Run:
                 scan = read_scan(request, self.reconstructor)
             if mask is None:
                 scan.notes.extend(recording.unused_masks(image))
-            return request, scan
+            return request, scan, {}
         pairs = recording.echoes()
         if cohort.units is not None or cohort.field_strength is not None:
             raise UsageError(
@@ -241,25 +247,19 @@ class _Run:
                 "both"
             )
         mask = recording.mask(pairs[0][0])
-        limit = cohort.wants.memory_limit or available_bytes()
-        require_memory_to_load([pairs[0][0].path], limit)  # which tells what all of them take
-        scan = scan_from_echoes(
-            pairs,
-            mask,
-            limit,
-            stages,
-            negate=cohort.negate,
-            phase_scale=cohort.phase_scale,
-            keeps_magnitude=self.reconstructor.inversion.needs.magnitude,
-        )
+        phase, second = ([echo_image(image) for image in side] for side in zip(*pairs, strict=True))
+        echoes = EchoImages(phase, second, are_parts=pairs[0][0].part == "real")
+        files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
+        reading = Reading(units="rad", negate=cohort.negate, phase_scale=cohort.phase_scale)
+        begins = Beginning(files.fields, echoes, steps=cohort.steps)
+        request = self._request(recording, [i for pair in pairs for i in pair], files, reading)
+        request = replace(request, begins=begins)
+        scan, kept = measured_scan(request, self.reconstructor, self.log, stages)
         scan.notes.extend(recording.left_over())
         if mask is None:
             scan.notes.extend(recording.unused_masks(pairs[0][0]))
-        files = ScanFiles(tuple(phase.path for phase, _ in pairs), mask)
-        stated = Params(field_strength_t=scan.field_strength_t)
-        reading = Reading(units="rad", from_file=stated, negate=cohort.negate)
-        images = [image for pair in pairs for image in pair]
-        return self._request(recording, images, files, reading), scan
+        labels = {**request.labels, "MagneticFieldStrength": scan.field_strength_t}
+        return replace(request, labels=labels), scan, kept
 
     def _magnitude(self, recording: Recording) -> list[BidsImage]:
         """Return the magnitudes beside a local field, if they are needed."""

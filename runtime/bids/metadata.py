@@ -5,7 +5,8 @@ from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.runtime.bids.layout import BidsImage
-from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
+from qsm_deploy.runtime.local_field.echo_images import EchoImage
+from qsm_deploy.runtime.scan.params import Params, load_json_object
 from qsm_deploy.runtime.scan.unit_names import UNITS, FieldUnit, unit_named
 
 
@@ -44,41 +45,21 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
     return merged
 
 
+def echo_image(image: BidsImage) -> EchoImage:
+    """Return an image of an echo with what the dataset says of it."""
+    inherits = " nor in a file that it inherits from; add it"
+    return EchoImage(image.path, load_metadata(image), _sidecar(image), inherits)
+
+
 def load_params_of(image: BidsImage) -> Params:
-    """Return echo time, field strength and B0 direction of an image, as far as they are stated.
+    """Return echo times, field strength and B0 direction of an image, as far as they are stated.
 
     Raises
     ------
     DataError
         If one of them is not a number (or three for the direction).
     """
-    content = load_metadata(image)
-    names = ("EchoTime", "MagneticFieldStrength", "ImagingFrequency", "B0_dir")
-    return params_from(_sidecar(image), {k: content[k] for k in names if k in content})
-
-
-def require_echo(image: BidsImage) -> tuple[float, float]:
-    """Return the echo time [s] and the field strength [T] of one echo.
-
-    Raises
-    ------
-    DataError
-        If one is not stated, for one echo: neither is ever guessed.
-    """
-    params = load_params_of(image)
-    if params.echo_time_s is None and (times := load_metadata(image).get("EchoTime")):
-        raise DataError(
-            f"{image.path}: EchoTime is {times}, of several echoes; split it into one file for "
-            "each, echo-1, echo-2 ..., with an EchoTime of its own"
-        )
-    stated = {"EchoTime": params.echo_time_s, "MagneticFieldStrength": params.field_strength_t}
-    for name, value in stated.items():
-        if value is None:
-            raise DataError(
-                f"{_sidecar(image)}: {name} is not stated there nor in a file that it inherits "
-                "from; add it"
-            )
-    return params.echo_time_s or 0.0, params.field_strength_t or 0.0
+    return echo_image(image).params
 
 
 def field_unit(image: BidsImage, stated: FieldUnit | None) -> FieldUnit:

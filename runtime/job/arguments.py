@@ -6,6 +6,8 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.job.qsm_ci import STAGES
+from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES
 from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
@@ -13,9 +15,13 @@ from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
-FILES = ("mask", "truth", "labels", "magnitude", "noise_map", "params")
+FILES = (
+    *("mask", "truth", "labels", "magnitude", "noise_map", "params"),
+    *("phase", "total_field", "local_field", "quality", "r2star"),
+)
+STEPS = ("background_removal", "erode")
 FIELD = (
-    *("units", "echo_time", "field_strength", "b0_direction", "voxel_size"),
+    *("units", "echo_time", "echo_times", "field_strength", "b0_direction", "voxel_size"),
     *("negate", "phase_scale"),
 )
 WANTED = (
@@ -26,7 +32,7 @@ METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
 WRITTEN = ("report", "figure", "slices", "window", "out_units", "force", "dry_run")
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (
-    *(*FILES, "echo_time", "voxel_size", "b0_direction"),
+    *(*FILES, "echo_time", "echo_times", "voxel_size", "b0_direction", "until"),
     *("figure", "slices", "window", "report"),
 )
 OF_COHORT = (
@@ -35,6 +41,9 @@ OF_COHORT = (
 )
 EPILOG = """\
 examples:
+  qsm-run --phase phase_e*.nii.gz --magnitude mag_e*.nii.gz -m brain.nii.gz   # with sidecars
+  qsm-run --phase phase.nii.gz --magnitude mag.nii.gz --echo-times 0.004 0.010 0.016 \\
+      --field-strength 3 --total-field total.nii.gz --local-field local.nii.gz
   qsm-run field.nii.gz                                   # total variation, tuned to the noise
   qsm-run --method medi field.nii.gz --magnitude magnitude.nii.gz -m mask.nii.gz
   qsm-run --method tkd-unet field.nii.gz                 # the network that comes along
@@ -53,10 +62,12 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        usage=f"{NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
+        usage=f"{NAME} [MODEL.onnx ...] --phase FILE ... --magnitude FILE ... [options]\n"
+        f"       {NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
         f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]\n"
         f"       {NAME} [MODEL.onnx ...] --qsm-ci [options]",
-        description="Reconstruct a susceptibility map [ppm] from a local field map.",
+        description="Reconstruct a susceptibility map [ppm] from phase and magnitude, or from a "
+        "field map.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,9 +81,13 @@ def parser() -> argparse.ArgumentParser:
         "for some networks one for each orientation, registered, or a wrapped phase",
     )
     p.add_argument(
-        "-m", "--mask", type=Path, help="above 0 inside the brain; else where FIELD is not 0"
+        "-m",
+        "--mask",
+        type=Path,
+        help="above 0 inside the brain; else where FIELD is not 0, or found on the magnitude",
     )
     p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    _add_echoes(p.add_argument_group("from phase and magnitude, or from a total field"))
     add_method(p.add_argument_group("without a model of your own"))
     _add_bids(p.add_argument_group("a whole dataset"))
     _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
@@ -83,6 +98,62 @@ def parser() -> argparse.ArgumentParser:
     _add_outputs(p.add_argument_group("outputs"))
     add_version(p)
     return p
+
+
+def _add_echoes(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--phase",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="of every echo in order, or all in one 4-D file; the JSON beside each is read",
+    )
+    group.add_argument(
+        "--echo-times",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="in seconds, one for each echo, where no sidecar states them",
+    )
+    group.add_argument(
+        "--total-field",
+        type=Path,
+        metavar="FILE",
+        help="field of all sources [ppm or --units]: written with --phase, else where it begins",
+    )
+    group.add_argument(
+        "--local-field",
+        type=Path,
+        metavar="FILE",
+        help="field without background [ppm or --units]: written with --phase or --total-field, "
+        "else FIELD",
+    )
+    group.add_argument(
+        "--quality",
+        type=Path,
+        metavar="FILE",
+        help="misfit of the echoes over their noise: written with --phase, read with --total-field",
+    )
+    group.add_argument(
+        "--r2star", type=Path, metavar="FILE", help="R2* [1/s], written with --phase"
+    )
+    group.add_argument(
+        "--background-removal", choices=REMOVAL_NAMES, help=f"default {REMOVAL_NAMES[0]}"
+    )
+    group.add_argument(
+        "--erode",
+        type=float,
+        metavar="MM",
+        help="of the mask's edge, where bone adjoins; default 2, at least one voxel but for 0",
+    )
+    group.add_argument(
+        "--until",
+        choices=("total-field", "local-field", "chi"),
+        help="the last map that is made; default chi",
+    )
+    group.add_argument(
+        "--stages", action="store_true", help="print the steps and their parameters, and stop"
+    )
 
 
 def _add_bids(group: "argparse._ArgumentGroup") -> None:
@@ -112,6 +183,11 @@ def _add_qsm_ci(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="read /input/localfield.nii.gz, mask.nii.gz and params.json, write "
         "/output/chimap.nii.gz",
+    )
+    group.add_argument(
+        "--qsm-ci-stage",
+        choices=tuple(STAGES),
+        help="what the folders hold; default dipole",
     )
     group.add_argument(
         "--qsm-ci-folders",
@@ -171,12 +247,17 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--magnitude",
         type=Path,
-        action="append",
-        help="of the same acquisition, once for each echo: its edges, for medi; trust in each "
-        "voxel, for tv and medi",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="of the same acquisition, of each echo: goes with --phase; its edges, for medi; trust "
+        "in each voxel, for tv and medi",
     )
     group.add_argument(
-        "--noise-map", type=Path, help="of the field [ppm], in place of its own estimate"
+        "--noise-map",
+        type=Path,
+        metavar="FILE",
+        help="of the field [ppm], in place of its own estimate; written with --phase",
     )
     group.add_argument(
         "--alpha",

@@ -52,7 +52,7 @@ def within_process(wants: Wants, device: str, maker: Maker) -> Wants:
     return replace(wants, memory_limit=limit - taken)
 
 
-def require_memory_to_load(paths: Iterable[Path | None], limit_bytes: int | None) -> None:
+def require_memory_to_load(paths: Iterable[Path | None], limit_bytes: float | None) -> None:
     """Refuse volumes whose headers announce more than there is memory for, before reading them.
 
     What is wrong with a file besides is left to whoever reads it.

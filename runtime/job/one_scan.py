@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
@@ -18,6 +19,7 @@ from qsm_deploy.runtime.job.memory_limit import (
 )
 from qsm_deploy.runtime.job.request import Outputs, Request
 from qsm_deploy.runtime.reconstruction.inversion import CPU, Made
+from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import (
     Host,
     Maker,
@@ -69,12 +71,90 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
     return load_scan(request.files, replace(request.reading, quantity=quantity))
 
 
+def measured_scan(
+    request: Request, reconstructor: Reconstructor, log: TerminalLog, stages: Stages
+) -> tuple[Scan, dict[Path, bytes]]:
+    """Return the acquisition in the quantity that is needed, and the maps that are kept.
+
+    Raises
+    ------
+    UsageError
+        If a field is made and the network takes none.
+    QsmDeployError
+        As :func:`read_scan`, or if a step on the way to the field fails.
+    """
+    needs = reconstructor.inversion.needs
+    if request.begins.steps is None:
+        with stages("load"):
+            return read_scan(request, reconstructor), {}
+    if needs.quantity != "local_field_ppm":
+        raise UsageError(
+            f"{needs.network} takes the wrapped phase of one echo, not a local field: pass it as "
+            "FIELD with --units rad, without --phase"
+        )
+    reconstructor.inversion.require_fields(1)
+    return field_scan(request, log, stages, keeps_magnitude=needs.magnitude)
+
+
+def field_scan(
+    request: Request, log: TerminalLog, stages: Stages, *, keeps_magnitude: bool = False
+) -> tuple[Scan, dict[Path, bytes]]:
+    """Return the last field that is wanted, and the maps that are kept, as files.
+
+    Raises
+    ------
+    QsmDeployError
+        If a file cannot be read, or a step fails.
+    """
+    from qsm_deploy.runtime.local_field import scans
+
+    begins, files, keeps = request.begins, request.files, request.begins.keeps
+    assert begins.steps is not None
+    limit = request.wants.memory_limit or available_bytes()
+    steps = scans.DRY if request.dry_run else begins.steps
+    maps: dict[str, Volume] = {}
+    if begins.images is not None:
+        scan, maps = scans.total_field_scan(
+            begins.images,
+            files,
+            request.reading,
+            steps,
+            limit_bytes=limit,
+            stages=stages,
+            keeps_magnitude=keeps_magnitude,
+            wants_r2_star=scans.R2_STAR in keeps and not request.dry_run,
+        )
+    else:
+        with stages("load"):
+            require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit)
+            scan = load_scan(files, replace(request.reading, quantity="total_field_ppm"))
+    if request.dry_run:
+        return replace(scan, quantity="local_field_ppm"), {}
+    if begins.until != "total-field":
+        with log.progress(steps.remove.steps) as bar:
+            scan = scans.local_field_scan(scan, steps, stages, bar.update)
+        maps[scans.LOCAL] = scan.measured[0]
+    scans.require_maps(set(keeps), maps)
+    with stages("write"):
+        return scan, {
+            path: nifti_bytes(
+                scan.axes.turn_back(maps[name]),
+                None,
+                description=f"{name.replace('_', ' ')} [{scans.UNITS[name]}]",
+                like=scan.header,
+                compress=path.name.endswith(".gz"),
+            )
+            for name, path in keeps.items()
+        }
+
+
 def run_scan(
     request: Request,
     reconstructor: Reconstructor,
     measured: Scan,
     log: TerminalLog,
     stages: Stages,
+    kept: dict[Path, bytes] | None = None,
 ) -> Finished:
     """Reconstruct one acquisition, and write what was asked for.
 
@@ -88,6 +168,8 @@ def run_scan(
         The acquisition.
     log, stages
         Take notes and progress, times and memory.
+    kept
+        Files that are written with the map.
 
     Raises
     ------
@@ -120,7 +202,7 @@ def run_scan(
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
     outputs = request.outputs
-    files = _map_files(request, run, made.chi_ppm, measured, stages)
+    files = _map_files(request, run, made.chi_ppm, measured, stages) | (kept or {})
     try:
         run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
         files |= _draw(outputs, run, made.chi_ppm, measured, stages)
@@ -208,5 +290,27 @@ def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) ->
     limit = request.wants.memory_limit
     with stages("load"):
         reconstructor = open_reconstructor(maker, host, stays=False, memory_limit=limit)
-        measured = read_scan(request, reconstructor)
-    return run_scan(request, reconstructor, measured, log, stages)
+    measured, kept = measured_scan(request, reconstructor, log, stages)
+    return run_scan(request, reconstructor, measured, log, stages, kept)
+
+
+def run_field(request: Request, log: TerminalLog) -> dict[str, Any]:
+    """Make a field and write what is kept of it; return a report.
+
+    Raises
+    ------
+    QsmDeployError
+        If anything is wrong with files or options, or a step fails.
+    """
+    stages = Stages(log.stage)
+    scan, files = field_scan(request, log, stages)
+    for note in scan.notes:
+        log.warn(note)
+    run = report.describe_field(request, scan) | report.resources(stages)
+    outputs = request.outputs
+    if outputs.report is not None:
+        files[outputs.report] = report.json_bytes(run)
+    if not request.dry_run:
+        write_together(files, force=outputs.force)
+    log.stage("")
+    return run

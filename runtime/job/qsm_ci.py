@@ -1,8 +1,8 @@
-"""``qsm-run --qsm-ci``: the dipole stage of a QSM-CI submission, from one folder to another.
+"""``qsm-run --qsm-ci``: a stage of a QSM-CI submission, from one folder to another.
 
-The input folder holds ``localfield.nii.gz`` [ppm], ``mask.nii.gz`` and ``params.json``, and
-``config.json`` where parameters of the method were set; ``chimap.nii.gz`` [ppm] goes to the output
-folder, on the grid of the mask.
+The input folder holds what the stage reads, ``mask.nii.gz`` and ``params.json``, and
+``config.json`` where parameters of the method were set; its map [ppm] goes to the output folder, on
+the grid of the mask.
 
 References
 ----------
@@ -16,50 +16,77 @@ from typing import Any
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.scan.params import load_json_object, load_params
 
-FIELD, MASK, PARAMS, CONFIG = "localfield.nii.gz", "mask.nii.gz", "params.json", "config.json"
-CHI = "chimap.nii.gz"
+MASK, PARAMS, CONFIG = "mask.nii.gz", "params.json", "config.json"
 FOLDERS = Path("/input"), Path("/output")
+DIPOLE = "dipole"
+# what a stage reads and writes, by the names of flags
+PHASE = {"phase": "phase.nii.gz", "magnitude": "magnitude.nii.gz"}
+TOTAL, LOCAL = {"total_field": "totalfield.nii.gz"}, {"local_field": "localfield.nii.gz"}
+CHI = {"output": "chimap.nii.gz"}
+STAGES = {
+    "field-mapping": (PHASE, TOTAL),
+    "bfr": (TOTAL, LOCAL),
+    DIPOLE: (LOCAL, CHI),
+    "unwrap+bfr": (PHASE, LOCAL),
+    "bfr+dipole": (TOTAL, CHI),
+    "end-to-end": (PHASE, CHI),
+}
+UNTIL = {"total_field": "total-field", "local_field": "local-field", "output": "chi"}
+SEVERAL = ("phase", "magnitude")  # files that those flags take
 # what the contract fixes
 FIXED = (
-    *("mask", "params", "output", "units"),
-    *("echo_time", "field_strength", "b0_direction", "voxel_size"),
+    *("mask", "params", "output", "units", "phase", "total_field", "local_field", "until"),
+    *("echo_time", "echo_times", "field_strength", "b0_direction", "voxel_size"),
 )
 # what a caller may set, by the names in algorithm.yml; flags of the same name
 PARAMETERS = (
     *("method", "alpha", "iterations", "robust", "threshold", "lam"),
     *("data_consistency", "dc_iterations", "patch", "overlap", "blend"),
+    *("background_removal", "erode"),
 )
 SWITCHES = ("robust",)
 
 
-def contract(source: Path, target: Path) -> dict[str, Any]:
-    """Return the files and the unit that the contract fixes, by the names of flags.
+def contract(source: Path, target: Path, stage: str) -> dict[str, Any]:
+    """Return the files that the contract fixes, by the names of flags.
+
+    Parameters
+    ----------
+    source, target
+        The folders.
+    stage
+        One of :data:`STAGES`.
 
     Raises
     ------
     DataError
         If a file of the contract is missing or does not keep to it.
     """
-    for name in (FIELD, MASK, PARAMS):
+    reads, writes = STAGES[stage]
+    for name in (*reads.values(), MASK, PARAMS):
         if not (source / name).is_file():
             there = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
             raise DataError(
-                f"{source / name}: missing (found {', '.join(there) or 'nothing'}); the dipole "
-                f"stage of QSM-CI gives {FIELD}, {MASK} and {PARAMS}"
+                f"{source / name}: missing (found {', '.join(there) or 'nothing'}); the {stage} "
+                f"stage of QSM-CI gives {', '.join(reads.values())}, {MASK} and {PARAMS}"
             )
     params = load_params(source / PARAMS)
-    stated = {"B0_dir": params.b0_direction, "voxel_size": params.voxel_size_mm}
+    stated: dict[str, Any] = {"B0_dir": params.b0_direction, "voxel_size": params.voxel_size_mm}
+    if reads is PHASE:
+        stated |= {"TE": params.echo_times_s or None, "B0": params.field_strength_t}
     for key, value in stated.items():
         if value is None:
             raise DataError(f"{source / PARAMS}: lacks {key}, which QSM-CI gives")
     if not target.is_dir():
         raise DataError(f"{target}: no such folder; QSM-CI makes the output folder")
+    files = {name: source / file for name, file in reads.items()}
     return {
-        "files": [source / FIELD],
+        **{name: [path] if name in SEVERAL else path for name, path in files.items()},
         "mask": source / MASK,
         "params": source / PARAMS,
-        "output": target / CHI,
-        "units": "ppm",
+        "units": None if reads is PHASE else "ppm",
+        **{name: target / file for name, file in writes.items()},
+        "until": UNTIL[next(iter(writes))],
     }
 
 

@@ -17,6 +17,7 @@ from qsm_deploy.runtime.reconstruction.inversion import CPU, grid_facts
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
+from qsm_deploy.runtime.scan.scan import Scan
 
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
@@ -72,11 +73,34 @@ def describe_run(
             "outside_training": list(planned.prepared.departures),
             "allow_geometry": request.wants.allow_geometry,
         },
+        **_way(scan),
         "grid": _grid(planned.prepared),
         "plan": planned.task.decision.facts(),
         **({"asked_for": {"data_consistency": step.name}} if step and step.name else {}),
         **planned.task.facts,
     }
+
+
+def describe_field(request: Request, scan: Scan) -> dict[str, Any]:
+    """Return everything that decided a field that no map is made of."""
+    return {
+        "made_by": made_by(),
+        "input": {
+            "fields": [path.name for path in request.files.fields],
+            "mask": _name(request.files.mask),
+            "quantity": scan.quantity,
+            "field_strength_t": scan.field_strength_t,
+            "notes": scan.notes,
+        },
+        "geometry": grid_facts(scan.axes.inverse.geometry(scan.geometry)),
+        "maps": {name: path.name for name, path in request.outputs.maps.items()},
+        **_way(scan),
+    }
+
+
+def _way(scan: Scan) -> dict[str, Any]:
+    """Return how the field was made, if it was."""
+    return {"local_field": scan.facts} if scan.facts else {}
 
 
 def _grid(prepared: Prepared) -> dict[str, Any]:
@@ -102,8 +126,9 @@ def way_text(run: dict[str, Any]) -> str:
     return " and ".join(how for how in ("turned", "resampled") if how in run["grid"])
 
 
-def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
+def resources(stages: Stages, decision: Decision | None = None) -> dict[str, Any]:
     """Return versions, the time of every stage, and the measured peak beside the predicted."""
+    predicted = {} if decision is None else {"predicted_peak_bytes": round(decision.peak_bytes)}
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "versions": {"python": platform.python_version(), **versions},
@@ -113,7 +138,7 @@ def resources(stages: Stages, decision: Decision) -> dict[str, Any]:
         "memory": {
             "baseline_bytes": stages.baseline_bytes,
             "peak_above_baseline_bytes": max(stages.peak_bytes.values()),
-            "predicted_peak_bytes": round(decision.peak_bytes),
+            **predicted,
             "stage_peak_bytes": stages.peak_bytes,
         },
     }
@@ -216,6 +241,7 @@ def result_text(full: dict[str, Any]) -> str:
     }
     if full["backend"]["device"] != CPU:
         rows["peak memory"] = f"{peak} of the host, {predicted} of the GPU"
+    rows = field_rows(full.get("local_field", {})) | rows
     rows |= inversion_rows(full.get("inversion", {}))
     if "data_consistency" in full:
         step = full["data_consistency"]
@@ -232,6 +258,45 @@ def result_text(full: dict[str, Any]) -> str:
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
     return _table(rows)
+
+
+def field_rows(made: dict[str, Any]) -> dict[str, str]:
+    """Return how the local field was made, a fact per line."""
+    rows = {}
+    if "mask" in made:
+        rows["brain mask"] = f"{made['mask']['origin']}, {made['mask']['voxels']} voxels"
+    if "snr" in made:
+        rows["echoes"] = f"signal-to-noise ratio {made['snr']:.0f} of the first"
+    if "noise_median_ppb" in made:
+        rows["noise"] = (
+            f"{made['noise_median_ppb']:.2f} ppb in the median voxel, {made['noise_p95_ppb']:.2f} "
+            f"at the 95th percentile; the echoes contradict each other in "
+            f"{made['misfit_above_4_percent']:.2f} % of voxels"
+        )
+    if "mask_kept_percent" in made:
+        method = made["steps"]["background"]["by"]
+        rows["background"] = (
+            f"{method}: {made['total_field_std_ppm']:.4f} -> {made['local_field_std_ppm']:.4f} "
+            f"ppm (standard deviation), {made['mask_kept_percent']:.0f} % of the mask kept"
+        )
+    return rows
+
+
+def field_text(run: dict[str, Any]) -> str:
+    """Return what making a field took and found, a fact per line."""
+    peak = memory_text(run["memory"]["peak_above_baseline_bytes"])
+    rows = {"time": f"{run['total_seconds']:.2f} s", "peak memory": peak}
+    return _table(field_rows(run.get("local_field", {})) | rows)
+
+
+def stages_text(steps: dict[str, dict[str, Any]]) -> str:
+    """Return the steps on the way to a map and their parameters, one per line."""
+    return _table(
+        {
+            f"{n}. {name}": ", ".join(f"{key} {value}" for key, value in said.items())
+            for n, (name, said) in enumerate(steps.items(), 1)
+        }
+    )
 
 
 def inversion_rows(found: dict[str, Any]) -> dict[str, str]:

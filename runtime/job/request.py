@@ -10,6 +10,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.read import ONNX, PLAN
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
+from qsm_deploy.runtime.job.beginning import Beginning, Until, beginning_of
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
@@ -42,6 +43,8 @@ class Outputs:
         Whether existing ones are overwritten.
     slices, window
         Where the planes of the figure lie, and the susceptibility that it shows, in ``units``.
+    maps
+        Those on the way to the field that are kept, by name.
     """
 
     chi: Path | None = None
@@ -51,6 +54,7 @@ class Outputs:
     force: bool = False
     slices: Sequence[float] | None = None
     window: Sequence[float] | None = None
+    maps: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def sidecar(self) -> Path | None:
@@ -61,7 +65,7 @@ class Outputs:
         """Refuse outputs that collide or cannot be written, before any work is done."""
         read = {path.resolve() for path in inputs if path is not None}
         written: set[Path] = set()
-        for path in (self.chi, self.sidecar, self.report, self.figure):
+        for path in (self.chi, self.sidecar, self.report, self.figure, *self.maps.values()):
             if path is None:
                 continue
             if path.resolve() in read:
@@ -96,6 +100,8 @@ class Request:
         What the sidecar says besides the facts of the run.
     dry_run
         Whether to stop before anything is computed.
+    begins
+        Where it begins, if not with a field for the inversion.
     """
 
     files: ScanFiles
@@ -105,11 +111,20 @@ class Request:
     params: Path | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     dry_run: bool = False
+    begins: Beginning = field(default_factory=Beginning)
 
 
 def make_request(
-    fields: Sequence[PathLike],
+    fields: Sequence[PathLike] = (),
     *,
+    phase: PathLike | Sequence[PathLike] | None = None,
+    total_field: PathLike | None = None,
+    local_field: PathLike | None = None,
+    quality: PathLike | None = None,
+    r2star: PathLike | None = None,
+    background_removal: str | None = None,
+    erode: float | None = None,
+    until: Until = "chi",
     mask: PathLike | None = None,
     truth: PathLike | None = None,
     labels: PathLike | None = None,
@@ -125,6 +140,7 @@ def make_request(
     force: bool = False,
     units: FieldUnit | None = None,
     echo_time: float | None = None,
+    echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
     b0_direction: Sequence[Sequence[float]] | None = None,
     voxel_size: Sequence[float] | None = None,
@@ -141,6 +157,9 @@ def make_request(
     ----------
     fields
         Field maps, one for each orientation, or a wrapped phase.
+    phase, total_field, local_field, quality, r2star, background_removal, erode, until
+        Where it begins, how the local field is made, and what is kept; see
+        :func:`beginning_of`.
     mask, truth, labels, magnitude, noise_map, params
         Files that are read besides: a magnitude or one of each echo, a noise map in ppm.
     output, report, figure
@@ -152,7 +171,7 @@ def make_request(
         Of the map.
     force
         Whether existing outputs are overwritten.
-    units, echo_time, field_strength, b0_direction, voxel_size, negate, phase_scale
+    units, echo_time, echo_times, field_strength, b0_direction, voxel_size, negate, phase_scale
         How the fields are to be understood; see :func:`reading_from`.
     inputs
         What else is read, and must not be written over.
@@ -172,21 +191,47 @@ def make_request(
     MissingDependencyError
         If a figure is asked for without matplotlib.
     """
-    signal = () if magnitude is None else paths_of(magnitude)
-    mask_path, truth_path, labels_path, noise_path, params_path = paths = [
-        None if p is None else Path(p) for p in (mask, truth, labels, noise_map, params)
+    signal, phases = (() if p is None else paths_of(p) for p in (magnitude, phase))
+    mask_path, truth_path, labels_path, params_path = paths = [
+        _path(p) for p in (mask, truth, labels, params)
     ]
-    files = ScanFiles(
-        tuple(map(Path, fields)), mask_path, truth_path, labels_path, signal, noise_path
-    )
-    chi, report_path, figure_path = (
-        None if p is None else Path(p) for p in (output, report, figure)
-    )
     require_files(inputs, "model file")
-    require_files([*files.fields, *signal, *paths])
+    require_files([*map(Path, fields), *phases, *signal, *paths])
+    begins = beginning_of(
+        tuple(map(Path, fields)),
+        phase=phases,
+        magnitude=signal,
+        total_field=_path(total_field),
+        local_field=_path(local_field),
+        noise_map=_path(noise_map),
+        quality=_path(quality),
+        r2star=_path(r2star),
+        background_removal=background_removal,
+        erode=erode,
+        until=until,
+    )
+    if not begins.fields:
+        raise UsageError(
+            "a field map (.nii or .nii.gz), or --phase and --magnitude, are needed besides "
+            f"{', '.join(map(str, inputs))}"
+        )
+    require_files(begins.reads)
+    files = ScanFiles(
+        begins.fields,
+        mask_path,
+        truth_path,
+        labels_path,
+        signal,
+        begins.noise_map,
+        begins.quality,
+    )
+    chi, report_path, figure_path = map(_path, (output, report, figure))
+    if phases:
+        _require_phase(units, echo_time)
+        units = "rad"
     reading = reading_from(
         units=units,
-        echo_time=echo_time,
+        echo_times=echo_times or (() if echo_time is None else (echo_time,)),
         field_strength=field_strength,
         b0_direction=b0_direction,
         voxel_size=voxel_size,
@@ -194,9 +239,10 @@ def make_request(
         negate=negate,
         phase_scale=phase_scale,
     )
-    outputs = Outputs(chi, report_path, figure_path, out_units, force, slices, window)
+    keeps = begins.keeps
+    outputs = Outputs(chi, report_path, figure_path, out_units, force, slices, window, keeps)
     _require_names(outputs)
-    outputs.check([*inputs, *files.fields, *signal, *paths])
+    outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
     if figure is not None:
@@ -209,7 +255,7 @@ def make_request(
     wants = wants_from(**wanted)
     draws, evaluates = figure is not None, evaluates or report is not None
     wants = replace(wants, draws=draws, evaluates=evaluates)
-    return Request(files, reading, wants, outputs, params_path, dry_run=dry_run)
+    return Request(files, reading, wants, outputs, params_path, dry_run=dry_run, begins=begins)
 
 
 def maker_from(
@@ -273,25 +319,15 @@ def models_alone(files: Iterable[Path]) -> list[Path]:
 
 
 def models_and_fields(files: Iterable[Path]) -> tuple[list[Path], tuple[Path, ...]]:
-    """Return the models, if a file is one, and the field maps.
-
-    Raises
-    ------
-    UsageError
-        If there is no field map.
-    """
+    """Return the models, and the field maps, if files are some."""
     models, fields = _sorted_out(files)
-    if not fields:
-        raise UsageError(
-            f"a field map (.nii or .nii.gz) is needed besides {', '.join(map(str, models))}"
-        )
     return models, tuple(fields)
 
 
 def reading_from(
     *,
     units: FieldUnit | None = None,
-    echo_time: float | None = None,
+    echo_times: Sequence[float] = (),
     field_strength: float | None = None,
     b0_direction: Sequence[Sequence[float]] | None = None,
     voxel_size: Sequence[float] | None = None,
@@ -305,7 +341,7 @@ def reading_from(
     ----------
     units
         What they hold; ``None`` is what the network takes.
-    echo_time, field_strength
+    echo_times, field_strength
         [s] and [T], for phases and frequencies.
     b0_direction
         In voxel axes, one for each field.
@@ -330,7 +366,7 @@ def reading_from(
         raise UsageError(f"phase_scale is {phase_scale!r}, expected one of {', '.join(SCALES)}")
     directions = [_vector(b) for b in b0_direction or ()]
     stated = Params(
-        echo_time,
+        tuple(echo_times),
         field_strength,
         directions[0] if directions else None,
         None if voxel_size is None else _vector(voxel_size),
@@ -427,8 +463,23 @@ def beside(field: Path) -> Path:
 def _require_names(outputs: Outputs) -> None:
     if outputs.chi is not None and not outputs.chi.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"--output {outputs.chi} must end in .nii or .nii.gz")
+    for name, path in outputs.maps.items():
+        if not path.name.endswith((".nii", ".nii.gz")):
+            raise UsageError(f"--{name.replace('_', '-')} {path} must end in .nii or .nii.gz")
     if outputs.figure is not None and outputs.figure.suffix != ".png":
         raise UsageError(f"--figure {outputs.figure} must end in .png")
+
+
+def _require_phase(units: FieldUnit | None, echo_time: float | None) -> None:
+    """Refuse what is said of a field where the phase of echoes is given."""
+    if units not in (None, "rad"):
+        raise UsageError(f"--units {units} is of a field; say --phase-scale of a phase")
+    if echo_time is not None:
+        raise UsageError("--echo-time is of one phase as a field; pass --echo-times with --phase")
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _vector(numbers: Sequence[float]) -> Vector:

@@ -16,6 +16,7 @@ from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
 from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task
 from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap, FieldMapping, map_field
+from qsm_deploy.runtime.local_field.initial_phase import ORDER, REST_MM
 from qsm_deploy.runtime.local_field.masks import FoundMask, find_mask
 from qsm_deploy.runtime.local_field.quality_mask import QUALITY, Quality, quality_mask
 from qsm_deploy.runtime.local_field.relaxation import r2_star
@@ -214,20 +215,24 @@ def local_field_from_total(
     return LocalField(local, mask, facts, notes)
 
 
-def parameters(steps: Steps) -> dict[str, Any]:
+def parameters(steps: Steps) -> dict[str, dict[str, Any]]:
     """Return the name and the parameters of every step, for a report."""
-    names = {step: name for name, step in REMOVALS.items()}
+    names = {type(step): name for name, step in REMOVALS.items()}
     remove: dict[str, Any] = asdict(steps.remove) if is_dataclass(steps.remove) else {}
     return {
-        "find_mask": _name(steps.find_mask),
-        "map_field": _name(steps.map_field),
+        "mask": {"by": _name(steps.find_mask)},
+        "field": {
+            "by": _name(steps.map_field),
+            "initial_phase_order": ORDER,
+            "initial_phase_smoothing_mm": REST_MM,
+        },
         "quality": asdict(steps.quality),
-        "remove": {"method": names.get(steps.remove, _name(steps.remove)), **remove},
+        "background": {"by": names.get(type(steps.remove), _name(steps.remove)), **remove},
     }
 
 
 def _name(step: object) -> str:
-    return getattr(step, "__name__", type(step).__name__)
+    return str(getattr(step, "__name__", type(step).__name__))
 
 
 def result_of(lines: Lines[T]) -> T:

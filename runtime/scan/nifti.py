@@ -110,14 +110,31 @@ class NiftiVolume:
 def load_volume(path: Path) -> NiftiVolume:
     """Read a 3-D NIfTI-1 or NIfTI-2 volume (trailing axes of length one are dropped).
 
-    The kind of file and its compression are told from its content, not from its name.
-
     Raises
     ------
     DataError
         If the file is missing, not downloaded, truncated, damaged, not NIfTI, or not real-valued.
     GeometryError
         If the volume is not 3-D or its header's geometry is invalid.
+    """
+    volumes = load_volumes(path)
+    if len(volumes) > 1:
+        raise GeometryError(
+            f"{path}: {len(volumes)} volumes; one of three dimensions is needed: phase and "
+            "magnitude of several echoes go with --phase and --magnitude"
+        )
+    return volumes[0]
+
+
+def load_volumes(path: Path) -> list[NiftiVolume]:
+    """Read the volumes of a file, one or several along a fourth axis.
+
+    The kind of file and its compression are told from its content, not from its name.
+
+    Raises
+    ------
+    DataError, GeometryError
+        As :func:`load_volume`.
     """
     content = _content(path)
     with _faults_of(path):
@@ -133,15 +150,20 @@ def load_volume(path: Path) -> NiftiVolume:
             )
         transforms = _transforms(path, header)
         header.check_fix(logger=_LOG)  # what is left to repair does no harm
-        data = header.data_from_fileobj(BytesIO(raw)).reshape(shape)
+        data = header.data_from_fileobj(BytesIO(raw)).reshape((*shape, -1))
     with np.errstate(over="ignore"):  # beyond float32 is Inf, for the caller to find
-        values = np.ascontiguousarray(data, dtype=np.float32)
-    notes = (*assumed, *(f"{rest} were ignored" for rest in left))
-    return NiftiVolume(path, values, header, transforms, tuple(f"{path}: {n}" for n in notes))
+        values = [np.ascontiguousarray(v, np.float32) for v in np.moveaxis(data, 3, 0)]
+    notes = tuple(f"{path}: {n}" for n in (*assumed, *(f"{rest} were ignored" for rest in left)))
+    return [NiftiVolume(path, volume, header, transforms, notes) for volume in values]
 
 
 def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
-    """Read a volume that must lie on the grid of ``like``, by one of the transforms of each.
+    """Read a volume that must lie on the grid of ``like``; see :func:`on_grid_of`."""
+    return on_grid_of(load_volume(path), like)
+
+
+def on_grid_of(volume: NiftiVolume, like: NiftiVolume) -> NiftiVolume:
+    """Return a volume that must lie on the grid of ``like``, by one of the transforms of each.
 
     One whose axes are stored in another order is turned into that of ``like``.
 
@@ -150,7 +172,7 @@ def load_on_grid(path: Path, like: NiftiVolume) -> NiftiVolume:
     GeometryError
         If shape or affine disagree (corner voxels more than 0.01 mm apart).
     """
-    volume = load_volume(path)
+    path = volume.path
     shape, wanted = (_shape_of(v.data) for v in (volume, like))
     apart, axes = _apart_mm(volume.transforms, shape, like.transforms, wanted)
     if apart == math.inf:
@@ -315,10 +337,10 @@ def _header_class(path: Path, head: bytes) -> type[nib.Nifti1Header]:
 
 
 def _spatial_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) < 3 or min(shape[:3]) < 2 or set(shape[3:]) - {1}:
+    if len(shape) < 3 or min(shape[:3]) < 2 or set(shape[4:]) - {1} or 0 in shape:
         raise GeometryError(
             f"{path}: {len(shape)}-D of shape {shape}; one 3-D volume, of two voxels or more "
-            "on every axis, is needed: a multi-echo GRE goes through qsm-run --bids DATASET"
+            "on every axis, is needed"
         )
     x, y, z = shape[:3]
     return x, y, z

@@ -25,16 +25,19 @@ Vector = tuple[float, float, float]
 class Params:
     """What a parameter file says, ``None`` where it says nothing."""
 
-    echo_time_s: float | None = None
+    echo_times_s: tuple[float, ...] = ()
     field_strength_t: float | None = None
     b0_direction: Vector | None = None
     voxel_size_mm: Vector | None = None
 
+    @property
+    def echo_time_s(self) -> float | None:
+        """The echo time, if there is one; several do not tell which one a phase belongs to."""
+        return self.echo_times_s[0] if len(self.echo_times_s) == 1 else None
+
 
 def load_params(path: Path) -> Params:
-    """Read echo time, field strength, B0 direction and voxel size.
-
-    A list of several echo times does not tell which one a phase belongs to and counts as none.
+    """Read echo times, field strength, B0 direction and voxel size.
 
     Raises
     ------
@@ -83,13 +86,12 @@ def params_from(path: Path, content: dict[str, Any]) -> Params:
         If two names of one parameter disagree, field strength and frequency do, or a value is not
         a number (or three of them).
     """
-    echo_time = _numbers(path, content, ECHO_TIME)
     strength = _numbers(path, content, FIELD_STRENGTH, expected=1)
     frequency = _numbers(path, content, FREQUENCY, expected=1)
     direction = _numbers(path, content, B0_DIRECTION, expected=3)
     voxel_size = _numbers(path, content, VOXEL_SIZE, expected=3)
     return Params(
-        echo_time[0] if len(echo_time) == 1 else None,
+        _numbers(path, content, ECHO_TIME),
         _strength(path, *(found[0] if found else None for found in (strength, frequency))),
         (direction[0], direction[1], direction[2]) if direction else None,
         (voxel_size[0], voxel_size[1], voxel_size[2]) if voxel_size else None,

@@ -19,12 +19,18 @@ from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_on_grid, load_volume
 from qsm_deploy.runtime.scan.params import Params, Vector
 from qsm_deploy.runtime.scan.phase_scale import Said, phase_scale, radians_from_phase
 from qsm_deploy.runtime.scan.unit_names import TURN, FieldUnit
-from qsm_deploy.runtime.scan.units import ppm_per_unit, require_ppm, require_wrapped_phase
+from qsm_deploy.runtime.scan.units import (
+    ppm_per_unit,
+    require_ppm,
+    require_total_ppm,
+    require_wrapped_phase,
+)
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 STATED = "what was stated"
-Quantity = Literal["local_field_ppm", "phase_rad"]
-BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm")  # volumes of a scan that may be missing
+Quantity = Literal["local_field_ppm", "total_field_ppm", "phase_rad"]
+# volumes of a scan that may be missing
+BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm", "misfit")
 
 
 class ScanFiles(NamedTuple):
@@ -36,6 +42,7 @@ class ScanFiles(NamedTuple):
     labels: Path | None = None
     magnitude: tuple[Path, ...] = ()  # of every echo
     noise_map: Path | None = None
+    quality: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Scan:
     ----------
     measured
         (n, x, y, z) float32, 0 outside the mask: the local field [ppm] in each of n orientations,
-        or one wrapped phase [rad].
+        or one field of all sources [ppm], or one wrapped phase [rad].
     mask
         (x, y, z) bool, True inside.
     geometry
@@ -64,8 +71,9 @@ class Scan:
         Of a phase.
     truth_ppm, labels
         (x, y, z) true susceptibility and integer labels, if given.
-    magnitude, noise_ppm
-        (x, y, z) signal, of any scale, and noise of the field [ppm], if given.
+    magnitude, noise_ppm, misfit
+        (x, y, z) signal, of any scale, noise of the field [ppm], and what the echoes leave over
+        their noise, if given.
     scale
         What the stored volumes were multiplied by.
     axes
@@ -74,6 +82,8 @@ class Scan:
         Who says where B0 was.
     notes
         What the user should know about how the input was understood, a line each.
+    facts
+        For the report: how the field was made.
     """
 
     measured: NDArray[np.float32]
@@ -89,10 +99,12 @@ class Scan:
     labels: NDArray[np.integer] | None = None
     magnitude: NDArray[np.float32] | None = None
     noise_ppm: NDArray[np.float32] | None = None
+    misfit: NDArray[np.float32] | None = None
     scale: float = 1.0
     axes: Axes = STORED
     b0_from: str = STATED
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -186,6 +198,11 @@ class Reading:
     phase_scale: str | None = None
 
     @property
+    def echo_times_s(self) -> tuple[float, ...]:
+        """The echo times, as stated [s]."""
+        return self.flags.echo_times_s or self.from_file.echo_times_s
+
+    @property
     def echo_time_s(self) -> float | None:
         """The echo time, as stated [s]."""
         return _stated(self.flags.echo_time_s, self.from_file.echo_time_s)
@@ -212,7 +229,7 @@ class Reading:
         if self.quantity != "phase_rad" and self.phase_scale is not None:
             raise UnitsError(
                 "--phase-scale is for a wrapped phase, this network takes a local field; state its "
-                "unit with --units, or take phase and magnitude with --bids"
+                "unit with --units, or begin with --phase and --magnitude"
             )
         sign = -1.0 if self.negate else 1.0
         echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
@@ -272,10 +289,11 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         more_b0_directions=more,
         echo_time_s=reading.echo_time_s,
         field_strength_t=reading.field_strength_t,
-        truth_ppm=None if files.truth is None else _truth(files.truth, first, mask),
-        labels=None if files.labels is None else _labels(files.labels, first),
+        truth_ppm=None if files.truth is None else truth_of_file(files.truth, first, mask),
+        labels=None if files.labels is None else labels_of_file(files.labels, first),
         magnitude=_magnitude(files.magnitude, first, mask),
         noise_ppm=None if files.noise_map is None else _trust(files.noise_map, first, mask),
+        misfit=None if files.quality is None else _trust(files.quality, first, mask),
         scale=scale,
         b0_from=b0_from,
         notes=notes,
@@ -305,7 +323,8 @@ def _inside(
             measured = _radians(volume, reading)
         else:
             units = reading.units
-            refuse_other_than_field(volume.data[mask], volume.description)
+            if reading.quantity == "local_field_ppm":
+                refuse_other_than_field(volume.data[mask], volume.description)
             turn, stated = (TURN, False) if units == "rad" else (None, units is not None)
             require_unwrapped(volume.data, mask, turn, stated=stated)
             measured = volume.data
@@ -313,6 +332,9 @@ def _inside(
         values *= np.float32(reading.scale())
         if reading.quantity == "phase_rad":
             found = require_wrapped_phase(values[mask])
+        elif reading.quantity == "total_field_ppm":
+            found = []
+            require_total_ppm(values[mask], reading.units or "ppm")
         else:
             stated = reading.units is not None
             found = require_ppm(values[mask], reading.units or "ppm", stated=stated)
@@ -411,7 +433,8 @@ def _require_finite(
         )
 
 
-def _truth(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def truth_of_file(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return a true susceptibility [ppm] on the grid of a volume; refuse what is none."""
     truth = load_on_grid(path, volume).data
     _require_finite(path, truth, mask, masked=True)
     from qsm_deploy.runtime.scan.agreement import require_variation
@@ -457,7 +480,8 @@ def require_trust(values: Volume, mask: NDArray[np.bool_]) -> Volume:
     return np.where(mask, values, np.float32(0)).astype(np.float32)
 
 
-def _labels(path: Path, volume: NiftiVolume) -> NDArray[np.integer]:
+def labels_of_file(path: Path, volume: NiftiVolume) -> NDArray[np.integer]:
+    """Return labels on the grid of a volume; refuse what are none."""
     data = load_on_grid(path, volume).data
     if not np.isfinite(data).all() or (data != np.rint(data)).any():
         raise DataError(f"{path}: labels must be whole numbers, one per region")

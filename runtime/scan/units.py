@@ -14,6 +14,7 @@ LARGEST_PPM = 100.0  # that noise may reach in a weak field; no tissue does
 SMALL_OFFSET = 0.2  # of the deviation; costs a map of total variation some three points of NRMSE
 # a field beyond is not in the unit that it is taken for, unless somebody says it is in ppm
 POSSIBLE_P99_PPM, STATED_P99_PPM = (1e-3, 0.3), (1e-5, 1.0)
+TOTAL_STD_PPM = (0.002, 3.0)  # of any part of a head; of whole ones 0.05 to 0.5
 TYPICAL_T, TYPICAL_ECHO_S = 3.0, 0.02
 SMALLEST_WRAPPED_RAD = 0.05
 USUAL_WRAPPED_RAD = 2.5
@@ -117,6 +118,30 @@ def require_ppm(
             "no tissue makes such an offset, and the map errs for it; subtract it from the field"
         )
     return notes
+
+
+def require_total_ppm(total_field_ppm: NDArray[np.float32], unit: FieldUnit) -> None:
+    """Refuse a field of all sources that cannot be in ppm.
+
+    Parameters
+    ----------
+    total_field_ppm
+        (voxels,) field inside the mask, finite.
+    unit
+        The unit it was converted from.
+
+    Raises
+    ------
+    UnitsError
+        If its deviation is too large or too small for a head.
+    """
+    spread = float(total_field_ppm.std())
+    low, high = TOTAL_STD_PPM
+    if not low <= spread <= high:
+        raise UnitsError(
+            f"the total field varies by {spread:.3g} ppm, in a head it is {low:g} to {high:g}: "
+            f"check the unit ({unit}), field strength and echo time"
+        )
 
 
 def _advice(p99_ppm: float, unit: FieldUnit, stated: bool) -> str:

@@ -71,7 +71,7 @@ def require_unwrapped(
     raise UnitsError(
         f"the field jumps by about its whole range of {span:.4g} between neighbours, at {jumps} "
         "places in the mask: a wrapped phase, not a local field; make one of phase and magnitude "
-        "with qsm-run --bids DATASET, or unwrap it and remove the background first"
+        "with qsm-run --phase and --magnitude, or unwrap it and remove the background first"
         + ("; if it is a field, state its unit with --units" if jump == SURE_JUMP else "")
     )
 
