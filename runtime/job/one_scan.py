@@ -93,7 +93,8 @@ def measured_scan(
             "FIELD with --units rad, without --phase"
         )
     reconstructor.inversion.require_fields(1)
-    return field_scan(request, log, stages, keeps_magnitude=needs.magnitude)
+    scan, kept = field_scan(request, log, stages, keeps_magnitude=needs.magnitude)
+    return scan if needs.takes_noise else replace(scan, noise_ppm=None), kept
 
 
 def field_scan(

@@ -163,7 +163,8 @@ def _volumes(
     owners: list[EchoImage] = []
     for image in images:
         found = load_volumes(image.path)
-        require_echo_memory(len(volumes) + len(found), first.data.size, limit_bytes)
+        count = max(len(images), len(volumes) + len(found))
+        require_echo_memory(count, first.data.size, limit_bytes)
         volumes += [on_grid_of(volume, first) for volume in found]
         owners += [image] * len(found)
     return volumes, owners

@@ -89,8 +89,15 @@ class MethodInversion:
     @property
     def needs(self) -> Needs:
         """Local fields on any grid."""
-        name, counts = self.method.name, self.method.row.field_counts
-        return Needs(name, "local_field_ppm", counts, ANY_GRID, magnitude=name == "medi")
+        name, row = self.method.name, self.method.row
+        return Needs(
+            name,
+            "local_field_ppm",
+            row.field_counts,
+            ANY_GRID,
+            magnitude=name == "medi",
+            takes_noise="noise_map" in row.options,
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what the report says of it."""

@@ -20,7 +20,7 @@ from qsm_deploy.runtime.methods.inversion import (
     weight_of_edges,
 )
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
+from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Needs, Task, Wants
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -57,6 +57,11 @@ class GpuVariation(MethodInversion):
     def name(self) -> str:
         """The method, and what computes its transforms."""
         return f"{self.method.name} ({self.method.row.title}), cuFFT {self._version}"
+
+    @property
+    def needs(self) -> Needs:
+        """Local fields on any grid, whose voxels it trusts alike."""
+        return replace(super().needs, takes_noise=False)
 
     def facts(self) -> dict[str, Any]:
         """Return what the report says of it."""

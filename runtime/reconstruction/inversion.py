@@ -63,7 +63,7 @@ class Needs:
     """What an inversion takes: fields, on grids within limits, the mask eroded first, a magnitude.
 
     The grid's axes run where the letters say, as in the training. A magnitude that is needed is
-    looked for where nobody names one.
+    looked for where nobody names one; a noise map that is taken is passed on where it is made.
     """
 
     network: str
@@ -72,6 +72,7 @@ class Needs:
     geometry: GeometryLimits
     mask_erosion_voxels: float = 0
     magnitude: bool = False
+    takes_noise: bool = False
     axes: str = RAS
 
 

@@ -83,7 +83,7 @@ def test_a_bad_second_field_is_named(files, write_volume):
 
 class TestPhase:
     def reading(self, **more):
-        flags = Params(echo_time_s=0.02, field_strength_t=3.0)
+        flags = Params(echo_times_s=(0.02,), field_strength_t=3.0)
         return Reading(quantity="phase_rad", flags=flags, **more)
 
     def load(self, write_volume, phase, **more):

@@ -5,7 +5,7 @@ import pytest
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.scan.params import Params, load_params
 
-EXPECTED = Params(0.02, 3.0, (0.0, 0.6, 0.8), (1.0, 1.0, 2.0))
+EXPECTED = Params((0.02,), 3.0, (0.0, 0.6, 0.8), (1.0, 1.0, 2.0))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_reads_every_dialect(write, names):
 
 
 def test_what_is_not_said_stays_open(write):
-    assert load_params(write({"TE": [0.02], "seed": 1})) == Params(echo_time_s=0.02)
+    assert load_params(write({"TE": [0.02], "seed": 1})) == Params(echo_times_s=(0.02,))
 
 
 def test_several_echo_times_do_not_tell_which_one_counts(write):
@@ -43,7 +43,7 @@ def test_several_echo_times_do_not_tell_which_one_counts(write):
 
 def test_reads_the_in_vivo_folder(shared):
     params = load_params(shared / "data/invivo_haemorrhage/params.json")
-    assert params == Params(0.00125, 3.0, (0.0, 0.0, 1.0), (0.86, 0.86, 2.0))
+    assert params == Params((0.00125,), 3.0, (0.0, 0.0, 1.0), (0.86, 0.86, 2.0))
 
 
 @pytest.mark.parametrize(

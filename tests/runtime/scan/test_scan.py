@@ -43,8 +43,8 @@ def test_units_are_converted(load, field):
     radians = load(
         field=field * np.float32(127.731 * 2 * np.pi * 0.01),
         units="rad",
-        flags=Params(echo_time_s=0.01),
-        from_file=Params(echo_time_s=0.5, field_strength_t=3.0),
+        flags=Params(echo_times_s=(0.01,)),
+        from_file=Params(echo_times_s=(0.5,), field_strength_t=3.0),
     )
     np.testing.assert_allclose(radians.measured[0], field, rtol=1e-6)
 

@@ -30,7 +30,7 @@ def total_rad(head):
 @pytest.mark.parametrize("per_rad", [1.0, 1000.0, 1 / RAD_PER_PPM, 8192 / TURN])
 def test_a_wrapped_phase_is_no_field_in_any_unit(head, total_rad, per_rad):
     wrapped = per_rad * np.angle(np.exp(1j * total_rad)).astype(np.float32)
-    with pytest.raises(UnitsError, match=r"a wrapped phase, not a local field.*qsm-run --bids"):
+    with pytest.raises(UnitsError, match=r"a wrapped phase, not a local field.*qsm-run --phase"):
         require_unwrapped(wrapped, head.mask, None)
     with pytest.raises(UnitsError, match="a wrapped phase"):
         require_unwrapped(wrapped, head.mask, TURN * per_rad)
