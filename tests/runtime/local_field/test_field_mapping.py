@@ -12,7 +12,6 @@ from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude, otsu_threshold
@@ -173,27 +172,6 @@ class TestFieldMapping:
     def test_echo_times_must_rise(self, head, total):
         with pytest.raises(DataError, match=r"\[10.0, 5.0\] ms do not rise"):
             map_field(echoes_of(total, head.mask, (0.01, 0.005)), head.mask)
-
-
-class TestBackgroundRemoval:
-    def test_what_outer_sources_make_goes_and_what_inner_ones_make_stays(self, head, background):
-        size = np.std(background[head.mask]) / np.std(head.local_field_ppm[head.mask])
-        assert size > 5
-        local, mask = remove_background(head.local_field_ppm + background, head.mask, GEOMETRY)
-        np.testing.assert_array_equal(mask, head.mask)
-        assert not local[~mask].any()
-        inner = distance_transform_edt(mask, sampling=GEOMETRY.voxel_size_mm) > 6
-        assert nrmse(local, head.local_field_ppm, mask) < 0.55  # 0.52; most of it at the edge
-        assert nrmse(local, head.local_field_ppm, inner) < 0.4
-        assert np.corrcoef(local[inner], head.local_field_ppm[inner])[0, 1] > 0.93
-
-    def test_nothing_but_background_leaves_little(self, head, background):
-        local, mask = remove_background(background, head.mask, GEOMETRY)
-        assert np.std(local[mask]) < 0.04 * np.std(background[mask])
-
-    def test_an_empty_mask(self, head):
-        with pytest.raises(DataError, match="mask is empty"):
-            remove_background(head.local_field_ppm, np.zeros_like(head.mask), GEOMETRY)
 
 
 class TestMagnitudeMask:
