@@ -12,6 +12,7 @@ from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.local_field.background_removal import remove_background
 from qsm_deploy.runtime.local_field.field_mapping import Echoes, map_field
 from qsm_deploy.runtime.local_field.from_echoes import local_field_from_echoes, result_of
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude, otsu_threshold
