@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import grown, padded_box
+from qsm_deploy.kernels.inversion.grid import PaddedBox, grown
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients
-from qsm_deploy.runtime.local_field.background.removal import Task
+from qsm_deploy.runtime.local_field.background.removal import Task, padded
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,36 @@ class TwoPrior:
 
     @property
     def steps(self) -> int:
-        """How often it calls ``done``."""
+        """How often it calls ``done``, at most."""
         return self.iterations
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm], 0 outside the mask, and the mask."""
-        grid = padded_box(task.mask, task.geometry, around_mm=self.around_mm)
+        grid = padded(task, self)
         inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
         near = grown(inside, grid.geometry, self.rim_mm)
         prior = np.where(near, np.float32(self.inner_ppm), np.float32(self.outer_ppm))
-        system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], prior)
         field = grid.embed(task.field_ppm)
         field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
+        field -= self.outer_field(task, grid, prior, np.where(trusted, field, np.float32(0)))
+        field[~inside] = 0
+        return grid.restore(field), task.mask
+
+    def outer_field(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
+        """Return what the outer sources make [ppm].
+
+        Parameters
+        ----------
+        task
+            What is solved.
+        grid
+            The padded one, of all volumes.
+        prior
+            How strong sources are [ppm].
+        known
+            The field [ppm], 0 where it is not trusted; overwritten.
+        """
+        system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], prior)
         precision = np.float32(1 / self.noise_ppm**2)
 
         def normal(u: Volume) -> Volume:
@@ -66,13 +84,11 @@ class TwoPrior:
             image += u
             return image
 
-        b = system.adjoint([precision * field])
+        known *= precision
         x, _, _ = conjugate_gradients(
-            normal, b, iterations=self.iterations, tolerance=0.0, done=task.done
+            normal, system.adjoint([known]), iterations=self.iterations, done=task.done
         )
         x *= prior
-        x[inside] = 0
+        x[grid.embed_mask(task.mask)] = 0
         (background,) = system.fields(x)
-        field -= background
-        field[~inside] = 0
-        return grid.restore(field), task.mask
+        return background
