@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> str:
     )
     log = TerminalLog(quiet=arguments.quiet)
     if until != "chi":
-        made = run_field(request, log)
+        made, _ = run_field(request, log)
         if arguments.json:
             return report.json_line(made)
         log.tell(report.field_text(made))

@@ -16,7 +16,7 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
-from qsm_deploy.runtime.job.one_scan import read_scan, run_scan
+from qsm_deploy.runtime.job.one_scan import measured_scan, run_field, run_scan
 from qsm_deploy.runtime.job.report import way_text
 from qsm_deploy.runtime.job.request import (
     PathLike,
@@ -47,7 +47,8 @@ class Result:
     Attributes
     ----------
     chi_ppm
-        (x, y, z) float32 susceptibility [ppm], 0 outside the mask; ``None`` of a dry run.
+        (x, y, z) float32 susceptibility [ppm], 0 outside the mask; ``None`` of a dry run, and of
+        one until a field, which is the scan's.
     report
         Everything that decided the result and what was found, as ``--report`` writes it.
     scan
@@ -82,7 +83,7 @@ class Result:
         from qsm_deploy.runtime.job.figure import scan_figure
 
         if self.chi_ppm is None:
-            raise UsageError("a dry run has no map to draw")
+            raise UsageError("nothing was reconstructed: there is no map to draw")
         scan = self.scan.canonical()
         chi_ppm, said = scan.axes.turn(self.chi_ppm), self.report
         return scan_figure(
@@ -226,7 +227,7 @@ class Model:
 
     def run(
         self,
-        field: PathLike | Sequence[PathLike],
+        field: PathLike | Sequence[PathLike] = (),
         *,
         progress: Progress | None = None,
         **options: Any,
@@ -296,7 +297,7 @@ def reconstruct(
 
 
 def run(
-    field: PathLike | Sequence[PathLike],
+    field: PathLike | Sequence[PathLike] = (),
     *,
     model: PathLike | Sequence[PathLike] | None = None,
     backend: str = AUTO,
@@ -311,7 +312,8 @@ def run(
     Parameters
     ----------
     field
-        A field map (.nii or .nii.gz), or one for each orientation.
+        A field map (.nii or .nii.gz), or one for each orientation; nothing if it begins with
+        ``phase`` or ``total_field``.
     model, backend, device, precision, threads
         As for :func:`open_model`.
     progress
@@ -320,9 +322,10 @@ def run(
         The flags of ``qsm-run``, by their names: mask, output, report, figure, slices, window,
         out_units, force, dry_run, truth, labels, params, units, echo_time, field_strength,
         b0_direction, voxel_size, negate, patch, overlap, blend, data_consistency, dc_iterations,
-        allow_geometry, memory_limit, magnitude, noise_map; and ``method`` with what is
-        said to it. Without ``output`` no map is written. Notes are issued as warnings, and stand
-        in the report.
+        allow_geometry, memory_limit, magnitude, noise_map, phase, echo_times, phase_scale,
+        total_field, local_field, quality, r2star, background_removal, erode, until; and
+        ``method`` with what is said to it. Without ``output`` no map is written. Notes are issued
+        as warnings, and stand in the report.
 
     Raises
     ------
@@ -343,9 +346,12 @@ def run(
 def _run(
     request: Request, reconstructor: Reconstructor, stages: Stages, progress: Progress | None
 ) -> Result:
-    with stages("load"):
-        measured = read_scan(request, reconstructor)
-    finished = run_scan(request, reconstructor, measured, _Warnings(progress), stages)
+    log = _Warnings(progress)
+    if request.begins.until != "chi":
+        made, scan = run_field(request, log)
+        return Result(None, made, scan.turned(scan.axes.inverse))
+    measured, kept = measured_scan(request, reconstructor, log, stages)
+    finished = run_scan(request, reconstructor, measured, log, stages, kept)
     scan, chi = finished.planned.prepared.measured, finished.chi_ppm
     back = None if chi is None else scan.axes.turn_back(chi)
     return Result(back, finished.report, scan.turned(scan.axes.inverse))

@@ -12,6 +12,7 @@ from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import (
     memory_errors,
     require_memory_to_load,
@@ -93,8 +94,23 @@ def measured_scan(
             "FIELD with --units rad, without --phase"
         )
     reconstructor.inversion.require_fields(1)
+    request = replace(request, begins=_beside(request.begins, reconstructor))
     scan, kept = field_scan(request, log, stages, keeps_magnitude=needs.magnitude)
     return scan if needs.takes_noise else replace(scan, noise_ppm=None), kept
+
+
+def _beside(begins: Beginning, reconstructor: Reconstructor) -> Beginning:
+    """Return where a run begins, its background removal on the GPU that the inversion is on."""
+    place = getattr(reconstructor.inversion, "place", None)
+    if place is None or begins.steps is None:
+        return begins
+    from qsm_deploy.runtime.gpu.two_prior import TwoPriorOnGpu
+    from qsm_deploy.runtime.local_field.background.two_prior import TwoPrior
+
+    remove = begins.steps.remove
+    if not isinstance(remove, TwoPrior):
+        return begins
+    return replace(begins, steps=replace(begins.steps, remove=TwoPriorOnGpu(place, remove)))
 
 
 def field_scan(
@@ -133,7 +149,9 @@ def field_scan(
         return replace(scan, quantity="local_field_ppm"), {}
     if begins.until != "total-field":
         with log.progress(steps.remove.steps) as bar:
-            scan = scans.local_field_scan(scan, steps, stages, bar.update)
+            scan = scans.local_field_scan(
+                scan, steps, limit_bytes=limit, stages=stages, done=bar.update
+            )
         maps[scans.LOCAL] = scan.measured[0]
     scans.require_maps(set(keeps), maps)
     with stages("write"):
@@ -295,8 +313,8 @@ def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) ->
     return run_scan(request, reconstructor, measured, log, stages, kept)
 
 
-def run_field(request: Request, log: TerminalLog) -> dict[str, Any]:
-    """Make a field and write what is kept of it; return a report.
+def run_field(request: Request, log: TerminalLog) -> tuple[dict[str, Any], Scan]:
+    """Make a field and write what is kept of it; return a report, and its scan.
 
     Raises
     ------
@@ -314,4 +332,4 @@ def run_field(request: Request, log: TerminalLog) -> dict[str, Any]:
     if not request.dry_run:
         write_together(files, force=outputs.force)
     log.stage("")
-    return run
+    return run, scan

@@ -4,7 +4,7 @@ Every step is a function of arrays, in canonical axes, and may be replaced.
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
 from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task
+from qsm_deploy.runtime.local_field.background.removal import (
+    require_memory as require_removal_memory,
+)
 from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap, FieldMapping, map_field
 from qsm_deploy.runtime.local_field.initial_phase import ORDER, REST_MM
@@ -89,14 +92,32 @@ class LocalField:
         (x, y, z), 0 outside the mask.
     mask
         (x, y, z) bool, what is left of the brain.
+    found
+        The field of all sources, its noise and its misfit.
     facts, notes
         For a report, and for the user.
     """
 
     field_ppm: Volume
     mask: Mask
+    found: FieldMap
     facts: dict[str, Any]
     notes: list[str]
+
+    def turned(self, axes: Axes) -> "LocalField":
+        """Return the field in axes that are made of its own."""
+        turn = axes.turn
+        found = {
+            name: turn(volume)
+            for name in ("field_ppm", "noise_ppm", "misfit")
+            if (volume := getattr(self.found, name)) is not None
+        }
+        return replace(
+            self,
+            field_ppm=turn(self.field_ppm),
+            mask=turn(self.mask),
+            found=replace(self.found, **found),
+        )
 
 
 def total_field_from_echoes(
@@ -168,6 +189,7 @@ def local_field_from_total(
     geometry: Geometry,
     steps: Steps = STEPS,
     *,
+    limit_bytes: float,
     stages: Stages,
     done: Callable[[], object] = lambda: None,
 ) -> LocalField:
@@ -183,6 +205,8 @@ def local_field_from_total(
         The grid.
     steps
         What does it.
+    limit_bytes
+        The memory that the steps may take.
     stages
         Takes their time and memory.
     done
@@ -192,11 +216,14 @@ def local_field_from_total(
     ------
     DataError
         If nothing is left of the brain.
+    MemoryLimitError
+        If removal would take more memory than that.
     """
     with stages("quality mask"):
         wanted, trusted = quality_mask(brain, found, geometry, steps.quality)
     with stages("background removal"):
         task = Task(found.field_ppm, wanted, trusted, geometry, done)
+        require_removal_memory(steps.remove, task, limit_bytes)
         local, mask = steps.remove(task)
     total_std, local_std = (float(f[mask].std()) for f in (found.field_ppm, local))
     facts = {
@@ -212,7 +239,7 @@ def local_field_from_total(
             f"the local field varies by {local_std:.3f} ppm, in heads it is 0.008 to 0.013: check "
             "the mask, and the field at air and veins"
         )
-    return LocalField(local, mask, facts, notes)
+    return LocalField(local, mask, found, facts, notes)
 
 
 def parameters(steps: Steps) -> dict[str, dict[str, Any]]:

@@ -127,7 +127,12 @@ def total_field_scan(
 
 
 def local_field_scan(
-    total: Scan, steps: Steps, stages: Stages, done: Callable[[], object] = lambda: None
+    total: Scan,
+    steps: Steps,
+    *,
+    limit_bytes: float,
+    stages: Stages,
+    done: Callable[[], object] = lambda: None,
 ) -> Scan:
     """Return the scan of the local field of one of the field of all sources.
 
@@ -137,6 +142,8 @@ def local_field_scan(
         With noise and misfit, where they are known.
     steps
         What does it.
+    limit_bytes
+        The memory that the steps may take.
     stages
         Takes their time and memory.
     done
@@ -149,7 +156,13 @@ def local_field_scan(
     """
     found = FieldMap(total.measured[0], total.noise_ppm, total.misfit)
     local = local_field_from_total(
-        found, total.mask, total.geometry, steps, stages=stages, done=done
+        found,
+        total.mask,
+        total.geometry,
+        steps,
+        limit_bytes=limit_bytes,
+        stages=stages,
+        done=done,
     )
     inside = local.mask
     changed: dict[str, Any] = {

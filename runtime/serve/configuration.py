@@ -23,13 +23,15 @@ from qsm_deploy.runtime.serve.stacks import Stack
 class Request:
     """What a session asks for: its images, its header's values, its parameters.
 
-    The scan has the magnitude of all echoes, if it is to keep one and there is one.
+    The scan has the magnitude of all echoes, and the noise of the field, if it is to keep one and
+    there is one.
     """
 
     images: Sequence[Image]
     header: HeaderValues
     parameters: Parameters = field(default_factory=Parameters)
     keeps_magnitude: bool = False
+    keeps_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def scan_of(
     unit: FieldUnit,
     notes: Sequence[str],
     magnitude: Volume | None = None,
+    noise_ppm: Volume | None = None,
 ) -> Scan:
     """Return a scan of one local field.
 
@@ -89,8 +92,8 @@ def scan_of(
         What it was converted from.
     notes
         What the host should know about it already.
-    magnitude
-        (x, y, z) signal, if it is needed.
+    magnitude, noise_ppm
+        (x, y, z) signal and noise of the field, if they are needed.
 
     Raises
     ------
@@ -114,6 +117,7 @@ def scan_of(
         header,
         stack.affine,
         magnitude=None if magnitude is None else magnitude * mask,
+        noise_ppm=None if noise_ppm is None else noise_ppm * mask,
         b0_from="the images' directions",
         notes=[*notes, *found],
     ).canonical()

@@ -191,7 +191,7 @@ class MrdSession:
         reconstructor = reconstructor.named(parameters.method)
         needs = reconstructor.needs
         # the turn is given back while the host takes a line: a slow one holds nobody up
-        request = Request(self.images, self._header, parameters, needs.magnitude)
+        request = Request(self.images, self._header, parameters, needs.magnitude, needs.takes_noise)
         lines = configuration(request, self.stages)
         while True:
             # what overflows is Inf, which is refused by what it is

@@ -65,11 +65,20 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     )
     del echoes
     total = yield from lines
-    local = local_field_from_total(total.found, total.brain, axes.geometry(geometry), stages=stages)
+    local = local_field_from_total(
+        total.found,
+        total.brain,
+        axes.geometry(geometry),
+        limit_bytes=available_bytes(),
+        stages=stages,
+    )
     yield "background removed"
     notes += total.notes + local.notes
+    noise = total.found.noise_ppm if request.keeps_noise else None
     field, inside = axes.turn_back(local.field_ppm), axes.turn_back(local.mask)
-    return Source(volumes.phase[0], scan_of(field, inside, volumes.phase[0], "ppm", notes, signal))
+    noise = None if noise is None else axes.turn_back(noise)
+    first = volumes.phase[0]
+    return Source(first, scan_of(field, inside, first, "ppm", notes, signal, noise))
 
 
 def _phase_rad(volumes: EchoVolumes, request: Request) -> tuple[NDArray[np.float32], list[str]]:
