@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import scipy.fft
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.dipole import slabs
@@ -16,6 +18,8 @@ from qsm_deploy.kernels.threads import workers
 SUPPORT_MM = 5.0  # sources farther outside the mask than this are none
 BEYOND_VOXELS = 4  # a side, between the support and its periodic neighbour
 SLACK = 1e-6  # of a length: headers state voxel sizes in single precision
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ class PaddedBox:
         padded[self.inner] = mask[self.box]
         return padded
 
-    def restore(self, padded: Volume) -> Volume:
+    def restore(self, padded: NDArray[T]) -> NDArray[T]:
         """Return what lies in the box on the volume's grid, zeros around it."""
-        volume = np.zeros(self.shape, dtype=np.float32)
+        volume = np.zeros(self.shape, dtype=padded.dtype)
         volume[self.box] = padded[self.inner]
         return volume
 

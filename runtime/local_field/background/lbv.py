@@ -6,15 +6,15 @@ Zhou et al., NMR Biomed 27:312-319 (2014).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.ndimage import binary_erosion
 
-from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.kernels.inversion.least_squares import conjugate_gradients
-from qsm_deploy.runtime.local_field.background.removal import Task
+from qsm_deploy.runtime.local_field.background.removal import Task, padded, trusted_field
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Lbv:
     iterations: int = 500
     tolerance: float = 1e-4
 
+    around_mm: ClassVar[float] = 0.0
+
     @property
     def steps(self) -> int:
         """How often it calls ``done``, at most."""
@@ -37,12 +39,11 @@ class Lbv:
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm] and its mask, less than the task's by a layer of voxels."""
-        box = bounding_box(task.mask)
-        inside = np.pad(task.mask[box], 1)
-        inner = binary_erosion(inside)
+        grid = padded(task, self)
+        inner = binary_erosion(grid.embed_mask(task.mask))
         if not inner.any():
             raise DataError("the mask is nowhere thicker than two voxels; pass a larger mask")
-        field = np.pad(np.where(task.mask[box], task.field_ppm[box], np.float32(0)), 1)
+        field = trusted_field(task, grid)
         weights = [np.float32(1 / v**2) for v in task.geometry.voxel_size_mm]
 
         def laplacian(x: Volume) -> Volume:
@@ -53,16 +54,13 @@ class Lbv:
             total *= inner
             return total
 
-        rim = np.where(inner, np.float32(0), field)
         harmonic, _, _ = conjugate_gradients(
             lambda x: -laplacian(x),
-            laplacian(rim),
+            laplacian(np.where(inner, np.float32(0), field)),
             iterations=self.iterations,
             tolerance=self.tolerance,
             done=task.done,
         )
-        local = np.zeros_like(task.field_ppm, dtype=np.float32)
-        local[box] = np.where(inner, field - harmonic, np.float32(0))[1:-1, 1:-1, 1:-1]
-        mask = np.zeros_like(task.mask)
-        mask[box] = inner[1:-1, 1:-1, 1:-1]
-        return local, mask
+        local = grid.embed(task.field_ppm) - harmonic
+        local[~inner] = 0
+        return grid.restore(local), grid.restore(inner)

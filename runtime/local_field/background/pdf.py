@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients
-from qsm_deploy.runtime.local_field.background.removal import Task
+from qsm_deploy.runtime.local_field.background.removal import Task, padded
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ class Pdf:
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm], 0 outside the mask, and the mask."""
-        grid = padded_box(task.mask, task.geometry, around_mm=self.around_mm)
+        grid = padded(task, self)
         inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
         system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], ~inside)
         field = grid.embed(task.field_ppm)
         field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
         outer, _, _ = conjugate_gradients(
             lambda x: system.adjoint(system.fields(x)),
-            system.adjoint([field.copy()]),
+            system.adjoint([np.where(trusted, field, np.float32(0))]),
             iterations=self.iterations,
             tolerance=self.tolerance,
             done=task.done,

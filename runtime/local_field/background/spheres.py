@@ -9,7 +9,6 @@ Schweser et al., NeuroImage 54:2789-2807 (2011), SHARP; Wu et al., Magn Reson Me
 (2012), V-SHARP; Sun & Wilman, Magn Reson Med 71:1151-1157 (2014), RESHARP.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,10 @@ import scipy.fft
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import PaddedBox, ball_spectrum, padded_box
+from qsm_deploy.kernels.inversion.grid import PaddedBox, ball_spectrum
 from qsm_deploy.kernels.inversion.least_squares import conjugate_gradients
 from qsm_deploy.kernels.threads import workers
-from qsm_deploy.runtime.local_field.background.removal import Task
+from qsm_deploy.runtime.local_field.background.removal import Task, padded, trusted_field
 
 WHOLE = 1 - 1e-4  # of a ball that lies in the mask
 
@@ -40,9 +39,14 @@ class Resharp:
     """
 
     radius_mm: float = 6.0
-    lam: float = 1e-3
+    lam: float = 1e-4
     iterations: int = 200
     tolerance: float = 1e-3
+
+    @property
+    def around_mm(self) -> float:
+        """How far around the mask its grid reaches."""
+        return self.radius_mm
 
     @property
     def steps(self) -> int:
@@ -51,22 +55,24 @@ class Resharp:
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm] and its mask, less than the task's by the radius."""
-        grid, field = _embedded(task, self.radius_mm)
-        less_mean, mask = _less_mean(task, grid, self.radius_mm)
-        whole = grid.embed_mask(mask)
+        grid = padded(task, self)
+        field = trusted_field(task, grid)
+        ball = _mean_over_ball(grid, self.radius_mm)
+        whole = _whole(grid.embed_mask(task.mask), ball)
+        _require_any(whole, self.radius_mm)
 
-        def adjoint(volume: Volume) -> Volume:
-            return less_mean(volume * whole)
+        def normal(x: Volume, lam: float) -> Volume:
+            image = _filtered(_filtered(x, 1 - ball) * whole, 1 - ball)
+            return image + np.float32(lam) * x
 
-        x, _, _ = conjugate_gradients(
-            lambda x: adjoint(less_mean(x)) + np.float32(self.lam) * x,
-            adjoint(less_mean(field)),
+        local, _, _ = conjugate_gradients(
+            lambda x: normal(x, self.lam),
+            normal(field, 0),
             iterations=self.iterations,
             tolerance=self.tolerance,
             done=task.done,
         )
-        x[~whole] = 0
-        return grid.restore(x), mask
+        return _result(task, grid, field - local, whole)
 
 
 @dataclass(frozen=True)
@@ -85,36 +91,31 @@ class VSharp:
     threshold: float = 0.05
 
     @property
+    def around_mm(self) -> float:
+        """How far around the mask its grid reaches."""
+        return self.radii_mm[0]
+
+    @property
     def steps(self) -> int:
         """How often it calls ``done``."""
         return len(self.radii_mm)
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm] and its mask, less than the task's by the last radius."""
-        grid, field = _embedded(task, self.radii_mm[0])
-        known = np.zeros(grid.shape, dtype=bool)
-        rest = np.zeros_like(field)
+        grid = padded(task, self)
+        field, inside = trusted_field(task, grid), grid.embed_mask(task.mask)
+        rest, known = np.zeros_like(field), np.zeros_like(inside)
         for radius in self.radii_mm:
-            less_mean, mask = _less_mean(
-                task, grid, radius, may_be_empty=radius > self.radii_mm[-1]
-            )
-            new = grid.embed_mask(mask & ~known)
-            rest[new] = less_mean(field)[new]
-            known |= mask
+            ball = _mean_over_ball(grid, radius)
+            new = _whole(inside, ball) & ~known
+            rest[new] = _filtered(field, 1 - ball)[new]
+            known |= new
             task.done()
+        _require_any(known, self.radii_mm[-1])
         largest = 1 - _mean_over_ball(grid, self.radii_mm[0])
-        spectrum = scipy.fft.rfftn(rest, workers=workers())
         sure = np.abs(largest) > self.threshold
-        spectrum *= np.divide(1, largest, out=np.zeros_like(largest), where=sure)
-        local = scipy.fft.irfftn(spectrum, s=grid.geometry.shape, workers=workers())
-        local[~grid.embed_mask(known)] = 0
-        return grid.restore(local), known
-
-
-def _embedded(task: Task, radius_mm: float) -> tuple[PaddedBox, Volume]:
-    """Return the field on a grid on which no ball meets itself, 0 outside the mask."""
-    grid = padded_box(task.mask, task.geometry, around_mm=radius_mm)
-    return grid, grid.embed(task.field_ppm * task.mask)
+        inverse = np.divide(1, largest, out=np.zeros_like(largest), where=sure)
+        return _result(task, grid, field - _filtered(rest, inverse), known)
 
 
 def _mean_over_ball(grid: PaddedBox, radius_mm: float) -> Volume:
@@ -123,23 +124,30 @@ def _mean_over_ball(grid: PaddedBox, radius_mm: float) -> Volume:
     return ball / ball[0, 0, 0]
 
 
-def _less_mean(
-    task: Task, grid: PaddedBox, radius_mm: float, *, may_be_empty: bool = False
-) -> tuple[Callable[[Volume], Volume], Mask]:
-    """Return what subtracts the mean over balls, and where these lie in the mask."""
-    ball = _mean_over_ball(grid, radius_mm)
+def _filtered(volume: Volume, multiplier: Volume) -> Volume:
+    spectrum = scipy.fft.rfftn(volume, workers=workers())
+    spectrum *= multiplier
+    image: Volume = scipy.fft.irfftn(spectrum, s=volume.shape, workers=workers())
+    return image
 
-    def filtered(volume: Volume, multiplier: Volume) -> Volume:
-        spectrum = scipy.fft.rfftn(volume, workers=workers())
-        spectrum *= multiplier
-        image: Volume = scipy.fft.irfftn(spectrum, s=grid.geometry.shape, workers=workers())
-        return image
 
-    inside = grid.embed_mask(task.mask)
-    whole = inside & (filtered(inside.astype(np.float32), ball) > WHOLE)
-    if not whole.any() and not may_be_empty:
+def _whole(inside: Mask, ball: Volume) -> Mask:
+    """Return the centres of the balls that lie in a mask."""
+    whole: Mask = inside & (_filtered(inside.astype(np.float32), ball) > WHOLE)
+    return whole
+
+
+def _require_any(whole: Mask, radius_mm: float) -> None:
+    if not whole.any():
         raise DataError(
             f"no ball of {radius_mm:g} mm lies in the mask; pass a larger mask, or remove the "
             "background by another method"
         )
-    return lambda volume: filtered(volume, 1 - ball), grid.restore(whole) > 0
+
+
+def _result(task: Task, grid: PaddedBox, background: Volume, whole: Mask) -> tuple[Volume, Mask]:
+    """Return the field without the background, and where."""
+    local = grid.embed(task.field_ppm)
+    local -= background
+    local[~whole] = 0
+    return grid.restore(local), grid.restore(whole)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import grown, padded_box
+from qsm_deploy.kernels.inversion.grid import grown
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients
-from qsm_deploy.runtime.local_field.background.removal import Task
+from qsm_deploy.runtime.local_field.background.removal import Task, padded
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class TwoPrior:
 
     @property
     def steps(self) -> int:
-        """How often it calls ``done``."""
+        """How often it calls ``done``, at most."""
         return self.iterations
 
     def __call__(self, task: Task) -> tuple[Volume, Mask]:
         """Return the local field [ppm], 0 outside the mask, and the mask."""
-        grid = padded_box(task.mask, task.geometry, around_mm=self.around_mm)
+        grid = padded(task, self)
         inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
         near = grown(inside, grid.geometry, self.rim_mm)
         prior = np.where(near, np.float32(self.inner_ppm), np.float32(self.outer_ppm))
@@ -66,10 +66,8 @@ class TwoPrior:
             image += u
             return image
 
-        b = system.adjoint([precision * field])
-        x, _, _ = conjugate_gradients(
-            normal, b, iterations=self.iterations, tolerance=0.0, done=task.done
-        )
+        b = system.adjoint([np.where(trusted, precision * field, np.float32(0))])
+        x, _, _ = conjugate_gradients(normal, b, iterations=self.iterations, done=task.done)
         x *= prior
         x[inside] = 0
         (background,) = system.fields(x)
