@@ -63,8 +63,8 @@ def require_agreement(rest_rad: Volume, mask: Mask, what: str) -> None:
 
 def even_echo_offset(
     phase_rad: Volume, magnitude: Volume, times: Volume, growth: Volume, mask: Mask
-) -> Volume | None:
-    """Return the plane that even echoes are off by, if it is more than little.
+) -> tuple[Volume, bool]:
+    """Return the plane that even echoes are off by, and whether it is more than little.
 
     With ``growth = w (t2 - t1) + offset`` the third echo, extrapolated from the first two, is off
     by ``-ratio offset``. That tells the offset but for turns over the ratio, which a fourth echo
@@ -100,8 +100,8 @@ def even_echo_offset(
         ]
         if min(misfits) < misfits[0] / 2:
             offsets.insert(0, offsets[int(np.argmin(misfits))])
-    noticeable = float(np.abs(offsets[0][mask]).mean()) > NOTICEABLE_RAD / ratio
-    return offsets[0] if noticeable else None
+    offset = offsets[0]
+    return offset, float(np.abs(offset[mask]).mean() * ratio) > NOTICEABLE_RAD
 
 
 def plane_in(phase_rad: Volume, weight: Volume, mask: Mask) -> Volume:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.stats import chi
 
+from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.local_field.agreement import (
@@ -24,7 +25,11 @@ from qsm_deploy.runtime.local_field.agreement import (
 from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.local_field.initial_phase import initial_phase
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
-from qsm_deploy.runtime.scan.units import ppm_per_unit
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
+
+MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
+NOTICEABLE_PERCENT = 1.0  # of a mask
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class FieldMap:
     misfit
         (x, y, z) root mean square of what the echoes leave, over the noise of the signal.
     facts
-        For a report: signal-to-noise ratio, what even echoes are off by.
+        For a report, numbers with their unit in the name: noise and ratio of the signal, of the
+        field, share of doubtful voxels, what even echoes are off by.
     notes
         On what was corrected.
     """
@@ -82,81 +88,137 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
     times = np.asarray(echoes.echo_times_s, dtype=np.float32)
     if np.any(np.diff(times) <= 0):
         raise DataError(f"echo times of {[round(1e3 * float(t), 3) for t in times]} ms do not rise")
-    phase, magnitude = echoes.phase_rad, echoes.magnitude
+    box = bounding_box(mask)
+    inside = mask[box]
+    phase = echoes.phase_rad[(..., *box)].astype(np.float32)  # a copy, which is changed below
+    magnitude = np.asarray(echoes.magnitude[(..., *box)], dtype=np.float32)
     one_second = ppm_per_unit("hz", echo_time_s=None, field_strength_t=echoes.field_strength_t)
     ppm = np.float32(one_second / (2 * math.pi))  # of 1 rad/s
+
+    def whole(part: Volume) -> Volume:
+        volume = np.zeros(mask.shape, dtype=np.float32)
+        volume[mask] = part[inside]
+        return volume
+
     if len(times) == 1:
-        rad_per_s = unwrap(phase[0], mask, magnitude[0]) / times[0]
+        rad_per_s = unwrap(phase[0], inside, magnitude[0]) / times[0]
         note = "one echo does not tell its initial phase: the smooth part of it stays in the field"
-        return FieldMap(np.where(mask, ppm * rad_per_s, np.float32(0)), notes=[note])
+        return FieldMap(whole(ppm * rad_per_s), notes=[note])
     require_different(phase)
-    growth = unwrap(wrap(phase[1] - phase[0]), mask, magnitude[0], phase[0])
-    even, notes, facts = None, [], {}
+    growth = unwrap(wrap(phase[1] - phase[0]), inside, magnitude[0], phase[0])
+    notes, facts = [], {}
     if len(times) == 2:
         notes.append("two echoes do not tell whether the readout was bipolar; it must not be")
     else:
-        even = even_echo_offset(phase, magnitude, times, growth, mask)
-    if even is not None:
-        growth -= even
-        facts["even_echoes_off_rad"] = size = float(np.abs(even[mask]).mean())
-        notes.append(f"bipolar readout: even echoes {size:.2f} rad off, corrected by a plane")
+        even, bipolar = even_echo_offset(phase, magnitude, times, growth, inside)
+        size = float(np.abs(even[inside]).mean())
+        facts |= {"even_echoes_off_rad": size, "even_echoes_corrected": bipolar}
+        if bipolar:
+            growth -= even
+            phase[1::2] -= even
+            notes.append(f"bipolar readout: even echoes {size:.2f} rad off, corrected by a plane")
     rad_per_s = growth / (times[1] - times[0])
     raw = wrap(phase[0] - rad_per_s * times[0])
-    initial = initial_phase(raw, magnitude[0], mask, echoes.geometry.voxel_size_mm)
+    initial, rough = initial_phase(raw, magnitude[0], inside, echoes.geometry.voxel_size_mm)
     require_agreement(
-        wrap(raw - initial), mask, "echo 2 contradicts echo 1 at the time of excitation"
+        wrap(raw - initial), inside, "echo 2 contradicts echo 1 at the time of excitation"
     )
-    phase = phase - initial
-    if even is not None:
-        phase[1::2] -= even
-    rad_per_s = _mean_over_echoes(phase, magnitude, times, rad_per_s)
-    noise, misfit, found = _noise(phase, magnitude, times, rad_per_s, mask)
-    total, noise_ppm, misfit = (
-        np.where(mask, part, np.float32(0)) for part in (ppm * rad_per_s, ppm * noise, misfit)
+    initial[rough], precision = _line(
+        phase[:, rough], magnitude[:, rough], times[:, None], raw[rough], rad_per_s[rough]
     )
-    return FieldMap(total, noise_ppm, misfit, facts | found, notes)
+    facts["initial_phase_rough_percent"] = share = 100 * float(rough.sum() / inside.sum())
+    if share > NOTICEABLE_PERCENT:
+        notes.append(
+            f"the phase at excitation is not smooth in {share:.1f} % of the mask, as at poles that "
+            "combining coils leaves: each voxel tells its own there, with more noise"
+        )
+    phase -= initial
+    rad_per_s, weight = _mean_over_echoes(phase, magnitude, times, rad_per_s)
+    weight[rough] = precision
+    noise, misfit, sigma = _noise(phase, magnitude, times, rad_per_s, weight, inside)
+    noise *= ppm
+    ppb = PPB_PER_PPM * noise[inside]
+    facts |= {
+        "sigma": sigma,
+        "snr": float(magnitude[0][inside].mean()) / sigma,
+        "noise_median_ppb": float(np.median(ppb)),
+        "noise_p95_ppb": float(np.percentile(ppb, 95)),
+        f"noise_over_{PPB_PER_PPM * MOST_NOISE_PPM:g}_ppb_percent": _percent_over(
+            MOST_NOISE_PPM, noise[inside]
+        ),
+        f"misfit_over_{MOST_MISFIT:g}_percent": _percent_over(MOST_MISFIT, misfit[inside]),
+    }
+    return FieldMap(whole(ppm * rad_per_s), whole(noise), whole(misfit), facts, notes)
+
+
+def _percent_over(most: float, values: Volume) -> float:
+    return 100 * float(np.mean(values > most))
+
+
+def _line(
+    phase_rad: Volume, magnitude: Volume, times: Volume, initial: Volume, rad_per_s: Volume
+) -> tuple[Volume, Volume]:
+    """Return where the line through the echoes of each voxel starts, and its slope's precision.
+
+    Arrays are (echoes, voxels), but for the first estimate of the line.
+    """
+    for n in range(2, len(times) + 1):
+        time, weight = times[:n], np.maximum(magnitude[:n] ** 2, TINY)
+        predicted = initial + rad_per_s * time
+        unwrapped = phase_rad[:n] + TURN * np.rint((predicted - phase_rad[:n]) / TURN)
+        share = weight / weight.sum(axis=0)
+        mean_time = (share * time).sum(axis=0)
+        spread = weight * (time - mean_time)
+        precision = (spread * time).sum(axis=0)
+        rad_per_s = (spread * unwrapped).sum(axis=0) / np.maximum(precision, TINY)
+        initial = (share * unwrapped).sum(axis=0) - rad_per_s * mean_time
+    return initial, precision
 
 
 def _mean_over_echoes(
     phase_rad: Volume, magnitude: Volume, times: Volume, rad_per_s: Volume
-) -> Volume:
-    """Return the angular frequency from wrapped phases, given a first estimate of it.
+) -> tuple[Volume, Volume]:
+    """Return the angular frequency from wrapped phases, and its weight, given a first estimate.
 
     Each echo in turn is unwrapped by what the earlier ones predict, which is better the more of
-    them there are.
+    them there are. The weight is the precision where the noise of the signal is 1.
     """
     weights = np.zeros_like(rad_per_s)
     total = np.zeros_like(rad_per_s)
     for phase, signal, time in zip(phase_rad, magnitude, times, strict=True):
-        predicted = rad_per_s * time
-        unwrapped = phase + TURN * np.rint((predicted - phase) / TURN)
+        unwrapped = phase + TURN * np.rint((rad_per_s * time - phase) / TURN)
         weight = (signal * time) ** 2
         total += weight * (unwrapped / time)
         weights += weight
         known = weights > 0
         np.divide(total, weights, out=rad_per_s, where=known)
-    return rad_per_s
+    return rad_per_s, weights
 
 
 def _noise(
-    phase_rad: Volume, magnitude: Volume, times: Volume, rad_per_s: Volume, mask: Mask
-) -> tuple[Volume, Volume, dict[str, float]]:
+    phase_rad: Volume,
+    magnitude: Volume,
+    times: Volume,
+    rad_per_s: Volume,
+    weight: Volume,
+    mask: Mask,
+) -> tuple[Volume, Volume, float]:
     """Return the noise [rad/s] of an angular frequency, the misfit over it, and the signal's noise.
 
     The noise of the signal is told from what the echoes leave: its root mean square is, with
-    n - 1 degrees of freedom, that of a chi distribution in every voxel.
+    n - 1 degrees of freedom, that of a chi distribution in every voxel. No angular frequency is
+    noisier than one of which the first two echoes tell nothing.
     """
-    across, around, precision = (np.zeros_like(rad_per_s) for _ in range(3))
+    across, around = np.zeros_like(rad_per_s), np.zeros_like(rad_per_s)
     for phase, signal, time in zip(phase_rad, magnitude, times, strict=True):
         rest = phase - rad_per_s * time
         across += (signal * np.sin(rest)) ** 2
         around += (2 * signal * np.sin(rest / 2)) ** 2
-        precision += (signal * time) ** 2
-    degrees = len(times) - 1
-    sigma = np.float32(np.median(np.sqrt(across[mask])) / chi.median(degrees))
-    tiny = np.finfo(np.float32).tiny
-    noise: Volume = sigma / np.sqrt(np.maximum(precision, tiny))
-    misfit: Volume = np.sqrt(around / len(times)) / np.maximum(sigma, tiny)
-    signal = float(magnitude[0][mask].mean())
-    found = {"sigma": float(sigma), "snr": signal / max(float(sigma), float(tiny))}
-    return noise, misfit, found
+    left = float(np.median(np.sqrt(across[mask]))) / chi.median(len(times) - 1)
+    # single precision is noise too, where a phantom has none
+    rounding = np.finfo(np.float32).eps * float(magnitude[0][mask].mean())
+    sigma = max(float(left), rounding, TINY)
+    nothing = TURN / math.sqrt(12) / (times[1] - times[0])
+    noise = np.minimum(np.float32(sigma) / np.sqrt(np.maximum(weight, TINY)), nothing)
+    misfit: Volume = np.sqrt(around / len(times)) / np.float32(sigma)
+    return noise, misfit, sigma

@@ -1,8 +1,9 @@
 """The phase at excitation, that of transmit and receive coils, which is smooth.
 
 A Gaussian alone averages on one side only at the edge of a mask and leaves the slope of the phase
-times its width there. A polynomial has no such edge, and takes nearly all; the Gaussian takes what
-it leaves.
+times its width there. A polynomial has no such edge, and takes nearly all; Gaussians, ever
+narrower, take what it leaves. That is little, but where combining coils left a pole, around which
+the phase turns: no polynomial unwinds it, and at its core it is not smooth at all.
 
 References
 ----------
@@ -10,24 +11,26 @@ Eckstein et al., Magn Reson Med 79:2996-3006 (2018), for the phase that all echo
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.local_field.unwrapping import unwrap, wrap
+from qsm_deploy.runtime.local_field.unwrapping import unwrap
 
 ORDER = 3  # of the polynomial
-TO_UNWRAP_MM, REST_MM = 4.0, 8.0  # standard deviations; what varies faster is no coil's
-ENOUGH = 40_000  # voxels tell a polynomial as well as all do
+TO_UNWRAP_MM, REST_MM = 4.0, (8.0, 8.0, 4.0)  # standard deviations; what is finer is no coil's
+ROUGH_RAD, ROUGH = 0.06, 5.0  # is left at a pole: so much, and so many times the median
+LARGE = 40_000  # voxels of a mask of which some tell a polynomial as well as all do
 REACH = 2.5  # of the Gaussians, in standard deviations
 
 
 def initial_phase(
     raw_rad: Volume, magnitude: Volume, mask: Mask, voxel_size_mm: tuple[float, float, float]
-) -> Volume:
-    """Return the smooth part of a phase.
+) -> tuple[Volume, Mask]:
+    """Return the smooth part of a phase, and where the phase is not smooth.
 
     Parameters
     ----------
@@ -44,32 +47,40 @@ def initial_phase(
     -------
     (x, y, z) float32 array
         [rad], everywhere.
+    (x, y, z) bool array
+        Where in the mask something is left that is not noise.
     """
     weight = magnitude * mask
     smooth = _smooth(raw_rad, weight, voxel_size_mm, TO_UNWRAP_MM)
-    polynomial = _polynomial(unwrap(smooth, mask, magnitude), weight, mask, voxel_size_mm)
-    polynomial += _smooth(wrap(raw_rad - polynomial), weight, voxel_size_mm, REST_MM)
-    return polynomial
-
-
-def _polynomial(
-    phase_rad: Volume, weight: Volume, mask: Mask, voxel_size_mm: tuple[float, float, float]
-) -> Volume:
-    """Return the polynomial in x, y and z that fits a phase best, on the whole grid."""
+    large = np.count_nonzero(mask) > LARGE
+    some = tuple(
+        slice(None, None, max(1, int(TO_UNWRAP_MM / 2 / v)) if large else 1) for v in voxel_size_mm
+    )
+    unwrapped = unwrap(smooth[some], mask[some], magnitude[some])
     axes = [
         ((np.arange(n) - (n - 1) / 2) * v / 100).astype(np.float32)
         for n, v in zip(mask.shape, voxel_size_mm, strict=True)
     ]
+    at = [axis[step] for axis, step in zip(axes, some, strict=True)]
+    fit = _polynomial(unwrapped, weight[some], mask[some], at, axes)
+    for sigma_mm in REST_MM:
+        fit += _smooth(raw_rad - fit, weight, voxel_size_mm, sigma_mm)
+    left = np.abs(_smooth(raw_rad - fit, weight, voxel_size_mm, REST_MM[-1]))
+    rough: Mask = mask & (left > max(ROUGH_RAD, ROUGH * float(np.median(left[mask]))))
+    return fit, rough
+
+
+def _polynomial(
+    phase_rad: Volume, weight: Volume, mask: Mask, at: Sequence[Volume], to: Sequence[Volume]
+) -> Volume:
+    """Return the polynomial that fits a phase best, from one grid on another, given their axes."""
     powers = [p for p in itertools.product(range(ORDER + 1), repeat=3) if sum(p) <= ORDER]
-    inside = np.flatnonzero(mask)
-    some = inside[:: 1 + inside.size // ENOUGH]
-    at = np.unravel_index(some, mask.shape)
-    x, y, z = (axis[index] for axis, index in zip(axes, at, strict=True))
-    terms: NDArray[np.float32] = np.stack([x**i * y**j * z**k for i, j, k in powers], axis=1)
-    w = weight.ravel()[some]
-    factors = np.linalg.lstsq(terms * w[:, None], phase_rad.ravel()[some] * w, rcond=None)[0]
-    x, y, z = np.ix_(*axes)
-    fit = np.zeros(mask.shape, dtype=np.float32)
+    w = weight[mask]
+    x, y, z = (axis[index] for axis, index in zip(at, np.nonzero(mask), strict=True))
+    terms: NDArray[np.float32] = np.stack([w * x**i * y**j * z**k for i, j, k in powers], axis=1)
+    factors = np.linalg.lstsq(terms, w * phase_rad[mask], rcond=None)[0]
+    x, y, z = np.ix_(*to)
+    fit = np.zeros([axis.size for axis in to], dtype=np.float32)
     for factor, (i, j, k) in zip(factors, powers, strict=True):
         fit += np.float32(factor) * x**i * y**j * z**k
     return fit

@@ -1,20 +1,14 @@
-"""Where there is signal: a mask for hosts that send none.
+"""Where there is signal: the last resort, for those who give no brain mask.
 
-It keeps everything that gives signal, the scalp too; a brain mask that the host sends gives
-cleaner maps.
+It keeps everything that gives signal, scalp and neck too, half of it outside the brain.
 """
 
 import numpy as np
-from scipy.ndimage import (
-    binary_fill_holes,
-    binary_opening,
-    gaussian_filter,
-    generate_binary_structure,
-    label,
-)
+from scipy.ndimage import binary_opening, gaussian_filter
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
+from qsm_deploy.runtime.local_field.quality_mask import largest_part
 
 BINS = 256
 SMOOTHING_VOXELS = 1.0
@@ -48,18 +42,14 @@ def mask_from_magnitude(magnitude: Volume) -> Mask:
     """
     signal = gaussian_filter(magnitude.sum(axis=0), SMOOTHING_VOXELS)
     if not np.isfinite(signal).all() or signal.min() == signal.max():
-        raise DataError("the magnitude is constant or not finite; send a mask")
+        raise DataError("the magnitude is constant or not finite; give a brain mask")
     bright = signal > otsu_threshold(signal)
     if signal[~bright].mean() > DARK_SHARE * signal[bright].mean():
         return np.ones(signal.shape, dtype=bool)
-    opened = binary_opening(bright, generate_binary_structure(3, 1))
-    parts, count = label(opened)
-    if count == 0:
-        raise DataError("the magnitude gives no mask; send one")
-    sizes = np.bincount(parts.ravel())
-    largest = parts == 1 + int(np.argmax(sizes[1:]))
-    mask: Mask = binary_fill_holes(largest)
-    return mask
+    opened = binary_opening(bright)
+    if not opened.any():
+        raise DataError("the magnitude gives no mask; give a brain mask")
+    return largest_part(opened)
 
 
 def otsu_threshold(values: Volume) -> float:

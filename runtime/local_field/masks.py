@@ -26,13 +26,14 @@ def find_mask(magnitude: Volume) -> FoundMask:
     Raises
     ------
     DataError
-        If there is none.
+        If there is none: where deepbet finds no brain, its user is to say where it is.
     """
     if has_deepbet():
-        found = "the brain that deepbet finds on the first magnitude (check it)"
+        found = "the brain is where deepbet, trained on other images, finds it; look at the mask"
         return FoundMask(brain_mask(magnitude[0]), "of deepbet", (found,))
     signal = (
-        "all that gives signal, scalp and air's edges too; the map will be wrong near them. Pass a "
-        f"brain mask with -m, or install the extra qsm-deploy[{EXTRA}], which makes one"
+        "THIS IS NO BRAIN MASK but all that gives signal, scalp, neck and the edges of air too: "
+        "the local field is wrong near them, and with it the map. Pass a brain mask with -m, or "
+        f"install the extra qsm-deploy[{EXTRA}], which finds the brain"
     )
-    return FoundMask(mask_from_magnitude(magnitude), "of the signal", (signal,))
+    return FoundMask(mask_from_magnitude(magnitude), "of the signal, NOT of the brain", (signal,))

@@ -13,7 +13,7 @@ from scipy.ndimage import (
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Mask
-from qsm_deploy.runtime.local_field.field_mapping import FieldMap
+from qsm_deploy.runtime.local_field.field_mapping import MOST_MISFIT, MOST_NOISE_PPM, FieldMap
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Quality:
     """
 
     erosion_mm: float = 2.0
-    most_misfit: float = 4.0
-    most_noise_ppm: float = 0.010
+    most_misfit: float = MOST_MISFIT
+    most_noise_ppm: float = MOST_NOISE_PPM
     trusted_misfit: float = 6.0
     trusted_noise_ppm: float = 0.020
     noisy: float = 5.0
