@@ -1,6 +1,6 @@
 """The dipole operator on a padded grid in a GPU's memory, and what data consistency makes of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qsm_deploy.kernels.cuda_library import (
@@ -135,6 +135,45 @@ def closed_form(
 
 
 def conjugate_gradients(
+    normal: Callable[[int, int], None],
+    iterations: int,
+    vectors: DeviceVectors,
+    at: Mapping[str, int],
+) -> Iterator[None]:
+    """Enqueue steps, and yield after each.
+
+    The CPU's is :func:`qsm_deploy.kernels.inversion.least_squares.conjugate_gradients`, which stops
+    when the residual is within rounding; here the steps that are left are taken too, since stopping
+    would mean waiting for the GPU.
+
+    Parameters
+    ----------
+    normal
+        Enqueues the operator, from a pointer to another.
+    iterations
+        Number of steps.
+    vectors
+        With three numbers.
+    at
+        The solution ``x`` so far, its ``residual``, the same again as the first ``direction``, and
+        room for an ``image``.
+    """
+    x, r, direction, image = (at[name] for name in ("x", "residual", "direction", "image"))
+    now, before, curvature = 0, 1, 2
+    vectors.product(r, r, now)
+    for _ in range(iterations):
+        normal(direction, image)
+        vectors.product(direction, image, curvature)
+        length = (vectors.number(now), vectors.number(curvature))
+        vectors.combine(Ratio(*length), direction, 1, x)
+        vectors.combine(Ratio(*length, factor=-1), image, 1, r)
+        now, before = before, now
+        vectors.product(r, r, now)
+        vectors.combine(1, r, Ratio(vectors.number(now), vectors.number(before)), direction)
+        yield
+
+
+def iterative_form(
     chi: int,
     field: int,
     lam: float,
@@ -148,9 +187,7 @@ def conjugate_gradients(
     The first two numbers are then the squared norms of what its field misses, with the sources
     outside the mask, and of the field.
 
-    The CPU's is :func:`qsm_deploy.kernels.data_consistency.masked_data_consistency`, which stops
-    when the residual is within rounding; here the steps that are left are taken too, since stopping
-    would mean waiting for the GPU.
+    The CPU's is :func:`qsm_deploy.kernels.data_consistency.masked_data_consistency`.
 
     Parameters
     ----------
@@ -176,26 +213,20 @@ def conjugate_gradients(
         box.apply(dipole, image, between)
         box.supported(between, to)
 
+    def normal(x: int, to: int) -> None:
+        field_of(x)
+        adjoint(to)
+        box.masked(x, between)
+        vectors.combine(lam, between, 1, to)
+
     box.load(chi, x)
     box.load(field, r)
     field_of(x)
     vectors.combine(1, r, -1, image)
     adjoint(r)
     box.supported(between, direction)
-    now, before, curvature = 0, 1, 2
-    vectors.product(r, r, now)
-    for _ in range(iterations):
-        field_of(direction)
-        adjoint(image)
-        box.masked(direction, between)
-        vectors.combine(lam, between, 1, image)
-        vectors.product(direction, image, curvature)
-        length = (vectors.number(now), vectors.number(curvature))
-        vectors.combine(Ratio(*length), direction, 1, x)
-        vectors.combine(Ratio(*length, factor=-1), image, 1, r)
-        now, before = before, now
-        vectors.product(r, r, now)
-        vectors.combine(1, r, Ratio(vectors.number(now), vectors.number(before)), direction)
+    for _ in conjugate_gradients(normal, iterations, vectors, at):
+        pass
     box.load(field, r)
     field_of(x)
     vectors.combine(-1, r, 1, image)

@@ -12,7 +12,7 @@ import numpy as np
 
 from qsm_deploy.kernels.cuda_library import PatchBox
 from qsm_deploy.runtime.gpu.device import Holdings
-from qsm_deploy.runtime.gpu.dipole import closed_form, conjugate_gradients
+from qsm_deploy.runtime.gpu.dipole import closed_form, iterative_form
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
@@ -138,7 +138,7 @@ class DevicePipeline(DeviceRun):
         else:
             box, at = self._box(stage)
             vectors = replace(self._vectors, count=math.prod(box.shape))
-            conjugate_gradients(chi, field, step.lam, step.iterations, box, vectors, at)
+            iterative_form(chi, field, step.lam, step.iterations, box, vectors, at)
         self._mark("data consistency")
         if step.iterations is not None:
             missed, measured = self._numbers(2)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import grown
+from qsm_deploy.kernels.inversion.grid import PaddedBox, grown
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients
 from qsm_deploy.runtime.local_field.background.removal import Task, padded
 
@@ -55,9 +55,27 @@ class TwoPrior:
         inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
         near = grown(inside, grid.geometry, self.rim_mm)
         prior = np.where(near, np.float32(self.inner_ppm), np.float32(self.outer_ppm))
-        system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], prior)
         field = grid.embed(task.field_ppm)
         field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
+        field -= self.outer_field(task, grid, prior, np.where(trusted, field, np.float32(0)))
+        field[~inside] = 0
+        return grid.restore(field), task.mask
+
+    def outer_field(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
+        """Return what the outer sources make [ppm].
+
+        Parameters
+        ----------
+        task
+            What is solved.
+        grid
+            The padded one, of all volumes.
+        prior
+            How strong sources are [ppm].
+        known
+            The field [ppm], 0 where it is not trusted; overwritten.
+        """
+        system = Orientations(grid, [task.geometry.b0_direction], [task.trusted], prior)
         precision = np.float32(1 / self.noise_ppm**2)
 
         def normal(u: Volume) -> Volume:
@@ -66,11 +84,11 @@ class TwoPrior:
             image += u
             return image
 
-        b = system.adjoint([np.where(trusted, precision * field, np.float32(0))])
-        x, _, _ = conjugate_gradients(normal, b, iterations=self.iterations, done=task.done)
+        known *= precision
+        x, _, _ = conjugate_gradients(
+            normal, system.adjoint([known]), iterations=self.iterations, done=task.done
+        )
         x *= prior
-        x[inside] = 0
+        x[grid.embed_mask(task.mask)] = 0
         (background,) = system.fields(x)
-        field -= background
-        field[~inside] = 0
-        return grid.restore(field), task.mask
+        return background

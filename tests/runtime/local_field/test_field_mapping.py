@@ -175,27 +175,6 @@ class TestFieldMapping:
             map_field(echoes_of(total, head.mask, (0.01, 0.005)), head.mask)
 
 
-class TestBackgroundRemoval:
-    def test_what_outer_sources_make_goes_and_what_inner_ones_make_stays(self, head, background):
-        size = np.std(background[head.mask]) / np.std(head.local_field_ppm[head.mask])
-        assert size > 5
-        local, mask = remove_background(head.local_field_ppm + background, head.mask, GEOMETRY)
-        np.testing.assert_array_equal(mask, head.mask)
-        assert not local[~mask].any()
-        inner = distance_transform_edt(mask, sampling=GEOMETRY.voxel_size_mm) > 6
-        assert nrmse(local, head.local_field_ppm, mask) < 0.55  # 0.52; most of it at the edge
-        assert nrmse(local, head.local_field_ppm, inner) < 0.4
-        assert np.corrcoef(local[inner], head.local_field_ppm[inner])[0, 1] > 0.93
-
-    def test_nothing_but_background_leaves_little(self, head, background):
-        local, mask = remove_background(background, head.mask, GEOMETRY)
-        assert np.std(local[mask]) < 0.04 * np.std(background[mask])
-
-    def test_an_empty_mask(self, head):
-        with pytest.raises(DataError, match="mask is empty"):
-            remove_background(head.local_field_ppm, np.zeros_like(head.mask), GEOMETRY)
-
-
 class TestMagnitudeMask:
     def test_signal_and_no_noise(self, head):
         echoes = echoes_of(head.local_field_ppm, head.mask, (0.005, 0.015))
