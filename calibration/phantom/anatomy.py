@@ -4,6 +4,7 @@ Positions are head coordinates (see :class:`HeadFrame`), close to those of a ste
 whose origin is moved to the centre of the field of view: +x right, +y front, +z up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from qsm_deploy.kernels.geometry import Volume
 class Label(IntEnum):
     """Tissue labels of the 2019 QSM challenge phantom; 17 and 18 are added here.
 
-    Bone, air and muscle lie outside the brain.
+    Fat, bone, air and muscle lie outside the brain.
     """
 
     OUTSIDE = 0
@@ -40,12 +41,20 @@ class Label(IntEnum):
     GREY_MATTER = 9
     CSF = 10
     VEIN = 11
+    FAT = 12
     BONE = 13
     AIR = 14
     MUSCLE = 15
     CALCIFICATION = 16
     MICROBLEED = 17
     HAEMORRHAGE = 18
+
+
+def by_label(values: Mapping[Label, float]) -> NDArray[np.float32]:
+    """Return a table that labels index, 0 where there is no value for one."""
+    table = np.zeros(max(Label) + 1, dtype=np.float32)
+    table[list(values)] = list(values.values())
+    return table
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ TISSUES = {
     Label.GREY_MATTER: (0.78, 18.0),
     Label.CSF: (0.90, 5.0),
     Label.VEIN: (0.75, 40.0),
+    Label.FAT: (0.0, 0.0),  # saturated
     Label.BONE: (0.12, 300.0),
     Label.AIR: (0.0, 0.0),
     Label.MUSCLE: (0.70, 30.0),

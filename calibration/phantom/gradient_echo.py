@@ -1,8 +1,10 @@
 """A multi-echo gradient-echo acquisition of a head: magnitude and wrapped phase of every echo."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.contrast import Contrast
 from qsm_deploy.calibration.phantom.head_frame import HeadFrame
@@ -82,22 +84,54 @@ def acquire(
     rng
         Draws the noise.
     """
-    offset, bipolar = excitation_phase(geometry), readout_offset(geometry)
+    signals = echo_signals(sequence, contrast, total_field_ppm, geometry)
+    return receive(signals, sequence, mask, geometry, rng)
+
+
+def echo_signals(
+    sequence: GradientEcho, contrast: Contrast, total_field_ppm: Volume, geometry: Geometry
+) -> Iterator[NDArray[np.complex64]]:
+    """Yield the (x, y, z) signal of one echo after the other, without noise."""
+    offset, readout = excitation_phase(geometry), readout_offset(geometry)
     r2_star = contrast.r2_star_3t * np.float32(r2_star_factor(sequence.field_strength_t))
-    shape = (len(sequence.echo_times_s), *geometry.shape)
-    phase, magnitude = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    sigma = 0.0
     for echo, seconds in enumerate(sequence.echo_times_s):
-        clean = contrast.m0 * np.exp(-seconds * r2_star)
-        sigma = sigma or float(clean[mask].mean()) / sequence.snr
         angle = offset + sequence.rad_per_ppm(echo) * total_field_ppm
         if sequence.bipolar:
-            angle += (-1) ** echo * bipolar
-        noise = rng.standard_normal((2, *geometry.shape), dtype=np.float32)
-        real = clean * np.cos(angle) + sigma * noise[0]
-        imaginary = clean * np.sin(angle) + sigma * noise[1]
-        phase[echo], magnitude[echo] = np.arctan2(imaginary, real), np.hypot(real, imaginary)
+            angle += (-1) ** echo * readout
+        signal = contrast.m0 * np.exp(1j * angle - seconds * r2_star)
+        yield signal.astype(np.complex64, copy=False)
+
+
+def receive(
+    signals: Iterable[NDArray[np.complex64]],
+    sequence: GradientEcho,
+    mask: Mask,
+    geometry: Geometry,
+    rng: np.random.Generator,
+) -> Echoes:
+    """Return phase and magnitude of signals, with noise.
+
+    Parameters
+    ----------
+    signals
+        (x, y, z) of each echo.
+    sequence
+        How they were made.
+    mask
+        (x, y, z) bool, where ``sequence.snr`` holds.
+    geometry
+        The grid.
+    rng
+        Draws the noise.
+    """
     times, strength = sequence.echo_times_s, sequence.field_strength_t
+    phase, magnitude = np.empty((2, len(times), *geometry.shape), dtype=np.float32)
+    sigma = 0.0
+    for echo, signal in enumerate(signals):
+        sigma = sigma or float(np.abs(signal[mask]).mean()) / sequence.snr
+        real, imaginary = rng.standard_normal((2, *geometry.shape), dtype=np.float32)
+        noisy = signal + sigma * (real + 1j * imaginary)
+        phase[echo], magnitude[echo] = np.angle(noisy), np.abs(noisy)
     return Echoes(phase, magnitude, times, strength, geometry)
 
 

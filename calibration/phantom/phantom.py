@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from qsm_deploy.calibration.phantom.anatomy import Label, draw_anatomy
+from qsm_deploy.calibration.phantom.anatomy import Label, by_label, draw_anatomy
 from qsm_deploy.calibration.phantom.head_frame import HeadFrame, smooth_noise
 from qsm_deploy.calibration.phantom.lesions import draw_lesions
 from qsm_deploy.calibration.phantom.veins import draw_veins
@@ -173,9 +173,7 @@ def _check_noise(noise_ppm: float) -> None:
 
 def _tissue_chi(geometry: Geometry, labels: NDArray[np.uint8], rng: np.random.Generator) -> Volume:
     """Return the susceptibility of the tissues: a value each, partial volume, texture [ppm]."""
-    table = np.zeros(max(Label) + 1, dtype=np.float32)
-    for label, value in CHI_PPM.items():
-        table[label] = value * rng.normal(1, CHI_SPREAD)
+    table = by_label({label: v * rng.normal(1, CHI_SPREAD) for label, v in CHI_PPM.items()})
     chi: Volume = gaussian_filter(table[labels], POINT_SPREAD_VOXELS, truncate=3)
     half = np.array(geometry.shape) * geometry.voxel_size_mm / 2
     axes = [

@@ -4,13 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from qsm_deploy.calibration.phantom.anatomy import Label
+from qsm_deploy.calibration.phantom.anatomy import Label, by_label
 from qsm_deploy.calibration.phantom.head_frame import HeadFrame, ellipsoid_radius
 from qsm_deploy.kernels.dipole import dipole_convolve
-from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.kernels.geometry import Geometry, Mask, Shape, Volume
 
 # Marques et al., Magn Reson Med 86:526-542 (2021)
-CHI_PPM = {Label.BONE: -2.1, Label.AIR: 9.2, Label.MUSCLE: 0.0}
+CHI_PPM = {Label.FAT: 0.019, Label.BONE: -2.1, Label.AIR: 9.2, Label.MUSCLE: 0.0}
 SKULL_MM, SKIN_MM = 5.0, 11.0  # where they end, from the brain
 # Head coordinates: the outline of face and neck in (x, y), and where they begin.
 FACE_CENTRE_MM, FACE_SEMI_AXES_MM, FACE_TOP_MM = (0.0, 6.0, 0.0), (60.0, 84.0, np.inf), -30.0
@@ -72,17 +72,35 @@ def background_field(surroundings: NDArray[np.uint8], geometry: Geometry) -> Vol
         Field [ppm] on the whole grid; its sources lie outside the brain.
     """
     mask = surroundings == Label.OUTSIDE
-    chi = np.zeros(max(CHI_PPM) + 1, dtype=np.float32)
-    chi[list(CHI_PPM)] = list(CHI_PPM.values())
+    chi = by_label(CHI_PPM)
     chi -= chi[Label.AIR]  # nothing is where nothing is said
     sources = gaussian_filter(chi[surroundings], POINT_SPREAD_VOXELS)
     sources[mask] = chi[Label.OUTSIDE]
     x, y, z = (n // 2 for n in geometry.shape)
-    longer = np.pad(sources, ((0, 0), (0, 0), (z, 0)), mode="edge")
-    nx, ny, nz = longer.shape
-    grid = Geometry((nx, ny, nz), geometry.voxel_size_mm, geometry.b0_direction)
-    field = dipole_convolve(longer, grid, pad_voxels=(x, y, z))[..., z:]
+    field = field_with_neck(sources, geometry, neck_voxels=z, pad_voxels=(x, y, z))
     return field - shim(field, mask, geometry)
+
+
+def field_with_neck(
+    chi_ppm: Volume, geometry: Geometry, *, neck_voxels: int, pad_voxels: Shape
+) -> Volume:
+    """Return the (x, y, z) field [ppm] of a head, the lowest slice of which goes on below.
+
+    Parameters
+    ----------
+    chi_ppm
+        (x, y, z) susceptibility, that of air 0.
+    geometry
+        The grid.
+    neck_voxels
+        How far it goes on.
+    pad_voxels
+        Of air, on both sides of each axis.
+    """
+    longer = np.pad(chi_ppm, ((0, 0), (0, 0), (neck_voxels, 0)), mode="edge")
+    x, y, z = longer.shape
+    grid = Geometry((x, y, z), geometry.voxel_size_mm, geometry.b0_direction)
+    return dipole_convolve(longer, grid, pad_voxels=pad_voxels)[..., neck_voxels:]
 
 
 def shim(field_ppm: Volume, mask: Mask, geometry: Geometry) -> Volume:
