@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    *("Model", "QsmDeployError", "Result", "__version__"),
-    *("local_field", "open_model", "reconstruct", "run"),
+    "Model",
+    "QsmDeployError",
+    "Result",
+    "__version__",
+    "local_field",
+    "open_model",
+    "reconstruct",
+    "run",
 ]
 
 

@@ -271,7 +271,7 @@ def field_rows(made: dict[str, Any]) -> dict[str, str]:
         rows["noise"] = (
             f"{made['noise_median_ppb']:.2f} ppb in the median voxel, {made['noise_p95_ppb']:.2f} "
             f"at the 95th percentile; the echoes contradict each other in "
-            f"{made['misfit_above_4_percent']:.2f} % of voxels"
+            f"{made['misfit_over_4_percent']:.2f} % of voxels"
         )
     if "mask_kept_percent" in made:
         method = made["steps"]["background"]["by"]

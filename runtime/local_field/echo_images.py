@@ -129,30 +129,42 @@ def load_echoes(images: EchoImages, reading: Reading, limit_bytes: float) -> Loa
     phase, second = images.phase, images.magnitude
     first, *_ = load_volumes(phase[0].path)
     volumes, owners = _volumes(phase, first, limit_bytes)
-    others, _ = _volumes(second, first, limit_bytes)
     notes: list[str] = []
     times = _times(phase, second, owners, reading, notes)
     strength = _strength([*phase, *second], reading, notes)
-    if second and len(others) != len(volumes):
-        raise DataError(
-            f"{len(volumes)} echoes of phase, {len(others)} of magnitude; pass both of each"
-        )
+    notes += [note for volume in volumes[1:] for note in volume.notes]
+    others: list[NiftiVolume] = []
     if images.are_parts:
+        others = _as_many(second, len(times), first, limit_bytes)
         angle, magnitude = _polar(volumes, others)
         scales = ["phase in radians, of real and imaginary parts"]
     else:
         angle, scales = _radians(owners, volumes, reading)
-        magnitude = _magnitudes(others) if others else np.ones_like(angle)
-    notes.insert(0, f"{len(volumes)} echoes, {'; '.join(scales)}")
-    if not others:
-        notes.append("no magnitude given: every voxel and every echo counts as much")
-    notes += [note for volume in volumes[1:] for note in volume.notes]
-    from_file = replace(phase[0].params, echo_times_s=())
-    stated = reading.from_file.b0_direction or from_file.b0_direction
+        del volumes  # before there are others
+        if second:
+            magnitude = _magnitudes(_as_many(second, len(times), first, limit_bytes))
+        else:
+            magnitude = np.ones_like(angle)
+            notes.append("no magnitude given: every voxel of every echo counts as much")
+    notes.insert(0, f"{len(times)} echoes, {'; '.join(scales)}")
+    stated = reading.from_file.b0_direction or phase[0].params.b0_direction
     from_file = replace(reading.from_file, b0_direction=stated)
     geometry, b0_from = geometry_from(first, reading.flags, from_file, notes)
     angle = -angle if reading.negate else angle
     return Loaded(Echoes(angle, magnitude, times, strength, geometry), first, b0_from, notes)
+
+
+def _as_many(
+    images: Sequence[EchoImage], count: int, first: NiftiVolume, limit_bytes: float
+) -> list[NiftiVolume]:
+    """Return so many volumes on the grid of the first."""
+    volumes, _ = _volumes(images, first, limit_bytes)
+    if len(volumes) != count:
+        raise DataError(
+            f"{count} echoes of phase, {len(volumes)} of magnitude ({images[0].path.name} ...); "
+            "pass as many"
+        )
+    return volumes
 
 
 def _volumes(
@@ -199,7 +211,8 @@ def _times(
     for time in times:
         if not 1e-4 <= time <= 0.5:
             raise UnitsError(
-                f"{phase[0].path.name}: EchoTime is {time:g}; it must be in seconds, such as 0.02"
+                f"{phase[0].path.name}: an echo time of {time:g}; it must be in seconds, such as "
+                "0.02"
             )
     if len(times) != len(owners):
         raise DataError(

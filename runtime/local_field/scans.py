@@ -77,6 +77,8 @@ def total_field_scan(
     QsmDeployError
         As :func:`load_echoes` and :func:`total_field_from_echoes`.
     """
+    if not (images.magnitude or files.mask):
+        raise DataError("without a magnitude nothing tells where the brain is; pass a mask with -m")
     with stages("load"):
         require_memory_to_load([images.phase[0].path], limit_bytes)
         loaded = load_echoes(images, reading, limit_bytes)

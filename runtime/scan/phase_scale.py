@@ -137,6 +137,10 @@ def phase_scale(phase: Volume, said: Said, *, option: str = "--phase-scale") -> 
     """
     values = _Values(phase)
     reach = f"the phase reaches from {values.low:.5g} to {values.high:.5g}{_whole(values)}"
+    if said.scale is not None:
+        stored = _without_slope(SCALES[said.scale], said)
+        if values.fill(stored) and not values.fill(SCALES[said.scale]):
+            return stored
     told, by = _told(said, values, reach, option)
     seen = next((scale for scale in SCALES.values() if values.fill(scale)), None)
     if told is None:
@@ -250,14 +254,24 @@ def _told(said: Said, values: _Values, reach: str, option: str) -> tuple[PhaseSc
     return None, ""
 
 
+def _without_slope(scale: PhaseScale, said: Said) -> PhaseScale:
+    """Return what a scale is after a slope and an intercept that should not have been applied."""
+    zero, low, high = (said.slope * n + said.intercept for n in (scale.zero, scale.low, scale.high))
+    name = f"{scale.name}, without the slope of the header, which is stale"
+    return PhaseScale(name, zero, said.slope * scale.steps, low, high)
+
+
 def _only(values: _Values, said: Said, reach: str, option: str) -> PhaseScale:
     """Return the one scale that is possible, of the manufacturer's if it is known."""
     possible = values.possible()
     if not possible:
         jumps = " and jumps by all of that between neighbours" if values.wrapped else ""
+        stored = [n for n, s in SCALES.items() if values.fill(_without_slope(s, said))]
+        say = " or ".join(stored) + " if the stored values are that"
+        say = say if stored else f"with one of {', '.join(SCALES)}"
         raise UnitsError(
             f"{reach}{jumps}, which is no scale known here: is the scaling (scl_slope) in the "
-            f"header stale? Correct it, or pass {option} with one of {', '.join(SCALES)}"
+            f"header stale? Correct it, or pass {option} {say}"
         )
     fullest = max(possible, key=lambda name: values.share(possible[name]))
     makers = [
