@@ -267,6 +267,17 @@ def conjugate_gradients(
     return x, taken, math.sqrt(squared / first) if first else 0.0
 
 
+def product(x: Array, y: Array) -> float:
+    """Return the inner product of two real volumes, the same on any number of threads."""
+    parts: list[float] = []
+
+    def each(rows: slice) -> None:
+        parts.append(float(np.sum(x[rows] * y[rows], dtype=np.float64)))
+
+    each_slab(each, x.shape)
+    return math.fsum(parts)
+
+
 def combine(a: float, x: Array, b: float, y: Array) -> None:
     """Turn y into ``a x + b y``."""
 
