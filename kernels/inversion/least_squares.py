@@ -153,7 +153,7 @@ class Orientations:
     weights
         (x, y, z) each, of the volume.
     support
-        Where sources may lie, on the padded grid.
+        Where sources may lie, on the padded grid, or how strong they are.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Orientations:
         grid: PaddedBox,
         b0_directions: Sequence[Vector],
         weights: Sequence[Volume | Mask],
-        support: Mask,
+        support: Array,
     ) -> None:
         self.grid, self.support, self.shape = grid, support, grid.geometry.shape
         self.kernels = [
