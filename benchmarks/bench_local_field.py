@@ -32,12 +32,11 @@ from local_field_truth import (
 from qsm_deploy.calibration.phantom.gradient_echo import readout_offset
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.runtime import reconstruct
 from qsm_deploy.runtime.console.peak_memory import return_freed_memory
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
-from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task
+from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task, padded
 from qsm_deploy.runtime.local_field.background.two_prior import TwoPrior
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap, map_field
 from qsm_deploy.runtime.local_field.from_echoes import (
@@ -105,19 +104,18 @@ def removal_rows(
     for method, remove in methods.items():
         for of, field in {"mapped": found.field_ppm, **fields}.items():
             told = trusted if of == "mapped" else trusted & head.defined
+            task = Task(field, wanted, told, grid)
             return_freed_memory()
             stages = Stages()
             with stages("remove"):
-                made, mask = remove(Task(field, wanted, told, grid))
+                made, mask = remove(task)
             row = local_field_row(head, made + truth if of == "outer" else made, mask)
             if of == "mapped":
                 local[method] = made, mask
             if of == "outer":  # what is left of it, beside the true local field
                 del row["slope_d3"]
-            if isinstance(remove, TwoPrior):
-                padded = padded_box(wanted, grid, around_mm=remove.around_mm).geometry.shape
-                per_voxel = stages.peak_bytes["remove"] / math.prod(padded)
-                row["bytes_per_padded_voxel"] = round(per_voxel, 1)
+            per_voxel = stages.peak_bytes["remove"] / math.prod(padded(task, remove).geometry.shape)
+            row["bytes_per_padded_voxel"] = round(per_voxel, 1)
             yield {"row": f"{name} {method} of the {of} field", **row, **seconds_of(stages)}
 
 

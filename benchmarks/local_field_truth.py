@@ -99,7 +99,7 @@ def local_field_row(head: Head, local_ppm: Volume, mask: Mask) -> Row:
     """Return how near a local field is to the truth, and how much of the brain it covers."""
     truth, brain, deep = head.measured.local_ppm, head.measured.mask, head.deeper(DEEP_MM, mask)
     slope, _ = linear_fit(truth[deep], local_ppm[deep])
-    kept = {"slope_d3": round(slope, 3), "kept_percent": percent((mask & brain)[brain])}
+    kept = {"slope_d3": round(slope, 3), "kept_percent": round(percent(mask[brain]), 1)}
     return nrmse_row(head, local_ppm, truth, mask) | kept
 
 
