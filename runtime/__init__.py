@@ -5,7 +5,7 @@
     chi = qsm.reconstruct(field_ppm, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     result = qsm.run("field.nii.gz", mask="mask.nii.gz", output="chi.nii.gz")
     result = qsm.run(phase=[...], magnitude=[...], mask="brain.nii.gz", output="chi.nii.gz")
-    local = qsm.local_field(phase_rad, magnitude, brain, echo_times_s=(0.004, 0.01, 0.016), ...)
+    local = qsm.local_field_from_echoes(phase_rad, magnitude, echo_times_s=(0.004, 0.01), ...)
     model = qsm.open_model("ir2qsm.onnx")  # once, for many scans
 
 Nothing is imported before it is used.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qsm_deploy.kernels.errors import QsmDeployError
-    from qsm_deploy.runtime.local_field.arrays import local_field
+    from qsm_deploy.runtime.local_field.arrays import local_field_from_echoes
     from qsm_deploy.runtime.model import Model, Result, open_model, reconstruct, run
 
     __version__: str
@@ -26,7 +26,7 @@ __all__ = [
     "QsmDeployError",
     "Result",
     "__version__",
-    "local_field",
+    "local_field_from_echoes",
     "open_model",
     "reconstruct",
     "run",
@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("qsm_deploy.kernels.errors"), name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "local_field.arrays" if name == "local_field" else "model"
+    home = "local_field.arrays" if name == "local_field_from_echoes" else "model"
     return getattr(importlib.import_module(f"qsm_deploy.runtime.{home}"), name)

@@ -24,7 +24,7 @@ from qsm_deploy.runtime.scan.axes import axes_of
 from qsm_deploy.runtime.scan.units import require_wrapped_phase
 
 
-def local_field(
+def local_field_from_echoes(
     phase_rad: Any,
     magnitude: Any,
     mask: Any = None,
@@ -87,7 +87,7 @@ def local_field(
     inside, notes = (None, []) if mask is None else mask_from(mask)
     if inside is not None and inside.shape != stored.shape:
         raise DataError(f"the mask has shape {inside.shape}, an echo {stored.shape}")
-    notes += require_wrapped_phase(phase[0] if inside is None else phase[0][inside])
+    notes += require_wrapped_phase(phase[-1] if inside is None else phase[-1][inside])
     affine = affine_from(axes, stored.voxel_size_mm)
     notes += contradicted(axes, affine, stored)
     to_canonical, times = axes_of(affine, stored), tuple(map(float, echo_times_s))
