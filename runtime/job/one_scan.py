@@ -225,7 +225,7 @@ def run_scan(
     try:
         run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
         files |= _draw(outputs, run, made.chi_ppm, measured, stages)
-        run |= report.resources(stages, planned.task.decision)
+        run |= report.resources(stages, measured, planned.task.decision)
         if outputs.report is not None:
             files[outputs.report] = report.json_bytes(run)
     finally:  # the map outlives what fails after it
@@ -325,7 +325,7 @@ def run_field(request: Request, log: TerminalLog) -> tuple[dict[str, Any], Scan]
     scan, files = field_scan(request, log, stages)
     for note in scan.notes:
         log.warn(note)
-    run = report.describe_field(request, scan) | report.resources(stages)
+    run = report.describe_field(request, scan) | report.resources(stages, scan)
     outputs = request.outputs
     if outputs.report is not None:
         files[outputs.report] = report.json_bytes(run)

@@ -126,9 +126,10 @@ def way_text(run: dict[str, Any]) -> str:
     return " and ".join(how for how in ("turned", "resampled") if how in run["grid"])
 
 
-def resources(stages: Stages, decision: Decision | None = None) -> dict[str, Any]:
+def resources(stages: Stages, scan: Scan, decision: Decision | None = None) -> dict[str, Any]:
     """Return versions, the time of every stage, and the measured peak beside the predicted."""
-    predicted = {} if decision is None else {"predicted_peak_bytes": round(decision.peak_bytes)}
+    predicted = [*scan.facts.get("predicted_stage_bytes", {}).values()]
+    predicted += [] if decision is None else [decision.peak_bytes]
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "versions": {"python": platform.python_version(), **versions},
@@ -138,7 +139,7 @@ def resources(stages: Stages, decision: Decision | None = None) -> dict[str, Any
         "memory": {
             "baseline_bytes": stages.baseline_bytes,
             "peak_above_baseline_bytes": max(stages.peak_bytes.values()),
-            **predicted,
+            "predicted_peak_bytes": round(max(predicted, default=0)),
             "stage_peak_bytes": stages.peak_bytes,
         },
     }
@@ -175,10 +176,18 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
         "plan": f"{_plan(plan)}: {plan['why']}",
         "memory": f"{memory_text(plan['predicted_peak_bytes'])} predicted, "
         f"limit {memory_text(limit_bytes)}",
+        **_field_memory(run),
         "by stage": stages,
         "would write": str(chi),
     }
     return _table(rows)
+
+
+def _field_memory(run: dict[str, Any]) -> dict[str, str]:
+    """Return what the way to the local field takes, if there is one."""
+    stages = run.get("local_field", {}).get("predicted_stage_bytes", {})
+    text = ", ".join(f"{name} {memory_text(size)}" for name, size in stages.items())
+    return {"to the field": text} if text else {}
 
 
 def _network_rows(grid: dict[str, Any]) -> dict[str, str]:
@@ -284,8 +293,12 @@ def field_rows(made: dict[str, Any]) -> dict[str, str]:
 
 def field_text(run: dict[str, Any]) -> str:
     """Return what making a field took and found, a fact per line."""
-    peak = memory_text(run["memory"]["peak_above_baseline_bytes"])
-    rows = {"time": f"{run['total_seconds']:.2f} s", "peak memory": peak}
+    peak, predicted = (
+        memory_text(run["memory"][name])
+        for name in ("peak_above_baseline_bytes", "predicted_peak_bytes")
+    )
+    rows = {"time": f"{run['total_seconds']:.2f} s"}
+    rows["peak memory"] = f"{peak} (predicted {predicted})"
     return _table(field_rows(run.get("local_field", {})) | rows)
 
 

@@ -10,7 +10,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.scan.axes import Axes
 
-BYTES_PER_VOXEL = 16  # of an echo: phase, signal, phase without its initial part, one on the way
+READ = 16  # bytes per voxel of an echo: phase and signal, as read and stacked
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def require_echo_memory(count: int, voxels: int, limit_bytes: float) -> None:
     MemoryLimitError
         If it does not.
     """
-    needed = BYTES_PER_VOXEL * count * voxels
+    needed = READ * count * voxels
     if needed > limit_bytes:
         raise MemoryLimitError(
             f"{count} echoes would take {memory_text(needed)}, {memory_text(limit_bytes)} are "

@@ -14,16 +14,13 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
 from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval, Task
-from qsm_deploy.runtime.local_field.background.removal import (
-    require_memory as require_removal_memory,
-)
 from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap, FieldMapping, map_field
 from qsm_deploy.runtime.local_field.initial_phase import ORDER, REST_MM
 from qsm_deploy.runtime.local_field.masks import FoundMask, find_mask
+from qsm_deploy.runtime.local_field.memory import require_memory, stage_bytes
 from qsm_deploy.runtime.local_field.quality_mask import QUALITY, Quality, quality_mask
 from qsm_deploy.runtime.local_field.relaxation import r2_star
-from qsm_deploy.runtime.local_field.unwrapping import require_memory
 from qsm_deploy.runtime.scan.axes import STORED, Axes
 from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
@@ -157,13 +154,14 @@ def total_field_from_echoes(
     UnitsError
         If the phase is none.
     MemoryLimitError
-        If unwrapping would take more memory than that.
+        If a step would take more memory than that.
     """
     with stages("mask"):
         brain = FoundMask(mask, "given") if mask is not None else steps.find_mask(echoes.magnitude)
         if not brain.mask.any():
             raise DataError(EMPTY)
-        require_memory(brain.mask, limit_bytes)
+        memory = stage_bytes(len(echoes.echo_times_s), brain.mask, echoes.geometry, steps.remove)
+        require_memory(memory, limit_bytes)
         share = f"{100 * brain.mask.mean():.0f} % of the volume"
         notes = [f"no mask given: {note}, {share}" for note in brain.notes]
         flips = undo_half_turns(echoes.phase_rad, brain.mask, axes)
@@ -177,6 +175,7 @@ def total_field_from_echoes(
     facts = {
         "mask": {"origin": brain.origin, "voxels": int(np.count_nonzero(brain.mask))},
         "slice_flips": flips,
+        "predicted_stage_bytes": memory,
         **found.facts,
     }
     yield "field mapped"
@@ -219,18 +218,18 @@ def local_field_from_total(
     MemoryLimitError
         If removal would take more memory than that.
     """
+    require_memory(memory := stage_bytes(0, brain, geometry, steps.remove), limit_bytes)
     with stages("quality mask"):
         wanted, trusted = quality_mask(brain, found, geometry, steps.quality)
     with stages("background removal"):
-        task = Task(found.field_ppm, wanted, trusted, geometry, done)
-        require_removal_memory(steps.remove, task, limit_bytes)
-        local, mask = steps.remove(task)
+        local, mask = steps.remove(Task(found.field_ppm, wanted, trusted, geometry, done))
     total_std, local_std = (float(f[mask].std()) for f in (found.field_ppm, local))
     facts = {
         "mask_kept_percent": round(100 * float(mask.sum() / brain.sum()), 1),
         "not_trusted_percent": round(100 * float((wanted & ~trusted).sum() / wanted.sum()), 2),
         "total_field_std_ppm": round(total_std, 4),
         "local_field_std_ppm": round(local_std, 4),
+        "predicted_stage_bytes": memory,
         "steps": parameters(steps),
     }
     notes = []

@@ -179,7 +179,7 @@ def local_field_scan(
         quantity="local_field_ppm",
         misfit=None,
         notes=[*total.notes, *notes],
-        facts=total.facts | local.facts,
+        facts=local.facts | total.facts,
         **changed,
     )
 

@@ -20,36 +20,17 @@ from scipy.ndimage import median
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
-from qsm_deploy.kernels.errors import MemoryLimitError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.console.peak_memory import memory_text
 
 Edges = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 TURN = np.float32(2 * math.pi)
-BYTES_PER_VOXEL = 200  # of the mask, at the peak; 160 to 202 were measured
 
 
 def wrap(phase_rad: Volume) -> Volume:
     """Return phase within half a turn of zero."""
     wrapped: Volume = phase_rad - TURN * np.rint(phase_rad / TURN)
     return wrapped
-
-
-def require_memory(mask: Mask, limit_bytes: float) -> None:
-    """Refuse a mask that takes more memory to unwrap than there is.
-
-    Raises
-    ------
-    MemoryLimitError
-        If it does.
-    """
-    needed = BYTES_PER_VOXEL * int(np.count_nonzero(mask))
-    if needed > limit_bytes:
-        raise MemoryLimitError(
-            f"unwrapping would take {memory_text(needed)}, {memory_text(limit_bytes)} are left; "
-            "give a smaller mask"
-        )
 
 
 def unwrap(

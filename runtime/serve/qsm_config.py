@@ -60,16 +60,14 @@ def source_from_echoes(request: Request, stages: Stages) -> Generator[str, None,
     axes = axes_of(volumes.phase[0].affine, geometry)
     echoes = echoes.turned(axes)
     mask = None if mask is None else axes.turn(mask)
-    lines = total_field_from_echoes(
-        echoes, mask, limit_bytes=available_bytes(), stages=stages, axes=axes
-    )
+    lines = total_field_from_echoes(echoes, mask, limit_bytes=limit, stages=stages, axes=axes)
     del echoes
     total = yield from lines
     local = local_field_from_total(
         total.found,
         total.brain,
         axes.geometry(geometry),
-        limit_bytes=available_bytes(),
+        limit_bytes=limit,
         stages=stages,
     )
     yield "background removed"

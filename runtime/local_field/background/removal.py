@@ -1,6 +1,5 @@
 """What removes a background field, whichever method it is."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,12 +7,9 @@ from typing import Protocol
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from qsm_deploy.kernels.errors import DataError, MemoryLimitError
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.grid import PaddedBox, padded_box
-from qsm_deploy.runtime.console.peak_memory import memory_text
-
-BYTES_PER_VOXEL = 50  # of the padded grid, at the peak; 30 to 47 were measured
 
 
 @dataclass(frozen=True)
@@ -71,23 +67,6 @@ class BackgroundRemoval(Protocol):
 def padded(task: Task, remove: BackgroundRemoval) -> PaddedBox:
     """Return the grid that a method works on."""
     return padded_box(task.mask, task.geometry, around_mm=remove.around_mm)
-
-
-def require_memory(remove: BackgroundRemoval, task: Task, limit_bytes: float) -> None:
-    """Refuse a task that takes more memory than there is.
-
-    Raises
-    ------
-    MemoryLimitError
-        If it does.
-    """
-    shape = padded(task, remove).geometry.shape
-    needed = BYTES_PER_VOXEL * math.prod(shape)
-    if needed > limit_bytes:
-        raise MemoryLimitError(
-            f"background removal on {' x '.join(map(str, shape))} voxels would take "
-            f"{memory_text(needed)}, {memory_text(limit_bytes)} are left; give a smaller mask"
-        )
 
 
 def trusted_field(task: Task, grid: PaddedBox) -> Volume:

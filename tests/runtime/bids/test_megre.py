@@ -297,7 +297,7 @@ def test_what_is_missing_or_wrong_is_named(run, dataset, name, content, says):
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "unwrapping would take")]
+    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "field mapping would take")]
 )
 def test_memory_is_asked_for_before_it_is_taken(run, dataset, limit, says, monkeypatch):
     monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none

@@ -17,12 +17,11 @@ from qsm_deploy.runtime.console.peak_memory import (
 from qsm_deploy.runtime.local_field.background.lbv import Lbv
 from qsm_deploy.runtime.local_field.background.methods import DEFAULT, REMOVALS
 from qsm_deploy.runtime.local_field.background.removal import (
-    BYTES_PER_VOXEL,
     Task,
     padded,
-    require_memory,
 )
 from qsm_deploy.runtime.local_field.background.spheres import Resharp, VSharp
+from qsm_deploy.runtime.local_field.memory import REMOVED, require_memory, stage_bytes
 
 each_method = pytest.mark.parametrize("name", REMOVALS)
 GRID = Geometry((39, 44, 33), (1.9, 1.7, 2.3), (0.3, -0.2, 1.0))
@@ -199,13 +198,12 @@ class TestMemory:
         reset_peak()
         before = rss_bytes()
         remove(task)
-        said = BYTES_PER_VOXEL * np.prod(padded(task, remove).geometry.shape)
+        said = REMOVED * np.prod(padded(task, remove).geometry.shape)
         assert 0.4 * said < peak_rss_bytes() - before < said
 
     def test_a_task_that_takes_more_is_refused(self):
-        task = Task(TestOnSpheres.FIELD, BALL, BALL, GRID)
-        method = REMOVALS[DEFAULT]
-        needed = BYTES_PER_VOXEL * np.prod(padded(task, method).geometry.shape)
-        require_memory(method, task, needed)
-        with pytest.raises(MemoryLimitError, match=r"x \d+ voxels would take .* smaller mask"):
-            require_memory(method, task, needed - 1)
+        stages = stage_bytes(0, BALL, GRID, REMOVALS[DEFAULT])
+        needed = stages["background removal"]
+        require_memory(stages, needed)
+        with pytest.raises(MemoryLimitError, match="background removal would take .* smaller mask"):
+            require_memory(stages, needed - 1)
