@@ -106,7 +106,8 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
         return FieldMap(whole(ppm * rad_per_s), notes=[note])
     require_different(phase)
     growth = unwrap(wrap(phase[1] - phase[0]), inside, magnitude[0], phase[0])
-    notes, facts = [], {}
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
     if len(times) == 2:
         notes.append("two echoes do not tell whether the readout was bipolar; it must not be")
     else:
@@ -219,7 +220,7 @@ def _noise(
     # single precision is noise too, where a phantom has none
     rounding = float(np.finfo(np.float32).eps * magnitude[0][mask].mean())
     sigma = max(left, rounding, TINY)
-    nothing = TURN / math.sqrt(12) / (times[1] - times[0])
+    nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))
     noise: Volume = np.minimum(np.float32(sigma) / np.sqrt(np.maximum(weight, TINY)), nothing)
     misfit: Volume = np.sqrt(around / len(times)) / np.float32(sigma)
     return noise, misfit, sigma
