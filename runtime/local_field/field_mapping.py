@@ -221,6 +221,7 @@ def _noise(
     rounding = float(np.finfo(np.float32).eps * magnitude[0][mask].mean())
     sigma = max(left, rounding, TINY)
     nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))
-    noise: Volume = np.minimum(np.float32(sigma) / np.sqrt(np.maximum(weight, TINY)), nothing)
+    known: Volume = np.float32(sigma) / np.sqrt(np.maximum(weight, np.float32(TINY)))
+    noise: Volume = np.minimum(known, nothing)
     misfit: Volume = np.sqrt(around / len(times)) / np.float32(sigma)
     return noise, misfit, sigma
