@@ -221,7 +221,6 @@ def _noise(
     rounding = float(np.finfo(np.float32).eps * magnitude[0][mask].mean())
     sigma = max(left, rounding, TINY)
     nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))
-    known: Volume = np.float32(sigma) / np.sqrt(np.maximum(weight, np.float32(TINY)))
-    noise: Volume = np.minimum(known, nothing)
-    misfit: Volume = np.sqrt(around / len(times)) / np.float32(sigma)
-    return noise, misfit, sigma
+    noise: Volume = (sigma / np.sqrt(np.maximum(weight, TINY))).astype(np.float32)
+    misfit: Volume = (np.sqrt(around / len(times)) / sigma).astype(np.float32)
+    return np.minimum(noise, nothing), misfit, sigma

@@ -162,6 +162,7 @@ class TestNoise:
         echoes = echoes_of(total, head.mask, times)
         void = np.random.default_rng(1).random(head.mask.shape) < share
         echoes.magnitude[:, void | ~head.mask] = 0
+        np.multiply(echoes.magnitude, 4000, out=echoes.magnitude)  # as of whole numbers
         echoes.phase_rad[:, void | ~head.mask] = 0
         found = map_field(echoes, head.mask)
         volumes = [v for v in (found.field_ppm, found.noise_ppm, found.misfit) if v is not None]
