@@ -10,7 +10,8 @@ from qsm_deploy.runtime.local_field.unwrapping import TURN, wrap
 
 NOTICEABLE_RAD = 0.1  # mean size of an offset; eddy currents of a unipolar readout stay below
 # medians of what is left where echoes agree: little, or no more than noise makes of neighbours
-AGREE_RAD, MOST_OF_NOISE, MOST_RAD = 0.25, 2.0, 1.0
+AGREE_RAD, MOST_OF_NOISE, MOST_RAD = 0.25, 1.5, 1.0
+AGREE_AT_EXCITATION_RAD = 0.15  # what a polynomial leaves, which explains much that is wrong
 FITS = 3
 
 
@@ -32,7 +33,9 @@ def require_different(phase_rad: Volume) -> None:
             raise DataError(f"echoes {n + 1} and {n + 2} hold the same phase; give each its own")
 
 
-def require_agreement(rest_rad: Volume, mask: Mask, what: str) -> None:
+def require_agreement(
+    rest_rad: Volume, mask: Mask, what: str, agree_rad: float = AGREE_RAD
+) -> None:
     """Refuse echoes of which something other than noise is left.
 
     Parameters
@@ -43,6 +46,8 @@ def require_agreement(rest_rad: Volume, mask: Mask, what: str) -> None:
         (x, y, z) bool, not empty.
     what
         Of the echoes, for the message.
+    agree_rad
+        Median that is left at most, if noise does not explain more.
 
     Raises
     ------
@@ -54,7 +59,7 @@ def require_agreement(rest_rad: Volume, mask: Mask, what: str) -> None:
         [wrap(np.diff(rest_rad, axis=axis))[_both(mask, axis)] for axis in range(3)]
     )
     noise = float(np.median(np.abs(steps))) / np.sqrt(2) if steps.size else left
-    if left > MOST_RAD or left > max(AGREE_RAD, MOST_OF_NOISE * noise):
+    if left > MOST_RAD or left > max(agree_rad, MOST_OF_NOISE * noise):
         raise DataError(
             f"{what}: half of the mask is {left:.2f} rad and more off, neighbours "
             f"{noise:.2f}; check scale, sign and echo time of each, and the mask"

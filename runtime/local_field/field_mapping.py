@@ -18,17 +18,17 @@ from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.local_field.agreement import (
+    AGREE_AT_EXCITATION_RAD,
     even_echo_offset,
     require_agreement,
     require_different,
 )
 from qsm_deploy.runtime.local_field.echoes import Echoes
-from qsm_deploy.runtime.local_field.initial_phase import initial_phase
+from qsm_deploy.runtime.local_field.initial_phase import followed, initial_phase
 from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
 
 MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
-NOTICEABLE_PERCENT = 1.0  # of a mask
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -106,7 +106,8 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
         return FieldMap(whole(ppm * rad_per_s), notes=[note])
     require_different(phase)
     growth = unwrap(wrap(phase[1] - phase[0]), inside, magnitude[0], phase[0])
-    notes, facts = [], {}
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
     if len(times) == 2:
         notes.append("two echoes do not tell whether the readout was bipolar; it must not be")
     else:
@@ -119,15 +120,16 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
             notes.append(f"bipolar readout: even echoes {size:.2f} rad off, corrected by a plane")
     rad_per_s = growth / (times[1] - times[0])
     raw = wrap(phase[0] - rad_per_s * times[0])
-    initial, rough = initial_phase(raw, magnitude[0], inside, echoes.geometry.voxel_size_mm)
-    require_agreement(
-        wrap(raw - initial), inside, "echo 2 contradicts echo 1 at the time of excitation"
-    )
+    seen = raw, magnitude[0], inside, echoes.geometry.voxel_size_mm
+    initial = initial_phase(*seen)
+    what = "echo 2 contradicts echo 1 at the time of excitation"
+    require_agreement(wrap(raw - initial), inside, what, AGREE_AT_EXCITATION_RAD)
+    initial, rough = followed(initial, *seen)
     initial[rough], precision = _line(
         phase[:, rough], magnitude[:, rough], times[:, None], raw[rough], rad_per_s[rough]
     )
     facts["initial_phase_rough_percent"] = share = 100 * float(rough.sum() / inside.sum())
-    if share > NOTICEABLE_PERCENT:
+    if share:
         notes.append(
             f"the phase at excitation is not smooth in {share:.1f} % of the mask, as at poles that "
             "combining coils leaves: each voxel tells its own there, with more noise"
@@ -214,11 +216,11 @@ def _noise(
         rest = phase - rad_per_s * time
         across += (signal * np.sin(rest)) ** 2
         around += (2 * signal * np.sin(rest / 2)) ** 2
-    left = float(np.median(np.sqrt(across[mask]))) / chi.median(len(times) - 1)
+    left = float(np.median(np.sqrt(across[mask])) / chi.median(len(times) - 1))
     # single precision is noise too, where a phantom has none
-    rounding = np.finfo(np.float32).eps * float(magnitude[0][mask].mean())
-    sigma = max(float(left), rounding, TINY)
-    nothing = TURN / math.sqrt(12) / (times[1] - times[0])
-    noise = np.minimum(np.float32(sigma) / np.sqrt(np.maximum(weight, TINY)), nothing)
-    misfit: Volume = np.sqrt(around / len(times)) / np.float32(sigma)
-    return noise, misfit, sigma
+    rounding = float(np.finfo(np.float32).eps * magnitude[0][mask].mean())
+    sigma = max(left, rounding, TINY)
+    nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))
+    noise: Volume = (sigma / np.sqrt(np.maximum(weight, TINY))).astype(np.float32)
+    misfit: Volume = (np.sqrt(around / len(times)) / sigma).astype(np.float32)
+    return np.minimum(noise, nothing), misfit, sigma

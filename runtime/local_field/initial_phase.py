@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.local_field.unwrapping import unwrap
+from qsm_deploy.runtime.local_field.unwrapping import unwrap, wrap
 
-ORDER = 3  # of the polynomial
-TO_UNWRAP_MM, REST_MM = 4.0, (8.0, 8.0, 4.0)  # standard deviations; what is finer is no coil's
-ROUGH_RAD, ROUGH = 0.06, 5.0  # is left at a pole: so much, and so many times the median
+ORDER, FITS = 3, 2  # of the polynomial; what is smoothed again is less steep at the mask's edge
+TO_UNWRAP_MM, REST_MM, FINER_MM = 4.0, 8.0, (8.0, 4.0)  # standard deviations of Gaussians
+ROUGH = 3.0  # is left at a pole: so many times the median
+MOST_ELSEWHERE = 0.01  # of a mask has as much left without one, at lesions and bone
 LARGE = 40_000  # voxels of a mask of which some tell a polynomial as well as all do
 REACH = 2.5  # of the Gaussians, in standard deviations
 
 
 def initial_phase(
     raw_rad: Volume, magnitude: Volume, mask: Mask, voxel_size_mm: tuple[float, float, float]
-) -> tuple[Volume, Mask]:
-    """Return the smooth part of a phase, and where the phase is not smooth.
+) -> Volume:
+    """Return the smooth part of a phase.
 
     Parameters
     ----------
@@ -47,27 +48,58 @@ def initial_phase(
     -------
     (x, y, z) float32 array
         [rad], everywhere.
-    (x, y, z) bool array
-        Where in the mask something is left that is not noise.
     """
     weight = magnitude * mask
-    smooth = _smooth(raw_rad, weight, voxel_size_mm, TO_UNWRAP_MM)
     large = np.count_nonzero(mask) > LARGE
     some = tuple(
         slice(None, None, max(1, int(TO_UNWRAP_MM / 2 / v)) if large else 1) for v in voxel_size_mm
     )
-    unwrapped = unwrap(smooth[some], mask[some], magnitude[some])
     axes = [
         ((np.arange(n) - (n - 1) / 2) * v / 100).astype(np.float32)
         for n, v in zip(mask.shape, voxel_size_mm, strict=True)
     ]
     at = [axis[step] for axis, step in zip(axes, some, strict=True)]
-    fit = _polynomial(unwrapped, weight[some], mask[some], at, axes)
-    for sigma_mm in REST_MM:
-        fit += _smooth(raw_rad - fit, weight, voxel_size_mm, sigma_mm)
-    left = np.abs(_smooth(raw_rad - fit, weight, voxel_size_mm, REST_MM[-1]))
-    rough: Mask = mask & (left > max(ROUGH_RAD, ROUGH * float(np.median(left[mask]))))
-    return fit, rough
+    fit = np.zeros_like(raw_rad)
+    for _ in range(FITS):
+        smooth = _smooth(raw_rad - fit, weight, voxel_size_mm, TO_UNWRAP_MM)
+        unwrapped = unwrap(smooth[some], mask[some], magnitude[some])
+        fit += _polynomial(unwrapped, weight[some], mask[some], at, axes)
+    fit += _smooth(raw_rad - fit, weight, voxel_size_mm, REST_MM)
+    return fit
+
+
+def followed(
+    smooth_rad: Volume,
+    raw_rad: Volume,
+    magnitude: Volume,
+    mask: Mask,
+    voxel_size_mm: tuple[float, float, float],
+) -> tuple[Volume, Mask]:
+    """Return a smooth phase that follows another more closely, and where it cannot.
+
+    Parameters
+    ----------
+    smooth_rad
+        (x, y, z) smooth part of ``raw_rad``; it is changed.
+    raw_rad, magnitude, mask, voxel_size_mm
+        As for :func:`initial_phase`.
+
+    Returns
+    -------
+    (x, y, z) float32 array
+        [rad], everywhere.
+    (x, y, z) bool array
+        Where in the mask something is left that is not noise; nowhere, if only here and there.
+    """
+    weight = magnitude * mask
+    for sigma_mm in FINER_MM:
+        smooth_rad += _smooth(raw_rad - smooth_rad, weight, voxel_size_mm, sigma_mm)
+    left = weight * np.abs(wrap(raw_rad - smooth_rad))  # as noise it is the same everywhere
+    sigma = [FINER_MM[-1] / v for v in voxel_size_mm]
+    left = gaussian_filter(left, sigma, truncate=REACH)
+    left[mask] /= gaussian_filter(mask.astype(np.float32), sigma, truncate=REACH)[mask]
+    rough: Mask = mask & (left > ROUGH * float(np.median(left[mask])))
+    return smooth_rad, rough & (rough.sum() > MOST_ELSEWHERE * mask.sum())
 
 
 def _polynomial(

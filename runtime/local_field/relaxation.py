@@ -37,7 +37,8 @@ def r2_star(echoes: Echoes, mask: Mask) -> Volume:
         )
     n, t, tt, y, ty = (np.zeros(mask.shape, dtype=np.float32) for _ in range(5))
     first = np.float32(echoes.echo_times_s[0])
-    for time, signal in zip(echoes.echo_times_s, echoes.magnitude, strict=True):
+    for time, magnitude in zip(echoes.echo_times_s, echoes.magnitude, strict=True):
+        signal = np.asarray(magnitude, dtype=np.float32)
         since = np.float32(time) - first
         weight = np.where(mask, signal**2, np.float32(0))
         log = np.log(np.where(weight > 0, signal, np.float32(1)))
