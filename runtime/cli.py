@@ -131,9 +131,10 @@ def _take_contract(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: --qsm-ci fixes it; drop the flag")
     source, target = arguments.qsm_ci_folders or qsm_ci.FOLDERS
     arguments.files = models_alone(arguments.files)
-    flags = qsm_ci.flags_of(source / qsm_ci.CONFIG)
+    stage = arguments.qsm_ci_stage or qsm_ci.DIPOLE
+    fixed = qsm_ci.contract(source, target, stage)
+    flags = qsm_ci.flags_of(source / qsm_ci.CONFIG, stage)
     set_there = parser().parse_args([*flags.values()])
-    fixed = qsm_ci.contract(source, target, arguments.qsm_ci_stage or qsm_ci.DIPOLE)
     arguments.files += fixed.pop("files", ())
     vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
 

@@ -42,8 +42,8 @@ FIXED = (
 PARAMETERS = (
     *("method", "alpha", "iterations", "robust", "threshold", "lam"),
     *("data_consistency", "dc_iterations", "patch", "overlap", "blend"),
-    *("background_removal", "erode"),
 )
+OF_THE_FIELD = ("background_removal", "erode")  # the same of a stage that makes a local field
 SWITCHES = ("robust",)
 
 
@@ -90,8 +90,8 @@ def contract(source: Path, target: Path, stage: str) -> dict[str, Any]:
     }
 
 
-def flags_of(config: Path) -> dict[str, str]:
-    """Return what ``config.json`` sets, by flag, as a command line would have it.
+def flags_of(config: Path, stage: str) -> dict[str, str]:
+    """Return what ``config.json`` sets for a stage, by flag, as a command line would have it.
 
     Raises
     ------
@@ -104,11 +104,10 @@ def flags_of(config: Path) -> dict[str, str]:
     if not os.path.lexists(config):
         return {}
     content = load_json_object(config)
+    known = PARAMETERS if stage == DIPOLE else (*PARAMETERS, *OF_THE_FIELD)
     for name in content:
-        if name not in PARAMETERS:
-            raise UsageError(
-                f"{config}: no parameter {name}; algorithm.yml declares {', '.join(PARAMETERS)}"
-            )
+        if name not in known:
+            raise UsageError(f"{config}: no parameter {name}; {stage} has {', '.join(known)}")
     flags = {name: _flag(config, name, value) for name, value in content.items()}
     return {name: flag for name, flag in flags.items() if flag is not None}
 

@@ -17,7 +17,7 @@ from qsm_deploy.runtime.local_field.background.removal import BackgroundRemoval,
 from qsm_deploy.runtime.local_field.echoes import Echoes
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap, FieldMapping, map_field
 from qsm_deploy.runtime.local_field.initial_phase import ORDER, REST_MM
-from qsm_deploy.runtime.local_field.masks import FoundMask, find_mask
+from qsm_deploy.runtime.local_field.masks import FoundMask, find_mask, finding_bytes
 from qsm_deploy.runtime.local_field.memory import require_memory, stage_bytes
 from qsm_deploy.runtime.local_field.quality_mask import QUALITY, Quality, quality_mask
 from qsm_deploy.runtime.local_field.relaxation import r2_star
@@ -157,13 +157,17 @@ def total_field_from_echoes(
         If a step would take more memory than that.
     """
     with stages("mask"):
-        brain = FoundMask(mask, "given") if mask is not None else steps.find_mask(echoes.magnitude)
+        if mask is not None:
+            brain = FoundMask(mask, "given")
+        else:
+            require_memory(finding_bytes(echoes.magnitude), limit_bytes)
+            brain = steps.find_mask(echoes.magnitude)
         if not brain.mask.any():
             raise DataError(EMPTY)
         memory = stage_bytes(len(echoes.echo_times_s), brain.mask, echoes.geometry, steps.remove)
         require_memory(memory, limit_bytes)
         share = f"{100 * brain.mask.mean():.0f} % of the volume"
-        notes = [f"no mask given: {note}, {share}" for note in brain.notes]
+        notes = [f"no mask given, taking {share}: {note}" for note in brain.notes]
         flips = undo_half_turns(echoes.phase_rad, brain.mask, axes)
     yield f"mask {brain.origin}, {share}"
     with stages("field mapping"):

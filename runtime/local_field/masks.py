@@ -3,7 +3,12 @@
 from typing import NamedTuple
 
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.runtime.local_field.brain_mask import EXTRA, brain_mask, has_deepbet
+from qsm_deploy.runtime.local_field.brain_mask import (
+    DEEPBET_BYTES,
+    EXTRA,
+    brain_mask,
+    has_deepbet,
+)
 from qsm_deploy.runtime.local_field.magnitude_mask import mask_from_magnitude
 
 
@@ -13,6 +18,11 @@ class FoundMask(NamedTuple):
     mask: Mask
     origin: str
     notes: tuple[str, ...] = ()
+
+
+def finding_bytes(magnitude: Volume) -> dict[str, float]:
+    """Return what finding the brain takes besides the (n, x, y, z) magnitude and the phase."""
+    return {"finding the brain": has_deepbet() * DEEPBET_BYTES + 2 * magnitude.nbytes}
 
 
 def find_mask(magnitude: Volume) -> FoundMask:
@@ -29,7 +39,7 @@ def find_mask(magnitude: Volume) -> FoundMask:
         If there is none: where deepbet finds no brain, its user is to say where it is.
     """
     if has_deepbet():
-        found = "the brain is where deepbet, trained on other images, finds it; look at the mask"
+        found = "the brain that deepbet finds, trained on other images; look at it"
         return FoundMask(brain_mask(magnitude[0]), "of deepbet", (found,))
     signal = (
         "THIS IS NO BRAIN MASK but all that gives signal, scalp, neck and the edges of air too: "

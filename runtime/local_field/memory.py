@@ -36,10 +36,11 @@ def stage_bytes(
     """
     box = math.prod(side.stop - side.start for side in bounding_box(mask))
     padded = padded_box(mask, geometry, around_mm=remove.around_mm).geometry.shape
-    stages = {"background removal": FIELDS * mask.size + REMOVED * math.prod(padded)}
+    removal = FIELDS * mask.size + REMOVED * math.prod(padded)
+    stages: dict[str, float] = {"background removal": removal}
     if echoes:
         field = ECHO * echoes * (mask.size + box) + UNWRAPPED * int(np.count_nonzero(mask))
-        stages = {"field mapping": max(field, READ * echoes * mask.size)} | stages
+        stages["field mapping"] = max(field, READ * echoes * mask.size)
     return stages
 
 

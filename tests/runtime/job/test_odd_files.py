@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.job.qsm_ci import flags_of
+from qsm_deploy.runtime.job.qsm_ci import DIPOLE, flags_of
 from qsm_deploy.runtime.job.request import make_request
 
 PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -41,7 +41,7 @@ def test_a_pipe_is_no_input(write_volume, field, tmp_path, name):
 def test_a_pipe_is_no_configuration(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(DataError, match="no regular file"):
-        flags_of(tmp_path / "config.json")
+        flags_of(tmp_path / "config.json", DIPOLE)
 
 
 @pytest.mark.parametrize("output", ["pipe.nii", "folder.nii", "zero.nii"])
