@@ -17,7 +17,7 @@ NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
 FILES = (
     *("mask", "truth", "labels", "magnitude", "noise_map", "params"),
-    *("phase", "total_field", "local_field", "quality", "r2star"),
+    *("phase", "total_field", "local_field", "quality", "r2star", "brain_mask"),
 )
 STEPS = ("background_removal", "erode")
 FIELD = (
@@ -133,6 +133,12 @@ def _add_echoes(group: "argparse._ArgumentGroup") -> None:
         type=Path,
         metavar="FILE",
         help="misfit of the echoes over their noise: written with --phase, read with --total-field",
+    )
+    group.add_argument(
+        "--brain-mask",
+        type=Path,
+        metavar="FILE",
+        help="the mask before erosion, written with --phase: look at it where none is given",
     )
     group.add_argument(
         "--r2star", type=Path, metavar="FILE", help="R2* [1/s], written with --phase"

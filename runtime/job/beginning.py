@@ -64,6 +64,7 @@ def beginning_of(
     noise_map: Path | None = None,
     quality: Path | None = None,
     r2star: Path | None = None,
+    brain_mask: Path | None = None,
     background_removal: str | None = None,
     erode: float | None = None,
     until: Until = "chi",
@@ -87,7 +88,8 @@ def beginning_of(
             "name the model before the flags if it is one"
         )
     if not phase:
-        _refuse({"r2star": r2star}, "is made of echoes; add --phase and --magnitude")
+        made = {"r2star": r2star, "brain-mask": brain_mask}
+        _refuse(made, "is made of echoes; add --phase and --magnitude")
     if not (phase or total_field):
         steps = {"quality": quality, "background-removal": background_removal, "erode": erode}
         steps["until"] = None if until == "chi" else until
@@ -101,7 +103,7 @@ def beginning_of(
     made = {"local_field": local_field}
     if phase:
         made |= {"total_field": total_field, "noise_map": noise_map, "quality": quality}
-        made["r2star"] = r2star
+        made |= {"r2star": r2star, "brain_mask": brain_mask}
     keeps = {name: path for name, path in made.items() if path is not None}
     last = until.replace("-", "_")
     if last == "total_field" and not phase:

@@ -19,6 +19,7 @@ from qsm_deploy.runtime.job.memory_limit import (
     within_process,
 )
 from qsm_deploy.runtime.job.request import Outputs, Request
+from qsm_deploy.runtime.metrics.sign import doubt_of_sign
 from qsm_deploy.runtime.reconstruction.inversion import CPU, Made
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import (
@@ -214,6 +215,8 @@ def run_scan(
     with log.progress(planned.task.runs) as bar, memory_errors():
         made = reconstructor.run(planned, stages, bar.update)
     notes = made.findings.pop("notes", [])
+    if measured.quantity == "local_field_ppm":
+        notes += doubt_of_sign(made.chi_ppm, measured.mask, measured.geometry)
     for note in notes:
         log.warn(note)
     run["input"]["notes"] += notes

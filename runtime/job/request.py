@@ -122,6 +122,7 @@ def make_request(
     local_field: PathLike | None = None,
     quality: PathLike | None = None,
     r2star: PathLike | None = None,
+    brain_mask: PathLike | None = None,
     background_removal: str | None = None,
     erode: float | None = None,
     until: Until = "chi",
@@ -157,7 +158,7 @@ def make_request(
     ----------
     fields
         Field maps, one for each orientation, or a wrapped phase.
-    phase, total_field, local_field, quality, r2star, background_removal, erode, until
+    phase, total_field, local_field, quality, r2star, brain_mask, background_removal, erode, until
         Where it begins, how the local field is made, and what is kept; see
         :func:`beginning_of`.
     mask, truth, labels, magnitude, noise_map, params
@@ -206,6 +207,7 @@ def make_request(
         noise_map=_path(noise_map),
         quality=_path(quality),
         r2star=_path(r2star),
+        brain_mask=_path(brain_mask),
         background_removal=background_removal,
         erode=erode,
         until=until,

@@ -5,7 +5,7 @@ strength are stated, by the user or in sidecars. Nothing of these is guessed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Loaded:
     echoes: Echoes
     first: NiftiVolume
     b0_from: str
-    notes: list[str] = field(default_factory=list)
+    scales: list[str]
+    notes: list[str]
 
 
 def images_with_sidecars(paths: Sequence[Path]) -> list[EchoImage]:
@@ -151,7 +152,9 @@ def load_echoes(images: EchoImages, reading: Reading, limit_bytes: float) -> Loa
     from_file = replace(reading.from_file, b0_direction=stated)
     geometry, b0_from = geometry_from(first, reading.flags, from_file, notes)
     angle = -angle if reading.negate else angle
-    return Loaded(Echoes(angle, magnitude, times, strength, geometry), first, b0_from, notes)
+    return Loaded(
+        Echoes(angle, magnitude, times, strength, geometry), first, b0_from, scales, notes
+    )
 
 
 def _as_many(

@@ -29,10 +29,9 @@ from qsm_deploy.runtime.scan.scan import (
 )
 from qsm_deploy.runtime.scan.units import require_ppm
 
-TOTAL, LOCAL, NOISE, QUALITY, R2_STAR = MAPS = (
-    *("total_field", "local_field", "noise_map", "quality", "r2star"),
-)
-UNITS = {TOTAL: "ppm", LOCAL: "ppm", NOISE: "ppm", QUALITY: "1", R2_STAR: "1/s"}
+TOTAL, LOCAL, NOISE = "total_field", "local_field", "noise_map"
+QUALITY, R2_STAR, BRAIN = "quality", "r2star", "brain_mask"
+UNITS = {TOTAL: "ppm", LOCAL: "ppm", NOISE: "ppm", QUALITY: "1", R2_STAR: "1/s", BRAIN: "1"}
 
 
 DRY = Steps(
@@ -83,6 +82,8 @@ def total_field_scan(
         require_memory_to_load([images.phase[0].path], limit_bytes)
         loaded = load_echoes(images, reading, limit_bytes)
         first, b0_from, notes, echoes = loaded.first, loaded.b0_from, loaded.notes, loaded.echoes
+        read = {"phase_scales": loaded.scales, "negated": reading.negate}
+        read["echo_times_s"] = list(echoes.echo_times_s)
         del loaded
         mask = None if files.mask is None else mask_of_file(files.mask, first, notes)
         affine, stored = first.directed_affine, echoes.geometry
@@ -121,10 +122,10 @@ def total_field_scan(
         axes=axes,
         b0_from=b0_from,
         notes=[*notes, *total.notes],
-        facts=total.facts,
+        facts=read | total.facts,
     )
     maps = {TOTAL: found.field_ppm, NOISE: found.noise_ppm, QUALITY: found.misfit}
-    maps[R2_STAR] = total.r2_star
+    maps |= {R2_STAR: total.r2_star, BRAIN: brain.astype(np.uint8)}
     return scan, {name: volume for name, volume in maps.items() if volume is not None}
 
 
