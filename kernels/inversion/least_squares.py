@@ -153,7 +153,7 @@ class Orientations:
     weights
         (x, y, z) each, of the volume.
     support
-        Where sources may lie, on the padded grid.
+        Where sources may lie, on the padded grid, or how strong they are.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Orientations:
         grid: PaddedBox,
         b0_directions: Sequence[Vector],
         weights: Sequence[Volume | Mask],
-        support: Mask,
+        support: Array,
     ) -> None:
         self.grid, self.support, self.shape = grid, support, grid.geometry.shape
         self.kernels = [
@@ -265,6 +265,17 @@ def conjugate_gradients(
         taken += 1
         done()
     return x, taken, math.sqrt(squared / first) if first else 0.0
+
+
+def product(x: Array, y: Array) -> float:
+    """Return the inner product of two real volumes, the same on any number of threads."""
+    parts: list[float] = []
+
+    def each(rows: slice) -> None:
+        parts.append(float(np.sum(x[rows] * y[rows], dtype=np.float64)))
+
+    each_slab(each, x.shape)
+    return math.fsum(parts)
 
 
 def combine(a: float, x: Array, b: float, y: Array) -> None:

@@ -36,6 +36,8 @@ class TwoPriorOnGpu(TwoPrior):
         Its parameters.
     """
 
+    _place: Place
+
     def __init__(self, place: Place, method: TwoPrior | None = None) -> None:
         super().__init__(**asdict(method or TwoPrior()))
         object.__setattr__(self, "_place", place)
@@ -95,7 +97,7 @@ class TwoPriorOnGpu(TwoPrior):
             scaled(x, between)
             box.supported(between, image)
             box.apply(dipole, image, image)
-            background = device.pinned(shape, np.float32)
+            background: Volume = device.pinned(shape, np.float32)
             device.copy_out(background, image, stream)
             for step in steps:
                 device.finish(step)

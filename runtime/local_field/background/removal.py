@@ -13,7 +13,7 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.kernels.inversion.grid import PaddedBox, padded_box
 from qsm_deploy.runtime.console.peak_memory import memory_text
 
-BYTES_PER_VOXEL = 50  # of the padded grid, at the peak; 31 to 45 were measured
+BYTES_PER_VOXEL = 50  # of the padded grid, at the peak; 30 to 47 were measured
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ class VSharp:
 def _mean_over_ball(grid: PaddedBox, radius_mm: float) -> Volume:
     """Return what the mean over a ball multiplies a half-spectrum with, 1 at DC."""
     ball = ball_spectrum(grid.geometry, radius_mm)
-    return ball / ball[0, 0, 0]
+    ball /= ball[0, 0, 0]
+    return ball
 
 
 def _filtered(volume: Volume, multiplier: Volume) -> Volume:

@@ -6,6 +6,7 @@ import pytest
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.kernels.inversion.grid import grown
+from qsm_deploy.kernels.threads import using_threads
 from qsm_deploy.runtime.local_field.background.removal import Task, padded
 from qsm_deploy.runtime.local_field.background.two_prior import TwoPrior
 
@@ -31,6 +32,15 @@ def closed_form(task, method):
     gram = (known * variance.ravel()) @ known.T + noise
     sources = variance.ravel() * (known.T @ np.linalg.solve(gram, field[seen]))
     return field - dipole @ np.where(inside.ravel(), 0, sources)
+
+
+def test_the_number_of_threads_does_not_matter(head, background, geometry):
+    task = Task(head.local_field_ppm + background, head.mask, head.mask, geometry)
+    results = []
+    for threads in (1, 3):
+        with using_threads(threads):
+            results.append(TwoPrior(iterations=20)(task)[0])
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.parametrize("lost", [0, 7])
