@@ -150,7 +150,9 @@ def chain_row(head: Head) -> Row:
     echoes, brain, stages = head.measured.echoes, head.measured.mask, Stages()
     lines = total_field_from_echoes(echoes, None, limit_bytes=math.inf, stages=stages)
     total = result_of(lines)
-    local = local_field_from_total(total.found, total.brain, echoes.geometry, stages=stages)
+    local = local_field_from_total(
+        total.found, total.brain, echoes.geometry, limit_bytes=math.inf, stages=stages
+    )
     outside = round(100 * float((local.mask & ~brain).sum() / brain.sum()), 1)
     row = local_field_row(head, local.field_ppm, local.mask) | {"kept_outside_percent": outside}
     return mask_row(head, total.brain) | row | seconds_of(stages)

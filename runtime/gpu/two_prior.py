@@ -48,12 +48,12 @@ class TwoPriorOnGpu(TwoPrior):
         workspace = self._place.library.dipole_workspace_bytes(DipoleOperator(grid.geometry))
         return Layout(
             dict.fromkeys(VOLUMES, FLOAT * voxels)
-            | {"trusted": voxels, "outside": voxels, "workspace": workspace}
+            | {"trusted": voxels, "workspace": workspace}
             | {"sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
         )
 
-    def outer_field(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
-        """Return what the outer sources make [ppm]; as the CPU's."""
+    def sources(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
+        """Return the sources inside and outside [ppm]; as the CPU's."""
         device, library = self._place.device, self._place.library
         shape, dipole = grid.geometry.shape, DipoleOperator(grid.geometry)
         layout = self.layout(grid)
@@ -63,7 +63,7 @@ class TwoPriorOnGpu(TwoPrior):
             stream = holdings.stream()
             vectors = DeviceVectors(library, math.prod(shape), at["sums"], at["dot"], stream)
             workspace = at["workspace"], layout.sizes["workspace"]
-            box = DeviceBox(library, grid, at["trusted"], at["outside"], *workspace, stream)
+            box = DeviceBox(library, grid, at["trusted"], at["trusted"], *workspace, stream)
             between = at["between"]
 
             def scaled(x: int, to: int) -> None:
@@ -82,7 +82,6 @@ class TwoPriorOnGpu(TwoPrior):
                 "image": np.float32(precision) * known,
                 "inverse prior": 1 / prior,
                 "trusted": grid.embed_mask(task.trusted).view(np.uint8),
-                "outside": (~grid.embed_mask(task.mask)).view(np.uint8),
             }
             kept = [send(device, at[name], array, stream) for name, array in sources.items()]
             x, residual, direction, image = (at[name] for name in VOLUMES[:4])
@@ -95,12 +94,10 @@ class TwoPriorOnGpu(TwoPrior):
                 for _ in conjugate_gradients(normal, self.iterations, vectors, at)
             ]
             scaled(x, between)
-            box.supported(between, image)
-            box.apply(dipole, image, image)
-            background: Volume = device.pinned(shape, np.float32)
-            device.copy_out(background, image, stream)
+            found: Volume = device.pinned(shape, np.float32)
+            device.copy_out(found, between, stream)
             for step in steps:
                 device.finish(step)
                 task.done()
         del kept  # the GPU has read it
-        return background
+        return found

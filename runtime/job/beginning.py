@@ -137,6 +137,7 @@ def steps_from(background_removal: str | None, erode: float | None) -> "Steps":
         If there is no such method, or no mask would be left.
     """
     from qsm_deploy.runtime.local_field.background.methods import REMOVALS
+    from qsm_deploy.runtime.local_field.background.two_prior import BEYOND_MM, TwoPrior
     from qsm_deploy.runtime.local_field.from_echoes import STEPS
 
     changed: dict[str, Any] = {}
@@ -150,6 +151,9 @@ def steps_from(background_removal: str | None, erode: float | None) -> "Steps":
         if not 0 <= erode < 50:
             raise UsageError(f"--erode {erode:g} must lie between 0 and 50 mm")
         changed["quality"] = replace(STEPS.quality, erosion_mm=erode)
+        remove = changed.get("remove", STEPS.remove)
+        if isinstance(remove, TwoPrior):  # there is brain where the mask was
+            changed["remove"] = replace(remove, rim_mm=erode + (erode > 0) * BEYOND_MM)
     return replace(STEPS, **changed)
 
 

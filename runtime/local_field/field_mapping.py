@@ -29,6 +29,8 @@ from qsm_deploy.runtime.local_field.unwrapping import TURN, unwrap, wrap
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
 
 MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
+EXCESS = 1.5  # misfit that noise alone makes in 3 % of voxels
+ROUNDING_RAD = math.tau / 4096 / math.sqrt(12)  # of a phase that scanners store
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -41,8 +43,8 @@ class FieldMap:
     field_ppm
         (x, y, z), 0 outside the mask; a constant is not determined.
     noise_ppm
-        (x, y, z) standard deviation of its noise, 0 outside the mask; ``None`` with one echo,
-        which tells none.
+        (x, y, z) standard deviation of its noise, more where the echoes leave more than that of the
+        signal makes; 0 outside the mask. ``None`` with one echo, which tells none.
     misfit
         (x, y, z) root mean square of what the echoes leave, over the noise of the signal.
     facts
@@ -150,6 +152,7 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
         ),
         f"misfit_over_{MOST_MISFIT:g}_percent": _percent_over(MOST_MISFIT, misfit[inside]),
     }
+    noise *= np.maximum(1, misfit / EXCESS)
     return FieldMap(whole(ppm * rad_per_s), whole(noise), whole(misfit), facts, notes)
 
 
@@ -217,8 +220,7 @@ def _noise(
         across += (signal * np.sin(rest)) ** 2
         around += (2 * signal * np.sin(rest / 2)) ** 2
     left = float(np.median(np.sqrt(across[mask])) / chi.median(len(times) - 1))
-    # single precision is noise too, where a phantom has none
-    rounding = float(np.finfo(np.float32).eps * magnitude[0][mask].mean())
+    rounding = ROUNDING_RAD * float(magnitude[0][mask].mean())
     sigma = max(left, rounding, TINY)
     nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))
     noise: Volume = (sigma / np.sqrt(np.maximum(weight, TINY))).astype(np.float32)

@@ -25,9 +25,7 @@ class Quality:
     erosion_mm
         That the mask loses at its edge, where voxels hold some bone; at least one voxel.
     most_misfit, most_noise_ppm
-        Of a voxel that stays; holes are filled again, since lesions are ones.
-    trusted_misfit, trusted_noise_ppm
-        Of a voxel whose field tells the background.
+        Of a voxel that is trusted.
     noisy
         Noise this much above the median alone counts: a short echo is noisy everywhere.
     """
@@ -35,8 +33,6 @@ class Quality:
     erosion_mm: float = 2.0
     most_misfit: float = MOST_MISFIT
     most_noise_ppm: float = MOST_NOISE_PPM
-    trusted_misfit: float = 6.0
-    trusted_noise_ppm: float = 0.020
     noisy: float = 5.0
 
 
@@ -62,7 +58,7 @@ def quality_mask(
     Returns
     -------
     (x, y, z) bool arrays
-        One connected part without holes; what of it tells the background.
+        One connected part, its holes filled, since lesions are ones; what of it is trusted.
 
     Raises
     ------
@@ -70,18 +66,13 @@ def quality_mask(
         If nothing is left.
     """
     inside = eroded(mask, geometry, quality.erosion_mm)
-    good = trusted = inside
+    trusted = inside
     misfit, noise = found.misfit, found.noise_ppm
     if noise is not None and misfit is not None and inside.any():
         usual = quality.noisy * float(np.median(noise[inside]))
-
-        def within(most_misfit: float, most_noise_ppm: float) -> Mask:
-            passes: Mask = (misfit <= most_misfit) & (noise <= max(most_noise_ppm, usual))
-            return passes
-
-        good = inside & within(quality.most_misfit, quality.most_noise_ppm)
-        trusted = within(quality.trusted_misfit, quality.trusted_noise_ppm)
-    kept = largest_part(binary_opening(good)) & inside
+        most_ppm = max(quality.most_noise_ppm, usual)
+        trusted = inside & (misfit <= quality.most_misfit) & (noise <= most_ppm)
+    kept = largest_part(binary_opening(trusted)) & inside
     if not kept.any():
         raise DataError(
             f"nothing is left of the mask {quality.erosion_mm:g} mm below its edge where the field "

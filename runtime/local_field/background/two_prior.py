@@ -7,18 +7,24 @@ inside and strong ones outside, and only what the outer ones make is taken away:
     min_x |w (f - D x)|^2 / n^2 + |x / p|^2,    local = f - D x_out
 
 With ``x = p u`` it is ``(p D w^2 D p / n^2 + 1) u = p D w^2 f / n^2``, by conjugate gradients.
-These multiply what is rounded: before they have converged, two machines differ by some per cent of
-the local field, and are as far from the truth.
+They multiply what is rounded: before they have converged, two machines differ by some per cent of
+the local field, and are as far from the truth. Where the field is not trusted, w = 0, the sources
+say what it is.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 
+from qsm_deploy.kernels.dipole import half_dipole_kernel
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.kernels.inversion.grid import PaddedBox, grown
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients, product
+from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.local_field.background.removal import Task, padded
+
+BEYOND_MM = 0.5  # a mask's edge, as voxels cut it
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class TwoPrior:
     inner_ppm, outer_ppm
         How strong they are inside the mask and in a rim around it, and beyond.
     rim_mm
-        Around the mask there is still brain.
+        Around the mask there is still brain, as deep as it was eroded; 0 if it was not.
     noise_ppm
         Of the field.
     around_mm
@@ -41,7 +47,7 @@ class TwoPrior:
 
     inner_ppm: float = 0.1
     outer_ppm: float = 3.0
-    rim_mm: float = 2.5
+    rim_mm: float = 2.0 + BEYOND_MM
     noise_ppm: float = 0.002
     around_mm: float = 12.0
     iterations: int = 60
@@ -55,16 +61,21 @@ class TwoPrior:
         """Return the local field [ppm], 0 outside the mask, and the mask."""
         grid = padded(task, self)
         inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
-        near = grown(inside, grid.geometry, self.rim_mm)
+        near = grown(inside, grid.geometry, self.rim_mm) if self.rim_mm else inside
         prior = np.where(near, np.float32(self.inner_ppm), np.float32(self.outer_ppm))
         field = grid.embed(task.field_ppm)
         field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
-        field -= self.outer_field(task, grid, prior, np.where(trusted, field, np.float32(0)))
+        x = self.sources(task, grid, prior, np.where(trusted, field, np.float32(0)))
+        lost = inside & ~trusted
+        if lost.any():
+            field[lost] = dipole_field(x, grid)[lost]
+        x[inside] = 0
+        field -= dipole_field(x, grid)
         field[~inside] = 0
         return grid.restore(field), task.mask
 
-    def outer_field(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
-        """Return what the outer sources make [ppm].
+    def sources(self, task: Task, grid: PaddedBox, prior: Volume, known: Volume) -> Volume:
+        """Return the sources inside and outside [ppm].
 
         Parameters
         ----------
@@ -95,6 +106,12 @@ class TwoPrior:
             done=task.done,
         )
         x *= prior
-        x[grid.embed_mask(task.mask)] = 0
-        (background,) = system.fields(x)
-        return background
+        return x
+
+
+def dipole_field(x: Volume, grid: PaddedBox) -> Volume:
+    """Return the field of sources on a padded, periodic grid."""
+    spectrum = scipy.fft.rfftn(x, workers=workers())
+    spectrum *= half_dipole_kernel(grid.geometry)
+    field: Volume = scipy.fft.irfftn(spectrum, s=x.shape, workers=workers())
+    return field

@@ -39,7 +39,7 @@ def test_it_does_as_the_cpu_does(place, fake_device, box, iterations, noise_ppm)
     expected, same = method(task_of(box))
     np.testing.assert_array_equal(mask, same)
     assert np.linalg.norm(expected - task.field_ppm * mask) > 0.02 * np.linalg.norm(expected)
-    assert np.linalg.norm(local - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert np.linalg.norm(local - expected) <= 1e-4 * np.linalg.norm(expected)
     assert fake_device.most_waiting > 8 * iterations  # all before any was waited for
 
 

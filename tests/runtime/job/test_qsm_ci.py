@@ -141,7 +141,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("config", "says"),
         [
-            ({"tolerance": 0.2}, "no parameter tolerance; algorithm.yml declares method, alpha, "),
+            ({"tolerance": 0.2}, "no parameter tolerance; dipole has method, alpha, "),
             ({"robust": 1}, "robust is 1, expected true or false"),
             ({"method": "tv"}, "is a model, and --method tv needs none"),
             ({"alpha": "much"}, "'much' is neither auto nor a positive number"),

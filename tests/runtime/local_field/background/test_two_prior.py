@@ -14,7 +14,10 @@ GRID = Geometry((9, 8, 7), (2.0, 2.5, 3.0), (0.4, -0.3, 0.9))
 
 
 def closed_form(task, method):
-    """Return the most likely local field: ``x = P D' w (w D P D' w + n^2)^-1 w f``."""
+    """Return the most likely local field: ``x = P D' w (w D P D' w + n^2)^-1 w f``.
+
+    Where the field is not trusted it is what the inner ones of these sources make.
+    """
     grid = padded(task, method)
     inside, trusted = grid.embed_mask(task.mask), grid.embed_mask(task.trusted)
     near = grown(inside, grid.geometry, method.rim_mm)
@@ -31,6 +34,7 @@ def closed_form(task, method):
     noise = method.noise_ppm**2 * np.eye(len(known))
     gram = (known * variance.ravel()) @ known.T + noise
     sources = variance.ravel() * (known.T @ np.linalg.solve(gram, field[seen]))
+    field[~seen] = dipole[~seen] @ sources
     return field - dipole @ np.where(inside.ravel(), 0, sources)
 
 
