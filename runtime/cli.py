@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     arguments = p.parse_intermixed_args(argv)
     _require_mode(p, arguments)
-    if arguments.bids is not None:
+    if arguments.bids is not None and not arguments.stages:
         return _run_bids(arguments)
     return run_command(NAME, lambda: _run(arguments))
 

@@ -48,7 +48,7 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
 def echo_image(image: BidsImage) -> EchoImage:
     """Return an image of an echo with what the dataset says of it."""
     inherits = " nor in a file that it inherits from; add it"
-    return EchoImage(image.path, load_metadata(image), _sidecar(image), inherits)
+    return EchoImage(image.path, load_metadata(image), str(_sidecar(image)), inherits)
 
 
 def load_params_of(image: BidsImage) -> Params:

@@ -5,9 +5,10 @@ after it are made, and kept where a file is named for them. What a field fit tel
 noise map, the quality and R2*, is made with it, and read where it was made before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qsm_deploy.kernels.errors import UsageError
@@ -68,8 +69,11 @@ def beginning_of(
     background_removal: str | None = None,
     erode: float | None = None,
     until: Until = "chi",
+    of_a_map: Mapping[str, object] = MappingProxyType({}),
 ) -> Beginning:
     """Return where a run begins, by the names of the command line's flags.
+
+    What is said of a map, ``of_a_map``, has no meaning where none is made.
 
     Raises
     ------
@@ -112,6 +116,9 @@ def beginning_of(
         raise UsageError(f"--until {until} writes no other map: name its file with --{until} FILE")
     if last == "total_field" and "local_field" in keeps:
         raise UsageError("--local-field is made after --until total-field; drop one")
+    for name, given in of_a_map.items():
+        if last != "chi" and given:
+            raise UsageError(f"--{name} is of a map, which --until {until} does not make; drop one")
     steps_ = steps_from(background_removal, erode)
     if not phase and total_field is not None:
         return Beginning((total_field,), None, noise_map, quality, keeps, steps_, until)
@@ -148,8 +155,8 @@ def steps_from(background_removal: str | None, erode: float | None) -> "Steps":
             )
         changed["remove"] = REMOVALS[background_removal]
     if erode is not None:
-        if not 0 <= erode < 50:
-            raise UsageError(f"--erode {erode:g} must lie between 0 and 50 mm")
+        if not 0 <= erode <= 49:
+            raise UsageError(f"--erode {erode:g}: pass 0 to 49 mm")
         changed["quality"] = replace(STEPS.quality, erosion_mm=erode)
         remove = changed.get("remove", STEPS.remove)
         if isinstance(remove, TwoPrior):  # there is brain where the mask was

@@ -211,6 +211,7 @@ def make_request(
         background_removal=background_removal,
         erode=erode,
         until=until,
+        of_a_map={"output": output, "figure": figure, "truth": truth, "labels": labels},
     )
     if not begins.fields:
         raise UsageError(

@@ -34,7 +34,11 @@ def require_different(phase_rad: Volume) -> None:
 
 
 def require_agreement(
-    rest_rad: Volume, mask: Mask, what: str, agree_rad: float = AGREE_RAD
+    rest_rad: Volume,
+    mask: Mask,
+    what: str,
+    agree_rad: float = AGREE_RAD,
+    most_rad: float = MOST_RAD,
 ) -> None:
     """Refuse echoes of which something other than noise is left.
 
@@ -46,8 +50,8 @@ def require_agreement(
         (x, y, z) bool, not empty.
     what
         Of the echoes, for the message.
-    agree_rad
-        Median that is left at most, if noise does not explain more.
+    agree_rad, most_rad
+        Median that is left at most, if noise does not explain more, and whatever explains it.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def require_agreement(
         [wrap(np.diff(rest_rad, axis=axis))[_both(mask, axis)] for axis in range(3)]
     )
     noise = float(np.median(np.abs(steps))) / np.sqrt(2) if steps.size else left
-    if left > MOST_RAD or left > max(agree_rad, MOST_OF_NOISE * noise):
+    if left > most_rad or left > max(agree_rad, MOST_OF_NOISE * noise):
         raise DataError(
             f"{what}: half of the mask is {left:.2f} rad and more off, neighbours "
             f"{noise:.2f}; check scale, sign and echo time of each, and the mask"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import DataError, UnitsError
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.local_field.complex_parts import require_parts_of_one
 from qsm_deploy.runtime.local_field.echoes import Echoes, require_echo_memory
@@ -36,20 +36,20 @@ class EchoImage:
     said
         The fields of the sidecars that apply to it.
     sidecar
-        The one of its own name, which may be missing.
+        Where it says so, for messages.
     lacks
         Where else a field may be stated, for messages.
     """
 
     path: Path
     said: Mapping[str, Any]
-    sidecar: Path
+    sidecar: str
     lacks: str = "; add it, or pass --echo-times in seconds and --field-strength in tesla"
 
     @property
     def params(self) -> Params:
         """Echo times, field strength and B0 direction, as far as they are stated."""
-        return params_from(self.sidecar, {k: v for k, v in self.said.items() if k in NAMES})
+        return params_from(Path(self.sidecar), {k: v for k, v in self.said.items() if k in NAMES})
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def images_with_sidecars(paths: Sequence[Path]) -> list[EchoImage]:
     images = []
     for path in paths:
         sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-        said = load_json_object(sidecar) if sidecar.exists() else {}
-        images.append(EchoImage(path, said, sidecar))
+        if sidecar.exists():
+            images.append(EchoImage(path, load_json_object(sidecar), str(sidecar)))
+        else:
+            images.append(EchoImage(path, {}, f"{path} (it has no {sidecar.name} beside it)"))
     times = [image.params.echo_time_s for image in images]
     if None in times:
         return images
@@ -147,7 +149,8 @@ def load_echoes(images: EchoImages, reading: Reading, limit_bytes: float) -> Loa
         else:
             magnitude = np.ones_like(angle)
             notes.append("no magnitude given: every voxel of every echo counts as much")
-    notes.insert(0, f"{len(times)} echoes, {'; '.join(scales)}")
+    if len(scales) > 1 or any("stale" in scale for scale in scales):
+        notes.insert(0, f"{len(times)} echoes, {'; '.join(scales)}")
     stated = reading.from_file.b0_direction or phase[0].params.b0_direction
     from_file = replace(reading.from_file, b0_direction=stated)
     geometry, b0_from = geometry_from(first, reading.flags, from_file, notes)
@@ -211,12 +214,6 @@ def _times(
                     f"{other.path.name}: EchoTime is {_list(there[other.path])}, that of its phase "
                     f"{one.path.name} {_list(there[one.path])}; correct the sidecars"
                 )
-    for time in times:
-        if not 1e-4 <= time <= 0.5:
-            raise UnitsError(
-                f"{phase[0].path.name}: an echo time of {time:g}; it must be in seconds, such as "
-                "0.02"
-            )
     if len(times) != len(owners):
         raise DataError(
             f"{len(owners)} echoes of phase, {len(times)} echo times ({_ms(times)} ms); one for "
@@ -255,6 +252,8 @@ def _radians(
                 f"{image.path.name}: {bad} voxels of the phase are NaN or Inf; set these voxels "
                 "to 0"
             )
+        if not volume.data.any():
+            raise DataError(f"{image.path.name}: the phase is 0 everywhere; check the file")
         stated_units = [str(image.said.get(name, "")) for name in ("Units", "RescaleType")]
         units = next((unit for unit in stated_units if not is_vague(unit)), None)
         maker = str(image.said.get("Manufacturer", ""))
@@ -280,6 +279,8 @@ def _magnitudes(volumes: Sequence[NiftiVolume]) -> Volume:
     for volume in volumes:
         if not np.isfinite(volume.data).all() or volume.data.min() < 0:
             raise DataError(f"{volume.path}: the magnitude has negative values, NaN or Inf")
+        if not volume.data.any():
+            raise DataError(f"{volume.path}: the magnitude is 0 everywhere; check the file")
     return np.stack([volume.data for volume in volumes])
 
 

@@ -1,14 +1,16 @@
 """A multi-echo gradient echo: its phase and magnitude, and the memory that they take."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import MemoryLimitError
+from qsm_deploy.kernels.errors import DataError, MemoryLimitError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.scan.axes import Axes
+from qsm_deploy.runtime.scan.units import ppm_per_unit
 
 READ = 16  # bytes per voxel of an echo: phase and signal, as read and stacked
 
@@ -27,6 +29,13 @@ class Echoes:
         Of B0.
     geometry
         The grid.
+
+    Raises
+    ------
+    DataError
+        If the echo times do not rise.
+    UnitsError
+        If a time or the field strength is none of a scanner.
     """
 
     phase_rad: Volume
@@ -34,6 +43,13 @@ class Echoes:
     echo_times_s: Sequence[float]
     field_strength_t: float
     geometry: Geometry
+
+    def __post_init__(self) -> None:
+        times = list(self.echo_times_s)
+        for time in times:
+            ppm_per_unit("rad", echo_time_s=time, field_strength_t=self.field_strength_t)
+        if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+            raise DataError(f"echo times of {[round(1e3 * t, 3) for t in times]} ms do not rise")
 
     def turned(self, axes: Axes) -> "Echoes":
         """Return the echoes in axes that are made of theirs."""

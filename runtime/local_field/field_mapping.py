@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import chi
+from scipy.special import gammaincinv
 
 from qsm_deploy.kernels.bounding_box import bounding_box
-from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.local_field.agreement import (
     AGREE_AT_EXCITATION_RAD,
@@ -30,7 +29,10 @@ from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
 
 MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
 EXCESS = 1.5  # misfit that noise alone makes in 3 % of voxels
+MOST_DOUBTFUL_PERCENT = 3.0
+MOST_EXCESS = 2.0  # of what echoes leave, over the noise of the magnitude: 0.7 where they agree
 ROUNDING_RAD = math.tau / 4096 / math.sqrt(12)  # of a phase that scanners store
+MAD = 1.4826  # of a normal distribution: its deviation over the median of its size
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -81,15 +83,13 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
     Raises
     ------
     DataError
-        If the echo times do not rise, an echo is there twice, or echoes contradict each other.
+        If an echo is there twice, or echoes contradict each other.
 
     References
     ----------
     Robinson et al., NMR Biomed 30:e3601 (2017), for the weights.
     """
     times = np.asarray(echoes.echo_times_s, dtype=np.float32)
-    if np.any(np.diff(times) <= 0):
-        raise DataError(f"echo times of {[round(1e3 * float(t), 3) for t in times]} ms do not rise")
     box = bounding_box(mask)
     inside = mask[box]
     phase = echoes.phase_rad[(..., *box)].astype(np.float32)  # a copy, which is changed below
@@ -137,10 +137,22 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
             "combining coils leaves: each voxel tells its own there, with more noise"
         )
     phase -= initial
-    rad_per_s, weight = _mean_over_echoes(phase, magnitude, times, rad_per_s)
+    rad_per_s, weight = _mean_over_echoes(phase, magnitude, times, rad_per_s, inside)
     weight[rough] = precision
     noise, misfit, sigma = _noise(phase, magnitude, times, rad_per_s, weight, inside)
-    noise *= ppm
+    doubtful = _percent_over(MOST_MISFIT, misfit[inside])
+    if doubtful > MOST_DOUBTFUL_PERCENT:
+        notes.append(
+            f"the echoes contradict each other in {doubtful:.0f} % of the mask, where they agree it "
+            "is less than 1: check that the echo times are those of these files, and the mask"
+        )
+    if sigma > MOST_EXCESS * _sigma_of_magnitude(magnitude[0], inside) > 0:
+        notes.append(
+            f"what the echoes leave is more than {MOST_EXCESS:g} times the noise of the magnitude: "
+            "they contradict each other, as after motion, with a wrong echo time, or an echo out "
+            "of order; look at --quality"
+        )
+    noise *= ppm * np.maximum(1, misfit / EXCESS)
     ppb = PPB_PER_PPM * noise[inside]
     facts |= {
         "sigma": sigma,
@@ -150,9 +162,8 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
         f"noise_over_{PPB_PER_PPM * MOST_NOISE_PPM:g}_ppb_percent": _percent_over(
             MOST_NOISE_PPM, noise[inside]
         ),
-        f"misfit_over_{MOST_MISFIT:g}_percent": _percent_over(MOST_MISFIT, misfit[inside]),
+        f"misfit_over_{MOST_MISFIT:g}_percent": doubtful,
     }
-    noise *= np.maximum(1, misfit / EXCESS)
     return FieldMap(whole(ppm * rad_per_s), whole(noise), whole(misfit), facts, notes)
 
 
@@ -181,23 +192,40 @@ def _line(
 
 
 def _mean_over_echoes(
-    phase_rad: Volume, magnitude: Volume, times: Volume, rad_per_s: Volume
+    phase_rad: Volume, magnitude: Volume, times: Volume, rad_per_s: Volume, mask: Mask
 ) -> tuple[Volume, Volume]:
     """Return the angular frequency from wrapped phases, and its weight, given a first estimate.
 
     Each echo in turn is unwrapped by what the earlier ones predict, which is better the more of
-    them there are. The weight is the precision where the noise of the signal is 1.
+    them there are, and must agree with it. The weight is the precision where the noise of the
+    signal is 1.
     """
     weights = np.zeros_like(rad_per_s)
     total = np.zeros_like(rad_per_s)
-    for phase, signal, time in zip(phase_rad, magnitude, times, strict=True):
-        unwrapped = phase + TURN * np.rint((rad_per_s * time - phase) / TURN)
+    for n, (phase, signal, time) in enumerate(zip(phase_rad, magnitude, times, strict=True)):
+        rest = wrap(phase - rad_per_s * time)
+        if n > 1:  # the first two made the estimate
+            what = f"echo {n + 1} contradicts echoes 1 to {n}"
+            require_agreement(rest, mask, what, most_rad=math.inf)
+        unwrapped = rad_per_s * time + rest
         weight = (signal * time) ** 2
         total += weight * (unwrapped / time)
         weights += weight
         known = weights > 0
         np.divide(total, weights, out=rad_per_s, where=known)
     return rad_per_s, weights
+
+
+def _sigma_of_magnitude(magnitude: Volume, mask: Mask) -> float:
+    """Return the noise that second differences of a magnitude show, at most; edges are in it."""
+    found = []
+    for axis in range(3):
+        along, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
+        all_three = inside[:-2] & inside[1:-1] & inside[2:]
+        if all_three.any():
+            second = (along[:-2] - 2 * along[1:-1] + along[2:])[all_three]
+            found.append(float(np.median(np.abs(second))) * MAD / math.sqrt(6))
+    return min(found, default=0.0)
 
 
 def _noise(
@@ -219,7 +247,9 @@ def _noise(
         rest = phase - rad_per_s * time
         across += (signal * np.sin(rest)) ** 2
         around += (2 * signal * np.sin(rest / 2)) ** 2
-    left = float(np.median(np.sqrt(across[mask])) / chi.median(len(times) - 1))
+    degrees = len(times) - 1
+    median_of_chi = math.sqrt(2 * gammaincinv(degrees / 2, 0.5))
+    left = float(np.median(np.sqrt(across[mask]))) / median_of_chi
     rounding = ROUNDING_RAD * float(magnitude[0][mask].mean())
     sigma = max(left, rounding, TINY)
     nothing = np.float32(TURN / math.sqrt(12) / (times[1] - times[0]))

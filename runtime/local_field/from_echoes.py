@@ -3,6 +3,7 @@
 Every step is a function of arrays, in canonical axes, and may be replaced.
 """
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from qsm_deploy.runtime.scan.axes import STORED, Axes
 from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
 EMPTY = "the mask is empty; it must be non-zero inside the brain"
+LARGEST_BRAIN_L, SMALLEST_HEAD_L = 2.2, 0.3
+LEAST_TOTAL_PPM = 0.02  # standard deviation of the field of all sources in a head, well shimmed
 LARGEST_PPM = 0.03  # standard deviation of a head's local field: 0.008 to 0.013 is usual
 
 T = TypeVar("T")
@@ -236,13 +239,30 @@ def local_field_from_total(
         "predicted_stage_bytes": memory,
         "steps": parameters(steps),
     }
-    notes = []
+    notes = _doubts(brain, total_std, geometry)
     if local_std > LARGEST_PPM:
         notes.append(
             f"the local field varies by {local_std:.3f} ppm, in heads it is 0.008 to 0.013: check "
             "the mask, and the field at air and veins"
         )
     return LocalField(local, mask, found, facts, notes)
+
+
+def _doubts(brain: Mask, total_std_ppm: float, geometry: Geometry) -> list[str]:
+    """Return notes on a mask that holds more than a brain, and on a field without background."""
+    litres = np.count_nonzero(brain) * math.prod(geometry.voxel_size_mm) / 1e6
+    notes = []
+    if litres > LARGEST_BRAIN_L:
+        notes.append(
+            f"the mask holds {litres:.1f} litres, a brain 1 to 1.9: what else is in it spoils the "
+            "local field; pass a mask of the brain"
+        )
+    if litres > SMALLEST_HEAD_L and total_std_ppm < LEAST_TOTAL_PPM:
+        notes.append(
+            f"the total field varies by {total_std_ppm:.3f} ppm, as one without background: if it "
+            "is a local field, pass it with --local-field"
+        )
+    return notes
 
 
 def parameters(steps: Steps) -> dict[str, dict[str, Any]]:

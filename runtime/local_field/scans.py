@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.memory_limit import require_memory_to_load
@@ -172,7 +172,13 @@ def local_field_scan(
         name: None if (volume := getattr(total, name)) is None else volume * inside
         for name in ("magnitude", "noise_ppm", "truth_ppm")
     }
-    notes = local.notes + require_ppm(local.field_ppm[inside], "ppm")
+    try:
+        notes = local.notes + require_ppm(local.field_ppm[inside], "ppm")
+    except UnitsError as error:
+        raise DataError(
+            f"the local field that was made varies by {local.field_ppm[inside].std():.3g} ppm, "
+            "which no tissue makes: check that the mask is one of the brain, and the total field"
+        ) from error
     return replace(
         total,
         measured=local.field_ppm[None],

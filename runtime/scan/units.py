@@ -160,6 +160,7 @@ def _advice(p99_ppm: float, unit: FieldUnit, stated: bool) -> str:
         f"{would}pass --units with the unit that the program which made it states: ppb; hz, rad/s "
         "or tesla with --field-strength; rad with --echo-time too"
         + ("" if stated else "; ppm if it is that, without background")
+        + ("; if it is the field of all sources, pass it with --total-field" * (p99_ppm > high))
     )
 
 

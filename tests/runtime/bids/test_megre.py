@@ -314,7 +314,7 @@ def test_echo_times_in_milliseconds(run, dataset):
             write(dataset, name, {"EchoTime": time, "Units": "rad"})
     code, _, err = run()
     assert code == 3
-    assert "an echo time of 4; it must be in seconds" in err
+    assert "an echo time of 4 s cannot be right" in err
 
 
 def test_units_that_the_phase_is_not_in(run, dataset):

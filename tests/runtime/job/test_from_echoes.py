@@ -223,9 +223,9 @@ def test_the_stages_of_qsm_ci_follow_on_each_other(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--echo-times", "4", "10", "16", "22"], 3, "an echo time of 4; it must be in seconds"),
+        (["--echo-times", "4", "10", "16", "22"], 3, "an echo time of 4 s cannot be right"),
         (["--echo-times", "0.004", "0.01"], 3, "4 echoes of phase, 2 echo times"),
-        (["--background-removal", "two-prior", "--erode", "-1"], 2, "--erode -1 must lie between"),
+        (["--background-removal", "two-prior", "--erode", "-1"], 2, "--erode -1: pass 0 to"),
         (["--until", "local-field"], 2, "name its file with --local-field"),
         (["--units", "hz"], 2, "--units hz is of a field"),
         (["--echo-time", "0.004"], 2, "pass --echo-times with --phase"),
@@ -252,9 +252,12 @@ def test_what_is_for_echoes_needs_them(run, files):
 def test_nothing_is_guessed(run, files):
     start = ["--phase", f"{files}/phase.nii.gz", "--magnitude", f"{files}/mag.nii.gz"]
     code, _, err = run(start=start)
-    assert (code, "phase.json: EchoTime is not stated there; add it" in err) == (3, True)
+    assert (code, "phase.nii.gz (it has no phase.json beside it): EchoTime is not" in err) == (
+        3,
+        True,
+    )
     code, _, err = run(start=[*start, *SECONDS])
-    assert (code, "phase.json: MagneticFieldStrength is not stated" in err) == (3, True)
+    assert (code, "phase.json beside it): MagneticFieldStrength is not" in err) == (3, True)
     code, _, err = run(start=[*start[:2], *FLAGS], mask=False)
     assert (code, "without a magnitude nothing tells where the brain is" in err) == (3, True)
 
