@@ -143,8 +143,8 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
     doubtful = _percent_over(MOST_MISFIT, misfit[inside])
     if doubtful > MOST_DOUBTFUL_PERCENT:
         notes.append(
-            f"the echoes contradict each other in {doubtful:.0f} % of the mask, where they agree it "
-            "is less than 1: check that the echo times are those of these files, and the mask"
+            f"the echoes contradict each other in {doubtful:.0f} % of the mask, usually in less "
+            "than 1: check that the echo times are those of these files, and the mask"
         )
     if sigma > MOST_EXCESS * _sigma_of_magnitude(magnitude[0], inside) > 0:
         notes.append(

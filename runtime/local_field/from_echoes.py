@@ -160,14 +160,12 @@ def total_field_from_echoes(
         If a step would take more memory than that.
     """
     with stages("mask"):
-        if mask is not None:
-            brain = FoundMask(mask, "given")
-        else:
-            require_memory(finding_bytes(echoes.magnitude), limit_bytes)
-            brain = steps.find_mask(echoes.magnitude)
+        memory = {} if mask is not None else finding_bytes(echoes.magnitude)
+        require_memory(memory, limit_bytes)
+        brain = FoundMask(mask, "given") if mask is not None else steps.find_mask(echoes.magnitude)
         if not brain.mask.any():
             raise DataError(EMPTY)
-        memory = stage_bytes(len(echoes.echo_times_s), brain.mask, echoes.geometry, steps.remove)
+        memory |= stage_bytes(len(echoes.echo_times_s), brain.mask, echoes.geometry, steps.remove)
         require_memory(memory, limit_bytes)
         share = f"{100 * brain.mask.mean():.0f} % of the volume"
         notes = [f"no mask given, taking {share}: {note}" for note in brain.notes]

@@ -53,7 +53,7 @@ def require_memory(stages: dict[str, float], limit_bytes: float) -> None:
     MemoryLimitError
         If one does.
     """
-    name, needed = max(stages.items(), key=lambda item: item[1])
+    name, needed = max(stages.items(), key=lambda item: item[1], default=("", 0))
     if needed > limit_bytes:
         raise MemoryLimitError(
             f"{name} would take {memory_text(needed)}, {memory_text(limit_bytes)} are left; give "
