@@ -49,7 +49,10 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
         begins = (arguments.files, arguments.phase, arguments.total_field, arguments.local_field)
         if not (any(begins) or ci or arguments.stages):
-            p.error("--phase and --magnitude, or a field map are needed, or --bids DATASET")
+            p.error(
+                "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, or --bids "
+                "DATASET"
+            )
     if arguments.qsm_ci_folders and not ci:
         p.error("--qsm-ci-folders needs --qsm-ci")
 
@@ -77,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> str:
     begins = (*fields, *(arguments.phase or ()), arguments.total_field, arguments.local_field)
     output = arguments.output
     if until == "chi" and output is None:
-        output = beside(next(path for path in begins if path is not None))
+        output = next((beside(path) for path in begins if path is not None), None)
     request = make_request(
         fields,
         **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},

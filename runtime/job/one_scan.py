@@ -142,6 +142,8 @@ def field_scan(
             keeps_magnitude=keeps_magnitude,
             wants_r2_star=scans.R2_STAR in keeps and not request.dry_run,
         )
+        made = scan.facts
+        log.tell(f"{len(made['echo_times_s'])} echoes, {'; '.join(made['phase_scales'])}")
     else:
         with stages("load"):
             require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit)

@@ -274,10 +274,8 @@ def field_rows(made: dict[str, Any]) -> dict[str, str]:
     rows = {}
     if "mask" in made:
         rows["brain mask"] = f"{made['mask']['origin']}, {made['mask']['voxels']} voxels"
-    if "phase_scales" in made:
-        rows["echoes"] = f"{len(made['echo_times_s'])}, {'; '.join(made['phase_scales'])}"
     if "snr" in made:
-        rows["echoes"] += f"; signal-to-noise ratio of the first {made['snr']:.0f}"
+        rows["echoes"] = f"signal-to-noise ratio {made['snr']:.0f} of the first"
     if "noise_median_ppb" in made:
         rows["noise"] = (
             f"{made['noise_median_ppb']:.2f} ppb in the median voxel, {made['noise_p95_ppb']:.2f} "

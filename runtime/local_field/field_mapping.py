@@ -30,6 +30,7 @@ from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
 MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
 EXCESS = 1.5  # misfit that noise alone makes in 3 % of voxels
 MOST_DOUBTFUL_PERCENT = 3.0
+LEAST_SHARE = 0.01  # of the signal: the noise of what has hardly any
 MOST_EXCESS = 2.0  # of what echoes leave, over the noise of the magnitude: 0.7 where they agree
 ROUNDING_RAD = math.tau / 4096 / math.sqrt(12)  # of a phase that scanners store
 MAD = 1.4826  # of a normal distribution: its deviation over the median of its size
@@ -146,7 +147,9 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
             f"the echoes contradict each other in {doubtful:.0f} % of the mask, usually in less "
             "than 1: check that the echo times are those of these files, and the mask"
         )
-    if sigma > MOST_EXCESS * _sigma_of_magnitude(magnitude[0], inside) > 0:
+    signal = float(magnitude[0][inside].mean())
+    usual = max(_sigma_of_magnitude(magnitude[0], inside), LEAST_SHARE * signal)
+    if sigma > MOST_EXCESS * usual:
         notes.append(
             f"what the echoes leave is more than {MOST_EXCESS:g} times the noise of the magnitude: "
             "they contradict each other, as after motion, with a wrong echo time, or an echo out "
@@ -156,7 +159,7 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
     ppb = PPB_PER_PPM * noise[inside]
     facts |= {
         "sigma": sigma,
-        "snr": float(magnitude[0][inside].mean()) / sigma,
+        "snr": signal / sigma,
         "noise_median_ppb": float(np.median(ppb)),
         "noise_p95_ppb": float(np.percentile(ppb, 95)),
         f"noise_over_{PPB_PER_PPM * MOST_NOISE_PPM:g}_ppb_percent": _percent_over(

@@ -120,8 +120,8 @@ def load_volume(path: Path) -> NiftiVolume:
     volumes = load_volumes(path)
     if len(volumes) > 1:
         raise GeometryError(
-            f"{path}: {len(volumes)} volumes; one of three dimensions is needed: phase and "
-            "magnitude of several echoes go with --phase and --magnitude"
+            f"{path}: 4-D of shape {(*volumes[0].data.shape, len(volumes))}; one 3-D volume is "
+            "needed: several echoes go with --phase and --magnitude"
         )
     return volumes[0]
 

@@ -236,10 +236,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("line", "code", "says"),
         [
-            ("", 2, "a field map (.nii or .nii.gz) is needed, or --bids DATASET"),
+            ("", 2, "a field map (.nii or .nii.gz) is needed, or --phase and"),
             ("field field", 2, "tv takes one field, 2 were given"),
             ("--method tkd-unet field field", 2, "tkd-unet takes one field, 2 were given"),
-            ("model", 2, "a field map (.nii or .nii.gz) is needed besides"),
+            ("model", 2, "a field map (.nii or .nii.gz), or --phase and"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),
             ("model field -o @folder", 2, "must end in .nii or .nii.gz"),
             ("model field --patch 7", 2, "--patch 7 is not a multiple of the network's divisor 4"),
@@ -432,7 +432,7 @@ def test_a_run_imports_neither_torch_nor_onnx(paths):
 
 
 @pytest.mark.parametrize(
-    ("names", "most"), [(["field"], 54), (["model", "field"], 50)], ids=["tv", "network"]
+    ("names", "most"), [(["field"], 58), (["model", "field"], 54)], ids=["tv", "network"]
 )
 def test_a_run_loads_few_modules(paths, names, most):
     """Of those with code: a folder's own is its docstring."""

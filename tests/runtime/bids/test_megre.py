@@ -11,7 +11,6 @@ from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.job import memory_limit
-from qsm_deploy.runtime.local_field import masks
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.scan.units import GYROMAGNETIC_MHZ_PER_T
 
@@ -102,7 +101,7 @@ def chi(dataset):
 def test_the_local_field_is_what_the_network_gets(run, chi, local_field):
     code, _, err = run()
     assert code == 0, err
-    assert "note: sub-01: 3 echoes, phase in radians from -pi to pi" in err
+    assert "sub-01: 3 echoes, phase in radians from -pi to pi" in err
     found = chi()
     assert not found[~MASK].any()
     inner = distance_from((20, 18, 16)) < 10
@@ -250,8 +249,7 @@ def test_negate_turns_the_map(run, chi):
     np.testing.assert_allclose(chi(), -upright, atol=1e-4)
 
 
-def test_without_a_mask_the_signal_is_taken(run, chi, dataset, monkeypatch):
-    monkeypatch.setattr(masks, "has_deepbet", lambda: False)
+def test_without_a_mask_the_signal_is_taken(run, chi, dataset):
     (dataset / f"{MASK_FILE}.nii.gz").unlink()
     code, _, err = run("--erode", "0")
     assert code == 0, err
@@ -297,7 +295,7 @@ def test_what_is_missing_or_wrong_is_named(run, dataset, name, content, says):
 
 
 @pytest.mark.parametrize(
-    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "background removal would take")]
+    ("limit", "says"), [("1M", "3 echoes would take"), ("2500K", "field mapping would take")]
 )
 def test_memory_is_asked_for_before_it_is_taken(run, dataset, limit, says, monkeypatch):
     monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none

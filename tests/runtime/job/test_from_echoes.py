@@ -86,7 +86,8 @@ def run(files, tmp_path, monkeypatch, capsys):
 
     def run_on(*flags, start=together, mask=True):
         given = ["-m", f"{files}/mask.nii.gz"] if mask else []
-        code = main([*start, *given, "-o", "chi.nii.gz", "--force", *flags])
+        given += [] if "--until" in flags else ["-o", "chi.nii.gz"]
+        code = main([*start, *given, "--force", *flags])
         return code, *capsys.readouterr()
 
     return run_on

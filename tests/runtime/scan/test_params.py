@@ -38,7 +38,8 @@ def test_what_is_not_said_stays_open(write):
 
 
 def test_several_echo_times_do_not_tell_which_one_counts(write):
-    assert load_params(write({"TE": [0.004, 0.012], "B0": 7})) == Params(field_strength_t=7.0)
+    assert load_params(write({"TE": [0.004, 0.012]})).echo_time_s is None
+    assert load_params(write({"TE": [0.004, 0.012], "B0": 7})) == Params((0.004, 0.012), 7.0)
 
 
 def test_reads_the_in_vivo_folder(shared):

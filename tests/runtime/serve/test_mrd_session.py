@@ -323,13 +323,13 @@ class TestEchoes:
     def test_every_step_is_told(self, talk, session_of, echo_images):
         texts, images, session = talk(session_of("qsm", None, echo_images))
         assert session.error is None
-        steps = ["phase in 0 to 4095, 4096 per turn", "mask of the magnitude", "field mapped"]
+        steps = ["phase in 0 to 4095, 4096 per turn", "mask of the signal", "field mapped"]
         for text, step in zip(texts[1:], [*steps, "background removed"], strict=False):
             assert text.startswith(f"INFO {step}")
         assert "echoes at 5, 10, 15 ms; 3 T" in texts[0]
         assert list(session.stages.seconds) == [
-            "group", "phase scale", "mask", "field mapping", "background removal", "prepare",
-            "inference", "encode",
+            "group", "phase scale", "mask", "field mapping", "quality mask", "background removal",
+            "prepare", "inference", "encode",
         ]  # fmt: skip
         assert np.abs(chi_ppb(images[120:])).max() < 30
         assert len(images) == 140
@@ -377,7 +377,7 @@ class TestEchoes:
         assert "the phase reaches from 0 to 1365" in texts[-1]
         assert len(images) == 120
 
-    @pytest.mark.parametrize(("limit", "match"), [(1e3, "3 echoes would"), (4e5, "unwrapping")])
+    @pytest.mark.parametrize(("limit", "match"), [(1e3, "3 echoes would"), (4e5, "field mapping")])
     def test_too_little_memory(self, talk, session_of, echo_images, monkeypatch, limit, match):
         monkeypatch.setattr(qsm_config, "available_bytes", lambda: limit)
         texts, _, _ = talk(session_of("qsm", None, echo_images))
