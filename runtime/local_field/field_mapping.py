@@ -30,10 +30,7 @@ from qsm_deploy.runtime.scan.units import PPB_PER_PPM, ppm_per_unit
 MOST_MISFIT, MOST_NOISE_PPM = 4.0, 0.010  # of a voxel whose field is to be believed
 EXCESS = 1.5  # misfit that noise alone makes in 3 % of voxels
 MOST_DOUBTFUL_PERCENT = 3.0
-LEAST_SHARE = 0.01  # of the signal: the noise of what has hardly any
-MOST_EXCESS = 2.0  # of what echoes leave, over the noise of the magnitude: 0.7 where they agree
 ROUNDING_RAD = math.tau / 4096 / math.sqrt(12)  # of a phase that scanners store
-MAD = 1.4826  # of a normal distribution: its deviation over the median of its size
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -145,21 +142,13 @@ def map_field(echoes: Echoes, mask: Mask) -> FieldMap:
     if doubtful > MOST_DOUBTFUL_PERCENT:
         notes.append(
             f"the echoes contradict each other in {doubtful:.0f} % of the mask, usually in less "
-            "than 1: check that the echo times are those of these files, and the mask"
-        )
-    signal = float(magnitude[0][inside].mean())
-    usual = max(_sigma_of_magnitude(magnitude[0], inside), LEAST_SHARE * signal)
-    if sigma > MOST_EXCESS * usual:
-        notes.append(
-            f"what the echoes leave is more than {MOST_EXCESS:g} times the noise of the magnitude: "
-            "they contradict each other, as after motion, with a wrong echo time, or an echo out "
-            "of order; look at --quality"
+            "than 1, as after motion or with wrong echo times: check these, the mask and --quality"
         )
     noise *= ppm * np.maximum(1, misfit / EXCESS)
     ppb = PPB_PER_PPM * noise[inside]
     facts |= {
         "sigma": sigma,
-        "snr": signal / sigma,
+        "snr": float(magnitude[0][inside].mean()) / sigma,
         "noise_median_ppb": float(np.median(ppb)),
         "noise_p95_ppb": float(np.percentile(ppb, 95)),
         f"noise_over_{PPB_PER_PPM * MOST_NOISE_PPM:g}_ppb_percent": _percent_over(
@@ -217,18 +206,6 @@ def _mean_over_echoes(
         known = weights > 0
         np.divide(total, weights, out=rad_per_s, where=known)
     return rad_per_s, weights
-
-
-def _sigma_of_magnitude(magnitude: Volume, mask: Mask) -> float:
-    """Return the noise that second differences of a magnitude show, at most; edges are in it."""
-    found = []
-    for axis in range(3):
-        along, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
-        all_three = inside[:-2] & inside[1:-1] & inside[2:]
-        if all_three.any():
-            second = (along[:-2] - 2 * along[1:-1] + along[2:])[all_three]
-            found.append(float(np.median(np.abs(second))) * MAD / math.sqrt(6))
-    return min(found, default=0.0)
 
 
 def _noise(

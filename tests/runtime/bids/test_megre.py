@@ -185,7 +185,8 @@ def test_real_and_imaginary_parts_give_the_same_map(run, chi, dataset, phases, k
     code, _, err = run("--force")
     assert code == 0, err
     assert "3 echoes, phase in radians, of real and imaginary parts" in err
-    np.testing.assert_allclose(chi(), polar, atol=1e-4 if kind is np.float32 else 0.01)
+    # background removal magnifies what float32 rounds
+    np.testing.assert_allclose(chi(), polar, atol=5e-4 if kind is np.float32 else 0.01)
     sidecar = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.json"
     assert sum("part-imag" in uri for uri in json.loads(sidecar.read_text())["Sources"]) == 3
 

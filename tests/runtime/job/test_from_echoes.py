@@ -231,6 +231,7 @@ def test_the_stages_of_qsm_ci_follow_on_each_other(files, tmp_path, capsys):
         (["--units", "hz"], 2, "--units hz is of a field"),
         (["--echo-time", "0.004"], 2, "pass --echo-times with --phase"),
         (["--local-field", "chi.nii.gz"], 2, "two outputs would go to chi.nii.gz"),
+        (["--until", "local-field", "--local-field", "l.nii", "--figure", "a.png"], 2, "of a map"),
         (["--quality", "quality.txt"], 2, "--quality quality.txt must end in .nii"),
         (["field.nii.gz"], 3, "field.nii.gz: no such file"),
     ],
@@ -248,6 +249,31 @@ def test_what_is_for_echoes_needs_them(run, files):
         assert (code, "--phase" in err) == (2, True)
     code, _, err = run("--total-field", "t.nii.gz", start=field)
     assert (code, "is a local field already" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda phase: phase[[0, 1, 3, 2]], "echo 4 contradicts echoes 1 to 3"),
+        (lambda phase: np.concatenate([phase[:3], phase[3:, ::-1]]), "echo 4 contradicts echoes 1"),
+        (lambda phase: np.concatenate([phase[:2], 0 * phase[2:]]), "the phase is 0 everywhere"),
+        (lambda phase: phase[[0, 0, 2, 3]], "echoes 1 and 2 hold the same phase"),
+    ],
+)
+def test_an_echo_that_is_wrong_is_named(run, files, echoes, tmp_path, change, says):
+    for n, echo in enumerate(change(echoes[0])):
+        save(tmp_path / f"p{n}.nii.gz", np.ascontiguousarray(echo))
+    start = ["--phase", *(f"p{n}.nii.gz" for n in range(4)), *FLAGS, "--phase-scale", "radians"]
+    code, _, err = run(start=[*start, "--magnitude", f"{files}/mag.nii.gz"])
+    assert (code, says in err) == (3, True), err
+
+
+def test_milliseconds_are_refused_of_arrays_too(echoes):
+    grid = {"voxel_size_mm": VOXEL_MM, "b0_direction": B0}
+    with pytest.raises(qsm.UnitsError, match="4 s cannot be right"):
+        qsm.local_field_from_echoes(
+            *echoes, MASK, echo_times_s=(4, 10, 16, 22), field_strength_t=TESLA, **grid
+        )
 
 
 def test_nothing_is_guessed(run, files):
@@ -271,3 +297,9 @@ def test_the_stages_are_told(capsys):
     ]
     assert "erosion_mm 3" in steps[2]
     assert "by vsharp" in steps[3]
+
+
+def test_the_stages_are_told_of_a_dataset_and_nothing_is_done(capsys, tmp_path):
+    assert main(["--bids", str(tmp_path), "--stages", "--force"]) == 0
+    assert "two-prior" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

@@ -200,3 +200,17 @@ class TestEchoes:
             early = 7 * early
         with pytest.raises(UnitsError, match=r"^e1: the phase reaches"):
             phase_of_echoes([early, *others], said, self.NAMES)
+
+
+@pytest.mark.parametrize("name", ["radians", "signed4096", "unsigned4096"])
+def test_a_stale_slope_is_ignored_where_the_scale_is_stated(name):
+    values = stored(noisy_phase(), name)
+    stale = (0.00117 * values + 0.5).astype(np.float32)
+    slope = {"slope": 0.00117, "intercept": 0.5}
+    with pytest.raises(UnitsError, match=rf"stale\?.*pass --phase-scale {name} if the stored"):
+        phase_scale(stale, Said(**slope))
+    scale = phase_scale(stale, Said(name, **slope))
+    assert "without the slope of the header, which is stale" in scale.name
+    assert turns_off(noisy_phase(), stale, scale) < 1e-3
+    right = phase_scale(values, Said(name, **slope))  # a slope that was applied already
+    assert right is SCALES[name]

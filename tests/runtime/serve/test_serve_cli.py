@@ -57,10 +57,11 @@ def send(port, folder, *arguments):
     return nib.load(done.stdout.strip()), done.stderr
 
 
-def reference_ppm(folder, field, mask):
+def reference_ppm(folder, field, mask, *flags):
     """Return what qsm-run makes of the field [ppm]."""
     chi = folder / "chi.nii.gz"
-    assert qsm_run([str(p) for p in (field, "-m", mask, "-o", chi, "-q", "--force")]) == 0
+    words = (field, "-m", mask, "-o", chi, "-q", "--force", *flags)
+    assert qsm_run([str(word) for word in words]) == 0
     return nib.load(chi)
 
 
@@ -135,7 +136,9 @@ def test_multi_echo_phase_and_magnitude(port, tmp_path):
     field.write_bytes(nifti_bytes(local.field_ppm, affine))
     kept = tmp_path / "kept.nii.gz"
     kept.write_bytes(nifti_bytes(local.mask.astype(np.uint8), affine))
-    reference = reference_ppm(tmp_path, field, kept)
+    noise = tmp_path / "noise.nii.gz"
+    noise.write_bytes(nifti_bytes(local.found.noise_ppm, affine))
+    reference = reference_ppm(tmp_path, field, kept, "--noise-map", noise)
     ppm, ppb = reference.get_fdata(), returned.get_fdata()
     np.testing.assert_allclose(returned.affine, reference.affine, atol=1e-4)
     inside = np.abs(1000 * ppm) <= BOUND_PPB
