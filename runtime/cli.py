@@ -94,6 +94,8 @@ def _run(arguments: argparse.Namespace) -> str:
         made, _ = run_field(request, log)
         if arguments.json:
             return report.json_line(made)
+        if arguments.dry_run:
+            return "\n".join(f"would write {path}" for path in request.outputs.maps.values())
         log.tell(report.field_text(made))
         return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, _host(arguments), log)

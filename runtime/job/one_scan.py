@@ -96,7 +96,14 @@ def measured_scan(
         )
     reconstructor.inversion.require_fields(1)
     request = replace(request, begins=_beside(request.begins, reconstructor))
-    scan, kept = field_scan(request, log, stages, keeps_magnitude=needs.magnitude)
+    on_cpu = reconstructor.inversion.facts()["backend"]["device"] == CPU
+    scan, kept = field_scan(
+        request,
+        log,
+        stages,
+        limit_bytes=(on_cpu and request.wants.memory_limit) or available_bytes(),
+        keeps_magnitude=needs.magnitude,
+    )
     return scan if needs.takes_noise else replace(scan, noise_ppm=None), kept
 
 
@@ -115,7 +122,12 @@ def _beside(begins: Beginning, reconstructor: Reconstructor) -> Beginning:
 
 
 def field_scan(
-    request: Request, log: TerminalLog, stages: Stages, *, keeps_magnitude: bool = False
+    request: Request,
+    log: TerminalLog,
+    stages: Stages,
+    *,
+    limit_bytes: float,
+    keeps_magnitude: bool = False,
 ) -> tuple[Scan, dict[Path, bytes]]:
     """Return the last field that is wanted, and the maps that are kept, as files.
 
@@ -128,7 +140,6 @@ def field_scan(
 
     begins, files, keeps = request.begins, request.files, request.begins.keeps
     assert begins.steps is not None
-    limit = request.wants.memory_limit or available_bytes()
     steps = scans.DRY if request.dry_run else begins.steps
     maps: dict[str, Volume] = {}
     if begins.images is not None:
@@ -137,7 +148,7 @@ def field_scan(
             files,
             request.reading,
             steps,
-            limit_bytes=limit,
+            limit_bytes=limit_bytes,
             stages=stages,
             keeps_magnitude=keeps_magnitude,
             wants_r2_star=scans.R2_STAR in keeps and not request.dry_run,
@@ -146,14 +157,14 @@ def field_scan(
         log.tell(f"{len(made['echo_times_s'])} echoes, {'; '.join(made['phase_scales'])}")
     else:
         with stages("load"):
-            require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit)
+            require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit_bytes)
             scan = load_scan(files, replace(request.reading, quantity="total_field_ppm"))
     if request.dry_run:
         return replace(scan, quantity="local_field_ppm"), {}
     if begins.until != "total-field":
         with log.progress(steps.remove.steps) as bar:
             scan = scans.local_field_scan(
-                scan, steps, limit_bytes=limit, stages=stages, done=bar.update
+                scan, steps, limit_bytes=limit_bytes, stages=stages, done=bar.update
             )
         maps[scans.LOCAL] = scan.measured[0]
     scans.require_maps(set(keeps), maps)
@@ -327,7 +338,8 @@ def run_field(request: Request, log: TerminalLog) -> tuple[dict[str, Any], Scan]
         If anything is wrong with files or options, or a step fails.
     """
     stages = Stages(log.stage)
-    scan, files = field_scan(request, log, stages)
+    limit = request.wants.memory_limit or available_bytes()
+    scan, files = field_scan(request, log, stages, limit_bytes=limit)
     for note in scan.notes:
         log.warn(note)
     run = report.describe_field(request, scan) | report.resources(stages, scan)
