@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qsm_deploy.kernels.errors import QsmDeployError
-    from qsm_deploy.runtime.local_field.arrays import local_field_from_echoes
+    from qsm_deploy.runtime.job.echo_arrays import local_field_from_echoes
     from qsm_deploy.runtime.model import Model, Result, open_model, reconstruct, run
 
     __version__: str
@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("qsm_deploy.kernels.errors"), name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "local_field.arrays" if name == "local_field_from_echoes" else "model"
+    home = "job.echo_arrays" if name == "local_field_from_echoes" else "model"
     return getattr(importlib.import_module(f"qsm_deploy.runtime.{home}"), name)

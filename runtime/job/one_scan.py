@@ -143,6 +143,7 @@ def field_scan(
     steps = scans.DRY if request.dry_run else begins.steps
     maps: dict[str, Volume] = {}
     if begins.images is not None:
+        require_memory_to_load([begins.images.phase[0].path], limit_bytes)
         scan, maps = scans.total_field_scan(
             begins.images,
             files,

@@ -9,7 +9,6 @@ import numpy as np
 from qsm_deploy.kernels.errors import DataError, UnitsError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.job.memory_limit import require_memory_to_load
 from qsm_deploy.runtime.local_field.echo_images import EchoImages, load_echoes
 from qsm_deploy.runtime.local_field.field_mapping import FieldMap
 from qsm_deploy.runtime.local_field.from_echoes import (
@@ -79,7 +78,6 @@ def total_field_scan(
     if not (images.magnitude or files.mask):
         raise DataError("without a magnitude nothing tells where the brain is; pass a mask with -m")
     with stages("load"):
-        require_memory_to_load([images.phase[0].path], limit_bytes)
         loaded = load_echoes(images, reading, limit_bytes)
         first, b0_from, notes, echoes = loaded.first, loaded.b0_from, loaded.notes, loaded.echoes
         read = {"phase_scales": loaded.scales, "negated": reading.negate}
