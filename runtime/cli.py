@@ -52,6 +52,8 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             p.error(
                 "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, or --bids "
                 "DATASET"
+                + "; it comes before --magnitude, which takes all files after it"
+                * bool(arguments.magnitude)
             )
     if arguments.qsm_ci_folders and not ci:
         p.error("--qsm-ci-folders needs --qsm-ci")
