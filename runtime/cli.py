@@ -93,6 +93,9 @@ def _run(arguments: argparse.Namespace) -> str:
     )
     log = TerminalLog(quiet=arguments.quiet)
     if until != "chi":
+        said = [*models, *(f"--{name}" for name in METHOD if getattr(arguments, name))]
+        if said:
+            raise UsageError(f"{said[0]} makes a map, and --until {until} makes none; drop one")
         made, _ = run_field(request, log)
         if arguments.json:
             return report.json_line(made)
@@ -142,7 +145,6 @@ def _take_contract(arguments: argparse.Namespace) -> None:
     fixed = qsm_ci.contract(source, target, stage)
     flags = qsm_ci.flags_of(source / qsm_ci.CONFIG, stage)
     set_there = parser().parse_args([*flags.values()])
-    arguments.files += fixed.pop("files", ())
     vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
 
 

@@ -43,7 +43,7 @@ PARAMETERS = (
     *("method", "alpha", "iterations", "robust", "threshold", "lam"),
     *("data_consistency", "dc_iterations", "patch", "overlap", "blend"),
 )
-OF_THE_FIELD = ("background_removal", "erode")  # the same of a stage that makes a local field
+OF_THE_FIELD = ("background_removal", "erode")  # the same, of a stage that makes a local field
 SWITCHES = ("robust",)
 
 
@@ -104,10 +104,16 @@ def flags_of(config: Path, stage: str) -> dict[str, str]:
     if not os.path.lexists(config):
         return {}
     content = load_json_object(config)
-    known = PARAMETERS if stage == DIPOLE else (*PARAMETERS, *OF_THE_FIELD)
+    reads, writes = STAGES[stage]
+    known = (
+        *(PARAMETERS if writes is CHI else ()),
+        *(() if reads is LOCAL or writes is TOTAL else OF_THE_FIELD),
+    )
     for name in content:
         if name not in known:
-            raise UsageError(f"{config}: no parameter {name}; {stage} has {', '.join(known)}")
+            raise UsageError(
+                f"{config}: no parameter {name}; {stage} has {', '.join(known) or 'none'}"
+            )
     flags = {name: _flag(config, name, value) for name, value in content.items()}
     return {name: flag for name, flag in flags.items() if flag is not None}
 

@@ -232,6 +232,7 @@ def test_the_stages_of_qsm_ci_follow_on_each_other(files, tmp_path, capsys):
         (["--echo-time", "0.004"], 2, "pass --echo-times with --phase"),
         (["--local-field", "chi.nii.gz"], 2, "two outputs would go to chi.nii.gz"),
         (["--until", "local-field", "--local-field", "l.nii", "--figure", "a.png"], 2, "of a map"),
+        (["--until", "local-field", "--local-field", "l.nii", "--alpha", "1"], 2, "makes a map"),
         (["--quality", "quality.txt"], 2, "--quality quality.txt must end in .nii"),
         (["field.nii.gz"], 3, "field.nii.gz: no such file"),
     ],
