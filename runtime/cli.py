@@ -47,7 +47,8 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         for name in ("participant_label", "bids_input", "resume"):
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
-        begins = (arguments.files, arguments.phase, arguments.total_field, arguments.local_field)
+        echoes = (arguments.phase, arguments.real, arguments.imag)
+        begins = (arguments.files, *echoes, arguments.total_field, arguments.local_field)
         if not (any(begins) or ci or arguments.stages):
             p.error(
                 "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, or --bids "
@@ -79,7 +80,8 @@ def _run(arguments: argparse.Namespace) -> str:
     until: Until = arguments.until or "chi"
     if arguments.stages:
         return _stages_text(arguments, fields, maker)
-    begins = (*fields, *(arguments.phase or ()), arguments.total_field, arguments.local_field)
+    echoes = arguments.phase or arguments.real or ()
+    begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
     output = arguments.output
     if until == "chi" and output is None:
         output = next((beside(path) for path in begins if path is not None), None)
@@ -120,9 +122,10 @@ def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker:
     from qsm_deploy.runtime.methods.method import Method
 
     steps = parameters(steps_from(arguments.background_removal, arguments.erode))
-    if fields or (arguments.local_field and not (arguments.phase or arguments.total_field)):
+    echoes = arguments.phase or arguments.real
+    if fields or (arguments.local_field and not (echoes or arguments.total_field)):
         steps = {}
-    elif arguments.total_field and not arguments.phase:
+    elif arguments.total_field and not echoes:
         steps = {name: steps[name] for name in ("quality", "background")}
     if isinstance(maker, Method):
         steps["inversion"] = {"by": maker.name, **maker.said()}

@@ -17,7 +17,7 @@ NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
 FILES = (
     *("mask", "truth", "labels", "magnitude", "noise_map", "params"),
-    *("phase", "total_field", "local_field", "quality", "r2star", "brain_mask"),
+    *("phase", "real", "imag", "total_field", "local_field", "quality", "r2star", "brain_mask"),
 )
 STEPS = ("background_removal", "erode")
 FIELD = (
@@ -108,6 +108,14 @@ def _add_echoes(group: "argparse._ArgumentGroup") -> None:
         metavar="FILE",
         help="of every echo in order, or all in one 4-D file; the JSON beside each is read",
     )
+    for part in ("real", "imag"):
+        group.add_argument(
+            f"--{part}",
+            type=Path,
+            nargs="+",
+            metavar="FILE",
+            help="parts of the complex images, in place of --phase and --magnitude (GE)",
+        )
     group.add_argument(
         "--echo-times",
         type=float,

@@ -60,6 +60,7 @@ def beginning_of(
     *,
     phase: Sequence[Path] = (),
     magnitude: Sequence[Path] = (),
+    are_parts: bool = False,
     total_field: Path | None = None,
     local_field: Path | None = None,
     noise_map: Path | None = None,
@@ -73,7 +74,8 @@ def beginning_of(
 ) -> Beginning:
     """Return where a run begins, by the names of the command line's flags.
 
-    What is said of a map, ``of_a_map``, has no meaning where none is made.
+    Where ``are_parts``, phase and magnitude are real and imaginary parts. What is said of a map,
+    ``of_a_map``, has no meaning where none is made.
 
     Raises
     ------
@@ -124,7 +126,7 @@ def beginning_of(
         return Beginning((total_field,), None, noise_map, quality, keeps, steps_, until)
     from qsm_deploy.runtime.local_field.echo_images import EchoImages, images_with_sidecars
 
-    images = EchoImages(images_with_sidecars(phase), images_with_sidecars(magnitude))
+    images = EchoImages(images_with_sidecars(phase), images_with_sidecars(magnitude), are_parts)
     return Beginning(tuple(phase), images, keeps=keeps, steps=steps_, until=until)
 
 

@@ -118,6 +118,8 @@ def make_request(
     fields: Sequence[PathLike] = (),
     *,
     phase: PathLike | Sequence[PathLike] | None = None,
+    real: PathLike | Sequence[PathLike] | None = None,
+    imag: PathLike | Sequence[PathLike] | None = None,
     total_field: PathLike | None = None,
     local_field: PathLike | None = None,
     quality: PathLike | None = None,
@@ -158,7 +160,8 @@ def make_request(
     ----------
     fields
         Field maps, one for each orientation, or a wrapped phase.
-    phase, total_field, local_field, quality, r2star, brain_mask, background_removal, erode, until
+    phase, real, imag, total_field, local_field, quality, r2star, brain_mask
+    background_removal, erode, until
         Where it begins, how the local field is made, and what is kept; see
         :func:`beginning_of`.
     mask, truth, labels, magnitude, noise_map, params
@@ -192,7 +195,13 @@ def make_request(
     MissingDependencyError
         If a figure is asked for without matplotlib.
     """
-    signal, phases = (() if p is None else paths_of(p) for p in (magnitude, phase))
+    signal, phases, reals, imags = (
+        () if p is None else paths_of(p) for p in (magnitude, phase, real, imag)
+    )
+    if reals or imags:
+        if phases or signal or not (reals and imags):
+            raise UsageError("--real and --imag go together, in place of --phase and --magnitude")
+        phases, signal = reals, imags
     mask_path, truth_path, labels_path, params_path = paths = [
         _path(p) for p in (mask, truth, labels, params)
     ]
@@ -202,6 +211,7 @@ def make_request(
         tuple(map(Path, fields)),
         phase=phases,
         magnitude=signal,
+        are_parts=bool(reals),
         total_field=_path(total_field),
         local_field=_path(local_field),
         noise_map=_path(noise_map),
@@ -224,7 +234,7 @@ def make_request(
         mask_path,
         truth_path,
         labels_path,
-        signal,
+        () if reals else signal,
         begins.noise_map,
         begins.quality,
     )

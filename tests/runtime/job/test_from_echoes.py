@@ -119,6 +119,20 @@ def test_files_with_sidecars_come_in_any_order(run, files):
     np.testing.assert_array_equal(load("chi.nii.gz"), expected)
 
 
+def test_real_and_imaginary_parts(run, echoes, tmp_path):
+    until = ["--until", "total-field", "--total-field"]
+    assert run(*until, "polar.nii.gz")[0] == 0
+    parts = {"real": echoes[1] * np.cos(echoes[0]), "imag": echoes[1] * np.sin(echoes[0])}
+    for name, stack in parts.items():
+        save(tmp_path / f"{name}.nii.gz", np.moveaxis(stack, 0, -1))
+    start = ["--real", "real.nii.gz", "--imag", "imag.nii.gz", *FLAGS]
+    code, _, err = run(*until, "parts.nii.gz", start=start)
+    assert (code, "of real and imaginary parts" in err) == (0, True), err
+    np.testing.assert_allclose(load("parts.nii.gz"), load("polar.nii.gz"), atol=1e-5)
+    code, _, err = run(start=start[:2] + FLAGS)
+    assert (code, "--real and --imag go together" in err) == (2, True)
+
+
 def test_what_is_kept_begins_a_run_again(run):
     kept = ["--noise-map", "noise.nii.gz", "--quality", "quality.nii.gz"]
     total = ["--total-field", "total.nii.gz"]
