@@ -183,3 +183,9 @@ def validate(tmp_path: Path) -> Callable[[Path], list[tuple[str, str]]]:
         return [(i["code"], i["location"]) for i in issues if i["severity"] == "error"]
 
     return errors
+
+
+@pytest.fixture(autouse=True)
+def _no_deepbet(monkeypatch):
+    """Find masks as without the extra, whose library takes seconds for each."""
+    monkeypatch.setattr("qsm_deploy.runtime.local_field.masks.has_deepbet", lambda: False)

@@ -19,9 +19,9 @@ FILES = (
     *("mask", "truth", "labels", "magnitude", "noise_map", "params"),
     *("phase", "real", "imag", "total_field", "local_field", "quality", "r2star", "brain_mask"),
 )
-STEPS = ("background_removal", "erode")
+STEPS = ("echo_times", "background_removal", "erode")
 FIELD = (
-    *("units", "echo_time", "echo_times", "field_strength", "b0_direction", "voxel_size"),
+    *("units", "echo_time", "field_strength", "b0_direction", "voxel_size"),
     *("negate", "phase_scale"),
 )
 WANTED = (

@@ -244,7 +244,8 @@ def make_request(
         units = "rad"
     reading = reading_from(
         units=units,
-        echo_times=echo_times or (() if echo_time is None else (echo_time,)),
+        echo_time=echo_time,
+        echo_times=echo_times,
         field_strength=field_strength,
         b0_direction=b0_direction,
         voxel_size=voxel_size,
@@ -340,7 +341,8 @@ def models_and_fields(files: Iterable[Path]) -> tuple[list[Path], tuple[Path, ..
 def reading_from(
     *,
     units: FieldUnit | None = None,
-    echo_times: Sequence[float] = (),
+    echo_time: float | None = None,
+    echo_times: Sequence[float] | None = None,
     field_strength: float | None = None,
     b0_direction: Sequence[Sequence[float]] | None = None,
     voxel_size: Sequence[float] | None = None,
@@ -354,8 +356,8 @@ def reading_from(
     ----------
     units
         What they hold; ``None`` is what the network takes.
-    echo_times, field_strength
-        [s] and [T], for phases and frequencies.
+    echo_time, echo_times, field_strength
+        [s], of one echo or of several, and [T], for phases and frequencies.
     b0_direction
         In voxel axes, one for each field.
     voxel_size
@@ -379,7 +381,7 @@ def reading_from(
         raise UsageError(f"phase_scale is {phase_scale!r}, expected one of {', '.join(SCALES)}")
     directions = [_vector(b) for b in b0_direction or ()]
     stated = Params(
-        tuple(echo_times),
+        tuple(echo_times or (() if echo_time is None else (echo_time,))),
         field_strength,
         directions[0] if directions else None,
         None if voxel_size is None else _vector(voxel_size),

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 LIMITS = Limits(
     message_bytes=1 << 18, text_bytes=1 << 16, matrix=64, images=100, session_bytes=1 << 20
 )
-SHAPE = (8, 7, 6)
+SHAPE = (10, 9, 8)  # of which erosion leaves some
 IMAGE = struct.pack("<H", Id.IMAGE)
 TEXT = struct.pack("<H", Id.TEXT)
 LONGEST_S, MOST_BYTES = 10.0, 1 << 28
@@ -223,7 +223,7 @@ def of_field() -> Sent:
     """Return a local field, stored as whole numbers."""
     rng = np.random.default_rng(5)
     stored = np.zeros(SHAPE, dtype=np.int16)
-    stored[1:-1, 1:-1, 1:-1] = np.rint(rng.normal(0, 20, (6, 5, 4)))  # even would be a phase's
+    stored[1:-1, 1:-1, 1:-1] = np.rint(rng.normal(0, 20, (8, 7, 6)))  # even would be a phase's
     scale = {"RescaleSlope": "0.5", "RescaleIntercept": "0"}
     return Sent(b"dipole", {"units": "ppb"}, _slices(stored, image_type=3, series=1, **scale))
 

@@ -112,9 +112,3 @@ def field() -> np.ndarray:
     volume = np.zeros((21, 18, 15), dtype=np.float32)
     volume[3:-2, 2:-3, 4:-1] = 0.02 * rng.standard_normal((16, 13, 10), dtype=np.float32)
     return volume
-
-
-@pytest.fixture(autouse=True)
-def _no_deepbet(monkeypatch):
-    """Find masks as without the extra, whose library takes seconds for each."""
-    monkeypatch.setattr("qsm_deploy.runtime.local_field.masks.has_deepbet", lambda: False)
