@@ -84,10 +84,16 @@ def padded_box(mask: Mask, geometry: Geometry, *, around_mm: float = SUPPORT_MM)
 
 def grown(mask: Mask, geometry: Geometry, radius_mm: float) -> Mask:
     """Return the voxels whose centre lies within a radius of the mask's, on a periodic grid."""
-    spectrum = scipy.fft.rfftn(mask.astype(np.float32), workers=workers())
-    spectrum *= ball_spectrum(geometry, radius_mm)
-    inside: Mask = scipy.fft.irfftn(spectrum, s=geometry.shape, workers=workers()) > 0.5
+    inside: Mask = filtered(mask.astype(np.float32), ball_spectrum(geometry, radius_mm)) > 0.5
     return inside
+
+
+def filtered(volume: Volume, multiplier: Volume) -> Volume:
+    """Return a volume whose half-spectrum is multiplied by a real one, on a periodic grid."""
+    spectrum = scipy.fft.rfftn(volume, workers=workers())
+    spectrum *= multiplier
+    image: Volume = scipy.fft.irfftn(spectrum, s=volume.shape, workers=workers())
+    return image
 
 
 def ball_spectrum(geometry: Geometry, radius_mm: float) -> Volume:

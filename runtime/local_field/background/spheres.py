@@ -12,13 +12,11 @@ Schweser et al., NeuroImage 54:2789-2807 (2011), SHARP; Wu et al., Magn Reson Me
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import PaddedBox, ball_spectrum
+from qsm_deploy.kernels.inversion.grid import PaddedBox, ball_spectrum, filtered
 from qsm_deploy.kernels.inversion.least_squares import conjugate_gradients
-from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.local_field.background.removal import Task, padded, trusted_field
 
 WHOLE = 1 - 1e-4  # of a ball that lies in the mask
@@ -62,7 +60,7 @@ class Resharp:
         _require_any(whole, self.radius_mm)
 
         def normal(x: Volume, lam: float) -> Volume:
-            image = _filtered(_filtered(x, 1 - ball) * whole, 1 - ball)
+            image = filtered(filtered(x, 1 - ball) * whole, 1 - ball)
             return image + np.float32(lam) * x
 
         local, _, _ = conjugate_gradients(
@@ -108,14 +106,14 @@ class VSharp:
         for radius in self.radii_mm:
             ball = _mean_over_ball(grid, radius)
             new = _whole(inside, ball) & ~known
-            rest[new] = _filtered(field, 1 - ball)[new]
+            rest[new] = filtered(field, 1 - ball)[new]
             known |= new
             task.done()
         _require_any(known, self.radii_mm[-1])
         largest = 1 - _mean_over_ball(grid, self.radii_mm[0])
         sure = np.abs(largest) > self.threshold
         inverse = np.divide(1, largest, out=np.zeros_like(largest), where=sure)
-        return _result(task, grid, field - _filtered(rest, inverse), known)
+        return _result(task, grid, field - filtered(rest, inverse), known)
 
 
 def _mean_over_ball(grid: PaddedBox, radius_mm: float) -> Volume:
@@ -125,16 +123,9 @@ def _mean_over_ball(grid: PaddedBox, radius_mm: float) -> Volume:
     return ball
 
 
-def _filtered(volume: Volume, multiplier: Volume) -> Volume:
-    spectrum = scipy.fft.rfftn(volume, workers=workers())
-    spectrum *= multiplier
-    image: Volume = scipy.fft.irfftn(spectrum, s=volume.shape, workers=workers())
-    return image
-
-
 def _whole(inside: Mask, ball: Volume) -> Mask:
     """Return the centres of the balls that lie in a mask."""
-    whole: Mask = inside & (_filtered(inside.astype(np.float32), ball) > WHOLE)
+    whole: Mask = inside & (filtered(inside.astype(np.float32), ball) > WHOLE)
     return whole
 
 

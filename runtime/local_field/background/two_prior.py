@@ -15,13 +15,11 @@ say what it is.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 
 from qsm_deploy.kernels.dipole import half_dipole_kernel
 from qsm_deploy.kernels.geometry import Mask, Volume
-from qsm_deploy.kernels.inversion.grid import PaddedBox, grown
+from qsm_deploy.kernels.inversion.grid import PaddedBox, filtered, grown
 from qsm_deploy.kernels.inversion.least_squares import Orientations, conjugate_gradients, product
-from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.local_field.background.removal import Task, padded
 
 BEYOND_MM = 0.5  # a mask's edge, as voxels cut it
@@ -67,10 +65,11 @@ class TwoPrior:
         field -= field[trusted].mean(dtype=np.float64)  # phase does not tell a constant
         x = self.sources(task, grid, prior, np.where(trusted, field, np.float32(0)))
         lost = inside & ~trusted
+        dipole = half_dipole_kernel(grid.geometry)
         if lost.any():
-            field[lost] = dipole_field(x, grid)[lost]
+            field[lost] = filtered(x, dipole)[lost]
         x[inside] = 0
-        field -= dipole_field(x, grid)
+        field -= filtered(x, dipole)
         field[~inside] = 0
         return grid.restore(field), task.mask
 
@@ -107,11 +106,3 @@ class TwoPrior:
         )
         x *= prior
         return x
-
-
-def dipole_field(x: Volume, grid: PaddedBox) -> Volume:
-    """Return the field of sources on a padded, periodic grid."""
-    spectrum = scipy.fft.rfftn(x, workers=workers())
-    spectrum *= half_dipole_kernel(grid.geometry)
-    field: Volume = scipy.fft.irfftn(spectrum, s=x.shape, workers=workers())
-    return field
