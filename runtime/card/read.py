@@ -1,6 +1,5 @@
 """The card in a model file, ONNX or a plan, without the library that made it or runs it."""
 
-import ctypes.util
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, parse_card
+from qsm_deploy.runtime.card.plan_file import read_plan
 
 ONNX, PLAN = ".onnx", ".plan"
 FIRST_FIELD = re.compile(rb'{"(axes|constants)":')  # of the canonical form
@@ -24,7 +24,8 @@ MOST_FIELDS = 2**20  # of one message; a network's graph has thousands
 def load_card(path: Path) -> ModelCard:
     """Return the card of an ONNX file or a plan.
 
-    Of an ONNX file the graph is skipped, not read: what it holds is for who runs it to check.
+    Of an ONNX file the graph is skipped, not read: what it holds is for who runs it to check. Of a
+    plan it is the engine's card.
 
     Raises
     ------
@@ -38,24 +39,39 @@ def load_card(path: Path) -> ModelCard:
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
     if path.suffix == PLAN:
-        return card_in_plan(path.read_bytes(), path)
+        return card_in_plan(read_plan(path).engine, path)
     if path.suffix != ONNX:
         raise EngineError(f"{path}: neither an .onnx model nor a .plan; make one with qsm-export")
-    require_onnx(path)
-    return card_from(_metadata(path).get(METADATA_KEY), path)
+    with path.open("rb") as file:
+        _require_onnx(file.read(1), path)
+        return card_from(_metadata(file, path).get(METADATA_KEY), path)
 
 
-def require_onnx(path: Path) -> None:
-    """Refuse, by name and first byte, what cannot be an ONNX file.
+def graph_in(path: Path) -> bytes:
+    """Return an ONNX file, or the one in a plan.
 
     Raises
     ------
+    DataError
+        If the file is missing.
     EngineError
-        If it is another file.
+        If it is neither, by name or first byte, damaged, or a plan of the former form.
+    CardError
+        If a plan has no card.
     """
-    with path.open("rb") as file:
-        if path.suffix != ONNX or file.read(1) != ONNX_FIRST_BYTE:
-            raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
+    plan = read_plan(path) if path.suffix == PLAN else None
+    graph = path.read_bytes() if plan is None else plan.graph
+    if graph is None:
+        raise _no_graph(path)
+    _require_onnx(graph[:1] if plan or path.suffix == ONNX else b"", path)
+    return graph
+
+
+def _require_onnx(first: bytes, path: Path) -> None:
+    if first != ONNX_FIRST_BYTE:
+        raise EngineError(f"{path}: not an .onnx model; make one with qsm-export")
 
 
 def card_from(text: str | None, path: Path) -> ModelCard:
@@ -114,22 +130,13 @@ def card_in_plan(data: bytes, path: Path) -> ModelCard:
     return card_from(text[:length], path)
 
 
-def refuse_plan(path: Path) -> EngineError:
-    """Return what to say of a plan: what it is, and what is missing to run it.
-
-    Raises
-    ------
-    CardError
-        If it has no card.
-    """
+def _no_graph(path: Path) -> EngineError:
+    """Return what to say of a plan of the former form, which is for one kind of GPU alone."""
     card = load_card(path)
     engine = card.options.get("engine", "TensorRT")
-    missing = "this version runs no plans"
-    if ctypes.util.find_library("cuda") is None:
-        missing = "this machine has no NVIDIA driver, which plans need"
     return EngineError(
-        f"{path}: a plan of {card.network} in {card.precision} for {engine}; {missing}; export "
-        f"an ONNX file with qsm-export --model {card.network} -o {path.stem}.onnx"
+        f"{path}: a plan of {card.network} in {card.precision} for {engine}, of the former form: "
+        "without a graph it runs on the GPU that it was built for only; export it again"
     )
 
 
@@ -140,17 +147,16 @@ def not_whole(path: Path) -> EngineError:
     )
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(file: BinaryIO, path: Path) -> dict[str, str]:
     """Return the metadata of an ONNX file."""
     found = {}
     try:
-        with path.open("rb") as file:
-            for _, entry in fields(file, whole(file), (METADATA_PROPS,)):
-                pair = {
-                    number: read(file, text).decode()
-                    for number, text in fields(file, entry, (ENTRY_KEY, ENTRY_VALUE))
-                }
-                found[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
+        for _, entry in fields(file, whole(file), (METADATA_PROPS,)):
+            pair = {
+                number: read(file, text).decode()
+                for number, text in fields(file, entry, (ENTRY_KEY, ENTRY_VALUE))
+            }
+            found[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
     except ValueError:
         raise not_whole(path) from None
     return found

@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.card.read import read_card
+from qsm_deploy.runtime.card.read import graph_in, read_card
 from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
@@ -50,7 +50,7 @@ class OnnxRuntimeSession:
         options.log_severity_level = 4  # what fails is raised, in one line
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                graph_in(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             self.card = read_card(
                 path,

@@ -10,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qsm_deploy.kernels.errors import DataError, EngineError, MissingDependencyError, UsageError
+from qsm_deploy.kernels.errors import EngineError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.graph import require_bounded_graph
-from qsm_deploy.runtime.card.read import PLAN, refuse_plan, require_onnx
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
@@ -71,7 +70,7 @@ def open_session(
     Parameters
     ----------
     path
-        An ONNX file with a card.
+        An ONNX file with a card, or a plan, whose graph is run.
     backend
         The library that runs it.
     precision
@@ -90,11 +89,6 @@ def open_session(
     MissingDependencyError
         If the backend is not installed.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such model file")
-    if path.suffix == PLAN:
-        raise refuse_plan(path)
-    require_onnx(path)
     require_bounded_graph(path)
     return require_backend(backend)(path, precision=precision, threads=threads)
 

@@ -1,7 +1,6 @@
 """Cards out of files that nothing runs: ONNX files and plans, whole, damaged and cut off."""
 
 import contextlib
-import ctypes.util
 import json
 import os
 import subprocess
@@ -16,8 +15,10 @@ from hypothesis.strategies import data, integers
 import qsm_deploy.runtime.card.card as card_module
 from qsm_deploy.kernels.errors import CardError, EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, parse_card
-from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.card.plan_file import PlanFile, plan_bytes, read_plan
+from qsm_deploy.runtime.card.read import graph_in, load_card
 from qsm_deploy.runtime.sessions.open import open_session
+from tests.runtime.card.malformed_plans import MALFORMED
 
 BUNDLED = parse_card(
     (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()
@@ -117,17 +118,35 @@ def test_the_card_is_read_out_of_the_bytes(plan: Path, card: ModelCard) -> None:
     assert load_card(plan) == card
 
 
-@pytest.mark.parametrize(
-    ("driver", "missing"), [(None, "no NVIDIA driver"), ("libcuda.so.1", "runs no plans")]
-)
-def test_a_plan_is_refused_with_what_is_missing(plan, driver, missing, monkeypatch) -> None:
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: driver)
+def test_a_plan_of_the_former_form_has_nothing_for_a_cpu(plan) -> None:
     with pytest.raises(
-        EngineError, match=rf"tkd-unet in fp16 for tensorrt-rtx 1.7; .*{missing}"
+        EngineError, match=r"tkd-unet in fp16 for tensorrt-rtx 1.7, of the former form"
     ) as e:
         open_session(plan, "onnxruntime")
     assert e.value.exit_code == 4
     assert "\n" not in str(e.value)
+
+
+def test_a_plan_gives_its_parts_and_its_card(plan: Path) -> None:
+    engine, graph = plan.read_bytes(), MODEL.read_bytes()
+    plan.write_bytes(plan_bytes(engine, graph))
+    assert read_plan(plan) == PlanFile(engine, graph)
+    assert load_card(plan) == CARD
+    assert graph_in(plan) == graph
+    assert open_session(plan, "onnxruntime").card == BUNDLED
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_plan_is_refused_in_one_line(plan: Path, what: str) -> None:
+    card = replace(CARD, options=CARD.options | {"plan": "1"})
+    engine = BEFORE + card.to_json().encode() + AFTER
+    said, make = MALFORMED[what]
+    plan.write_bytes(make(engine, MODEL.read_bytes()))
+    for use in (load_card, lambda path: open_session(path, "onnxruntime")):
+        with pytest.raises(EngineError, match=rf"x\.plan.*{said}") as caught:
+            use(plan)
+        assert caught.value.exit_code == 4
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kept", [0, 10, len(BEFORE), len(BEFORE) + 300])
