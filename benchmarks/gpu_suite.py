@@ -41,10 +41,6 @@ from qsm_deploy.export.measure.verification import ModuleSession, phantom_scan
 from qsm_deploy.export.networks import ir2qsm, tkd_unet
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import network_spec
-from qsm_deploy.export.tensorrt.builder import build_plan
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import plan_target
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.cuda_library import CudaLibrary, DipoleOperator
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
@@ -53,6 +49,10 @@ from qsm_deploy.kernels.inversion.total_variation import total_variation
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, ReceptiveField
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.embedding import Engine
+from qsm_deploy.runtime.gpu.building.builder import build_plan
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import plan_target
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
 from qsm_deploy.runtime.gpu.device import Device, holding
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
@@ -196,7 +196,7 @@ class Networks:
             options = card.options | built_for | {"shapes": str(profile)}
             card = replace(card, options=options)
             path = self.folder / f"{stem}.plan"
-            path.write_bytes(build_plan(model, card, profile, choices).data)
+            path.write_bytes(build_plan(model.SerializeToString(), card, profile, choices).data)
         return open_device_session(path)
 
 

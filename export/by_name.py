@@ -117,8 +117,8 @@ def export_network(
         from qsm_deploy.export.checkpoints.state import load_state
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
-        from qsm_deploy.export.tensorrt.choices import PlanChoices
         from qsm_deploy.export.write_network import write_network
+        from qsm_deploy.runtime.gpu.building.choices import PlanChoices
     if flavour is not None:
         plan = PlanChoices(flavour, **about_plan, progress=bar)
         open_library(flavour, f"--engine {flavour}")

@@ -14,13 +14,15 @@ from qsm_deploy.runtime.console.command import add_version, needs_extra, run_com
 
 NAME = "qsm-export"
 OUTPUT_HELP = (
-    "what to write: .onnx, or .plan for TensorRT; default NAME-PRECISION.onnx, for a reduced "
-    "precision NAME-PRECISION.plan where a flavour of TensorRT is installed"
+    "what to write: .onnx, or .plan, an engine for TensorRT with the graph beside it; default "
+    "NAME-PRECISION.onnx, for a reduced precision NAME-PRECISION.plan where a flavour of TensorRT "
+    "is installed"
 )
 EPILOG = """\
 examples:
   qsm-export --list
   qsm-export --describe model_IR2Unet.pth
+  qsm-export --describe tkd-unet.plan --extract tkd-unet.onnx
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
   qsm-export --model tkd-unet
   qsm-export --model tkd-unet --fp16 -o tkd-unet.plan --shapes 64,160x192x160,256
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.list:
         return run_command(NAME, lambda: _list(arguments))
-    if arguments.describe is not None:
+    if arguments.describe or arguments.extract:
         return run_command(NAME, lambda: _describe(arguments))
     return run_command(NAME, lambda: _export(arguments))
 
@@ -81,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--list", action="store_true", help="show the known networks and leave")
     p.add_argument(
         "--describe", type=Path, metavar="FILE", help="say what a checkpoint or model is, and leave"
+    )
+    p.add_argument(
+        "--extract",
+        type=Path,
+        metavar="FILE",
+        help="of the plan that --describe names: write its graph (.onnx) or its engine (.engine)",
     )
     add_version(p)
     return p
@@ -206,10 +214,14 @@ def _list(arguments: argparse.Namespace) -> str:
 
 
 def _describe(arguments: argparse.Namespace) -> str:
+    if arguments.describe is None:
+        raise UsageError("--extract: name the plan with --describe")
     with needs_extra("export", NAME):
-        from qsm_deploy.export.describe import describe, describe_text
+        from qsm_deploy.export.describe import describe, describe_text, extract
 
         found = describe(arguments.describe)
+        if arguments.extract:
+            extract(arguments.describe, arguments.extract, force=arguments.force)
     return json.dumps(found) if arguments.json else describe_text(found)
 
 

@@ -8,10 +8,13 @@ from typing import Any
 from qsm_deploy.export.checkpoints.file_kind import stand_in
 from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.export.networks.registry import REGISTRY, recognise
-from qsm_deploy.kernels.errors import CardError, WeightsError
+from qsm_deploy.kernels.errors import CardError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import UNITS, ModelCard, parse_card
-from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
+from qsm_deploy.runtime.card.plan_file import PlanFile, read_plan
+from qsm_deploy.runtime.card.read import ONNX, PLAN, graph_in, load_card
+from qsm_deploy.runtime.console.atomic import write_atomically
 
+ENGINE = ".engine"
 KEYS_SHOWN = 5
 CHANNELS_LAST = (":0", "weights")  # kernels of Keras and TensorFlow, (x, y, z, in, out)
 SWAPPED = "deconv_weights"  # but these are (x, y, z, out, in)
@@ -31,7 +34,8 @@ def describe(path: Path) -> dict[str, Any]:
     if path.is_file() and (left := stand_in(path)):
         raise WeightsError(f"{path}: {left}")
     if (card := _card(path)) is not None:
-        return {"file": path.name, "card": json.loads(card.to_json())}
+        parts = {} if path.suffix != PLAN else {"parts": _parts(read_plan(path))}
+        return {"file": path.name, **parts, "card": json.loads(card.to_json())}
     from qsm_deploy.export.checkpoints.state import load_state, state_sha256
 
     state = load_state(path, fits=recognise)
@@ -53,7 +57,15 @@ def describe(path: Path) -> dict[str, Any]:
 def describe_text(found: dict[str, Any]) -> str:
     """Return the facts as people read them."""
     if "card" in found:
-        rows = {key: _plain(value) for key, value in found["card"].items()}
+        facts = found["card"]
+        rows = {key: _plain(value) for key, value in facts.items()}
+        if parts := found.get("parts"):
+            options = facts["options"]
+            built = (options.get(name, "?") for name in ("engine", "gpu", "shapes"))
+            rows |= {"plan for": "{}, GPU {}, shapes {}".format(*built)} | {
+                f"{name} inside": f"{size / 1e6:.1f} MB" if size else "no, of the former form"
+                for name, size in parts.items()
+            }
         return "\n".join(f"{key:<16} {value}" for key, value in rows.items())
     looks = " or ".join(found["networks"]) or "no network that is known here"
     keys = "\n".join(f"  {key} {tuple(shape)}" for key, shape in found["first_keys"].items())
@@ -62,6 +74,29 @@ def describe_text(found: dict[str, Any]) -> str:
         f"{found['keys']} keys, {found['values']:,} values, channels {found['first_width']} at "
         f"first, {found['widest']} at most, sha256 {found['sha256'][:12]}\n{keys}\n  ..."
     )
+
+
+def extract(path: Path, output: Path, *, force: bool = False) -> None:
+    """Write a part of a plan out: its graph as ``.onnx``, or its engine alone as ``.engine``.
+
+    Raises
+    ------
+    UsageError
+        If the output has another ending, or exists without ``force``.
+    EngineError
+        If it is no whole plan, or has no graph.
+    """
+    if path.suffix != PLAN or output.suffix not in (ONNX, ENGINE):
+        raise UsageError(
+            f"--extract {output}: writes {ONNX} or {ENGINE} of the {PLAN} at --describe"
+        )
+    part = graph_in(path) if output.suffix == ONNX else read_plan(path).engine
+    write_atomically(output, part, force=force)
+
+
+def _parts(plan: PlanFile) -> dict[str, int]:
+    """Return the sizes of what is in a plan [bytes]."""
+    return {"engine": len(plan.engine), "graph": len(plan.graph or b"")}
 
 
 def _card(path: Path) -> ModelCard | None:

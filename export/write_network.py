@@ -30,10 +30,6 @@ from qsm_deploy.export.measure.verification import Difference, measure_differenc
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.network_spec import NetworkSpec
-from qsm_deploy.export.tensorrt.builder import build_plan, prepare_plugin
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import plan_target
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.runtime.card.card import (
     SCHEMA,
     UNROLLED,
@@ -43,9 +39,14 @@ from qsm_deploy.runtime.card.card import (
     ReceptiveField,
     Verification,
 )
+from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
 from qsm_deploy.runtime.console.atomic import check_writable, write_together
 from qsm_deploy.runtime.console.held import scratch_folder
 from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.gpu.building.builder import build_plan, prepare_plugin
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import plan_target
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.sessions.open import installed_backends
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
@@ -99,7 +100,8 @@ def write_network(
         What the graph computes in where it tolerates it.
     plan
         About the engine to build, if the file is to be a plan and not ONNX. The graph that goes in
-        is verified; the plan itself is not run, since that takes a GPU.
+        is verified, and goes into the file too; the engine itself is not run, since that takes a
+        GPU.
     int8
         How to calibrate, for the precision ``int8``.
     fp16_output
@@ -172,18 +174,16 @@ def write_network(
             card, lambda: measure_receptive_field(module, card)
         )
         memory: dict[str, MemoryUse] = {}
-        for backend in graphs.running if plan is None else ():
+        for backend in graphs.running:
             say(f"measuring the memory of {backend}")
             memory[backend] = measure_memory(draft, backend)
     card = replace(card, verified=verified, receptive_field=receptive_field, memory=memory)
+    data, engine_layers = with_card(graphs.written, card), None
     if plan:
         say(f"building with {built['engine']} for {built['shapes']} and the GPU {built['gpu']}")
-        card = replace(card, options=card.options | built)
-        made = build_plan(graphs.written, card, profile, plan, say)
-        data = made.data
-        engine_layers = made.layers
-    else:
-        data, engine_layers = with_card(graphs.written, card), None
+        card = replace(card, options=card.options | built | {PROMISE: f"{FORM}"})
+        made = build_plan(data, card, profile, plan, say)
+        data, engine_layers = plan_bytes(made.data, data), made.layers
     card_path = output.with_suffix(".json")
     files = {card_path: _for_people(card).encode(), output: data}
     if layers_path and (report := _layers_report(found, engine_layers)):

@@ -40,7 +40,14 @@ class EngineError(QsmDeployError):
 
 
 class UnservedShapeError(EngineError):
-    """Shapes that an engine was not built for; others, as smaller patches, may do."""
+    """Shapes that an engine was not built for; others, as smaller patches, may do.
+
+    ``profile`` is MIN,OPT,MAX of an engine that would serve them, if one could.
+    """
+
+    def __init__(self, message: str, profile: str | None = None) -> None:
+        super().__init__(message)
+        self.profile = profile
 
 
 class CardError(EngineError):

@@ -18,6 +18,7 @@ from qsm_deploy.runtime.job.arguments import (
     STEPS,
     WANTED,
     WRITTEN,
+    host_from,
     parser,
 )
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qsm_deploy.runtime.bids.cohort import Failure
-    from qsm_deploy.runtime.reconstructor import Host, Maker
+    from qsm_deploy.runtime.reconstructor import Maker
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> str:
             return "\n".join(f"would write {path}" for path in request.outputs.maps.values())
         log.tell(report.field_text(made))
         return str(request.outputs.maps[until.replace("-", "_")])
-    finished = run_request(request, maker, _host(arguments), log)
+    finished = run_request(request, maker, host_from(arguments), log)
     if arguments.json:
         return report.json_line(finished.report)
     if arguments.dry_run:
@@ -151,12 +152,6 @@ def _take_contract(arguments: argparse.Namespace) -> None:
     vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})
 
 
-def _host(arguments: argparse.Namespace) -> "Host":
-    from qsm_deploy.runtime.reconstructor import Host
-
-    return Host(arguments.backend, arguments.device, arguments.precision, arguments.threads)
-
-
 def _run_bids(arguments: argparse.Namespace) -> int:
     """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
     failures: list[Failure] = []
@@ -187,7 +182,7 @@ def _run_bids(arguments: argparse.Namespace) -> int:
         log = TerminalLog(quiet=arguments.quiet)
         models = models_alone(arguments.files)
         maker = maker_from(models, **{name: getattr(arguments, name) for name in METHOD})
-        outcome = run_cohort(cohort, maker, _host(arguments), log)
+        outcome = run_cohort(cohort, maker, host_from(arguments), log)
         failures.extend(outcome.failures)
         if arguments.json:
             return "\n".join(map(report.json_line, outcome.reports))

@@ -244,6 +244,7 @@ def open_model(
     device: str = AUTO,
     precision: Precision = "fp32",
     threads: int = 0,
+    plan_cache: PathLike = AUTO,
     **method: Any,
 ) -> Model:
     """Open a model for many scans, or take a method.
@@ -255,11 +256,15 @@ def open_model(
     backend
         ``onnxruntime`` or ``openvino`` on the CPU; ``auto`` takes the fastest that is installed.
     device
-        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, where there is one, the CPU for
+        an ONNX file.
     precision
         ``fp32`` or ``bf16``, of the backend.
     threads
         Of the CPU, 0 for all cores.
+    plan_cache
+        The folder for engines of plans that did not fit and were built again; ``auto`` is the
+        user's, ``off`` none.
     **method
         ``method`` is the name of one, or of a bundled network, by default ``tv``; what is said to
         it are alpha [ppm mm], iterations, robust, threshold, lam, as the flags of ``qsm-run``.
@@ -270,8 +275,8 @@ def open_model(
         If the model cannot be opened there; one subclass for each cause.
     """
     maker = _maker(model, method)
-    host = Host(backend, device, precision, threads)
-    return Model(open_reconstructor(maker, host), maker)
+    host = Host(backend, device, precision, threads, plan_cache)
+    return Model(open_reconstructor(maker, host, _Warnings(None)), maker)
 
 
 def reconstruct(
@@ -285,12 +290,13 @@ def reconstruct(
     device: str = AUTO,
     precision: Precision = "fp32",
     threads: int = 0,
+    plan_cache: PathLike = AUTO,
     **options: Any,
 ) -> Any:
     """Return the susceptibility map of one acquisition; see :func:`open_model`, :class:`Model`."""
     said = {name: options.pop(name) for name in METHOD & options.keys()}
     host: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
-    opened = open_model(model, precision=precision, **host, **said)
+    opened = open_model(model, precision=precision, plan_cache=plan_cache, **host, **said)
     return opened.reconstruct(
         field_ppm, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, **options
     )
@@ -304,6 +310,7 @@ def run(
     device: str = AUTO,
     precision: Precision = "fp32",
     threads: int = 0,
+    plan_cache: PathLike = AUTO,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -314,7 +321,7 @@ def run(
     field
         A field map (.nii or .nii.gz), or one for each orientation; nothing if it begins with
         ``phase`` or ``total_field``.
-    model, backend, device, precision, threads
+    model, backend, device, precision, threads, plan_cache
         As for :func:`open_model`.
     progress
         Called with the patches that are done and their number.
@@ -337,9 +344,10 @@ def run(
     request = make_request(paths_of(field), inputs=models, **_one_direction(options))
     stages = Stages()
     with stages("load"):
-        host = Host(backend, device, precision, threads)
+        host = Host(backend, device, precision, threads, plan_cache)
         limit = request.wants.memory_limit
-        reconstructor = open_reconstructor(maker, host, stays=False, memory_limit=limit)
+        log = _Warnings(progress)
+        reconstructor = open_reconstructor(maker, host, log, stays=False, memory_limit=limit)
     return _run(request, reconstructor, stages, progress)
 
 

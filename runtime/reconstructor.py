@@ -3,6 +3,7 @@
 Every command, the server and the Python interface call these; none wires the sequence itself.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.gpu.open import missing_gpu
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import (
     Done,
@@ -42,17 +45,22 @@ class Host:
     backend
         The library on the CPU; ``auto`` takes the fastest that is installed.
     device
-        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, where there is one, the CPU for
+        an ONNX file.
     precision
         What the backend computes in.
     threads
         Of the CPU, 0 for all cores.
+    plan_cache
+        The folder for engines that had to be built again, ``auto`` for the user's, ``off`` for
+        none.
     """
 
     backend: Backend = AUTO
     device: str = AUTO
     precision: Precision = "fp32"
     threads: int = 0
+    plan_cache: str | os.PathLike[str] = AUTO
 
 
 @dataclass(frozen=True)
@@ -172,23 +180,24 @@ def gpu_number(device: str, models: Sequence[Path]) -> int | None:
     Parameters
     ----------
     device
-        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, the CPU for ONNX files.
+        ``cpu``, ``cuda:N``, or ``auto``: the first GPU for plans, where there is one, the CPU for
+        ONNX files.
     models
         The files.
-
-    Raises
-    ------
-    UsageError
-        If a plan is to run on the CPU.
     """
-    plans = [path for path in models if path.suffix == PLAN]
     if found := CUDA.fullmatch(device):
         return int(found[1])
-    if device == "auto":
-        return 0 if plans else None
-    if plans:
-        raise UsageError(f"{plans[0]} is a plan, which runs on a GPU only; pass --device cuda:0")
-    return None
+    has_gpu = device == AUTO and _has_plans(models) and missing_gpu() is None
+    return 0 if has_gpu else None
+
+
+def instead_of_gpu(device: str, models: Sequence[Path]) -> str | None:
+    """Return what is missing where plans run on the CPU without anybody having said so."""
+    return missing_gpu() if device == AUTO and _has_plans(models) else None
+
+
+def _has_plans(models: Sequence[Path]) -> bool:
+    return any(path.suffix == PLAN for path in models)
 
 
 def reconstructor_of(session: Session, model: Path) -> Reconstructor:
@@ -205,7 +214,12 @@ def reconstructor_of(session: Session, model: Path) -> Reconstructor:
 
 
 def open_reconstructor(
-    maker: Maker, host: Host, *, stays: bool = True, memory_limit: int | None = None
+    maker: Maker,
+    host: Host,
+    log: TerminalLog | None = None,
+    *,
+    stays: bool = True,
+    memory_limit: int | None = None,
 ) -> Reconstructor:
     """Open the models of a run, or take a method.
 
@@ -215,6 +229,8 @@ def open_reconstructor(
         One file, or the two parts of AFTER-QSM in any order; or a method.
     host
         Where.
+    log
+        Takes what the user must know of where a plan runs.
     stays
         Whether they serve several scans; else the memory of each is free when it is done.
     memory_limit
@@ -232,7 +248,7 @@ def open_reconstructor(
     if isinstance(maker, Method):
         why = "the default method" if maker.name == DEFAULT else "asked for"
         return Reconstructor(_method(maker, host), why)
-    networks, why = _opened(maker, host, memory_limit, stays=stays)
+    networks, why = _opened(maker, host, log or TerminalLog(quiet=True), memory_limit, stays=stays)
     if len(networks) == 1 and networks[0].card.pipeline != "after":
         return Reconstructor(networks[0], why)
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
@@ -273,11 +289,19 @@ def _require_unsaid(host: Host, names: Sequence[str], why: str) -> None:
 
 
 def _opened(
-    models: Sequence[Path], host: Host, memory_limit: int | None, *, stays: bool
+    models: Sequence[Path], host: Host, log: TerminalLog, memory_limit: int | None, *, stays: bool
 ) -> tuple[list["Network[Any]"], str]:
     number = gpu_number(host.device, models)
     if number is None:
-        return _on_cpu(models, host, stays=stays)
+        networks, why = _on_cpu(models, host, stays=stays)
+        if missing := instead_of_gpu(host.device, models):
+            session = networks[0].session
+            log.warn(
+                f"{models[0]}: {missing}; its {session.card.precision} graph runs on the CPU "
+                f"instead, in {session.backend}, computed in {session.precision}"
+            )
+            why = f"no GPU for the plan ({missing}); on the CPU, {why}"
+        return networks, why
     _require_unsaid(
         host,
         ("backend", "precision", "threads"),
@@ -287,7 +311,9 @@ def _opened(
     from qsm_deploy.runtime.gpu.network import GpuNetwork
     from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 
-    sessions = open_gpu_sessions(models, number, memory_limit)
+    sessions = open_gpu_sessions(
+        models, number, memory_limit=memory_limit, plan_cache=host.plan_cache, log=log
+    )
     found: list[Network[Any]] = [
         GpuNetwork(s, m, stays=stays) for s, m in zip(sessions, models, strict=True)
     ]

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
-from qsm_deploy.runtime.job.arguments import device_name, patch_size, positive_count, thread_count
+from qsm_deploy.runtime.job.arguments import (
+    add_device,
+    host_from,
+    patch_size,
+    positive_count,
+    thread_count,
+)
 from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-bench"
@@ -31,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from qsm_deploy.export.bench.job import run_bench
             from qsm_deploy.export.bench.text import bench_text
             from qsm_deploy.runtime.console.terminal import TerminalLog
-            from qsm_deploy.runtime.reconstructor import Host
 
             given = (arguments.weights, arguments.normalisation)
-            host = Host(arguments.backend, arguments.device, arguments.precision, arguments.threads)
+            lineup = Lineup(arguments.engine, arguments.against, *given, host_from(arguments))
+            log = TerminalLog(quiet=arguments.quiet)
             result = run_bench(
-                find_contenders(Lineup(arguments.engine, arguments.against, *given, host)),
+                find_contenders(lineup, log),
                 tuple(arguments.shape),
-                TerminalLog(quiet=arguments.quiet),
+                log,
                 weights=arguments.weights,
                 normalisation=arguments.normalisation,
                 repeats=arguments.repeats,
@@ -74,8 +80,7 @@ def parser() -> argparse.ArgumentParser:
         help="timed reconstructions of each, after one to warm up (default 5)")
     add("--patch", type=patch_size, default="auto", metavar="auto|off|N",
         help="as for qsm-run; every contender runs the same patches")
-    add("--device", type=device_name, default="auto", metavar="auto|cpu|cuda:N",
-        help="of ENGINE and ENGINE2; auto: the first GPU for a plan, else the CPU (default)")
+    add_device(p)
     add("--backend", choices=CHOICES, default="auto",
         help="of ENGINE and ENGINE2 on the CPU; auto: the fastest that is installed (default)")
     add("--precision", choices=("fp32", "bf16"), default="fp32",

@@ -8,9 +8,10 @@ from qsm_deploy.export.bench.rounds import Contender
 from qsm_deploy.export.check.evaluations import load_valid_card, reference_evaluation
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.reconstruction.inversion import CPU
-from qsm_deploy.runtime.reconstructor import Host, gpu_number
+from qsm_deploy.runtime.reconstructor import Host, gpu_number, instead_of_gpu
 from qsm_deploy.runtime.sessions.open import choose_backend, open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Session
 
@@ -41,7 +42,7 @@ class Lineup:
     host: Host = field(default_factory=Host)
 
 
-def find_contenders(lineup: Lineup) -> list[Contender]:
+def find_contenders(lineup: Lineup, log: TerminalLog | None = None) -> list[Contender]:
     """Return the engine, first, and what it is compared with; nothing is loaded yet.
 
     Raises
@@ -57,6 +58,8 @@ def find_contenders(lineup: Lineup) -> list[Contender]:
     reference = find_reference(card, lineup.weights, lineup.normalisation)
     if reference is None and TORCH in lineup.against:
         reference_evaluation(card, [], lineup.normalisation)  # says why not
+    if log and (missing := instead_of_gpu(lineup.host.device, [lineup.engine])):
+        log.warn(f"{lineup.engine}: {missing}; its graph is measured instead, on the CPU")
     contenders = [_engine(lineup.host, lineup.engine, card), *_others(lineup, card, reference)]
     _require_different(contenders)
     return contenders
@@ -99,7 +102,7 @@ def _engine(host: Host, path: Path, card: ModelCard) -> Contender:
             card.precision,
             f"cuda:{number}",
             card,
-            lambda: open_gpu_sessions([path], number)[0],
+            lambda: open_gpu_sessions([path], number, plan_cache=host.plan_cache)[0],
             path,
         )
     backend, _ = choose_backend(host.backend, host.precision)

@@ -16,6 +16,7 @@ from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Shape, Volume, shape_text
+from qsm_deploy.runtime.card.plan_file import read_plan
 from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.console.provenance import made_by
@@ -119,9 +120,9 @@ def _decision(contender: Contender, scan: Scan, options: PatchOptions) -> Decisi
 
 
 def _work(contender: Contender, scan: Scan, plan: PatchPlan) -> Work | None:
-    """Return the arithmetic of one reconstruction; the bytes of a plan do not tell it."""
+    """Return the arithmetic of one reconstruction; the bytes of an engine do not tell it."""
     card = contender.card
-    if contender.path.suffix == PLAN:
+    if contender.path.suffix == PLAN and read_plan(contender.path).graph is None:
         return None
     shapes = input_shapes(card, scan, plan)
     return count_work(contender.path, shapes).times(plan.count * rounds(card))

@@ -12,8 +12,8 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import (
     FIELD,
+    add_device,
     add_physics,
-    device_name,
     memory_size,
     patch_size,
     thread_count,
@@ -24,7 +24,7 @@ NAME = "qsm-check"
 # what is passed on as it is
 CHECKED = (
     *("reference", "normalisation", "budget", "shapes", "patch"),
-    *("backend", "device", "threads", "html", "force"),
+    *("backend", "device", "plan_cache", "threads", "html", "force"),
 )
 EPILOG = """\
 examples:
@@ -139,8 +139,7 @@ def _add_runs(group: "argparse._ArgumentGroup") -> None:
         help="such as 6G; default four fifths of what is free")
     add("--backend", choices=(*CHOICES, "pytorch"), default="auto",
         help="one way to run the engine; auto: all that tell its precision's accuracy (default)")
-    add("--device", type=device_name, default="auto", metavar="auto|cpu|cuda:N",
-        help="auto: a plan on the first GPU, an ONNX file on the CPU (default)")
+    add_device(group)
     add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
     # fmt: on
 

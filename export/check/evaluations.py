@@ -14,11 +14,12 @@ from pathlib import Path
 from qsm_deploy.export.networks.registry import REGISTRY, SPECS, recognise
 from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
+from qsm_deploy.runtime.card.read import ONNX, PLAN, graph_in, load_card
+from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.reconstructor import gpu_number
 from qsm_deploy.runtime.sessions.open import installed_backends, open_session, require_backend
-from qsm_deploy.runtime.sessions.session import BACKENDS, Backend, Session
+from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Session
 
 Choice = str  # auto, a backend of the CPU, or pytorch
 BUNDLED = "pytorch"  # as a reference: the bundled weights
@@ -92,7 +93,9 @@ def engine_evaluations(
     card: ModelCard,
     choice: Choice = "auto",
     threads: int = 0,
-    device: str = "auto",
+    device: str = AUTO,
+    plan_cache: str = AUTO,
+    log: TerminalLog | None = None,
 ) -> list[Evaluation]:
     """Return the ways to run a file that tell its accuracy, the most telling first.
 
@@ -107,12 +110,14 @@ def engine_evaluations(
     threads
         CPU threads of a backend; 0 takes all cores.
     device
-        Where: ``auto`` takes the first GPU for a plan, the CPU for an ONNX file.
+        Where: ``auto`` takes the first GPU for a plan, where there is one, else the CPU.
+    plan_cache, log
+        As for :class:`qsm_deploy.runtime.gpu.rebuilding.Rebuilding`.
 
     Raises
     ------
     UsageError
-        If the chosen way says nothing of this precision's accuracy, or a plan is to run on a CPU.
+        If the chosen way says nothing of this precision's accuracy.
     """
     number = gpu_number(device, [path])
     if number is not None and choice != "auto":
@@ -121,10 +126,13 @@ def engine_evaluations(
     def backend(name: Backend) -> Callable[[], Session]:
         return lambda: open_session(path, name, threads=threads)
 
+    def on_gpu() -> Session:
+        return open_gpu_sessions([path], number or 0, plan_cache=plan_cache, log=log)[0]
+
     precision: str = card.precision
     ways: dict[str, tuple[Choice, Callable[[], Session]]]
     if number is not None:
-        ways = {"gpu": ("auto", lambda: open_gpu_sessions([path], number)[0])}
+        ways = {"gpu": ("auto", on_gpu)}
     elif precision == "fp16":
         ways = {"rounded": ("pytorch", lambda: _rounded(path, card))}
     elif precision == "bf16":
@@ -213,7 +221,7 @@ def _rounded(path: Path, card: ModelCard) -> Session:
     from qsm_deploy.export.graph.rounded_run import RoundedRun
     from qsm_deploy.export.measure.rounding import rounded_session
 
-    graph = inliner.inline_local_functions(onnx.load(path))
+    graph = inliner.inline_local_functions(onnx.load_model_from_string(graph_in(path)))
     if any(node.domain not in ("", "ai.onnx") for node in graph.graph.node):
         raise EngineError(
             f"{path}: its operators of other domains run in TensorRT with the plugin only; check "

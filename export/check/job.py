@@ -37,9 +37,10 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
-from qsm_deploy.runtime.reconstructor import reconstructor_of
+from qsm_deploy.runtime.reconstructor import instead_of_gpu, reconstructor_of
 from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.sessions.session import AUTO
 
 PHANTOM = "phantom"
 SCHEMA = 1
@@ -86,7 +87,8 @@ def run_check(
     shapes: str | None = None,
     patch: PatchChoice = "auto",
     backend: str = "auto",
-    device: str = "auto",
+    device: str = AUTO,
+    plan_cache: str = AUTO,
     threads: int = 0,
     html: Path | None = None,
     force: bool = False,
@@ -107,7 +109,7 @@ def run_check(
         Metrics and what they may be, in place of the defaults or besides.
     shapes, patch
         As for :class:`CasePlanner`.
-    backend, device, threads
+    backend, device, plan_cache, threads
         As for :func:`engine_evaluations`.
     html
         Where a report goes.
@@ -124,8 +126,9 @@ def run_check(
         check_writable(html, force=force)
     card, fields = load_valid_card(engine), subject.files.fields
     budgets = budgets_for(card, budget)
-    # a plan is refused without its GPU only when it is opened, after all else was checked
-    ways = engine_evaluations(engine, card, backend, threads, device)
+    if no_gpu := instead_of_gpu(device, [engine]):
+        log.warn(f"{engine}: {no_gpu}; its graph is checked instead, on the CPU")
+    ways = engine_evaluations(engine, card, backend, threads, device, plan_cache, log)
     expected, reference_files = reference_evaluation(card, reference, normalisation, threads)
     limit = subject.wants.memory_limit
     limit = available_bytes() if limit is None else limit

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsm_deploy.export.tensorrt.profile import Profile, profile_from
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Shape, shape_text
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.gpu.building.profile import Profile, profile_from
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 
 # a patch, a box of a head, and a head that is large enough to have all its nuclei

@@ -14,6 +14,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, inliner, shape_inference
 
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.card.read import graph_in
 
 FLOAT = 4  # bytes
 COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -50,7 +51,7 @@ def count_work(path: Path, inputs: Mapping[str, Shape]) -> Work:
     Parameters
     ----------
     path
-        An ONNX file.
+        An ONNX file, or a plan with a graph.
     inputs
         The shape of every input.
 
@@ -59,7 +60,7 @@ def count_work(path: Path, inputs: Mapping[str, Shape]) -> Work:
     EngineError
         If shapes have to be taken from a run, and ONNX Runtime does not run the file.
     """
-    model = inliner.inline_local_functions(onnx.load(path))
+    model = inliner.inline_local_functions(onnx.load_model_from_string(graph_in(path)))
     for value in model.graph.input:
         dimensions = value.type.tensor_type.shape.dim
         for dimension, size in zip(dimensions, inputs[value.name], strict=True):

@@ -3,19 +3,13 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import ModelCard, ReceptiveField, parse_card
 from qsm_deploy.runtime.console.atomic import write_atomically
-
-
-def cache_folder() -> Path:
-    """Return where the user's caches are, as the XDG specification says."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qsm-deploy"
+from qsm_deploy.runtime.console.user_cache import cache_folder
 
 
 def cached_receptive_field(

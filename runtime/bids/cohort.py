@@ -131,7 +131,8 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
         log.warn(note)
     baseline = rss_bytes()
     cohort = replace(cohort, wants=within_process(cohort.wants, host.device, maker))
-    reconstructor = open_reconstructor(maker, host, memory_limit=cohort.wants.memory_limit)
+    limit = cohort.wants.memory_limit
+    reconstructor = open_reconstructor(maker, host, log, memory_limit=limit)
     reconstructor.inversion.require_fields(1)
     if reconstructor.inversion.needs.quantity != "local_field_ppm":
         raise UsageError(

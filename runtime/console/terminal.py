@@ -38,7 +38,7 @@ class TerminalLog:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         erases = os.environ.get("TERM", "dumb") != "dumb"
-        self._live = erases and sys.stderr.isatty() and not quiet
+        self.live = erases and sys.stderr.isatty() and not quiet
         self._about = ""
 
     def about(self, name: str) -> None:
@@ -56,7 +56,7 @@ class TerminalLog:
 
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""
-        if self._live:
+        if self.live:
             about = self._about if name else ""
             sys.stderr.write(f"\r\033[K{about}{name}{' ...' * bool(name)}")
             sys.stderr.flush()
@@ -65,7 +65,7 @@ class TerminalLog:
     def progress(self, total: int) -> Iterator["tqdm[Any]"]:
         """Show a bar over the patches or iterations, if there are several."""
         with tqdm(
-            total=total, unit="step", leave=False, disable=not self._live or total == 1
+            total=total, unit="step", leave=False, disable=not self.live or total == 1
         ) as bar:
             yield bar
 

@@ -35,7 +35,8 @@ def device_properties(number: int) -> DeviceProperties:
         raise EngineError(f"there is no GPU {number}; this machine has {there}")
     (seen,) = _checked(cudart.cudaGetDeviceProperties(number), f"cannot ask GPU {number}")
     name = bytes(seen.name).split(b"\0")[0].decode(errors="replace")
-    return DeviceProperties(number, name, (int(seen.major), int(seen.minor)))
+    (driver,) = _checked(cudart.cudaDriverGetVersion(), "cannot ask the driver")
+    return DeviceProperties(number, name, (int(seen.major), int(seen.minor)), int(driver))
 
 
 class CudaDevice:

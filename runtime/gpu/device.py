@@ -19,11 +19,15 @@ ALIGNMENT = 256  # bytes, of every buffer
 
 @dataclass(frozen=True)
 class DeviceProperties:
-    """What a GPU is: its number, its maker's name for the model, its compute capability."""
+    """What a GPU is: its number, its maker's name for the model, its compute capability.
+
+    ``driver`` is the newest CUDA that its driver serves, as CUDA counts.
+    """
 
     number: int
     name: str
     capability: tuple[int, int]
+    driver: int = 0
 
     @property
     def architecture(self) -> str:

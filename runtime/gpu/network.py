@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qsm_deploy.kernels.errors import UnservedShapeError
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
@@ -33,8 +34,17 @@ class GpuNetwork(Network[GpuSession]):
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run; what follows the network is done on the GPU too.
 
-        Unless the map is compared on another grid, or not with a field.
+        Unless the map is compared on another grid, or not with a field. An engine that serves no
+        shape that would do is built again for the one that is needed.
         """
+        try:
+            return self._task(scan, measured, wants, limit_bytes)
+        except UnservedShapeError as error:
+            if not self.session.serve(error):
+                raise
+        return self._task(scan, measured, wants, limit_bytes)
+
+    def _task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         if scan is not measured or scan.quantity == "phase_rad":
             demand = self.session.workload(scan)
         else:

@@ -1,15 +1,20 @@
-"""From ``--device`` to engines on a GPU; nothing falls back to the CPU.
+"""From ``--device`` to engines on a GPU.
 
 A run on the CPU asks here too, so what a GPU needs is imported where it is used.
 """
 
+import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.kernels.errors import DataError, EngineError
+from qsm_deploy.kernels.errors import CardError, DataError, EngineError, MissingDependencyError
 from qsm_deploy.runtime.card.graph import require_bounded_graph
+from qsm_deploy.runtime.card.plan_file import read_plan
 from qsm_deploy.runtime.card.read import PLAN, card_in_plan
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.sessions.session import AUTO
 
 if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
@@ -17,8 +22,36 @@ if TYPE_CHECKING:
     from qsm_deploy.runtime.gpu.session import GpuSession
 
 
+def missing_gpu(number: int = 0) -> str | None:
+    """Return why there is no GPU of a number, ``None`` if there is one.
+
+    Raises
+    ------
+    MissingDependencyError
+        If there is a driver, but the bindings are not installed.
+    """
+    try:
+        from qsm_deploy.runtime.gpu.cuda_device import device_properties
+
+        device_properties(number)
+    except MissingDependencyError:
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return "this machine has no NVIDIA driver"
+        raise
+    except EngineError as error:
+        return str(error)
+    return None
+
+
 def open_gpu_sessions(
-    models: Sequence[Path], number: int, memory_limit: int | None = None
+    models: Sequence[Path],
+    number: int,
+    *,
+    memory_limit: int | None = None,
+    plan_cache: "str | os.PathLike[str]" = AUTO,
+    log: TerminalLog | None = None,
 ) -> "list[GpuSession]":
     """Load models on a GPU.
 
@@ -30,6 +63,8 @@ def open_gpu_sessions(
         Of the GPU.
     memory_limit
         Bytes that a library may take which does not compute in memory of ours.
+    plan_cache, log
+        As for :class:`qsm_deploy.runtime.gpu.rebuilding.Rebuilding`.
 
     Raises
     ------
@@ -39,7 +74,10 @@ def open_gpu_sessions(
     MissingDependencyError
         If a library is not installed.
     """
-    engines = [open_device_session(m, number, memory_limit=memory_limit) for m in models]
+    engines = [
+        open_device_session(m, number, memory_limit=memory_limit, plan_cache=plan_cache, log=log)
+        for m in models
+    ]
     from qsm_deploy.runtime.gpu.pipeline import Gpu
     from qsm_deploy.runtime.gpu.session import GpuSession
 
@@ -67,19 +105,27 @@ def open_place(number: int) -> "Place":
 
 
 def open_device_session(
-    path: Path, device: int = 0, *, memory_limit: int | None = None
+    path: Path,
+    device: int = 0,
+    *,
+    memory_limit: int | None = None,
+    plan_cache: "str | os.PathLike[str]" = AUTO,
+    log: TerminalLog | None = None,
 ) -> "DeviceSession":
     """Load a model file on a GPU, which becomes this thread's current one.
 
     Parameters
     ----------
     path
-        A plan, which runs in the flavour of TensorRT that its card names, or an ONNX file, which
-        runs in ONNX Runtime.
+        A plan, which runs in the flavour of TensorRT that its card names, or is built again from
+        the graph in it if it does not fit what is there; or an ONNX file, which runs in ONNX
+        Runtime.
     device
         The number of the GPU.
     memory_limit
         Bytes of GPU memory that ONNX Runtime may take; TensorRT computes in the caller's.
+    plan_cache, log
+        As for :class:`qsm_deploy.runtime.gpu.rebuilding.Rebuilding`.
 
     Raises
     ------
@@ -97,24 +143,36 @@ def open_device_session(
         raise EngineError(f"{path}: neither a {PLAN} nor an .onnx file; make one with qsm-export")
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
-    return (
-        _open_plan(path, device) if path.suffix == PLAN else _open_onnx(path, device, memory_limit)
-    )
+    if path.suffix == PLAN:
+        return _open_plan(path, device, plan_cache, log or TerminalLog(quiet=True))
+    return _open_onnx(path, device, memory_limit)
 
 
-def _open_plan(path: Path, device: int) -> "DeviceSession":
+def _open_plan(
+    path: Path, device: int, plan_cache: "str | os.PathLike[str]", log: TerminalLog
+) -> "DeviceSession":
     from qsm_deploy.runtime.gpu.engines.plan_target import target_from_card
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    card = card_in_plan(data, path)
+    plan = read_plan(path)
+    card = card_in_plan(plan.engine, path)
     target = target_from_card(card, path)
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
     from qsm_deploy.runtime.gpu.engines.tensorrt import TensorRtSession
 
-    return TensorRtSession(path, data, card, target, CudaDevice(device))
+    gpu = CudaDevice(device)
+    if plan.graph is None:
+        return TensorRtSession(path, plan.engine, card, target, gpu)
+    from qsm_deploy.runtime.gpu.rebuilding import Rebuilding
+
+    rebuilding = Rebuilding(path, plan.graph, card, gpu, plan_cache, log)
+    try:
+        session = TensorRtSession(path, plan.engine, card, target, gpu)
+    except CardError:
+        raise
+    except EngineError as error:
+        session = rebuilding.session(error)
+    session.rebuild = rebuilding.session
+    return session
 
 
 def _open_onnx(path: Path, device: int, memory_limit: int | None) -> "DeviceSession":

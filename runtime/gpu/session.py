@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.kernels.errors import UnservedShapeError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.device import Holdings, send
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, DeviceSession
+from qsm_deploy.runtime.gpu.engines.tensorrt import TensorRtSession
 from qsm_deploy.runtime.gpu.layout import FLOAT, DeviceWorkload, own_bytes, whole_units
 from qsm_deploy.runtime.gpu.pipeline import Gpu
 from qsm_deploy.runtime.reconstruction.correction import Correction
@@ -53,6 +55,17 @@ class GpuSession:
 
     def __del__(self) -> None:
         self.close()
+
+    def serve(self, unserved: UnservedShapeError) -> bool:
+        """Take an engine for other shapes in the place of this one, if it can be built again."""
+        engine = self.gpu.session
+        rebuild = engine.rebuild if isinstance(engine, TensorRtSession) else None
+        if rebuild is None or unserved.profile is None:
+            return False
+        self.gpu = replace(self.gpu, session=rebuild(unserved, unserved.profile))
+        self.close()
+        engine.close()
+        return True
 
     def limit_bytes(self) -> float:
         """Return what a run may take of the GPU's memory, the engine included."""

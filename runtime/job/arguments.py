@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
@@ -12,6 +13,9 @@ from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
 from qsm_deploy.runtime.sessions.session import CHOICES
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.reconstructor import Host
 
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
@@ -350,14 +354,7 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         default="auto",
         help="auto: the fastest that is installed (default)",
     )
-    group.add_argument(
-        "--device",
-        type=device_name,
-        default="auto",
-        metavar="auto|cpu|cuda:N",
-        help="auto: the first GPU for a plan, the CPU for an ONNX file (default); no engine but "
-        "PyTorch has run on a GPU yet",
-    )
+    add_device(group)
     group.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
@@ -440,6 +437,33 @@ def edge_weight(text: str) -> float | None:
     """Return ``auto`` as None, or a positive, finite number."""
     weight = consistency_weight(text)
     return None if isinstance(weight, str) else weight
+
+
+def host_from(arguments: argparse.Namespace) -> "Host":
+    """Return what the flags of :func:`add_backend` say."""
+    from qsm_deploy.runtime.reconstructor import Host
+
+    names = ("backend", "device", "precision", "threads", "plan_cache")
+    return Host(**{name: getattr(arguments, name) for name in names})
+
+
+def add_device(group: "argparse._ActionsContainer") -> None:
+    """Add on which device, and where engines are kept that had to be built again for it."""
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="auto|cpu|cuda:N",
+        help="auto: a plan on the first GPU, where there is one, all else on the CPU (default); no "
+        "engine but PyTorch has run on a GPU yet",
+    )
+    group.add_argument(
+        "--plan-cache",
+        default="auto",
+        metavar="DIR|off",
+        help="for engines of plans that do not fit the GPU and are built again; default a folder "
+        "of the user's caches",
+    )
 
 
 def device_name(text: str) -> str:

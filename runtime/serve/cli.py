@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, run_command
-from qsm_deploy.runtime.job.arguments import add_backend, add_consistency, add_geometry, memory_size
+from qsm_deploy.runtime.job.arguments import (
+    add_backend,
+    add_consistency,
+    add_geometry,
+    host_from,
+    memory_size,
+)
 from qsm_deploy.runtime.methods.method import DEFAULT
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.parameters import ONE_FIELD
@@ -45,14 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             from qsm_deploy.runtime.serve.openrecon.package import write_package
 
             return write_package(arguments.openrecon, maker, force=arguments.force)
-        from qsm_deploy.runtime.reconstructor import Host
         from qsm_deploy.runtime.serve.limits import Limits
         from qsm_deploy.runtime.serve.running import run_server
 
         given = {name: getattr(arguments, flag) for name, flag in LIMITS.items()}
         return run_server(
             maker,
-            Host(arguments.backend, arguments.device, arguments.precision, arguments.threads),
+            host_from(arguments),
             wants_from(
                 data_consistency=arguments.data_consistency,
                 dc_iterations=arguments.dc_iterations,

@@ -15,12 +15,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import qsm_deploy.runtime.card.card as card_module
-from qsm_deploy.export.tensorrt.builder import build_plan
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import plan_target
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
+from qsm_deploy.runtime.gpu.building.builder import build_plan
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import plan_target
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.gpu.device import DeviceProperties
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
@@ -149,7 +149,9 @@ def build(
         chosen = PlanChoices(engine, **choices)
         profile = profile_from("16,32,64", card.divisor, patchable=True)
         options = card.options | plan_target(chosen).options() | {"shapes": str(profile)}
-        plan = build_plan(model, replace(card, options=options), profile, chosen)
+        plan = build_plan(
+            model.SerializeToString(), replace(card, options=options), profile, chosen
+        )
         path = tmp_path / "x.plan"
         path.write_bytes(plan.data)
         return path

@@ -10,15 +10,15 @@ import onnx
 import pytest
 from tqdm import tqdm
 
-from qsm_deploy.export.tensorrt.build_progress import build_monitor
-from qsm_deploy.export.tensorrt.builder import build_plan
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import plan_target
-from qsm_deploy.export.tensorrt.profile import profile_from
-from qsm_deploy.export.tensorrt.timing_cache import timing_cache_file
 from qsm_deploy.kernels import tensorrt_plugin
 from qsm_deploy.kernels.errors import EngineError, ExportError, MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.gpu.building.build_progress import build_monitor
+from qsm_deploy.runtime.gpu.building.builder import build_plan
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import plan_target
+from qsm_deploy.runtime.gpu.building.profile import profile_from
+from qsm_deploy.runtime.gpu.building.timing_cache import timing_cache_file
 from qsm_deploy.runtime.gpu.engines.plan_target import target_from_card
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import open_library
 
@@ -32,7 +32,9 @@ def built(card, model, driver):
         options = card.options | plan_target(choices).options()
         profile = profile_from("16,32,64", 8, patchable=True)
         with_target = replace(card, options=options)
-        return build_plan(graph, with_target, profile, choices, said.append), said
+        return build_plan(
+            graph.SerializeToString(), with_target, profile, choices, said.append
+        ), said
 
     return built
 
@@ -138,7 +140,7 @@ def test_the_other_flavour_builds_without_cuda_s_bindings(
     choices = PlanChoices("tensorrt-rtx", layers=Path("layers.json"))
     with_target = replace(card, options=card.options | plan_target(choices).options())
     profile = profile_from("16,32,64", 8, patchable=True)
-    plan = build_plan(model, with_target, profile, choices)
+    plan = build_plan(model.SerializeToString(), with_target, profile, choices)
     assert plan.data
     assert "pip install '.[cuda]'" in json.loads(plan.layers)["why_no_engine"]
     install("tensorrt")

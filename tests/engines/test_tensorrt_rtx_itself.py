@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qsm_deploy.export.tensorrt import config as engine_config
-from qsm_deploy.export.tensorrt.build_progress import build_monitor
-from qsm_deploy.export.tensorrt.builder import build_plan
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import EngineError, UsageError
 from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.gpu.building import config as engine_config
+from qsm_deploy.runtime.gpu.building.build_progress import build_monitor
+from qsm_deploy.runtime.gpu.building.builder import build_plan
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.gpu.open import open_device_session
 
 pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
@@ -64,7 +64,7 @@ def test_it_reports_its_progress(build, monkeypatch) -> None:
         )
         return monitor
 
-    monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", watch)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.building.build_progress.build_monitor", watch)
     build("tensorrt-rtx")
     roots = [steps for parent, steps in phases if not parent]
     assert len(roots) == 1
@@ -77,12 +77,14 @@ def test_ctrl_c_ends_the_build(card, model, monkeypatch, press_ctrl_c) -> None:
         press_ctrl_c()
         return build_monitor(library, bar, stop)
 
-    monkeypatch.setattr("qsm_deploy.export.tensorrt.build_progress.build_monitor", interrupted)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.building.build_progress.build_monitor", interrupted)
     choices = PlanChoices("tensorrt-rtx")
     target = engine_config.plan_target(choices)
     profile = profile_from("16,32,64", 8, patchable=True)
     with pytest.raises(KeyboardInterrupt):
-        build_plan(model, replace(card, options=target.options()), profile, choices)
+        build_plan(
+            model.SerializeToString(), replace(card, options=target.options()), profile, choices
+        )
 
 
 def test_without_a_driver_opening_is_one_line_and_a_clean_end(plan) -> None:

@@ -45,27 +45,29 @@ class ServedShapes:
                     f"{self.path}: {name} has {len(smallest)} axes, got {shape_text(shape)}"
                 )
             if not _within(smallest, shape, largest):
+                profile, way_out = self._way_out(shape, smallest, largest)
                 raise UnservedShapeError(
                     f"{self.path}: {name} of {shape_text(shape)} is not served, only "
-                    f"{shape_text(smallest)} to {shape_text(largest)}; "
-                    f"{self._way_out(shape, smallest, largest)}"
+                    f"{shape_text(smallest)} to {shape_text(largest)}; {way_out}",
+                    profile,
                 )
 
     def _way_out(
         self, shape: tuple[int, ...], smallest: tuple[int, ...], largest: tuple[int, ...]
-    ) -> str:
+    ) -> tuple[str | None, str]:
+        """Return MIN,OPT,MAX of an engine that serves a shape, if one could, and what to do."""
         if _within(smallest[2:], shape[2:], largest[2:]):
-            return f"give it {smallest[:2]} to {largest[:2]} volumes and channels at once"
-        divisor = self.card.divisor
+            return None, f"give it {smallest[:2]} to {largest[:2]} volumes and channels at once"
+        divisor, network = self.card.divisor, self.card.network
         if any(n % divisor for n in shape[2:]):
-            return f"no plan of {self.card.network} could: its sizes are multiples of {divisor}"
+            return None, f"no plan of {network} could: its sizes are multiples of {divisor}"
         low = tuple(map(min, smallest[2:], shape[2:]))
         high = tuple(map(max, largest[2:], shape[2:]))
         built = self.card.options.get("shapes", "").split(",")
         typical = built[1] if len(built) == 3 else shape_text(low)
         wanted = ",".join((shape_text(low), typical, shape_text(high)))
         command = rebuild_command(self.card, self.path.name, {"shapes": wanted})
-        return f"rebuild it with: {command}"
+        return wanted, f"rebuild it with: {command}"
 
 
 def bound_sizes(card: ModelCard, shapes: Shapes) -> dict[str, int]:

@@ -5,7 +5,7 @@ was, an H100, is none that TensorRT for RTX serves, and TensorRT was not there.
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,8 @@ class TensorRtSession:
         self.device = gpu.number
         self.weights_bytes = len(data)
         self.capturable = not hasattr(library.IExecutionContext, "is_stream_capturable")
+        # builds another for shapes that this one does not serve
+        self.rebuild: Callable[[Exception, str], TensorRtSession] | None = None
         self._asked: tensorrt.IExecutionContext | None = None
         self._open: weakref.WeakSet[TensorRtInference] = weakref.WeakSet()
         # what a caller has enqueued and forgotten must not go while the GPU works on it

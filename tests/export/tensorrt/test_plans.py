@@ -13,9 +13,9 @@ from qsm_deploy.export import by_name
 from qsm_deploy.export.by_name import choose_output
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.measure import rounding as rounding_error
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import parse_card
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import installed_engines, open_library
 
 

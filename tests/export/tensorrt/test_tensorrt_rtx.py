@@ -17,12 +17,12 @@ from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.tensorrt.builder import build_plan
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import plan_target
-from qsm_deploy.export.tensorrt.profile import profile_from
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.runtime.gpu.building.builder import build_plan
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import plan_target
+from qsm_deploy.runtime.gpu.building.profile import profile_from
 from tests.export.small import SMALL
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -42,7 +42,7 @@ def plan_of(model: onnx.ModelProto, network: Network) -> bytes:
     profile = profile_from("16,64,256", network.divisor, patchable=True)
     choices = PlanChoices("tensorrt-rtx")
     card = replace(card, options=plan_target(choices).options())
-    plan = build_plan(model, card, profile, choices)
+    plan = build_plan(model.SerializeToString(), card, profile, choices)
     assert plan.data.count(card.to_json().encode()) == 1
     return plan.data
 

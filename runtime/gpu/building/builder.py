@@ -8,21 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx
-
-from qsm_deploy.export.tensorrt.build_progress import watched_build
-from qsm_deploy.export.tensorrt.choices import PlanChoices
-from qsm_deploy.export.tensorrt.config import builder_config, builder_library, building_gpu
-from qsm_deploy.export.tensorrt.layers import layer_report, network_layers
-from qsm_deploy.export.tensorrt.profile import Profile
-from qsm_deploy.export.tensorrt.timing_cache import (
+from qsm_deploy.kernels.errors import ExportError
+from qsm_deploy.kernels.tensorrt_plugin import load_dipole_plugin
+from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
+from qsm_deploy.runtime.gpu.building.build_progress import watched_build
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
+from qsm_deploy.runtime.gpu.building.config import builder_config, builder_library, building_gpu
+from qsm_deploy.runtime.gpu.building.layers import layer_report, network_layers
+from qsm_deploy.runtime.gpu.building.profile import Profile
+from qsm_deploy.runtime.gpu.building.timing_cache import (
     attach_timing_cache,
     save_timing_cache,
     timing_cache_file,
 )
-from qsm_deploy.kernels.errors import ExportError
-from qsm_deploy.kernels.tensorrt_plugin import NAME, ONNX_DOMAIN, load_dipole_plugin
-from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
     ErrorLog,
     Flavour,
@@ -44,7 +42,7 @@ class Plan:
 
 
 def build_plan(
-    model: onnx.ModelProto,
+    graph: bytes,
     card: ModelCard,
     profile: Profile,
     choices: PlanChoices,
@@ -54,8 +52,8 @@ def build_plan(
 
     Parameters
     ----------
-    model
-        Of operators that the engine knows, with the types that it computes in.
+    graph
+        An ONNX file of operators that the engine knows, with the types that it computes in.
     card
         Goes into the plan as the network's name; says what the plan is built for.
     profile
@@ -72,7 +70,7 @@ def build_plan(
     ExportError
         If it refuses the graph.
     """
-    if uses_plugin(model):
+    if card.options.get("dipole_op") == "plugin":
         prepare_plugin(choices.engine)
     library = builder_library(choices)
     log = error_log(library)
@@ -80,7 +78,7 @@ def build_plan(
     builder = start(library.Builder, log)
     typed = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(typed))
-    _parse(library, network, model, log, choices.engine)
+    _parse(library, network, graph, log, choices.engine)
     network.name = card.to_json()
     config = builder_config(library, builder, choices)
     shapes = builder.create_optimization_profile()
@@ -99,13 +97,6 @@ def build_plan(
     plan = bytes(data)
     wanted = choices.layers is not None
     return Plan(plan, layer_report(library, network_layers(network), plan) if wanted else None)
-
-
-def uses_plugin(model: onnx.ModelProto) -> bool:
-    """Return whether a graph has nodes that only the plugin of the dipole operator runs."""
-    if any((f.domain, f.name) == (ONNX_DOMAIN, NAME) for f in model.functions):
-        return False
-    return any((node.domain, node.op_type) == (ONNX_DOMAIN, NAME) for node in model.graph.node)
 
 
 def prepare_plugin(engine: Flavour) -> None:
@@ -129,12 +120,12 @@ def prepare_plugin(engine: Flavour) -> None:
 def _parse(
     library: Library,
     network: "tensorrt.INetworkDefinition",
-    model: onnx.ModelProto,
+    graph: bytes,
     log: ErrorLog,
     engine: Flavour,
 ) -> None:
     parser = library.OnnxParser(network, log.logger)
-    if parser.parse(model.SerializeToString()):
+    if parser.parse(graph):
         return
     refused = [
         f"{error.node_operator()} ({error.node_name()}): {error.desc()}"

@@ -33,6 +33,8 @@ class PlanChoices:
         ``8.9``: those that TensorRT for RTX is to build for, if not its default ones.
     progress
         Whether to draw a bar while the engine is built.
+    gpu
+        The number of the GPU that measures, this thread's current one.
 
     Raises
     ------
@@ -48,6 +50,7 @@ class PlanChoices:
     version_compatible: bool = False
     compute_capability: tuple[str, ...] = ()
     progress: bool = False
+    gpu: int = 0
 
     def __post_init__(self) -> None:
         if wrong := [c for c in self.compute_capability if not re.fullmatch(r"\d+\.\d", c)]:

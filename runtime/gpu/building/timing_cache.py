@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.export.measure.measurement_cache import cache_folder
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.user_cache import cache_folder
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import Library
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ What a library cannot do is found by asking it, not by its version.
 
 from typing import TYPE_CHECKING
 
-from qsm_deploy.export.tensorrt.choices import PlanChoices
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.gpu.building.choices import PlanChoices
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import (
     Library,
@@ -23,7 +23,6 @@ BYTES_PER_MB = 10**6
 LEVELS = {"same-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
 AMPERE_PLUS = "sm_80+"
 TURING = (7, 5)  # which TensorRT for RTX builds for only where it is named
-GPU = 0  # TensorRT builds on the first one that CUDA_VISIBLE_DEVICES names
 
 
 def builder_library(choices: PlanChoices) -> Library:
@@ -48,7 +47,7 @@ def building_gpu(choices: PlanChoices) -> str:
         return "no GPU"
     from qsm_deploy.runtime.gpu.cuda_device import device_properties  # of CUDA's bindings
 
-    return str(device_properties(GPU))
+    return str(device_properties(choices.gpu))
 
 
 def plan_target(choices: PlanChoices) -> PlanTarget:
