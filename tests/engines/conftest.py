@@ -15,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import qsm_deploy.runtime.card.card as card_module
+from qsm_deploy.export.graph.onnx_export import with_card
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard, parse_card
+from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
 from qsm_deploy.runtime.gpu.building.builder import build_plan
 from qsm_deploy.runtime.gpu.building.choices import PlanChoices
 from qsm_deploy.runtime.gpu.building.config import plan_target
@@ -143,17 +145,20 @@ def model(card: ModelCard) -> onnx.ModelProto:
 def build(
     tmp_path: Path, card: ModelCard, model: onnx.ModelProto, driver: FakeDriver
 ) -> Callable[..., Path]:
-    """Return a function that builds a plan for a card into a file."""
+    """Return a function that builds a plan for a card into a file, of the former form or whole."""
 
-    def build(engine: Any = "tensorrt", card: ModelCard = card, **choices: Any) -> Path:
+    def build(
+        engine: Any = "tensorrt", card: ModelCard = card, whole: bool = False, **choices: Any
+    ) -> Path:
         chosen = PlanChoices(engine, **choices)
         profile = profile_from("16,32,64", card.divisor, patchable=True)
         options = card.options | plan_target(chosen).options() | {"shapes": str(profile)}
-        plan = build_plan(
-            model.SerializeToString(), replace(card, options=options), profile, chosen
-        )
+        if whole:
+            options |= {PROMISE: f"{FORM}"}
+        graph = with_card(model, card)
+        plan = build_plan(graph, replace(card, options=options), profile, chosen)
         path = tmp_path / "x.plan"
-        path.write_bytes(plan.data)
+        path.write_bytes(plan_bytes(plan.data, graph) if whole else plan.data)
         return path
 
     return build

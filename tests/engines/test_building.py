@@ -27,14 +27,12 @@ from qsm_deploy.runtime.gpu.engines.tensorrt_library import open_library
 def built(card, model, driver):
     """Return a function that builds a plan and gives it, and what was said."""
 
-    def built(engine="tensorrt", graph: onnx.ModelProto = model, **chosen):
+    def built(engine="tensorrt", graph: onnx.ModelProto = model, dipole_op="matmul", **chosen):
         choices, said = PlanChoices(engine, **chosen), []
-        options = card.options | plan_target(choices).options()
+        options = card.options | plan_target(choices).options() | {"dipole_op": dipole_op}
         profile = profile_from("16,32,64", 8, patchable=True)
-        with_target = replace(card, options=options)
-        return build_plan(
-            graph.SerializeToString(), with_target, profile, choices, said.append
-        ), said
+        with_target, data = replace(card, options=options), graph.SerializeToString()
+        return build_plan(data, with_target, profile, choices, said.append), said
 
     return built
 
@@ -283,16 +281,16 @@ def test_the_plugin_is_there_before_the_graph_is_parsed(
     library = tmp_path / "libqsm_tensorrt.so"
     monkeypatch.setenv("QSM_TENSORRT_PLUGIN", str(library))
     with pytest.raises(EngineError, match=r"\$QSM_TENSORRT_PLUGIN names .* no file"):
-        built(graph=plugin_graph)
+        built(graph=plugin_graph, dipole_op="plugin")
     library.touch()
     levers.fails.add("plugin")
     with pytest.raises(EngineError, match="cannot load the plugin DipoleConv from"):
-        built(graph=plugin_graph)
+        built(graph=plugin_graph, dipole_op="plugin")
     levers.fails.clear()
-    built(graph=plugin_graph)
+    built(graph=plugin_graph, dipole_op="plugin")
     assert len(levers.plugins) == 1
     assert not levers.parsed_without_plugin
-    built(graph=plugin_graph)
+    built(graph=plugin_graph, dipole_op="plugin")
     assert len(levers.plugins) == 1
 
 
@@ -304,14 +302,14 @@ def test_without_a_library_it_says_how_to_build_one(
     monkeypatch.setattr(tensorrt_plugin, "BUILD_FOLDER", tmp_path)
     message = r"no TensorRT plugin at .*libqsm_tensorrt.so; build it with: python -m qsm_deploy\."
     with pytest.raises(EngineError, match=message) as caught:
-        built(graph=plugin_graph)
+        built(graph=plugin_graph, dipole_op="plugin")
     assert "\n" not in str(caught.value)
 
 
 def test_the_other_flavour_takes_no_plugin(install, built, plugin_graph, levers) -> None:
     install("tensorrt_rtx")
     with pytest.raises(ExportError, match=r"takes no plugins.*--dipole-op matmul") as caught:
-        built("tensorrt-rtx", graph=plugin_graph)
+        built("tensorrt-rtx", graph=plugin_graph, dipole_op="plugin")
     assert "\n" not in str(caught.value)
 
 
@@ -323,7 +321,7 @@ def test_a_function_needs_no_plugin(install, built, levers, plugin_graph) -> Non
     plugin_graph.functions.append(
         onnx.helper.make_function("qsm", "DipoleConv", inputs, ["y"], body, imports)
     )
-    built(graph=plugin_graph)
+    built(graph=plugin_graph, dipole_op="function")
     assert not levers.plugins
 
 
@@ -334,9 +332,12 @@ def test_a_plan_with_the_plugin_needs_it_to_run(
 
     install()
     with_plugin = replace(card, options=card.options | {"dipole_op": "plugin"})
-    path = build(card=with_plugin)
     library = tmp_path / "libqsm_tensorrt.so"
+    library.touch()
     monkeypatch.setenv("QSM_TENSORRT_PLUGIN", str(library))
+    path = build(card=with_plugin)
+    library.unlink()
+    levers.plugins.clear()
     with pytest.raises(EngineError, match="no file") as caught:
         open_device_session(path)
     assert caught.value.exit_code == 4

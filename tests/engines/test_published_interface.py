@@ -22,10 +22,10 @@ CHECKED = (
     *(
         "runtime.gpu.engines.tensorrt_library",
         "runtime.gpu.engines.tensorrt",
-        "export.tensorrt.builder",
+        "runtime.gpu.building.builder",
     ),
-    *("export.tensorrt.config", "export.tensorrt.layers"),
-    *("export.tensorrt.build_progress", "export.tensorrt.timing_cache"),
+    *("runtime.gpu.building.config", "runtime.gpu.building.layers"),
+    *("runtime.gpu.building.build_progress", "runtime.gpu.building.timing_cache"),
 )
 # what the bindings have and mypy cannot see: the buffer of a block of memory, and that the alias
 # of a data type is not Python's own

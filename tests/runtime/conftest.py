@@ -19,6 +19,7 @@ from qsm_deploy.runtime.card.card import (
     TkdSettings,
     Verification,
 )
+from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
 SHAPE = ("n", 1, "x", "y", "z")
@@ -87,6 +88,21 @@ def write_model(tmp_path: Path) -> Callable[..., Path]:
             helper.set_model_props(model, {METADATA_KEY: card.to_json()})
         path = tmp_path / name
         onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_plan(tmp_path: Path, write_model: Callable[..., Path]) -> Callable[..., Path]:
+    """Return a function that writes the model of a card as a plan, whose engine nothing runs."""
+
+    def write(card: ModelCard, name: str = "model.plan", gpu: str = "sm_90") -> Path:
+        for_gpu = {"engine": "tensorrt 11.4.0.106", "gpu": gpu, PROMISE: f"{FORM}"}
+        engine = replace(card, options=card.options | for_gpu)
+        graph = write_model(card, f"{name}.onnx").read_bytes()
+        path = tmp_path / name
+        path.write_bytes(plan_bytes(b"engine" + engine.to_json().encode(), graph))
         return path
 
     return write

@@ -20,7 +20,7 @@ from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, decide
-from qsm_deploy.runtime.reconstructor import Host, gpu_number
+from qsm_deploy.runtime.reconstructor import Host, gpu_number, instead_of_gpu
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.serve.turns import open_taking_turns
@@ -32,7 +32,7 @@ def on_fake_gpu(monkeypatch, fake_device, make_gpu):
     """Let engines be ONNX Runtime's, on the made-up GPU."""
     asked = []
 
-    def open_gpu_sessions(models, number, memory_limit):
+    def open_gpu_sessions(models, number, **how):
         asked.append(number)
         sessions = [OnnxRuntimeSession(model) for model in models]
         return [GpuSession(make_gpu(fake_device, s.card, s.run)) for s in sessions]
@@ -130,22 +130,26 @@ def test_what_cannot_go_together(tmp_path, card, write_model, write_volume, fiel
     assert code == 2
 
 
-def test_nothing_falls_back_to_the_cpu(card, write_model, write_volume, field, capsys, tmp_path):
-    model, volume = write_model(card), write_volume(field, "field.nii")
-    plan = tmp_path / "engine.plan"
-    plan.write_bytes(b"plan" + card.to_json().encode())
-    assert main([str(plan), str(volume), "--device", "cpu"]) == 2
-    assert "which runs on a GPU only" in capsys.readouterr().err
-    assert main([str(model), str(volume), "--device", "cuda:0"]) == 4
-    error = capsys.readouterr().err
-    assert "error:" in error
-    assert error.count("\n") == 1
+def test_who_asks_for_a_gpu_never_gets_the_cpu(
+    card, write_model, write_plan, write_volume, field, capsys
+):
+    volume = write_volume(field, "field.nii")
+    for model in (write_model(card), write_plan(card)):
+        assert main([str(model), str(volume), "--device", "cuda:0"]) == 4
+        error = capsys.readouterr().err
+        assert "error:" in error
+        assert error.count("\n") == 1
 
 
-def test_where_models_run(tmp_path):
+def test_where_models_run(tmp_path, monkeypatch):
     plan, onnx = tmp_path / "a.plan", tmp_path / "b.onnx"
+    missing: list[str | None] = [None, None, "no driver"]
+    monkeypatch.setattr("qsm_deploy.runtime.reconstructor.missing_gpu", missing.pop)
+    assert gpu_number("auto", [plan]) is None
     assert gpu_number("auto", [onnx]) is None
-    assert gpu_number("auto", [plan]) == 0
+    assert gpu_number("auto", [onnx, plan]) == 0
+    assert instead_of_gpu("auto", [plan]) is None
+    assert gpu_number("cpu", [plan]) is None
     assert gpu_number("cuda:3", [onnx]) == 3
     assert gpu_number("cpu", [onnx]) is None
 

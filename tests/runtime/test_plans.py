@@ -1,0 +1,97 @@
+"""Plans where there is no GPU: the graph inside runs on the CPU, and one line says so."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import qsm_deploy.runtime as qsm
+from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.embedding import open_engine
+from qsm_deploy.runtime.gpu.open import missing_gpu
+from qsm_deploy.runtime.reconstructor import Host
+from qsm_deploy.runtime.serve.turns import open_taking_turns
+
+NO_GPU = "this machine has no NVIDIA driver"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch) -> None:
+    monkeypatch.setattr("qsm_deploy.runtime.reconstructor.missing_gpu", lambda: NO_GPU)
+
+
+def run(folder: Path, *arguments: str | Path) -> tuple[np.ndarray, dict]:
+    output = folder / "chi.nii"
+    code = main([*map(str, arguments), "-o", str(output), "--force"])
+    assert code == 0
+    return nib.load(output).get_fdata(), json.loads((folder / "chi.json").read_text())
+
+
+@pytest.mark.parametrize("backend", ["auto", "openvino", "onnxruntime"])
+@pytest.mark.parametrize("flags", [(), ("--patch", "12", "--overlap", "4")])
+def test_the_map_is_that_of_the_onnx_file(
+    tmp_path, card, write_model, write_plan, write_volume, field, capsys, backend, flags
+) -> None:
+    card = replace(card, precision="fp16")
+    plan, model, volume = write_plan(card), write_model(card), write_volume(field, "field.nii")
+    flags = (*flags, "--backend", backend)
+    expected, _ = run(tmp_path, model, volume, *flags)
+    assert NO_GPU not in capsys.readouterr().err
+    chi, sidecar = run(tmp_path, plan, volume, *flags)
+    np.testing.assert_array_equal(chi, expected)
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if NO_GPU in line]
+    library = "openvino" if backend == "auto" else backend
+    assert note == (
+        f"note: {plan}: {NO_GPU}; its fp16 graph runs on the CPU instead, in {library}, "
+        "computed in fp32"
+    )
+    assert sidecar["backend"]["name"] == library
+    assert sidecar["backend"]["device"] == "cpu"
+    assert sidecar["backend"]["why"].startswith(f"no GPU for the plan ({NO_GPU}); on the CPU, ")
+    assert sidecar["model"]["file"] == plan.name
+
+
+def test_who_asks_for_the_cpu_is_told_nothing(
+    tmp_path, card, write_plan, write_volume, field, capsys
+) -> None:
+    chi, sidecar = run(tmp_path, write_plan(card), write_volume(field, "f.nii"), "--device", "cpu")
+    assert np.ptp(chi) > 0
+    assert NO_GPU not in capsys.readouterr().err
+    assert "GPU" not in sidecar["backend"]["why"]
+
+
+def test_the_memory_limit_is_that_of_the_process(card, write_plan, write_volume, field) -> None:
+    plan, volume = write_plan(card), write_volume(field, "field.nii")
+    assert main([str(plan), str(volume), "--memory-limit", "1M"]) == 6
+
+
+def test_in_python(card, write_plan, write_model, field) -> None:
+    grid = {"voxel_size_mm": (1, 1, 1), "b0_direction": (0, 0, 1)}
+    with pytest.warns(UserWarning, match=NO_GPU):
+        model = qsm.open_model(write_plan(card))
+    expected = qsm.open_model(write_model(card)).reconstruct(field, **grid)
+    np.testing.assert_array_equal(model.reconstruct(field, **grid), expected)
+
+
+def test_a_server_takes_it(card, write_plan, capsys) -> None:
+    opened = open_taking_turns([write_plan(card)], Host(), warm_up_voxels=12)
+    assert opened.name.startswith("twice")
+    assert NO_GPU in capsys.readouterr().err
+
+
+def test_a_gpu_s_interface_does_not(card, write_plan) -> None:
+    if missing_gpu() is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineError, match=NO_GPU):
+        open_engine(write_plan(card))
+
+
+def test_what_is_missing_is_what_the_machine_says() -> None:
+    if (said := missing_gpu()) is None:
+        pytest.skip("there is a GPU")
+    assert "driver" in said
+    assert "\n" not in said
