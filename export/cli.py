@@ -235,6 +235,7 @@ def _export(arguments: argparse.Namespace) -> str:
         raise UsageError("name a network with --model; --list shows those known")
     from qsm_deploy.export.by_name import PASSED, export_network
     from qsm_deploy.kernels.geometry import shape_text
+    from qsm_deploy.runtime.card.read import PLAN
 
     exported = export_network(
         arguments.model,
@@ -264,7 +265,9 @@ def _export(arguments: argparse.Namespace) -> str:
     for d in exported.differences:
         say(f"{d.backend} {shape_text(d.shape)}: within {d.max_ppb:.2g} ppb of PyTorch")
     shapes = ", ".join(map(shape_text, card.verified.shapes))
-    unrun = "; the file itself was not run" if not card.memory else ""
+    unrun = "; the engine in it was not run" if exported.path.suffix == PLAN else ""
+    if not card.memory:
+        unrun = "; the file itself was not run"
     return table + (
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, within "
         f"{card.verified.max_ppb:.2g} ppb of PyTorch at {shapes}{unrun}"

@@ -22,6 +22,7 @@ from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
+from qsm_deploy.runtime.card.plan_file import PROMISE, plan_bytes
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
 from qsm_deploy.runtime.scan.nifti import load_volume, nifti_bytes
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
@@ -371,32 +372,36 @@ def test_a_constant_volume(check, engine, field, tmp_path) -> None:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    """Return what a plan is to a machine without a GPU: bytes with a card in them."""
+    """Return a plan, whose engine is bytes with a card in them."""
     card = card_of(onnx.load(BUNDLED_MODEL))
     target = PlanTarget("tensorrt-rtx", "1.7.1.116", False, "sm_89").options()
-    options = card.options | target | {"shapes": "16x16x16,24x24x24,32x32x32"}
-    text = replace(card, options=options, memory={}).to_json()
+    options = card.options | target | {"shapes": "16x16x16,24x24x24,32x32x32", PROMISE: "1"}
+    engine = b"ftrt" + replace(card, options=options).to_json().encode()
     path = tmp_path / "engine.plan"
-    path.write_bytes(b"ftrt" + bytes(100) + text.encode() + bytes(100))
+    path.write_bytes(plan_bytes(engine, BUNDLED_MODEL.read_bytes()))
     return path
 
 
-def test_a_plan_without_a_gpu(check, plan, monkeypatch) -> None:
+def test_a_plan_without_a_gpu(check, plan, monkeypatch, capsys) -> None:
     def no_driver(number: int) -> None:
         raise EngineError("this machine has no NVIDIA driver")
 
-    cuda_device = SimpleNamespace(CudaDevice=no_driver)
+    cuda_device = SimpleNamespace(CudaDevice=no_driver, device_properties=no_driver)
     monkeypatch.setitem(sys.modules, "qsm_deploy.runtime.gpu.cuda_device", cuda_device)
-    refused(check(plan), 4, "this machine has no NVIDIA driver")
-    refused(check(plan, "--device", "cpu"), 2, "engine.plan is a plan, which runs on a GPU only")
-    refused(check(plan, "--backend", "openvino"), 2, "--backend openvino is for the CPU")
+    refused(check(plan, "--device", "cuda:0"), 4, "this machine has no NVIDIA driver")
+    wrong = check(plan, "--device", "cuda:0", "--backend", "openvino")
+    refused(wrong, 2, "--backend openvino is for the CPU")
+    assert main([str(plan), "--json", "--backend", "onnxruntime"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{plan}: this machine has no NVIDIA driver; its graph is checked instead" in err
+    assert {row["by"] for row in document(out)["comparisons"]} == {"onnxruntime"}
 
 
 def test_a_plan_is_checked_at_its_own_shapes(plan, engine, capsys, monkeypatch) -> None:
     """The engine on a GPU is played by ONNX Runtime."""
     opened = []
 
-    def open_in_its_place(models: list[Path], number: int) -> list[Session]:
+    def open_in_its_place(models: list[Path], number: int, **how: object) -> list[Session]:
         opened.append((models, number))
         return [open_session(engine(), "onnxruntime")]
 

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +17,11 @@ from qsm_deploy.export.cli import main
 from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import parse_card
+from qsm_deploy.runtime.card.plan_file import read_plan
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.gpu.building.profile import profile_from
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import installed_engines, open_library
+from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture
@@ -45,11 +50,10 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
     assert "writing tkd-unet-fp16.plan for tensorrt-rtx" in err
     assert "building with tensorrt-rtx 1." in err
     assert out.startswith("tkd-unet-fp16.plan: ")
-    assert "the file itself was not run" in out
+    assert "the engine in it was not run" in out
     card = parse_card(Path("tkd-unet-fp16.json").read_text())
-    assert card.to_json().encode() in Path("tkd-unet-fp16.plan").read_bytes()
+    assert load_card(Path("tkd-unet-fp16.plan")) == card
     assert card.precision == "fp16"
-    assert card.memory == {}
     assert card.options["shapes"] == "16x16x16,32x16x32,64x64x64"
     assert card.options["engine"].startswith("tensorrt-rtx 1.")
     assert card.options["gpu"] == "sm_80,sm_86,sm_89,sm_120,sm_121+"
@@ -60,6 +64,39 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
         assert "no NVIDIA driver" in layers["why_no_engine"]
     assert export("--fp16", "--engine", "tensorrt-rtx") == 2
     assert "--force" in capsys.readouterr().err
+    same_as_the_onnx_file(capsys)
+
+
+def same_as_the_onnx_file(capsys) -> None:
+    """Hold the graph in the plan against the file of the same precision, and take it out."""
+    assert export("--fp16", "-o", "a.onnx", "--gate-ppb", "30", "-q") == 0
+    card = load_card(Path("a.onnx"))
+    described = ("--describe", "tkd-unet-fp16.plan", "--extract")
+    for name in ("graph.onnx", "bare.engine"):
+        assert main([*described, name]) == 0
+    out = capsys.readouterr().out
+    assert "sm_80,sm_86,sm_89,sm_120,sm_121+, shapes 16x16x16,32x16x32,64x64x64" in out
+    assert "graph inside" in out
+    plan = read_plan(Path("tkd-unet-fp16.plan"))
+    assert Path("bare.engine").read_bytes() == plan.engine
+    assert Path("graph.onnx").read_bytes() == plan.graph
+    inside = load_card(Path("graph.onnx"))
+    assert inside == replace(card, memory=inside.memory)
+    assert inside.memory.keys() == card.memory.keys()
+    shape = (1, 1, 16, 16, 16)
+    values = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+    feeds = dict(zip((tensor.name for tensor in card.inputs), values, strict=True))
+    for backend in inside.memory:
+        maps = [
+            open_session(Path(name), backend).run(feeds)
+            for name in ("a.onnx", "tkd-unet-fp16.plan")
+        ]
+        np.testing.assert_array_equal(*maps)
+    for wrong in (["tkd-unet-fp16.plan", "--extract", "x.txt"], ["a.onnx", "--extract", "b.onnx"]):
+        assert main(["--describe", *wrong]) == 2
+        assert "--extract" in capsys.readouterr().err
+    assert main(["--extract", "b.onnx"]) == 2
+    assert "name the plan with --describe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
