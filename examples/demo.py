@@ -3,7 +3,7 @@
     python examples/demo.py demo
 
 Runs the commands a user would type, then sets their reports side by side: two methods without a
-network, and two networks.
+network, two networks, and a plan of one of them where a flavour of TensorRT is installed to build it.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from qsm_deploy.runtime.gpu.engines.tensorrt_library import installed_engines
 from qsm_deploy.runtime.job.report import METRIC_TEXT
 
 
@@ -47,10 +48,10 @@ def print_table(columns: dict[str, dict[str, float]]) -> None:
         "peak_gib": "peak memory [GiB]",
     }
     rows = list(dict.fromkeys(key for scores in columns.values() for key in scores))
-    print(f"\n{'':<40}" + "".join(f"{name:>20}" for name in columns))
+    print(f"\n{'':<40}" + "".join(f"{name:>22}" for name in columns))
     for row in rows:
         cells = [f"{scores[row]:.4g}" if row in scores else "-" for scores in columns.values()]
-        print(f"{names.get(row, row):<40}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{names.get(row, row):<40}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 def main() -> None:
@@ -75,6 +76,10 @@ def main() -> None:
 
     run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")
     run("qsm-export", "--model", "ir2qsm", "-o", model, "--force")
+    if installed_engines():  # a plan runs here too, on the CPU where there is no GPU
+        plan = folder / "tkd-unet-fp16.plan"
+        run("qsm-export", "--model", "tkd-unet", "--fp16", "-o", plan, "--force")
+        makers["plan (tkd-unet, fp16)"] = (plan,)
     columns = {}
     for title, maker in makers.items():
         name = title.split()[0].lower()

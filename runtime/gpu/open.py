@@ -41,7 +41,7 @@ def missing_gpu(number: int = 0) -> str | None:
             return "this machine has no NVIDIA driver"
         raise
     except EngineError as error:
-        return str(error)
+        return str(error).partition("; ")[0].removeprefix(f"GPU {number}: ")
     return None
 
 
