@@ -3,7 +3,7 @@
     python examples/demo.py demo
 
 Runs the commands a user would type, then sets their reports side by side: two methods without a
-network, two networks, and a plan of one of them where a flavour of TensorRT is installed to build it.
+network, two networks, and a plan of one of them where a flavour of TensorRT is there to build it.
 """
 
 import argparse

@@ -73,7 +73,7 @@ class TensorRtInference:
 class TensorRtSession:
     """A plan on a GPU; see :class:`qsm_deploy.runtime.gpu.engines.inference.DeviceSession`.
 
-    ``weights_bytes`` is the size of the plan: weights, kernels and what describes them. Whether
+    ``weights_bytes`` is the size of the engine: weights, kernels and what describes them. Whether
     the work can be captured must be asked of each context and stream where the library compiles
     kernels while it runs, as TensorRT for RTX does; ``capturable`` is false there.
 
@@ -82,9 +82,9 @@ class TensorRtSession:
     path
         The plan, for messages.
     data
-        Its bytes.
+        Its engine's bytes.
     card, target
-        As they stand in the bytes.
+        As they stand in them.
     gpu
         What is to run it.
 
