@@ -24,7 +24,7 @@ CUFFT_R2C, CUFFT_C2R = 0x2A, 0x2C
 
 @dataclass(frozen=True)
 class Scale:
-    """How large and how often: shapes of heads and transforms, patches, the network's widths."""
+    """How large and how often: heads, transforms, patches, networks, repeats."""
 
     head: Shape = (96, 112, 88)
     sizes: tuple[Shape, ...] = ((160, 192, 160), (256, 256, 160))
@@ -33,7 +33,8 @@ class Scale:
     patch: int = 64
     overlap: int = 32
     profile: str = "16,160,256"
-    widths: tuple[int, ...] = (16, 32, 64, 128)
+    compared: tuple[str, ...] = ("tkd-unet", "ir2qsm demo")
+    network: dict[str, Any] = field(default_factory=lambda: {"channels": (16, 32, 64, 128)})
     repeats: int = 7
     iterations: dict[str, int] = field(default_factory=dict)  # other than the methods' own
     training: tuple[str, ...] = ("--minutes", "1", "--steps", "1000000")
@@ -65,7 +66,7 @@ class Machine:
 
     pretended = False
     scale = Scale()
-    torch_device, compiler = "cuda", "inductor"
+    torch_device, half, compiler = "cuda", torch.float16, "inductor"
 
     def __init__(self, folder: Path) -> None:
         if not torch.cuda.is_available():

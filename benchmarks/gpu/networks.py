@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu.machine import Machine, Shape
 from benchmarks.gpu.torch_session import TorchSession
 from qsm_deploy.export.checkpoints.state import load_state
+from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.measure.verification import ModuleSession, phantom_scan
 from qsm_deploy.export.networks import ir2qsm, tkd_unet
 from qsm_deploy.export.networks.network import Choices, Network
@@ -47,10 +48,11 @@ class Networks:
         self.modules: dict[str, Network] = {
             "tkd-unet": tkd_unet.network_from_state(unet, Choices()),
             "ir2qsm demo": ir2qsm.network_from_state(demo, residual),
-            "ir2qsm": ir2qsm.IR2QSM(channels=machine.scale.widths).eval(),
+            "ir2qsm": ir2qsm.IR2QSM(**machine.scale.network).eval(),
         }
         self.choices = {name: residual if "ir2qsm" in name else Choices() for name in self.modules}
         self.scan = lru_cache(self._scan)
+        self.graph = lru_cache(lambda name: onnx_from_module(self.modules[name]))
         self._maps: dict[tuple[object, ...], Volume] = {}
 
     def _scan(self, shape: Shape) -> Scan:

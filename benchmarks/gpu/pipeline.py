@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from qsm_deploy.runtime.reconstructor import reconstructor_of
 
 Rows = Iterator[tuple[str, Callable[[], Row]]]
 OpenEngine = Callable[[], DeviceSession]
-BUNDLED = ("tkd-unet", "ir2qsm demo")
 
 
 def rows(machine: Machine, networks: Networks) -> Rows:
@@ -36,7 +36,7 @@ def rows(machine: Machine, networks: Networks) -> Rows:
     yield "a CUDA graph of the operator", partial(graph_row, machine)
     for other in ("torch", "cupy"):
         yield f"embedding from {other}", partial(embedding_row, networks, other)
-    for name in BUNDLED:
+    for name in machine.scale.compared:
         for mode in MODES:
             opened = partial(networks.torch_session, name, mode)
             yield f"{name}, PyTorch {mode}", partial(maps_row, networks, name, opened)
@@ -114,13 +114,13 @@ def maps_row(networks: Networks, name: str, open_it: OpenEngine) -> Row:
     patches = plan_patches(scan.mask, divisor, scale.patch, scale.overlap, "hann")
     began = time.perf_counter()
     with closing(open_it()) as session:
-        facts: Row = {"library": f"{session.backend} {session.version}"}
+        facts: Row = {"version": session.version}
         facts["opened_in_seconds"] = round(time.perf_counter() - began, 2)
         for way, plan, step in (
             ("whole", whole, None),
             ("patches", patches, None),
             ("closed form", whole, Correction(0.05)),
-            ("conjugate gradients", whole, AUTO),
+            ("conjugate gradients", whole, replace(AUTO, **scale.iterations)),
         ):
             chi, _ = networks.on_gpu(session, scan, plan, step)
             expected = networks.cpu_map(name, scan, way, plan, step)
@@ -149,7 +149,7 @@ def times_row(networks: Networks, shape: Shape, open_it: OpenEngine) -> Row:
             seconds.append(time.perf_counter() - began)
             stages = seen.seconds
         return {
-            "library": f"{session.backend} {session.version}",
+            "version": session.version,
             "shape": list(shape),
             "seconds": spread(seconds),
             "stages": {stage: round(s, 5) for stage, s in stages.items()},
@@ -176,7 +176,7 @@ def torch_row(networks: Networks, shape: Shape, mode: str) -> Row:
             run()
             seconds.append(time.perf_counter() - began)
         return {
-            "library": session.version,
+            "version": session.version,
             "shape": list(shape),
             "seconds": spread(seconds),
             "peak_bytes": peak,

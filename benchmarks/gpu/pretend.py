@@ -46,14 +46,15 @@ class PretendedMachine:
 
     pretended = True
     scale = Scale(
-        head=TINY,
-        sizes=((24, 16, 16),),
+        head=(24, 16, 16),
+        sizes=(TINY,),
         transforms=((8, 10, 12),),
         most_checked_voxels=400,
-        patch=8,
-        overlap=4,
+        patch=16,
+        overlap=8,
         profile="8,16,32",
-        widths=(2, 4, 8, 16),
+        compared=("tkd-unet",),
+        network={"channels": (2, 4, 8, 16), "iterations": 1},
         repeats=1,
         iterations={"iterations": 2},
         training=(
@@ -63,6 +64,7 @@ class PretendedMachine:
         tests="host and twin and combined",
     )
     torch_device, compiler = "cpu", "eager"
+    half = torch.float64  # which every layer takes on a CPU
 
     def __init__(self, folder: Path) -> None:
         os.environ["XDG_CACHE_HOME"] = str(folder)

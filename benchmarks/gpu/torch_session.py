@@ -34,17 +34,17 @@ class TorchSession:
         half = "fp16" in mode
         # of a copy: `to` changes the module itself, and FP16 rounds its weights
         kept = copy.deepcopy(module)
-        moved: Any = kept.to(machine.torch_device, torch.float16 if half else torch.float32)
+        moved: Any = kept.to(machine.torch_device, machine.half if half else torch.float32)
         if half:
             moved = moved.to(memory_format=torch.channels_last_3d)
         self._module = torch.compile(moved, backend=machine.compiler) if mode == COMPILED else moved
-        self._type = torch.float16 if half else torch.float32
+        self._type = machine.half if half else torch.float32
         self.weights_bytes = sum(p.nbytes for p in kept.parameters())
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Return the output for float32 tensors on the GPU."""
         taken = [tensor.to(self._type) for tensor in inputs]
-        if self._type is torch.float16:
+        if self._type is not torch.float32:
             taken = [
                 t.contiguous(memory_format=torch.channels_last_3d) if t.ndim == 5 else t
                 for t in taken
