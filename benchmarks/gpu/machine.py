@@ -143,7 +143,7 @@ class Machine:
         output = torch.empty_like(x)
         source, middle, y = (ctypes.c_void_p(t.data_ptr()) for t in (x, spectrum, output))
 
-        def run(_keep: object = (spectrum, output)) -> None:
+        def run(_keep: object = (x, spectrum, output)) -> None:
             _require(cufft.cufftExecR2C(handles[0], source, middle))
             _require(cufft.cufftExecC2R(handles[1], middle, y))
 
