@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Row
 from benchmarks.gpu.machine import Machine, Shape, Step
+from qsm_deploy.export.bench.rounds import spread
 from qsm_deploy.kernels.cuda_library import DipoleOperator, MultiplierName
 from qsm_deploy.kernels.dipole import CONE
 from qsm_deploy.kernels.errors import EngineError
@@ -156,12 +157,7 @@ def times_row(machine: Machine, shape: Shape) -> Row:
         **buffers.errors(),
         "workspace_mib": round(buffers.pointers[3] / 2**20, 1),
         "milliseconds": {
-            name: {
-                "median": round(statistics.median(seen), 4),
-                "min": round(min(seen), 4),
-                "max": round(max(seen), 4),
-                "over_bare_pair": round(statistics.median(seen) / floor, 3),
-            }
+            name: spread(seen) | {"over_bare_pair": round(statistics.median(seen) / floor, 3)}
             for name, seen in times.items()
         },
     }

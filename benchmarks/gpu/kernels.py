@@ -5,10 +5,8 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from benchmarks.common import Row
 from benchmarks.gpu import dipole
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import ROOT, Networks
-from benchmarks.gpu.pipeline import Rows
+from benchmarks.gpu.pipeline import Rows, timed
 from qsm_deploy.export.bench.rounds import difference, spread
 from qsm_deploy.kernels.cuda_library import LIBRARY_VARIABLE, DipoleOperator
 from qsm_deploy.kernels.geometry import Volume, shape_text
@@ -47,8 +45,8 @@ def rows(machine: Machine, networks: Networks) -> Rows:
         yield f"total variation {size}", partial(variation_row, machine, scan)
         yield f"two-prior background removal {size}", partial(background_row, machine, scan)
         if shape == machine.scale.head:
-            for size in machine.scale.transforms:
-                yield f"operator {shape_text(size)}", partial(dipole.times_row, machine, size)
+            for grid in machine.scale.transforms:
+                yield f"operator {shape_text(grid)}", partial(dipole.times_row, machine, grid)
 
 
 def build_row(machine: Machine) -> Row:
@@ -66,23 +64,13 @@ def tests_row(machine: Machine) -> Row:
         env=os.environ | {LIBRARY_VARIABLE: str(machine.library_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     counts = {what: int(n) for n, what in SEEN.findall(run.stdout)}
     if run.returncode or not counts.get("passed"):
         last = (run.stdout + run.stderr).strip().splitlines()[-1:]
         raise RuntimeError(f"pytest ended with {run.returncode}: {counts or last}")
     return counts
-
-
-def timed(step: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
-    """Return what a step gives, and its times."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        result = step()
-        seconds.append(time.perf_counter() - began)
-    return result, spread(seconds)
 
 
 def compared(machine: Machine, on_gpu: Callable[[], Volume], on_cpu: Callable[[], Volume]) -> Row:

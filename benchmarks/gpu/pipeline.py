@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,16 @@ def as_users_call_it(networks: Networks, shape: Shape, mode: str) -> Rows:
     """Yield PyTorch without the pipeline."""
     name = f"times of ir2qsm {shape_text(shape)}, PyTorch {mode} as users call it"
     yield name, partial(torch_row, networks, shape, mode)
+
+
+def timed(step: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
+    """Return what a step gives, and its times."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        result = step()
+        seconds.append(time.perf_counter() - began)
+    return result, spread(seconds)
 
 
 def graph_row(machine: Machine) -> Row:
@@ -142,17 +153,13 @@ def times_row(networks: Networks, shape: Shape, open_it: OpenEngine) -> Row:
         free = device.least_free = device.free_bytes()
         chi, _ = networks.on_gpu(session, scan, plan)
         peak = free - device.least_free + session.weights_bytes
-        seconds, stages = [], {}
-        for _ in range(machine.scale.repeats):
-            began = time.perf_counter()
-            _, seen = networks.on_gpu(session, scan, plan)
-            seconds.append(time.perf_counter() - began)
-            stages = seen.seconds
+        again = partial(networks.on_gpu, session, scan, plan)
+        (_, stages), seconds = timed(again, machine.scale.repeats)
         return {
             "version": session.version,
             "shape": list(shape),
-            "seconds": spread(seconds),
-            "stages": {stage: round(s, 5) for stage, s in stages.items()},
+            "seconds": seconds,
+            "stages": {stage: round(s, 5) for stage, s in stages.seconds.items()},
             "predicted_bytes": round(predicted),
             "peak_bytes": peak,
             "to_fp32_on_the_gpu": difference(chi, reference, scan.mask),
@@ -170,15 +177,11 @@ def torch_row(networks: Networks, shape: Shape, mode: str) -> Row:
             return session.run([field.to(machine.torch_device)])[0, 0].cpu()
 
         peak = machine.torch_peak_bytes(run)
-        chi, seconds = run().numpy() * scan.mask, []
-        for _ in range(machine.scale.repeats):
-            began = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - began)
+        chi, seconds = timed(run, machine.scale.repeats)
         return {
             "version": session.version,
             "shape": list(shape),
-            "seconds": spread(seconds),
+            "seconds": seconds,
             "peak_bytes": peak,
-            "to_fp32_on_the_gpu": difference(chi, reference, scan.mask),
+            "to_fp32_on_the_gpu": difference(chi.numpy() * scan.mask, reference, scan.mask),
         }

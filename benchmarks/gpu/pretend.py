@@ -61,7 +61,7 @@ class PretendedMachine:
             *("--steps", "2", "--heads", "1", "--shapes", "1", "--threads", "1"),
             *("--size-mm", "24", "--patch", "16"),
         ),
-        tests="host and twin and combined",
+        tests="importing_the_binding",
     )
     torch_device, compiler = "cpu", "eager"
     half = torch.float64  # which every layer takes on a CPU

@@ -31,8 +31,8 @@ from benchmarks.gpu.networks import ROOT, Networks
 from benchmarks.gpu.pipeline import Rows
 
 SECTIONS: dict[str, tuple[float, Callable[[Machine, Networks], Rows]]] = {
-    "kernels": (2.0, kernels.rows),
-    "pipeline": (2.0, pipeline.rows),
+    "kernels": (1.8, kernels.rows),
+    "pipeline": (1.8, pipeline.rows),
     "tensorrt": (3.0, partial(engines.rows, libraries=("tensorrt-rtx", "tensorrt"))),
     "onnxruntime": (1.5, partial(engines.rows, libraries=(engines.ONNX_RUNTIME,))),
     "training": (2.5, training.rows),
