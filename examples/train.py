@@ -1,12 +1,13 @@
-r"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a CPU or a GPU.
+r"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a GPU or a CPU.
 
     python examples/train.py tkd-unet --steps 6000
-    python examples/train.py ir2qsm --minutes 5 --device cuda --bfloat16 --patch 96 --batch 4 \
+    python examples/train.py ir2qsm --minutes 5 --patch 96 --batch 4 \
         --start-from export/weights/ir2qsm-demo.safetensors
 
-Volumes, patches, noise and initial weights follow from ``--seed``; with ``--minutes`` the number of
-steps follows from the machine. Writes the weights, averaged over the last steps, as half-precision
-safetensors, and a log of losses beside them.
+Runs on the GPU where there is one, and computes in bfloat16 there. Volumes, patches, noise and
+initial weights follow from ``--seed``; with ``--minutes``, which begin with the making of volumes,
+the number of steps follows from the machine. Writes the weights, averaged over the last steps, as
+half-precision safetensors, and a log of losses beside them.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
 
 SCALE_PPM = 0.04  # of the error in the loss
+LEAST_MINUTES = 0.1  # of training, however long the volumes took
+CHANGEABLE = ("heads", "shapes", "size_mm", "patch", "batch")  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Recipe:
     batch: int
     learning_rate: float
     noise_ppm: float
+    size_mm: int = 170  # of a head; random shapes have 112 / 170 of it
     amplitude: tuple[float, float] = (0.6, 1.6)
     warm_up: float = 0.05  # share of the training
     frozen_statistics: float = 0.3  # share of it, at the end, with fixed BatchNorm, and averaged
@@ -84,10 +88,13 @@ def make_volumes(recipe: Recipe, seed: int, processes: int) -> list[TrainingVolu
     """Return heads and random shapes on the grids that the recipe asks for."""
     rng = np.random.default_rng(seed)
     grids = [
-        random_geometry(rng, 170, axial_1mm=recipe.axial_1mm or n % 2 == 0)
+        random_geometry(rng, recipe.size_mm, axial_1mm=recipe.axial_1mm or n % 2 == 0)
         for n in range(recipe.heads)
     ]
-    small = [random_geometry(rng, 112, axial_1mm=recipe.axial_1mm) for _ in range(recipe.shapes)]
+    small_mm = round(recipe.size_mm * 112 / 170)
+    small = [
+        random_geometry(rng, small_mm, axial_1mm=recipe.axial_1mm) for _ in range(recipe.shapes)
+    ]
     with ProcessPoolExecutor(processes) as pool:
         heads = pool.map(head, grids, range(1000, 1000 + len(grids)))
         shapes = pool.map(random_shapes, small, range(2000, 2000 + len(small)))
@@ -173,21 +180,24 @@ def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor, dipole: Tensor)
     return total
 
 
-def nrmse_percent(model: nn.Module, recipe: Recipe, volume: TrainingVolume, device: str) -> float:
-    """Return the demeaned error in the mask of a held-out volume at 0.0025 ppm noise [%]."""
+def held_out_batch(recipe: Recipe) -> Tensor:
+    """Return (1, 4, x, y, z) of a head that no training has seen, at 0.0025 ppm noise."""
     threshold = TKD_THRESHOLD if recipe.uses_tkd else None
-    part = torch.from_numpy(
-        volume.channels(np.random.default_rng(7), threshold, TKD_PAD_VOXELS)
-    ).to(device)
-    batch = torch.cat([part[0:2] + 0.0025 * part[2:4], part[4:6]])[None]
+    volume = head(Geometry((min(96, recipe.size_mm // 8 * 8),) * 3), seed=99)
+    part = torch.from_numpy(volume.channels(np.random.default_rng(7), threshold, TKD_PAD_VOXELS))
+    return torch.cat([part[0:2] + 0.0025 * part[2:4], part[4:6]])[None]
+
+
+def nrmse_percent(model: nn.Module, batch: Tensor) -> float:
+    """Return the demeaned error in the mask of a batch [%]."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        estimate = outputs(model, batch)[0][0, 0].float().cpu().numpy()
+        estimate = outputs(model, batch)[0]
     model.train(was_training)
-    truth, result = volume.chi_ppm[volume.mask], estimate[volume.mask]
+    truth, result = (volume[batch[:, 3:4] > 0] for volume in (batch[:, 2:3], estimate))
     truth, result = truth - truth.mean(), result - result.mean()
-    return float(100 * np.linalg.norm(result - truth) / np.linalg.norm(truth))
+    return float(100 * torch.linalg.norm(result - truth) / torch.linalg.norm(truth))
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
@@ -211,7 +221,7 @@ def train(
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Return the averaged network and its log, fifty rows; ends after steps or minutes."""
     model = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    held_out = head(Geometry((96, 96, 96)), seed=99)
+    held_out = held_out_batch(recipe).to(device)
     source = iter(Patches(volumes, recipe, seed, device))
     half = recipe.patch // 2 + 1
     dipole = torch.from_numpy(dipole_kernel(Geometry((recipe.patch,) * 3))[..., :half]).to(device)
@@ -250,9 +260,7 @@ def train(
                 "step": step,
                 "seconds": round(time.monotonic() - began),
                 "loss": round(float(torch.stack(recent).mean()), 5),
-                "held_out_nrmse_percent": round(
-                    nrmse_percent(averaged or model, recipe, held_out, device), 2
-                ),
+                "held_out_nrmse_percent": round(nrmse_percent(averaged or model, held_out), 2),
             }
             print(row, flush=True)
             log.append(row)
@@ -268,16 +276,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="where the machine computes in it")
-    parser.add_argument("--patch", type=int)
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="as on a GPU")
+    for name in CHANGEABLE:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     parser.add_argument("--start-from", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
-    settings = {"model": args.model, "seed": args.seed, "start_from": str(args.start_from or "")}
-    given = {"patch": args.patch, "batch": args.batch}
-    recipe = replace(RECIPES[args.model], **{k: v for k, v in given.items() if v})
+    if args.bfloat16 is None:
+        args.bfloat16 = args.device.startswith("cuda")
+    began = time.monotonic()
+    settings = {name: getattr(args, name) for name in ("model", "seed", "device", "bfloat16")}
+    settings |= {"start_from": str(args.start_from or ""), "torch": torch.__version__}
+    given = {name: value for name in CHANGEABLE if (value := getattr(args, name))}
+    recipe = replace(RECIPES[args.model], **given)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -291,7 +303,7 @@ def main() -> None:
         volumes,
         recipe,
         steps=args.steps,
-        minutes=args.minutes,
+        minutes=max(args.minutes - (time.monotonic() - began) / 60, LEAST_MINUTES),
         seed=args.seed,
         device=args.device,
         bfloat16=args.bfloat16,
@@ -302,7 +314,7 @@ def main() -> None:
         for key, value in model.state_dict().items()
     }
     save_file(state, output)
-    settings |= {"recipe": asdict(recipe), "torch": torch.__version__, "device": args.device}
+    settings |= {"recipe": asdict(recipe)}
     output.with_suffix(".log.json").write_text(
         json.dumps({**settings, "log": log}, indent=1) + "\n"
     )

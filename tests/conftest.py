@@ -5,29 +5,15 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bids_validator_deno
-import deno
 import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
-from qsm_deploy.kernels.cuda_abi import declare
-from qsm_deploy.kernels.cuda_build import SOURCES
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one worker per core
-CSRC = SOURCES / "csrc"
-KERNEL_TESTS = Path(__file__).parent / "kernels"
-TWIN_SOURCES = [
-    *(CSRC / f"{name}.cu" for name in ("dipole", "patches", "total_variation", "vectors")),
-    CSRC / "status.cpp",
-    *(KERNEL_TESTS / name for name in ("host_twin.cpp", "host_twin_node.cpp")),
-]
-TWIN_FLAGS = [
-    *("-std=c++17", "-O2", "-fPIC", "-shared"),
-    *("-Wall", "-Wextra", "-Wconversion", "-Werror"),
-]
 NO_TEST_DATA = "test data not present: ../shared"
 # what a skip's reason may start with
 ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind", "no headless browser")
@@ -60,18 +46,9 @@ def compiler() -> str:
 @pytest.fixture(scope="session")
 def build_twin(compiler: str) -> Callable[..., ctypes.CDLL]:
     """Return what compiles the host twin of the CUDA library, and what else is named."""
+    from tests.host_twin import build_host_twin
 
-    def build(folder: Path, *more: str) -> ctypes.CDLL:
-        library = folder / "libqsm_twin.so"
-        sources = ["-x", "c++", *map(str, TWIN_SOURCES), *more]
-        command = [compiler, *TWIN_FLAGS, f"-I{CSRC}", "-o", str(library), *sources]
-        run = subprocess.run(command, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        handle = ctypes.CDLL(str(library))
-        declare(handle)
-        return handle
-
-    return build
+    return partial(build_host_twin, compiler)
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +144,9 @@ class _SkipGuard:
 @pytest.fixture
 def validate(tmp_path: Path) -> Callable[[Path], list[tuple[str, str]]]:
     """Return a function that gives the errors of the BIDS validator: codes and locations."""
+    import bids_validator_deno  # here, for the tests of the kernels run where it is not installed
+    import deno
+
     bundle = Path(bids_validator_deno.__file__).with_name("bids-validator.js")
     command = [deno.find_deno_bin(), "--allow-read", "--allow-env", str(bundle)]
     own = {"DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"}

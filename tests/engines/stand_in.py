@@ -33,6 +33,7 @@ class Levers:
         self.phases = (("Building engine", None, 2), ("Timing", "Building engine", 3))
         self.during_build = lambda: None
         self.parsed_without_plugin = False
+        self.enqueue = lambda stream, task: task()
 
 
 def as_bytes(header: dict[str, Any], card: str) -> bytes:
@@ -160,7 +161,7 @@ def stand_in(name: str, version: str, levers: Levers) -> ModuleType:
                 np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses[n]))
                 for n in (self.engine.inputs[0], self.engine.output)
             )
-            np.multiply(first, 2, out=last)
+            levers.enqueue(stream_handle, lambda: np.multiply(first, 2, out=last) is None)
             levers.runs.append({"stream": stream_handle, "memory": self.memory, "shape": shape})
             return True
 

@@ -1,6 +1,7 @@
 """The CUDA library as built, and its host twin: the same sources compiled without CUDA."""
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_abi import declare
 from qsm_deploy.kernels.cuda_build import SOURCES, build_cuda_library, find_nvcc, wheel_toolkit
-from qsm_deploy.kernels.cuda_library import CudaLibrary
+from qsm_deploy.kernels.cuda_library import LIBRARY_VARIABLE, CudaLibrary
 
 CSRC = SOURCES / "csrc"
 TESTS = Path(__file__).parent
@@ -86,8 +87,10 @@ def gpu_architecture() -> str:
 
 @pytest.fixture(scope="session")
 def gpu_handle(gpu_architecture: str, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Return the library, built for this machine's GPU alone."""
-    return load(build_cuda_library(tmp_path_factory.mktemp("gpu"), gpu_architecture))
+    """Return the library, built for this machine's GPU alone, or the one that is named."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    folder = tmp_path_factory.mktemp("gpu")
+    return load(Path(named) if named else build_cuda_library(folder, gpu_architecture))
 
 
 class HostMemory:

@@ -20,7 +20,6 @@ from qsm_deploy.kernels.errors import (
 from qsm_deploy.runtime.card.card import GeometryLimits, TensorInfo
 from qsm_deploy.runtime.embedding import Engine, open_engine
 from qsm_deploy.runtime.gpu import dlpack
-from qsm_deploy.runtime.gpu.arrays import DEFAULT_STREAM
 from qsm_deploy.runtime.gpu.dlpack import CUDA, TakenTensor, capsule_of
 from qsm_deploy.runtime.gpu.reconstruction import on_device
 from qsm_deploy.runtime.gpu.session import GpuSession
@@ -28,6 +27,7 @@ from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstructor import reconstructor_of
+from tests.made_up_gpu import CupyLike, JaxLike, OldLike, TorchLike, read
 from tests.runtime.storages import SPREAD, require_one
 
 SHAPE = (18, 13, 15)
@@ -38,56 +38,6 @@ def engine_on(gpu):
 
 
 GEOMETRY = {"voxel_size_mm": (1.0, 0.8, 1.5), "b0_direction": (0.1, -0.2, 0.97)}
-
-
-class Array:
-    """An array on the made-up GPU, written late: only once its stream's work is done."""
-
-    def __init__(self, device, values, stream=DEFAULT_STREAM):
-        self.device, self.values, self.stream = device, np.ascontiguousarray(values), stream
-        self.pointer = device.allocate(self.values.nbytes)
-        device.copy_in(self.pointer, self.values, stream)
-
-    def free(self):
-        self.device.release(self.pointer)
-
-
-class CupyLike(Array):
-    """Version 3 of the interface, with the stream of its work."""
-
-    @property
-    def __cuda_array_interface__(self):
-        facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 3}
-        return facts | {"data": (self.pointer, False), "strides": None, "stream": self.stream}
-
-
-class OldLike(Array):
-    """Version 2 alone, strides written out, nothing of streams: the default one is meant."""
-
-    @property
-    def __cuda_array_interface__(self):
-        facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 2}
-        return facts | {"data": (self.pointer, False), "strides": self.values.strides}
-
-
-class JaxLike(Array):
-    """DLPack; work is ordered before the stream that the consumer names."""
-
-    number = 0
-
-    def __dlpack_device__(self):
-        return CUDA, self.number
-
-    def __dlpack__(self, *, stream):
-        assert stream == DEFAULT_STREAM
-        event = self.device.record(self.stream)
-        self.device.wait(stream, event)
-        self.event = event
-        return capsule_of(self, self.pointer, self.values.shape, 0)
-
-
-class TorchLike(OldLike, JaxLike):
-    """Both: the interface, which says nothing of the stream that is written on, and DLPack."""
 
 
 class WithGradient(TorchLike):
@@ -106,17 +56,6 @@ each_library = pytest.mark.parametrize("library", [CupyLike, OldLike])
 
 def twice(tensors):
     return 2 * sum(tensors.values())
-
-
-def read(device, volume):
-    """Return a volume as a consumer of the interface sees it."""
-    facts = volume.__cuda_array_interface__
-    assert facts["typestr"] == "<f4"
-    assert facts["strides"] is None
-    assert facts["stream"] is None
-    values = np.empty(facts["shape"], np.float32)
-    ctypes.memmove(values.ctypes.data, facts["data"][0], values.nbytes)
-    return values
 
 
 @pytest.fixture

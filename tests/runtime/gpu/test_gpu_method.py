@@ -9,7 +9,7 @@ import pytest
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.model import open_model
-from tests.runtime.gpu.test_embedding import CupyLike, read
+from tests.made_up_gpu import CupyLike, read
 
 AFFINE = np.diag([3.0, 2.5, 4.0, 1.0])  # few voxels of padding
 VOXEL_MM = (3.0, 2.5, 4.0)

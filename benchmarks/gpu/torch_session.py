@@ -7,44 +7,44 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.machine import Machine
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, Shapes
 
-MODES = ("fp32", "tf32", "fp16", "compiled fp16")
+MODES = ("fp32", "tf32", "fp16")
+COMPILED = "compiled fp16"
 
 
-class TorchDeviceSession:
+class TorchSession:
     """A copy of a module on the current GPU.
 
     A ``DeviceSession`` (``runtime/gpu/engines/inference.py``). PyTorch allocates its activations
-    for itself, so the memory predicted is without them. It keeps what it freed for the stream that
-    it was for: a session runs on one stream of its own for its life, between the caller's work.
+    for itself, so the memory predicted is without them.
     """
 
     backend: DeviceBackend = "onnxruntime-cuda"  # stands where an engine would
     version = f"PyTorch {torch.__version__}"
-    capturable = False
+    device, capturable = 0, False
 
-    def __init__(self, module: Network, card: ModelCard, mode: str, device: int = 0) -> None:
-        self.card, self.device, self.mode = card, device, mode
+    def __init__(self, machine: Machine, module: Network, card: ModelCard, mode: str) -> None:
+        self.machine, self.card = machine, card
         torch.backends.cudnn.allow_tf32 = mode == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
         half = "fp16" in mode
         # of a copy: `to` changes the module itself, and FP16 rounds its weights
         kept = copy.deepcopy(module)
-        moved: Any = kept.to(f"cuda:{device}", torch.float16 if half else torch.float32)
+        moved: Any = kept.to(machine.torch_device, machine.half if half else torch.float32)
         if half:
             moved = moved.to(memory_format=torch.channels_last_3d)
-        self._module = torch.compile(moved) if "compiled" in mode else moved
-        self._type = torch.float16 if half else torch.float32
+        self._module = torch.compile(moved, backend=machine.compiler) if mode == COMPILED else moved
+        self._type = machine.half if half else torch.float32
         self.weights_bytes = sum(p.nbytes for p in kept.parameters())
-        self.stream = torch.cuda.Stream(device)
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Return the output for float32 tensors on the GPU."""
         taken = [tensor.to(self._type) for tensor in inputs]
-        if self._type is torch.float16:
+        if self._type is not torch.float32:
             taken = [
                 t.contiguous(memory_format=torch.channels_last_3d) if t.ndim == 5 else t
                 for t in taken
@@ -77,33 +77,18 @@ class TorchDeviceSession:
 
 
 @dataclass
-class _Memory:
-    """A pointer that PyTorch takes for an array."""
-
-    pointer: int
-    shape: tuple[int, ...]
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        data = (self.pointer, False)
-        return {"shape": self.shape, "typestr": "<f4", "data": data, "version": 2, "strides": None}
-
-
-@dataclass
 class _TorchInference:
-    session: TorchDeviceSession
+    session: TorchSession
     shapes: Shapes
 
     def enqueue(self, inputs: Mapping[str, int], output: int, stream: int) -> None:
         """Enqueue one run after the work of a stream and before what it does next."""
-        session = self.session
-        caller = torch.cuda.ExternalStream(stream, device=session.device)
-        session.stream.wait_stream(caller)
-        with torch.cuda.stream(session.stream):
-            tensors = [
-                torch.as_tensor(_Memory(inputs[t.name], self.shapes[t.name]), device="cuda")
-                for t in session.card.inputs
-            ]
-            target = _Memory(output, session.output_shape(self.shapes))
-            torch.as_tensor(target, device="cuda").copy_(session.run(tensors))
-        caller.wait_stream(session.stream)
+        session, shapes = self.session, self.shapes
+        pointers = dict(inputs)
+
+        def run() -> None:
+            tensor = session.machine.tensor
+            taken = [tensor(pointers[t.name], shapes[t.name]) for t in session.card.inputs]
+            tensor(output, session.output_shape(shapes)).copy_(session.run(taken))
+
+        session.machine.run_torch(stream, run)

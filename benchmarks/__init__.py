@@ -1,0 +1,1 @@
+"""Measurements, each a command: run from the root of the checkout."""
