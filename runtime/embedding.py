@@ -23,7 +23,6 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import (
-    DEFAULT_STREAM,
     DeviceView,
     DeviceVolume,
     is_on_device,
@@ -191,8 +190,7 @@ def _field(
 def _copied(there: DeviceView, dtype: DTypeLike, device: Device) -> NDArray[Any]:
     """Return what lies on the GPU, once its owner's work is done."""
     values = device.pinned(there.shape, dtype)
-    stream = DEFAULT_STREAM if there.stream is None else there.stream
-    device.copy_out(values, there.pointer, stream)
+    device.copy_out(values, there.pointer, there.stream)
     device.synchronize()
     return values
 

@@ -23,6 +23,7 @@ from qsm_deploy.runtime.gpu.dlpack import CUDA, capsule_of
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend
 
 GUARD = 4096
+LATE = 99  # more than what a reconstruction enqueues
 NOTHING = 0xFF  # four of them are a NaN
 ENQUEUED = (
     *("dipole_apply", "patch_gather", "patch_accumulate", "patch_finish"),
@@ -250,6 +251,8 @@ class Array:
     def __init__(self, device, values, stream=DEFAULT_STREAM):
         self.device, self.values, self.stream = device, np.ascontiguousarray(values), stream
         self.pointer = device.allocate(self.values.nbytes)
+        for _ in range(LATE):
+            device.enqueue(stream, lambda: None)
         device.copy_in(self.pointer, self.values, stream)
 
     def free(self):
@@ -272,6 +275,19 @@ class OldLike(Array):
     def __cuda_array_interface__(self):
         facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 2}
         return facts | {"data": (self.pointer, False), "strides": self.values.strides}
+
+
+class PycudaLike(Array):
+    """A GPUArray: version 3, strides written out; no stream, although it works on the default one.
+
+    It takes memory of others as ``GPUArray(shape, dtype, gpudata=address, base=owner)``.
+    """
+
+    @property
+    def __cuda_array_interface__(self):
+        facts = {"shape": self.values.shape, "typestr": self.values.dtype.str, "version": 3}
+        strides = self.values.strides
+        return facts | {"data": (self.pointer, False), "strides": strides, "stream": None}
 
 
 class JaxLike(Array):

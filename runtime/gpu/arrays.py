@@ -23,7 +23,7 @@ class DeviceView:
     pointer, shape, kind
         Address, sizes, and numpy's name of the type (``f4``).
     stream
-        Where the owner's work on it was enqueued; ``None`` if there is nothing to wait for.
+        Where the owner's work on it was enqueued.
     owner
         Keeps it alive.
     """
@@ -31,7 +31,7 @@ class DeviceView:
     pointer: int
     shape: tuple[int, ...]
     kind: str
-    stream: int | None
+    stream: int
     owner: Any
 
 
@@ -66,7 +66,8 @@ def view(name: str, array: Any, device: int) -> DeviceView:
     if facts is not None and (facts["version"] >= 3 or not hasattr(array, "__dlpack__")):
         shape, kind = tuple(facts["shape"]), str(facts["typestr"]).lstrip("<|=")
         _require_contiguous(name, shape, facts.get("strides"), int(kind[1:]))
-        stream = facts.get("stream") if facts["version"] >= 3 else DEFAULT_STREAM
+        # PyCUDA and Numba say that there is nothing to wait for, and launch on the default stream
+        stream = facts.get("stream") or DEFAULT_STREAM
         return DeviceView(int(facts["data"][0]), shape, kind, stream, array)
     _, number = array.__dlpack_device__()
     if number != device:

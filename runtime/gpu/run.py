@@ -101,8 +101,7 @@ class DeviceRun(ABC):
 
     def _adopt(self, field: DeviceView) -> None:
         """Take it once its owner's work is done."""
-        if field.stream is not None:
-            self._device.wait(self._stream, self._holdings.event(field.stream))
+        self._device.wait(self._stream, self._holdings.event(field.stream))
         mask = self._scan.mask
         self._send("chi", mask.astype(np.float32))  # a weight of 0 hides what is not finite
         whole = PatchBox(mask.shape, (0, 0, 0), mask.shape)

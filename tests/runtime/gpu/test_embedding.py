@@ -27,7 +27,7 @@ from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstructor import reconstructor_of
-from tests.made_up_gpu import CupyLike, JaxLike, OldLike, TorchLike, read
+from tests.made_up_gpu import CupyLike, JaxLike, OldLike, PycudaLike, TorchLike, read
 from tests.runtime.storages import SPREAD, require_one
 
 SHAPE = (18, 13, 15)
@@ -51,7 +51,7 @@ class WithGradient(TorchLike):
         raise BufferError("use tensor.detach()")
 
 
-each_library = pytest.mark.parametrize("library", [CupyLike, OldLike])
+each_library = pytest.mark.parametrize("library", [CupyLike, OldLike, PycudaLike])
 
 
 def twice(tensors):
@@ -92,6 +92,39 @@ def test_a_field_on_the_gpu_gives_a_map_there(
     np.testing.assert_allclose(read(fake_device, chi)[mask], 2 * values[mask], rtol=1e-6)
     assert engine.last_decision.plan.whole
     del chi
+
+
+@each_library
+def test_the_kernels_read_the_field_where_it_lies(
+    fake_device, make_gpu, card, mask, values, arrays, library, monkeypatch
+):
+    gpu = make_gpu(fake_device, card, twice)
+    finish, sources, uploads = gpu.library.patch_finish, [], []
+    gpu.library.patch_finish = lambda box, source, *rest, **names: (
+        sources.append(source) or finish(box, source, *rest, **names)
+    )
+    field = arrays(library, fake_device, values)
+    copy_in = fake_device.copy_in
+    monkeypatch.setattr(
+        fake_device, "copy_in", lambda to, *rest: uploads.append(rest[0]) or copy_in(to, *rest)
+    )
+    chi = engine_on(gpu).reconstruct(field, mask, **GEOMETRY)
+    assert sources[0] == field.pointer
+    assert not any(np.array_equal(upload, values) for upload in uploads)
+    np.testing.assert_allclose(read(fake_device, chi), 2 * values * mask, rtol=1e-6)
+    address, _ = chi.__cuda_array_interface__["data"]
+    assert address in fake_device.memory
+    del chi
+    assert address not in fake_device.memory
+
+
+def test_an_array_in_the_order_of_fortran_is_refused(
+    fake_device, make_gpu, card, mask, values, arrays
+):
+    field = arrays(PycudaLike, fake_device, values)
+    field.values = np.asfortranarray(field.values)  # as gpuarray.to_gpu leaves those of nibabel
+    with pytest.raises(DataError, match="local_field_ppm is not contiguous with z fastest"):
+        engine_on(make_gpu(fake_device, card, twice)).reconstruct(field, mask, **GEOMETRY)
 
 
 @pytest.mark.parametrize("library", [JaxLike, TorchLike])
