@@ -23,6 +23,16 @@ class Error : public std::exception {
     std::string message_;
 };
 
+// No GPU can be used here, whatever the model.
+struct NoGpu final : Error {
+    explicit NoGpu(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
+};
+
+// A GPU can be used, and this engine is not for it.
+struct Unfit final : Error {
+    explicit Unfit(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
+};
+
 // Returns what printf would print.
 std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -18,17 +18,14 @@ constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
 void *open_library(const std::string &name, const char *advice) {
     if (void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
     const char *why = dlerror();
-    throw Error(QSM_ENGINE_ERROR,
-                name + " cannot be loaded (" + (why ? why : "no reason given") + "); " + advice);
+    throw NoGpu(name + " cannot be loaded (" + (why ? why : "no reason given") + "); " + advice);
 }
 
 template <class Function>
 void find(void *library, const char *name, Function &function) {
     void *symbol = dlsym(library, name);
     if (!symbol) {
-        throw Error(QSM_ENGINE_ERROR, std::string(name) +
-                                          " is missing in a library for the GPU; "
-                                          "it is too old");
+        throw NoGpu(std::string(name) + " is missing in a library for the GPU; it is too old");
     }
     function = reinterpret_cast<Function>(symbol);
 }
@@ -60,8 +57,8 @@ Gpu::Gpu() {
     find(library, "qsm_cuda_abi_version", version);
     find(library, "qsm_cuda_last_error", last_error);
     if (version() != QSM_CUDA_ABI_VERSION) {
-        throw Error(QSM_ENGINE_ERROR, text("libqsm_cuda has ABI %d, expected %d; build it again",
-                                           version(), QSM_CUDA_ABI_VERSION));
+        throw NoGpu(text("libqsm_cuda has ABI %d, expected %d; build it again", version(),
+                         QSM_CUDA_ABI_VERSION));
     }
     find(library, "qsm_cuda_probe", probe);
     find(library, "qsm_cuda_dipole_workspace", dipole_workspace);
@@ -71,7 +68,7 @@ Gpu::Gpu() {
     find(library, "qsm_cuda_patch_finish", finish);
     find(library, "qsm_cuda_combine", combine);
     find(library, "qsm_cuda_dot", dot);
-    check(probe(nullptr));
+    if (probe(nullptr) != QSM_CUDA_OK) throw NoGpu(last_error());
 }
 
 void Gpu::check(qsm_cuda_status status) const {

@@ -14,7 +14,7 @@ namespace qsm::host {
 // that fails throws.
 class Gpu {
   public:
-    // Throws an engine error if a library or the GPU is missing.
+    // Throws NoGpu if a library or the GPU is missing, or cannot be used.
     static const Gpu &get();
 
     decltype(&qsm_cuda_dipole_workspace) dipole_workspace;
