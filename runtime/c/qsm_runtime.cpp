@@ -82,9 +82,10 @@ void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &pa
     }
     engine.on_cpu = open_onnx_session(path, *plan.graph, params.threads);
     if (why.empty()) return;
-    Caller(params).log(QSM_LOG_WARNING, path + ": no GPU: " + why + "; its graph runs on the CPU in " +
-                                            engine.on_cpu->backend() + ", weights in " +
-                                            engine.card().precision + ", computed in fp32");
+    Caller(params).log(QSM_LOG_WARNING,
+                       path + ": no GPU: " + why + "; its graph runs on the CPU in " +
+                           engine.on_cpu->backend() + ", weights in " + engine.card().precision +
+                           ", computed in fp32");
 }
 
 // An engine for the CPU alone.

@@ -1,5 +1,5 @@
-// Damaged cards, plans, parameters and scans through the whole library, with the fake engine: each is
-// refused with a line, or becomes a finite map. Built with sanitizers, which watch the rest.
+// Damaged cards, plans, parameters and scans through the whole library, with the fake engine: each
+// is refused with a line, or becomes a finite map. Built with sanitizers, which watch the rest.
 //
 //   fuzz FOLDER RUNS SECONDS CARD...      writes "RUNS refused opened mapped"
 //
