@@ -33,9 +33,9 @@ class DeviceSession {
     Card card_;
 };
 
-// Opens the engine in a plan on the current GPU; `path` is for messages. Throws NoGpu where none
-// can be used, or a library for it is missing; Unfit if the engine is for another. Defined in
-// session_tensorrt.cpp, in session_no_tensorrt.cpp, or by the tests.
+// Opens the engine in a plan on the current GPU; `path` is for messages. Throws NoGpu where there
+// is none, Unfit if the engine is for another. Defined in session_tensorrt.cpp, in
+// session_no_tensorrt.cpp, or by the tests.
 std::unique_ptr<DeviceSession> open_engine_session(const std::string &path,
                                                    const std::string &engine);
 

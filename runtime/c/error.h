@@ -23,12 +23,12 @@ class Error : public std::exception {
     std::string message_;
 };
 
-// No GPU can be used here, whatever the model.
+// There is no GPU here, or nothing in this library that runs engines.
 struct NoGpu final : Error {
     explicit NoGpu(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
 };
 
-// A GPU can be used, and this engine is not for it.
+// There is a GPU, and an engine that is not for it.
 struct Unfit final : Error {
     explicit Unfit(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
 };

@@ -62,7 +62,7 @@ void open_on_gpu(qsm_engine &engine, const std::string &path, const PlanFile &pl
     }
 }
 
-// The engine in a plan, or the graph behind it where no GPU can be used and none was asked for.
+// The engine in a plan, or the graph behind it where there is no GPU and none was asked for.
 void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &params) {
     const PlanFile plan = read_plan(path);
     std::string why;
@@ -73,18 +73,18 @@ void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &pa
             why = none.what();
         }
         if (params.device == QSM_DEVICE_GPU) {
-            throw NoGpu(path + ": no GPU: " + why + "; QSM_DEVICE_CPU runs its graph on the CPU");
+            throw NoGpu(path + ": " + why + "; QSM_DEVICE_CPU runs its graph on the CPU");
         }
     }
     if (!plan.graph) {
         const Error error = no_graph(path, plan.engine);
-        throw why.empty() ? error : Error(error.status, error.what() + ("; no GPU: " + why));
+        throw why.empty() ? error : Error(error.status, error.what() + ("; " + why));
     }
     engine.on_cpu = open_onnx_session(path, *plan.graph, params.threads);
     if (why.empty()) return;
     Caller(params).log(QSM_LOG_WARNING,
-                       path + ": no GPU: " + why + "; its graph runs on the CPU in " +
-                           engine.on_cpu->backend() + ", weights in " + engine.card().precision +
+                       path + ": " + why + "; its " + engine.card().precision +
+                           " graph runs on the CPU instead, in " + engine.on_cpu->backend() +
                            ", computed in fp32");
 }
 

@@ -81,8 +81,8 @@ typedef enum qsm_log_level { QSM_LOG_INFO = 0, QSM_LOG_WARNING = 1 } qsm_log_lev
 
 /* Where a network is computed. */
 typedef enum qsm_device {
-    QSM_DEVICE_AUTO = 0, /* a .plan on the GPU if one can be used, else its graph on the CPU, which
-                            a line of QSM_LOG_WARNING says; an .onnx file on the CPU */
+    QSM_DEVICE_AUTO = 0, /* a .plan on the GPU if there is one, else its graph on the CPU, which a
+                            line of QSM_LOG_WARNING says; an .onnx file on the CPU */
     QSM_DEVICE_CPU = 1,  /* the graph; no GPU is looked for */
     QSM_DEVICE_GPU = 2   /* a .plan on the GPU, or an error */
 } qsm_device;
@@ -162,11 +162,11 @@ QSM_API const char *qsm_last_error(void);
 QSM_API qsm_params qsm_default_params(void);
 
 /* Load a network: an .onnx file, or a .plan. `params` may be NULL for the defaults. On failure
- * *engine is NULL. A plan goes to the current GPU if this library was built with TensorRT and can
- * use one. There an engine that TensorRT refuses, being for another version or GPU, is an error:
- * this library builds none, but any run of qsm-run builds it again and says where. Where no GPU
- * can be used, the graph in the plan runs on the CPU, unless params.device is QSM_DEVICE_GPU; a
- * plan of the former form has none. */
+ * *engine is NULL. A plan goes to the current GPU if there is one and this library was built with
+ * TensorRT. There an engine that TensorRT refuses, being for another version or GPU, is an error:
+ * this library builds none, but any run of qsm-run builds it again and says where. Elsewhere the
+ * graph in the plan runs on the CPU, unless params.device is QSM_DEVICE_GPU; a plan of the former
+ * form has none. */
 QSM_API qsm_status qsm_engine_open(const char *path, const qsm_params *params,
                                    qsm_engine **engine);
 

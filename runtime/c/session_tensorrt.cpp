@@ -46,14 +46,16 @@ IRuntime *make_runtime(Log &log) {
     void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL);
     if (!library) {
         const char *why = dlerror();
-        throw NoGpu(name + ", TensorRT's library, cannot be loaded (" +
-                    (why ? why : "no reason given") + ")");
+        throw Error(QSM_ENGINE_ERROR, name + ", TensorRT's library, cannot be loaded (" +
+                                          (why ? why : "no reason given") +
+                                          "); put it on the library path, or set params.device to "
+                                          "QSM_DEVICE_CPU");
     }
     const auto create =
         reinterpret_cast<void *(*)(void *, int32_t)>(dlsym(library, "createInferRuntime_INTERNAL"));
-    if (!create) throw NoGpu(name + " is no runtime of TensorRT");
+    if (!create) throw Error(QSM_ENGINE_ERROR, name + " is no runtime of TensorRT");
     if (void *runtime = create(&log, NV_TENSORRT_VERSION)) return static_cast<IRuntime *>(runtime);
-    throw NoGpu("TensorRT does not start: " + log.reason());
+    throw Error(QSM_ENGINE_ERROR, "TensorRT does not start: " + log.reason());
 }
 
 Dims dims_of(const std::vector<size_t> &shape) {

@@ -549,20 +549,31 @@ void a_plan_runs(const std::string &path, qsm_device device, bool on_gpu, int wa
 
 // Before any other plan is opened: a GPU's libraries stay once they are loaded.
 void without_a_gpu_the_graph_in_a_plan_runs(const std::string &folder) {
-    const std::string library = std::getenv("QSM_CUDA_LIBRARY");
-    setenv("QSM_CUDA_LIBRARY", "/nowhere/libqsm_cuda.so", 1);
+    setenv("FAKE_DRIVER_FINDS_NO_GPU", "1", 1);
     Watch watch;
     for (const char *plan : {"/both.plan", "/unfit.plan"}) {
         a_plan_runs(folder + plan, QSM_DEVICE_AUTO, false, 1);
         a_plan_runs(folder + plan, QSM_DEVICE_CPU, false, 0);
         opened(folder + plan, QSM_DEVICE_GPU, QSM_ENGINE_ERROR, watch);
-        REQUIRE(says("no GPU: /nowhere/libqsm_cuda.so cannot be loaded"));
+        REQUIRE(says(": the NVIDIA driver finds no GPU (no reason given); QSM_DEVICE_CPU runs"));
     }
     for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_CPU, QSM_DEVICE_GPU}) {
         opened(folder + "/cnn.plan", device, QSM_ENGINE_ERROR, watch);
         REQUIRE(says("of the former form") == (device != QSM_DEVICE_GPU));
-        REQUIRE(says("/nowhere") == (device != QSM_DEVICE_CPU));
+        REQUIRE(says("finds no GPU") == (device != QSM_DEVICE_CPU));
     }
+    unsetenv("FAKE_DRIVER_FINDS_NO_GPU");
+}
+
+void a_library_that_a_gpu_needs_is_missed(const std::string &folder) {
+    const std::string library = std::getenv("QSM_CUDA_LIBRARY");
+    setenv("QSM_CUDA_LIBRARY", "/nowhere/libqsm_cuda.so", 1);
+    Watch watch;
+    for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_GPU}) {
+        opened(folder + "/both.plan", device, QSM_ENGINE_ERROR, watch);
+        REQUIRE(says("/nowhere/libqsm_cuda.so cannot be loaded"));
+    }
+    a_plan_runs(folder + "/both.plan", QSM_DEVICE_CPU, false, 0);
     setenv("QSM_CUDA_LIBRARY", library.c_str(), 1);
 }
 
@@ -591,6 +602,7 @@ void on_a_gpu_the_engine_in_a_plan_runs(const std::string &folder) {
 int main(int count, char **arguments) {
     const std::string folder = arguments[1];
     without_a_gpu_the_graph_in_a_plan_runs(folder);
+    a_library_that_a_gpu_needs_is_missed(folder);
     on_a_gpu_the_engine_in_a_plan_runs(folder);
     patches_of_a_local_network_make_the_whole(folder);
     both_orders_agree_and_the_map_may_lie_on_the_field(folder);
