@@ -73,7 +73,8 @@ void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &pa
             why = none.what();
         }
         if (params.device == QSM_DEVICE_GPU) {
-            throw NoGpu(path + ": " + why + "; QSM_DEVICE_CPU runs its graph on the CPU");
+            throw NoGpu(path + ": " + why +
+                        (plan.graph ? "; QSM_DEVICE_CPU runs its graph on the CPU" : ""));
         }
     }
     if (!plan.graph) {
@@ -85,7 +86,7 @@ void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &pa
     Caller(params).log(QSM_LOG_WARNING,
                        path + ": " + why + "; its " + engine.card().precision +
                            " graph runs on the CPU instead, in " + engine.on_cpu->backend() +
-                           ", computed in fp32");
+                           ", computed in " + engine.on_cpu->precision());
 }
 
 // An engine for the CPU alone.

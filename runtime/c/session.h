@@ -26,6 +26,9 @@ class Session {
     // The engine's name in the card's memory measurements.
     virtual const char *backend() const = 0;
 
+    // What it computes in, whatever its weights are.
+    virtual const char *precision() const { return "fp32"; }
+
     // Runs the network once. Returns its output, of the shape of the first input, which stays until
     // the next run.
     virtual const float *run(const std::vector<Tensor> &inputs) = 0;

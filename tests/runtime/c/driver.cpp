@@ -560,7 +560,7 @@ void without_a_gpu_the_graph_in_a_plan_runs(const std::string &folder) {
     for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_CPU, QSM_DEVICE_GPU}) {
         opened(folder + "/cnn.plan", device, QSM_ENGINE_ERROR, watch);
         REQUIRE(says("of the former form") == (device != QSM_DEVICE_GPU));
-        REQUIRE(says("finds no GPU") == (device != QSM_DEVICE_CPU));
+        REQUIRE(says("finds no GPU") == (device != QSM_DEVICE_CPU) && !says("runs its graph"));
     }
     unsetenv("FAKE_DRIVER_FINDS_NO_GPU");
 }
