@@ -33,9 +33,11 @@ class DeviceSession {
     Card card_;
 };
 
-// Opens a TensorRT plan. Defined in session_tensorrt.cpp, in session_no_tensorrt.cpp, or by the
-// tests.
-std::unique_ptr<DeviceSession> open_plan_session(const std::string &path);
+// Opens the engine in a plan on the current GPU; `path` is for messages. Throws NoGpu where there
+// is none, Unfit if the engine is for another. Defined in session_tensorrt.cpp, in
+// session_no_tensorrt.cpp, or by the tests.
+std::unique_ptr<DeviceSession> open_engine_session(const std::string &path,
+                                                   const std::string &engine);
 
 }  // namespace qsm::host
 

@@ -23,6 +23,16 @@ class Error : public std::exception {
     std::string message_;
 };
 
+// There is no GPU here, or nothing in this library that runs engines.
+struct NoGpu final : Error {
+    explicit NoGpu(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
+};
+
+// There is a GPU, and an engine that is not for it.
+struct Unfit final : Error {
+    explicit Unfit(std::string why) : Error(QSM_ENGINE_ERROR, std::move(why)) {}
+};
+
 // Returns what printf would print.
 std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -15,11 +15,20 @@ namespace {
 
 constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
 
-void *open_library(const std::string &name, const char *advice) {
+std::string reason(const char *text) { return text ? text : "no reason given"; }
+
+void *open_driver() {
+    if (void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) return library;
+    throw NoGpu("this machine has no NVIDIA driver (" + reason(dlerror()) + ")");
+}
+
+void *open_kernels() {
+    const char *named = std::getenv("QSM_CUDA_LIBRARY");
+    const std::string name = named ? named : "libqsm_cuda.so";
     if (void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-    const char *why = dlerror();
-    throw Error(QSM_ENGINE_ERROR,
-                name + " cannot be loaded (" + (why ? why : "no reason given") + "); " + advice);
+    throw Error(QSM_ENGINE_ERROR, name + " cannot be loaded (" + reason(dlerror()) +
+                                      "); build it (docs/c-abi.md) and name it in "
+                                      "QSM_CUDA_LIBRARY, or set params.device to QSM_DEVICE_CPU");
 }
 
 template <class Function>
@@ -41,7 +50,19 @@ const Gpu &Gpu::get() {
 }
 
 Gpu::Gpu() {
-    void *driver = open_library("libcuda.so.1", "a GPU needs NVIDIA's driver");
+    void *driver = open_driver();
+    int (*init)(unsigned);
+    int (*count_gpus)(int *);
+    find(driver, "cuInit", init);
+    find(driver, "cuDeviceGetCount", count_gpus);
+    find(driver, "cuGetErrorString", error_text_);
+    int gpus = 0, failed = init(0);
+    if (!failed) failed = count_gpus(&gpus);
+    if (failed || !gpus) {
+        const char *why = nullptr;
+        if (failed) error_text_(failed, &why);
+        throw NoGpu("the NVIDIA driver finds no GPU (" + reason(why) + ")");
+    }
     find(driver, "cuMemAlloc_v2", allocate_);
     find(driver, "cuMemFree_v2", release_);
     find(driver, "cuMemcpyHtoDAsync_v2", upload_);
@@ -51,10 +72,7 @@ Gpu::Gpu() {
     find(driver, "cuMemGetInfo_v2", memory_);
     find(driver, "cuCtxGetCurrent", current_);
     find(driver, "cuCtxSetCurrent", set_current_);
-    find(driver, "cuGetErrorString", error_text_);
-    const char *named = std::getenv("QSM_CUDA_LIBRARY");
-    void *library = open_library(named ? named : "libqsm_cuda.so",
-                                 "build it (docs/c-abi.md) and name it in QSM_CUDA_LIBRARY");
+    void *library = open_kernels();
     decltype(&qsm_cuda_abi_version) version;
     decltype(&qsm_cuda_probe) probe;
     find(library, "qsm_cuda_abi_version", version);

@@ -14,7 +14,7 @@ namespace qsm::host {
 // that fails throws.
 class Gpu {
   public:
-    // Throws an engine error if a library or the GPU is missing.
+    // Throws NoGpu if there is no driver or no GPU, another engine error if a library is missing.
     static const Gpu &get();
 
     decltype(&qsm_cuda_dipole_workspace) dipole_workspace;

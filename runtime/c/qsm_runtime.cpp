@@ -7,6 +7,7 @@
 #include "error.h"
 #include "gpu.h"
 #include "method.h"
+#include "plan_file.h"
 #include "reconstruct.h"
 #include "request.h"
 #include "scan.h"
@@ -49,10 +50,50 @@ void require_pointer(const char *name, const void *pointer) {
     if (!pointer) throw Error(QSM_USAGE_ERROR, std::string(name) + " is a null pointer");
 }
 
-void open_plan(qsm_engine &engine, const std::string &path) {
-    require_file(path);
-    engine.on_gpu = open_plan_session(path);
-    engine.context = Gpu::get().context();
+void open_on_gpu(qsm_engine &engine, const std::string &path, const PlanFile &plan) {
+    try {
+        engine.on_gpu = open_engine_session(path, plan.engine);
+        engine.context = Gpu::get().context();
+    } catch (const Unfit &unfit) {
+        if (!plan.graph) throw;
+        throw Unfit(unfit.what() + ("; `qsm-run " + path) +
+                    " FIELD --dry-run` builds it again for this GPU and says where: open that "
+                    "plan, or set params.device to QSM_DEVICE_CPU");
+    }
+}
+
+// The engine in a plan, or the graph behind it where there is no GPU and none was asked for.
+void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &params) {
+    const PlanFile plan = read_plan(path);
+    std::string why;
+    if (params.device != QSM_DEVICE_CPU) {
+        try {
+            return open_on_gpu(engine, path, plan);
+        } catch (const NoGpu &none) {
+            why = none.what();
+        }
+        if (params.device == QSM_DEVICE_GPU) {
+            throw NoGpu(path + ": " + why +
+                        (plan.graph ? "; QSM_DEVICE_CPU runs its graph on the CPU" : ""));
+        }
+    }
+    if (!plan.graph) {
+        const Error error = no_graph(path, plan.engine);
+        throw why.empty() ? error : Error(error.status, error.what() + ("; " + why));
+    }
+    engine.on_cpu = open_onnx_session(path, *plan.graph, params.threads);
+    if (why.empty()) return;
+    Caller(params).log(QSM_LOG_WARNING,
+                       path + ": " + why + "; its " + engine.card().precision +
+                           " graph runs on the CPU instead, in " + engine.on_cpu->backend() +
+                           ", computed in " + engine.on_cpu->precision());
+}
+
+// An engine for the CPU alone.
+void require_no_gpu_asked_for(const qsm_params &params, const std::string &what) {
+    if (params.device != QSM_DEVICE_GPU) return;
+    throw Error(QSM_ENGINE_ERROR, what + " on the CPU only, and params.device is QSM_DEVICE_GPU; "
+                                         "open a .plan, or leave it QSM_DEVICE_AUTO");
 }
 
 }  // namespace
@@ -76,9 +117,10 @@ qsm_status qsm_engine_open(const char *path, const qsm_params *given, qsm_engine
         auto opened = std::make_unique<qsm_engine>();
         opened->threads = params.threads;
         if (is_plan(path)) {
-            open_plan(*opened, path);
+            open_plan(*opened, path, params);
         } else {
-            opened->on_cpu = open_onnx_session(path, params.threads);
+            require_no_gpu_asked_for(params, std::string(path) + ": this library runs .onnx files");
+            opened->on_cpu = open_onnx_session(path, read_file(path), params.threads);
         }
         const char *backend =
             opened->on_cpu ? opened->on_cpu->backend() : opened->on_gpu->backend();
@@ -99,6 +141,7 @@ qsm_status qsm_engine_open_method(const char *method, const qsm_params *given,
         auto opened = std::make_unique<qsm_engine>();
         opened->threads = params.threads;
         opened->method = method_of(method);
+        require_no_gpu_asked_for(params, std::string(method) + " computes");
         *engine = opened.release();
     });
 }

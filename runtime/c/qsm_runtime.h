@@ -79,6 +79,14 @@ typedef enum qsm_blend {
 
 typedef enum qsm_log_level { QSM_LOG_INFO = 0, QSM_LOG_WARNING = 1 } qsm_log_level;
 
+/* Where a network is computed. */
+typedef enum qsm_device {
+    QSM_DEVICE_AUTO = 0, /* a .plan on the GPU if there is one, else its graph on the CPU, which a
+                            line of QSM_LOG_WARNING says; an .onnx file on the CPU */
+    QSM_DEVICE_CPU = 1,  /* the graph; no GPU is looked for */
+    QSM_DEVICE_GPU = 2   /* a .plan on the GPU, or an error */
+} qsm_device;
+
 enum { QSM_PATCH_AUTO = 0, QSM_PATCH_OFF = -1, QSM_OVERLAP_AUTO = -1 };
 
 /* A network or a method, ready to run. */
@@ -119,6 +127,8 @@ typedef struct qsm_params {
     int32_t blend;               /* a qsm_blend */
     int32_t allow_geometry;      /* nonzero: use a network on a grid it was not trained for, which
                                     this library, unlike qsm-run, does not turn or resample */
+    int32_t device;              /* a qsm_device, for qsm_engine_open(); here since it takes no room
+                                    that programs compiled before it do not have */
     uint64_t memory_limit_bytes; /* of memory besides the caller's, that of the GPU where the
                                     engine is on one; 0: 4/5 of what is available */
     double data_consistency_lambda;      /* weight of the map against the field in a step from one
@@ -151,8 +161,12 @@ QSM_API const char *qsm_last_error(void);
 
 QSM_API qsm_params qsm_default_params(void);
 
-/* Load a network: an .onnx file, or a .plan where the library was built with TensorRT. `params` may
- * be NULL for the defaults. On failure *engine is NULL. A plan goes to the current GPU. */
+/* Load a network: an .onnx file, or a .plan. `params` may be NULL for the defaults. On failure
+ * *engine is NULL. A plan goes to the current GPU if there is one and this library was built with
+ * TensorRT. There an engine that TensorRT refuses, being for another version or GPU, is an error:
+ * this library builds none, but any run of qsm-run builds it again and says where. Elsewhere the
+ * graph in the plan runs on the CPU, unless params.device is QSM_DEVICE_GPU; a plan of the former
+ * form has none. */
 QSM_API qsm_status qsm_engine_open(const char *path, const qsm_params *params,
                                    qsm_engine **engine);
 
@@ -169,7 +183,7 @@ QSM_API const char *qsm_engine_card(const qsm_engine *engine);
 QSM_API qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan,
                                    const qsm_params *params, float *chi_ppm);
 
-/* The same for an engine made of a .plan, with pointers to the memory of the GPU it is on, in the
+/* The same for a .plan whose engine runs, with pointers to the memory of the GPU it is on, in the
  * order QSM_Z_FASTEST. All work is enqueued on `stream` (a cudaStream_t), behind what the caller
  * has enqueued there, and done when the call returns: progress and cancel work as above. */
 QSM_API qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan,

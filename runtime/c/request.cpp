@@ -78,6 +78,9 @@ void Caller::end() {
 void require_params(const qsm_params &params) {
     const auto refuse = [](const std::string &why) { throw Error(QSM_USAGE_ERROR, why); };
     if (params.threads < 0) refuse(text("threads is %d, expected 0 or more", params.threads));
+    if (params.device < QSM_DEVICE_AUTO || params.device > QSM_DEVICE_GPU) {
+        refuse(text("device is %d, no qsm_device", params.device));
+    }
     if (params.memory_order != QSM_X_FASTEST && params.memory_order != QSM_Z_FASTEST) {
         refuse(text("memory_order is %d, no qsm_memory_order", params.memory_order));
     }

@@ -1,15 +1,17 @@
 #include "session.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "error.h"
 
 namespace qsm::host {
 
 namespace {
-constexpr int kOnnxFirstByte = 0x08;  // the tag of ir_version
+constexpr char kOnnxFirstByte = 0x08;  // the tag of ir_version
 
 template <class Sizes>
 std::string shape_text(const Sizes &sizes) {
@@ -21,18 +23,22 @@ std::string shape_text(const Sizes &sizes) {
 
 bool is_plan(const std::string &path) { return std::filesystem::path(path).extension() == ".plan"; }
 
-void require_file(const std::string &path) {
+std::string read_file(const std::string &path) {
     std::error_code ignored;
-    if (std::filesystem::is_regular_file(path, ignored)) return;
-    throw Error(QSM_DATA_ERROR, path + ": no such model file");
+    if (!std::filesystem::is_regular_file(path, ignored)) {
+        throw Error(QSM_DATA_ERROR, path + ": no such model file");
+    }
+    errno = 0;
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    std::string data(file ? size_t(file.tellg()) : 0, '\0');
+    if (file && file.seekg(0).read(data.data(), std::streamsize(data.size()))) return data;
+    throw Error(QSM_DATA_ERROR,
+                "cannot read " + path + ": " + std::generic_category().message(errno));
 }
 
-void require_onnx_file(const std::string &path) {
-    require_file(path);
-    std::ifstream file(path, std::ios::binary);
-    if (file.get() != kOnnxFirstByte) {
-        throw Error(QSM_ENGINE_ERROR, path + ": not an ONNX model; make one with qsm-export");
-    }
+void require_onnx(const std::string &path, const std::string &graph) {
+    if (!graph.empty() && graph[0] == kOnnxFirstByte) return;
+    throw Error(QSM_ENGINE_ERROR, path + ": not an .onnx model; make one with qsm-export");
 }
 
 void require_output(const Card &card, const std::vector<size_t> &expected,

@@ -26,6 +26,9 @@ class Session {
     // The engine's name in the card's memory measurements.
     virtual const char *backend() const = 0;
 
+    // What it computes in, whatever its weights are.
+    virtual const char *precision() const { return "fp32"; }
+
     // Runs the network once. Returns its output, of the shape of the first input, which stays until
     // the next run.
     virtual const float *run(const std::vector<Tensor> &inputs) = 0;
@@ -34,15 +37,19 @@ class Session {
     Card card_;
 };
 
-// Opens an ONNX file on the CPU. Defined in session_openvino.cpp, or by the tests.
-std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads);
+// Opens the bytes of an ONNX file on the CPU; `path` is for messages. Defined in
+// session_openvino.cpp, or by the tests.
+std::unique_ptr<Session> open_onnx_session(const std::string &path, const std::string &graph,
+                                           int threads);
 
 // Whether a name is that of a plan, by its ending.
 bool is_plan(const std::string &path);
 
-// Checks that there is a file; and that it begins as an ONNX model does.
-void require_file(const std::string &path);
-void require_onnx_file(const std::string &path);
+// Returns what is in a file. Throws a data error if there is none, or it cannot be read.
+std::string read_file(const std::string &path);
+
+// Checks that a graph begins as an ONNX model does.
+void require_onnx(const std::string &path, const std::string &graph);
 
 // Checks what a network gives: float32 ("f32") of the shape of its first input.
 void require_output(const Card &card, const std::vector<size_t> &expected,

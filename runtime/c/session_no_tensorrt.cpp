@@ -3,11 +3,10 @@
 
 namespace qsm::host {
 
-std::unique_ptr<DeviceSession> open_plan_session(const std::string &path) {
-    throw Error(QSM_ENGINE_ERROR,
-                path +
-                    ": this library was built without TensorRT, which runs plans; build it with "
-                    "-DQSM_TENSORRT_INCLUDE=<folder of NvInferRuntime.h>, or open an .onnx file");
+std::unique_ptr<DeviceSession> open_engine_session(const std::string &, const std::string &) {
+    throw NoGpu(
+        "this library was built without TensorRT (-DQSM_TENSORRT_INCLUDE=<folder of "
+        "NvInferRuntime.h>)");
 }
 
 }  // namespace qsm::host

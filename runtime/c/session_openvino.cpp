@@ -37,10 +37,11 @@ std::vector<std::string> names_of(const std::vector<ov::Output<ov::Node>> &ports
 
 class OpenVinoSession final : public Session {
   public:
-    OpenVinoSession(const std::string &path, int threads) : settings_(openvino_settings(threads)) {
-        require_onnx_file(path);
+    OpenVinoSession(const std::string &path, const std::string &graph, int threads)
+        : settings_(openvino_settings(threads)) {
+        require_onnx(path, graph);
         try {
-            model_ = core_.read_model(path);
+            model_ = core_.read_model(graph, ov::Tensor());
         } catch (const std::exception &error) {
             throw cannot_load(path, error.what());
         }
@@ -113,8 +114,9 @@ class OpenVinoSession final : public Session {
 
 }  // namespace
 
-std::unique_ptr<Session> open_onnx_session(const std::string &path, int threads) {
-    return std::make_unique<OpenVinoSession>(path, threads);
+std::unique_ptr<Session> open_onnx_session(const std::string &path, const std::string &graph,
+                                           int threads) {
+    return std::make_unique<OpenVinoSession>(path, graph, threads);
 }
 
 }  // namespace qsm::host

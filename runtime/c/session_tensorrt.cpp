@@ -5,11 +5,10 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 
 #include "device_session.h"
 #include "error.h"
+#include "gpu.h"
 
 namespace qsm::host {
 
@@ -41,23 +40,22 @@ class Log final : public ILogger {
     std::string reason_;
 };
 
-IRuntime *make_runtime(ILogger &logger) {
+IRuntime *make_runtime(Log &log) {
+    Gpu::get();  // without one TensorRT ends the process
     const std::string name = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
     void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL);
     if (!library) {
         const char *why = dlerror();
         throw Error(QSM_ENGINE_ERROR, name + ", TensorRT's library, cannot be loaded (" +
-                                          (why ? why : "no reason given") + ")");
+                                          (why ? why : "no reason given") +
+                                          "); put it on the library path, or set params.device to "
+                                          "QSM_DEVICE_CPU");
     }
     const auto create =
         reinterpret_cast<void *(*)(void *, int32_t)>(dlsym(library, "createInferRuntime_INTERNAL"));
     if (!create) throw Error(QSM_ENGINE_ERROR, name + " is no runtime of TensorRT");
-    return static_cast<IRuntime *>(create(&logger, NV_TENSORRT_VERSION));
-}
-
-std::string bytes_of(const std::string &path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
+    if (void *runtime = create(&log, NV_TENSORRT_VERSION)) return static_cast<IRuntime *>(runtime);
+    throw Error(QSM_ENGINE_ERROR, "TensorRT does not start: " + log.reason());
 }
 
 Dims dims_of(const std::vector<size_t> &shape) {
@@ -71,22 +69,22 @@ Dims dims_of(const std::vector<size_t> &shape) {
 
 class TensorRtSession final : public DeviceSession {
   public:
-    explicit TensorRtSession(const std::string &path) : runtime_(make_runtime(log_)) {
-        if (!runtime_) throw failed(path + ": TensorRT does not start");
+    TensorRtSession(const std::string &path, const std::string &data)
+        : runtime_(make_runtime(log_)) {
         runtime_->setEngineHostCodeAllowed(true);  // plans for later versions bring what runs them
-        const std::string data = bytes_of(path);
         if (data.find(kPluginOption) != std::string::npos) load_plugin(path);
         engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
         if (!engine_) {
-            throw failed(path +
-                         ": TensorRT cannot load it; it may be damaged, or built for another "
-                         "version or GPU");
+            throw Unfit(path +
+                        ": TensorRT cannot load it; it may be damaged, or built for another "
+                        "version or GPU: " +
+                        log_.reason());
         }
         card_ = read_card(path, engine_->getName());
         require_tensors(path);
         context_.reset(
             engine_->createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
-        if (!context_) throw failed(path + ": TensorRT cannot make a context");
+        if (!context_) throw Unfit(path + ": TensorRT cannot make a context: " + log_.reason());
     }
 
     const char *backend() const override { return "tensorrt"; }
@@ -184,8 +182,9 @@ class TensorRtSession final : public DeviceSession {
 
 }  // namespace
 
-std::unique_ptr<DeviceSession> open_plan_session(const std::string &path) {
-    return std::make_unique<TensorRtSession>(path);
+std::unique_ptr<DeviceSession> open_engine_session(const std::string &path,
+                                                   const std::string &engine) {
+    return std::make_unique<TensorRtSession>(path, engine);
 }
 
 }  // namespace qsm::host

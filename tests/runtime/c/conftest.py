@@ -15,6 +15,7 @@ from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_build import SOURCES as KERNELS
 from qsm_deploy.runtime.c.build import LIBRARY_NAME, SOURCES, build_c_library
 from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
+from qsm_deploy.runtime.card.plan_file import plan_bytes
 
 HERE = Path(__file__).parent
 FAKE = HERE / "fake_engine.cpp"  # takes the place of these
@@ -55,6 +56,7 @@ class CParams(ctypes.Structure):
         ("overlap", ctypes.c_int32),
         ("blend", ctypes.c_int32),
         ("allow_geometry", ctypes.c_int32),
+        ("device", ctypes.c_int32),
         ("memory_limit_bytes", ctypes.c_uint64),
         ("data_consistency_lambda", ctypes.c_double),
         ("data_consistency_iterations", ctypes.c_int32),
@@ -335,7 +337,7 @@ def call_error() -> type[CallError]:
 
 @pytest.fixture
 def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
-    """Return a folder of models for the fake engine: cards in files."""
+    """Return a folder of models for the fake engine: cards in files, and plans made of two."""
 
     def constants(radius: float) -> ModelCard:
         return replace(card, constants={"mask_erosion_voxels": radius})
@@ -357,4 +359,9 @@ def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
     for name, made in cards.items():
         for suffix in (".onnx", ".plan"):
             (tmp_path / name).with_suffix(suffix).write_text(made.to_json())
+    engine = replace(card, options={"plan": "1"}).to_json().encode()
+    graph = card.to_json().encode()
+    (tmp_path / "both.plan").write_bytes(plan_bytes(engine, graph))
+    (tmp_path / "unfit.plan").write_bytes(plan_bytes(b"other" + engine, graph))
+    (tmp_path / "unfit-alone.plan").write_bytes(b"other" + graph)
     return tmp_path

@@ -268,7 +268,7 @@ void wrong_arguments_are_refused(const std::string &folder) {
 }
 
 struct Watch {
-    int polls_left = 1 << 30, done = 0, total = 0, lines = 0;
+    int polls_left = 1 << 30, done = 0, total = 0, lines = 0, warnings = 0;
     bool throws = false;
 };
 
@@ -286,6 +286,7 @@ qsm_params watched(Watch &watch) {
         REQUIRE(level >= QSM_LOG_INFO && level <= QSM_LOG_WARNING && !std::strchr(line, '\n'));
         auto &seen = *static_cast<Watch *>(data);
         ++seen.lines;
+        seen.warnings += level == QSM_LOG_WARNING;
         if (seen.throws) throw std::runtime_error("thrown by a callback");
     };
     return params;
@@ -518,10 +519,91 @@ void a_gpu_fails_as_a_host_does(const std::string &folder) {
     dlclose(library);
 }
 
+qsm_engine *opened(const std::string &path, qsm_device device, qsm_status wanted, Watch &watch) {
+    qsm_engine *engine = nullptr;
+    qsm_params params = watched(watch);
+    params.device = device;
+    REQUIRE(qsm_engine_open(path.c_str(), &params, &engine) == wanted && !engine == !!wanted);
+    return engine;
+}
+
+bool says(const char *words) { return std::strstr(qsm_last_error(), words); }
+
+// Where a plan's engine, its graph, or neither of them is to run.
+void a_plan_runs(const std::string &path, qsm_device device, bool on_gpu, int warnings) {
+    const Input input(9, 8, 7, QSM_Z_FASTEST);
+    const qsm_params params = params_of(QSM_Z_FASTEST);
+    std::vector<float> chi(input.field.size());
+    Watch watch;
+    qsm_engine *engine = opened(path, device, QSM_OK, watch);
+    REQUIRE(watch.warnings == warnings);
+    REQUIRE(!std::strstr(qsm_engine_card(engine), "\"plan\":\"1\"") == !on_gpu);
+    REQUIRE(qsm_reconstruct(engine, &input.scan, &params, chi.data()) == QSM_OK);
+    for (size_t n = 0; n < chi.size(); ++n) {
+        REQUIRE(std::fabs(chi[n] - (input.mask[n] ? 2 * input.field[n] : 0)) < 1e-6f);
+    }
+    REQUIRE(qsm_reconstruct_device(engine, &input.scan, &params, chi.data(), nullptr) ==
+            (on_gpu ? QSM_OK : QSM_ENGINE_ERROR));
+    qsm_engine_close(engine);
+}
+
+// Before any other plan is opened: a GPU's libraries stay once they are loaded.
+void without_a_gpu_the_graph_in_a_plan_runs(const std::string &folder) {
+    setenv("FAKE_DRIVER_FINDS_NO_GPU", "1", 1);
+    Watch watch;
+    for (const char *plan : {"/both.plan", "/unfit.plan"}) {
+        a_plan_runs(folder + plan, QSM_DEVICE_AUTO, false, 1);
+        a_plan_runs(folder + plan, QSM_DEVICE_CPU, false, 0);
+        opened(folder + plan, QSM_DEVICE_GPU, QSM_ENGINE_ERROR, watch);
+        REQUIRE(says(": the NVIDIA driver finds no GPU (no reason given); QSM_DEVICE_CPU runs"));
+    }
+    for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_CPU, QSM_DEVICE_GPU}) {
+        opened(folder + "/cnn.plan", device, QSM_ENGINE_ERROR, watch);
+        REQUIRE(says("of the former form") == (device != QSM_DEVICE_GPU));
+        REQUIRE(says("finds no GPU") == (device != QSM_DEVICE_CPU) && !says("runs its graph"));
+    }
+    unsetenv("FAKE_DRIVER_FINDS_NO_GPU");
+}
+
+void a_library_that_a_gpu_needs_is_missed(const std::string &folder) {
+    const std::string library = std::getenv("QSM_CUDA_LIBRARY");
+    setenv("QSM_CUDA_LIBRARY", "/nowhere/libqsm_cuda.so", 1);
+    Watch watch;
+    for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_GPU}) {
+        opened(folder + "/both.plan", device, QSM_ENGINE_ERROR, watch);
+        REQUIRE(says("/nowhere/libqsm_cuda.so cannot be loaded"));
+    }
+    a_plan_runs(folder + "/both.plan", QSM_DEVICE_CPU, false, 0);
+    setenv("QSM_CUDA_LIBRARY", library.c_str(), 1);
+}
+
+void on_a_gpu_the_engine_in_a_plan_runs(const std::string &folder) {
+    a_plan_runs(folder + "/both.plan", QSM_DEVICE_AUTO, true, 0);
+    a_plan_runs(folder + "/both.plan", QSM_DEVICE_GPU, true, 0);
+    a_plan_runs(folder + "/both.plan", QSM_DEVICE_CPU, false, 0);
+    a_plan_runs(folder + "/unfit.plan", QSM_DEVICE_CPU, false, 0);
+    Watch watch;
+    for (const qsm_device device : {QSM_DEVICE_AUTO, QSM_DEVICE_GPU}) {
+        opened(folder + "/unfit.plan", device, QSM_ENGINE_ERROR, watch);
+        REQUIRE(says("; `qsm-run ") && says("unfit.plan FIELD --dry-run` builds it again"));
+        opened(folder + "/unfit-alone.plan", device, QSM_ENGINE_ERROR, watch);
+        REQUIRE(!says("--dry-run"));
+    }
+    opened(folder + "/cnn.onnx", QSM_DEVICE_GPU, QSM_ENGINE_ERROR, watch);
+    opened(folder + "/cnn.onnx", qsm_device(3), QSM_USAGE_ERROR, watch);
+    qsm_engine *none = nullptr;
+    qsm_params params = qsm_default_params();
+    params.device = QSM_DEVICE_GPU;
+    REQUIRE(qsm_engine_open_method("tv", &params, &none) == QSM_ENGINE_ERROR && !none);
+}
+
 }  // namespace
 
 int main(int count, char **arguments) {
     const std::string folder = arguments[1];
+    without_a_gpu_the_graph_in_a_plan_runs(folder);
+    a_library_that_a_gpu_needs_is_missed(folder);
+    on_a_gpu_the_engine_in_a_plan_runs(folder);
     patches_of_a_local_network_make_the_whole(folder);
     both_orders_agree_and_the_map_may_lie_on_the_field(folder);
     all_storages_give_one_map(folder);

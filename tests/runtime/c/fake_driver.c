@@ -11,6 +11,16 @@ static void *current;
 void fake_fail_after(int allocations) { allocations_left = allocations; }
 int fake_living(void) { return living; }
 
+int cuInit(unsigned flags) {
+    (void)flags;
+    return SUCCESS;
+}
+
+int cuDeviceGetCount(int *count) {
+    *count = !getenv("FAKE_DRIVER_FINDS_NO_GPU");
+    return SUCCESS;
+}
+
 int cuMemAlloc_v2(unsigned long long *pointer, size_t bytes) {
     void *memory = NULL;
     if (allocations_left == 0) return OUT_OF_MEMORY;

@@ -2,12 +2,11 @@
 // its network doubles the last volume it takes.
 #include <cmath>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <limits>
 
 #include "device_session.h"
 #include "error.h"
+#include "gpu.h"
 #include "session.h"
 
 namespace qsm::host {
@@ -18,11 +17,6 @@ namespace {
 std::string behaviour(const Card &card) {
     const auto option = card.options.find("fake");
     return option == card.options.end() ? "" : option->second;
-}
-
-Card card_in(const std::string &path) {
-    std::ifstream file(path, std::ios::binary);
-    return read_card(path, {std::istreambuf_iterator<char>(file), {}});
 }
 
 size_t voxels_of(const Tensor &tensor) {
@@ -52,7 +46,7 @@ void compute(const std::string &does, const std::vector<Tensor> &inputs, float *
 
 class FakeSession final : public Session {
   public:
-    explicit FakeSession(const std::string &path) { card_ = card_in(path); }
+    explicit FakeSession(Card card) { card_ = std::move(card); }
 
     const char *backend() const override { return "openvino"; }
 
@@ -71,7 +65,7 @@ class FakeSession final : public Session {
 // Computes at once, in what the fake driver takes for a GPU's memory.
 class FakePlan final : public DeviceSession {
   public:
-    explicit FakePlan(const std::string &path) { card_ = card_in(path); }
+    explicit FakePlan(Card card) { card_ = std::move(card); }
 
     const char *backend() const override { return "a fake engine"; }
 
@@ -93,13 +87,16 @@ class FakePlan final : public DeviceSession {
 
 }  // namespace
 
-std::unique_ptr<Session> open_onnx_session(const std::string &path, int) {
-    return std::make_unique<FakeSession>(path);
+std::unique_ptr<Session> open_onnx_session(const std::string &path, const std::string &graph, int) {
+    return std::make_unique<FakeSession>(read_card(path, graph));
 }
 
 #ifndef QSM_TENSORRT_PLANS
-std::unique_ptr<DeviceSession> open_plan_session(const std::string &path) {
-    return std::make_unique<FakePlan>(path);
+std::unique_ptr<DeviceSession> open_engine_session(const std::string &path,
+                                                   const std::string &engine) {
+    Gpu::get();
+    if (engine.compare(0, 5, "other") == 0) throw Unfit(path + ": for another GPU");
+    return std::make_unique<FakePlan>(read_card(path, engine));
 }
 #endif
 

@@ -1,5 +1,5 @@
-// Damaged cards, parameters and scans through the whole library, with the fake engine: each is
-// refused with a line, or becomes a finite map. Built with sanitizers, which watch the rest.
+// Damaged cards, plans, parameters and scans through the whole library, with the fake engine: each
+// is refused with a line, or becomes a finite map. Built with sanitizers, which watch the rest.
 //
 //   fuzz FOLDER RUNS SECONDS CARD...      writes "RUNS refused opened mapped"
 //
@@ -102,7 +102,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     std::ofstream(path, std::ios::binary)
         .write(reinterpret_cast<const char *>(data + numbers), std::streamsize(size - numbers));
     qsm_engine *engine = nullptr;
-    const qsm_status status = qsm_engine_open(path.c_str(), nullptr, &engine);
+    qsm_params params = qsm_default_params();
+    params.device = int32_t(dice() % 3);
+    const qsm_status status = qsm_engine_open(path.c_str(), &params, &engine);
     const char *said = qsm_last_error();
     REQUIRE(status == QSM_OK ? engine != nullptr : status == QSM_ENGINE_ERROR && !engine);
     if (!engine) {
@@ -113,7 +115,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     std::vector<float> field(6 * 5 * 4, 0.05f), chi(field.size());
     std::vector<uint8_t> mask(field.size(), 1);
     qsm_scan scan = {field.data(), mask.data(), {6, 5, 4}, {1, 1, 1}, {0, 0, 1}};
-    qsm_params params = qsm_default_params();
     params.allow_geometry = int32_t(dice() % 2);
     if (dice() % 2) damage(params, scan, dice);
     params.memory_limit_bytes = 1'300'000;  // what is padded far, and slow, does not fit

@@ -49,8 +49,8 @@ def damaged(path: Path, what: str) -> None:
     [
         ("missing", DATA, "no such model file"),
         ("directory", DATA, "no such model file"),
-        ("empty", ENGINE, "not an ONNX model"),
-        ("text", ENGINE, "not an ONNX model"),
+        ("empty", ENGINE, "not an .onnx model"),
+        ("text", ENGINE, "not an .onnx model"),
         ("truncated", ENGINE, "OpenVINO cannot load it"),
         ("zeros", ENGINE, "OpenVINO cannot load it"),
     ],

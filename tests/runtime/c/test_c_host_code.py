@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from qsm_deploy.runtime.card.plan_file import read_plan
+from tests.runtime.card.malformed_plans import MALFORMED
+
 FUZZ_RUNS, FUZZ_SECONDS = 20_000, 60
 SUPPRESSIONS = Path(__file__).with_name("valgrind.supp")
 
@@ -76,6 +79,10 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
     for n, (what, content) in enumerate(texts.items()):
         paths[what] = fake_models / f"bad{n}.onnx"
         paths[what].write_text(content)
+    engine = read_plan(fake_models / "both.plan").engine
+    for n, (what, (_, make)) in enumerate(MALFORMED.items()):
+        paths[what] = fake_models / f"bad{n}.plan"
+        paths[what].write_bytes(make(engine, text.encode()))
     return paths
 
 
@@ -133,7 +140,8 @@ def test_damaged_cards_and_parameters_under_sanitizers(
     cards = [
         fake_models / f"{name}.onnx" for name in ("cnn", "tkd", "eroded", "lps", "axial", "nan")
     ]
-    said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *map(str, cards))
+    models = [str(path) for path in (*cards, fake_models / "both.plan")]
+    said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *models)
     runs, refused, opened, mapped = map(int, said.split())
     assert runs > FUZZ_RUNS // 20, "so slow that it shows nothing"
     assert refused > runs // 4

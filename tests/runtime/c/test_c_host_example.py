@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.runtime.c.build import SOURCES
+from qsm_deploy.runtime.card.plan_file import plan_bytes
+from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.provenance import version
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
@@ -119,6 +122,12 @@ def test_the_example_reads_and_writes_raw_volumes(
     chi = np.fromfile(tmp_path / "chi", np.float32).reshape(mask.shape, order="F")
     expected = open_engine(BUNDLED_MODEL).reconstruct(field, mask, (1, 1, 2), (0, 0.5, 1))
     np.testing.assert_allclose(chi, expected, atol=1e-7)
+
+    options = {"engine": "tensorrt 11.1.0", "plan": "1"}
+    engine = replace(load_card(BUNDLED_MODEL), options=options).to_json().encode()
+    (tmp_path / "x.plan").write_bytes(plan_bytes(engine, BUNDLED_MODEL.read_bytes()))
+    run(host, "x.plan", "field", "mask", "from-plan", *grid, cwd=tmp_path)
+    assert (tmp_path / "from-plan").read_bytes() == (tmp_path / "chi").read_bytes()
 
     short = subprocess.run(
         [host, BUNDLED_MODEL, *files, "21", *grid[1:]], cwd=tmp_path, capture_output=True, text=True
