@@ -242,7 +242,7 @@ def open_model(
     *,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     **method: Any,
 ) -> Model:
@@ -257,7 +257,8 @@ def open_model(
     device
         ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
     precision
-        ``fp32`` or ``bf16``, of the backend.
+        ``fp32`` or ``bf16``, of the backend; ``auto`` is fp32, and for a file in INT8 that, where
+        its card and the CPU allow it.
     threads
         Of the CPU, 0 for all cores.
     **method
@@ -283,7 +284,7 @@ def reconstruct(
     model: PathLike | Sequence[PathLike] | None = None,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     **options: Any,
 ) -> Any:
@@ -302,7 +303,7 @@ def run(
     model: PathLike | Sequence[PathLike] | None = None,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     progress: Progress | None = None,
     **options: Any,

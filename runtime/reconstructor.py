@@ -44,14 +44,15 @@ class Host:
     device
         ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, the CPU for an ONNX file.
     precision
-        What the backend computes in.
+        What the backend computes in; ``auto`` is FP32, and INT8 for a file in INT8 where its card
+        and the CPU allow it.
     threads
         Of the CPU, 0 for all cores.
     """
 
     backend: Backend = AUTO
     device: str = AUTO
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     threads: int = 0
 
 
@@ -238,7 +239,7 @@ def open_reconstructor(
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
 
     ordered = [networks[n] for n in in_order([network.card for network in networks])]
-    if host.precision != "fp32":
+    if host.precision not in ("auto", "fp32"):
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
     return Reconstructor(TwoNetworks(*ordered), why)
 
@@ -296,6 +297,7 @@ def _opened(
 
 def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["Network[Any]"], str]:
     from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+    from qsm_deploy.runtime.sessions.int8 import why_not_int8
     from qsm_deploy.runtime.sessions.open import choose_backend, open_session, require_backend
 
     backend, why = choose_backend(host.backend, host.precision)
@@ -311,4 +313,7 @@ def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["N
         )
         for model in models
     ]
+    for network in found if host.precision == "auto" else ():
+        if network.card.precision == "int8" and (because := why_not_int8(network.card, backend)):
+            why += f"; in fp32: {because}"
     return found, why
