@@ -162,7 +162,8 @@ def write_network(
         rounding, differences = None, list[Difference]()
         if found and precision == "int8":
             backends = graphs.running or graphs.running_standard
-            verified = verify_int8(found, draft, backends, say)
+            verified, accurate = verify_int8(found, draft, backends, say)
+            card = replace(card, options=card.options | accurate)
         else:
             verified, differences, rounding = _verify(graphs, draft, module, card, gate_ppb, say)
         if not graphs.running and dipole_op != DEFAULT:

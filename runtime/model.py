@@ -242,7 +242,7 @@ def open_model(
     *,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     plan_cache: PathLike = AUTO,
     **method: Any,
@@ -259,7 +259,8 @@ def open_model(
         ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, where there is one, the CPU for
         an ONNX file.
     precision
-        ``fp32`` or ``bf16``, of the backend.
+        ``fp32`` or ``bf16``, of the backend; ``auto`` is fp32, and for a file in INT8 that, where
+        its card and the CPU allow it.
     threads
         Of the CPU, 0 for all cores.
     plan_cache
@@ -288,7 +289,7 @@ def reconstruct(
     model: PathLike | Sequence[PathLike] | None = None,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     plan_cache: PathLike = AUTO,
     **options: Any,
@@ -308,7 +309,7 @@ def run(
     model: PathLike | Sequence[PathLike] | None = None,
     backend: str = AUTO,
     device: str = AUTO,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     threads: int = 0,
     plan_cache: PathLike = AUTO,
     progress: Progress | None = None,

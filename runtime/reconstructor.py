@@ -48,7 +48,8 @@ class Host:
         ``cpu``, ``cuda:N``, or ``auto``: the first GPU for a plan, where there is one, the CPU for
         an ONNX file.
     precision
-        What the backend computes in.
+        What the backend computes in; ``auto`` is FP32, and INT8 for a file in INT8 where its card
+        and the CPU allow it.
     threads
         Of the CPU, 0 for all cores.
     plan_cache
@@ -58,7 +59,7 @@ class Host:
 
     backend: Backend = AUTO
     device: str = AUTO
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     threads: int = 0
     plan_cache: str | os.PathLike[str] = AUTO
 
@@ -254,7 +255,7 @@ def open_reconstructor(
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
 
     ordered = [networks[n] for n in in_order([network.card for network in networks])]
-    if host.precision != "fp32":
+    if host.precision not in ("auto", "fp32"):
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
     return Reconstructor(TwoNetworks(*ordered), why)
 
@@ -322,6 +323,7 @@ def _opened(
 
 def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["Network[Any]"], str]:
     from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+    from qsm_deploy.runtime.sessions.int8 import why_not_int8
     from qsm_deploy.runtime.sessions.open import choose_backend, open_session, require_backend
 
     backend, why = choose_backend(host.backend, host.precision)
@@ -337,4 +339,7 @@ def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["N
         )
         for model in models
     ]
+    for network in found if host.precision == "auto" else ():
+        if network.card.precision == "int8" and (because := why_not_int8(network.card, backend)):
+            why += f"; in fp32: {because}"
     return found, why

@@ -8,11 +8,13 @@
 - Of a residual add only the shortcut is quantised: the engine fuses the add into the convolution
   that makes the other branch.
 - What a Concat or MaxPool joins shares a scale, so that it moves INT8 values without rescaling.
+  A Concat joins them written as INT8: OpenVINO, moving Q/DQ in front of it by itself, loses the
+  scale on CPUs without AMX.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -167,6 +169,7 @@ class _Inserter:
         self.amax = amax
         self.weights = weights
         self.types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.made_by = {node.output[0]: node for node in graph.node}
         self.nodes: list[onnx.NodeProto] = []
         self.made: set[str] = set()
 
@@ -183,30 +186,52 @@ class _Inserter:
                     axis = 0 if layer.kind == "Conv" else 1
                     node.input[1] = self._weights(layer.partner, axis, element)
             self.nodes.append(node)
-        replace_nodes(self.graph, self.nodes)
+        replace_nodes(self.graph, self._needed())
+
+    def _needed(self) -> list[onnx.NodeProto]:
+        """Return the nodes that lead to an output; a Concat may only be left of INT8."""
+        needed, kept = {value.name for value in self.graph.output}, []
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        return kept[::-1]
 
     def _elements(self, layers: Mapping[str, Int8Layer]) -> dict[str, np.dtype[np.generic]]:
         """Return the type that each layer computes in, which is that of its weights."""
-        by_output = {node.output[0]: node for node in self.graph.node}
         found = {}
         for output, layer in layers.items():
             convolution = layer.partner if layer.kind == "Add" else output
-            kind = self.types[by_output[convolution].input[1]]
+            kind = self.types[self.made_by[convolution].input[1]]
             found[output] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
         return found
 
     def _activation(self, name: str, element: np.dtype[np.generic]) -> str:
-        q, dq, scale = f"{name}_int8", f"{name}_dequantised", f"{name}_scale"
+        dq, scale = f"{name}_dequantised", f"{name}_scale"
         if dq not in self.made:
             self.made.add(dq)
             value = scale_from(np.array(self.amax[name]), element)
             self._add(numpy_helper.from_array(value, scale))
-            make = helper.make_node
-            self.nodes += [
-                make("QuantizeLinear", [name, scale, "int8_zero"], [q], f"quantise_{name}"),
-                make("DequantizeLinear", [q, scale, "int8_zero"], [dq], f"dequantise_{name}"),
-            ]
+            self._apply("DequantizeLinear", [self._integers(name, scale), scale, "int8_zero"], dq)
         return dq
+
+    def _integers(self, name: str, scale: str) -> str:
+        """Return a tensor in INT8; the parts of a Concat share its scale."""
+        q, source = f"{name}_int8", self.made_by.get(name)
+        if q not in self.made:
+            self.made.add(q)
+            if source is not None and source.op_type == "Concat":
+                axis = source.attribute[0].i
+                parts = [self._integers(part, scale) for part in source.input]
+                self._apply("Concat", parts, q, axis=axis)
+            else:
+                self._apply("QuantizeLinear", [name, scale, "int8_zero"], q)
+        return q
+
+    def _apply(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(
+            helper.make_node(kind, inputs, [output], f"{kind}_{output}", **attributes)
+        )
 
     def _weights(self, name: str, axis: int, element: np.dtype[np.generic]) -> str:
         dq, q, scale, zero = (f"{name}_{what}" for what in ("dequantised", "int8", "scale", "zero"))
@@ -216,11 +241,7 @@ class _Inserter:
             self._add(numpy_helper.from_array(values, q))
             self._add(numpy_helper.from_array(scales, scale))
             self._add(numpy_helper.from_array(np.zeros(scales.shape, dtype=np.int8), zero))
-            self.nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", [q, scale, zero], [dq], f"dequantise_{name}", axis=axis
-                )
-            )
+            self._apply("DequantizeLinear", [q, scale, zero], dq, axis=axis)
         return dq
 
     def _add(self, tensor: onnx.TensorProto) -> None:

@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     add_device(p)
     add("--backend", choices=CHOICES, default="auto",
         help="of ENGINE and ENGINE2 on the CPU; auto: the fastest that is installed (default)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32",
-        help="that the backend computes ENGINE in; the others compute in fp32")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="that the backend computes ENGINE in, as for qsm-run; the others compute in fp32")
     add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
     add("--json", action="store_true", help="everything as one JSON line on stdout")
     add("-q", "--quiet", action="store_true", help="no progress on stderr")

@@ -12,6 +12,7 @@ from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 from qsm_deploy.runtime.reconstruction.inversion import CPU
 from qsm_deploy.runtime.reconstructor import Host, gpu_number, instead_of_gpu
+from qsm_deploy.runtime.sessions.int8 import computed_precision
 from qsm_deploy.runtime.sessions.open import choose_backend, open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Session
 
@@ -110,7 +111,8 @@ def _engine(host: Host, path: Path, card: ModelCard) -> Contender:
 
 
 def _on_cpu(host: Host, path: Path, card: ModelCard) -> Contender:
-    backend, precision = host.backend, host.precision
+    backend = host.backend
+    precision = computed_precision(card, backend, host.precision)
     return Contender(
         path.name,
         backend,

@@ -22,8 +22,9 @@ from qsm_deploy.kernels.errors import AccuracyError, ExportError
 from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.console.held import scratch_folder
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.int8 import INT8_IN, sums_in_int32
 from qsm_deploy.runtime.sessions.open import installed_backends, open_session
-from qsm_deploy.runtime.sessions.session import Backend, Session
+from qsm_deploy.runtime.sessions.session import BACKENDS, Backend, Session
 
 # Backends do not round to FP16, so that some values fall on the other side of a step of INT8.
 TOLERANCE = 1.5
@@ -103,8 +104,10 @@ def verify_int8(
     draft: Path,
     backends: Sequence[Backend],
     say: Callable[[str], None] = lambda line: None,
-) -> Verification:
+) -> tuple[Verification, dict[str, str]]:
     """Return the error of a file in INT8, by the acquisitions that its layers were chosen on.
+
+    The card's option of the backends that are accurate in INT8 too comes with it.
 
     Parameters
     ----------
@@ -128,6 +131,7 @@ def verify_int8(
         f"calibration data: {found.error}"
     )
     largest = found.error.max_ppb
+    accurate = []
     if largest > LARGE_PPB and found.choices.collector != "max":
         say(
             f"note: up to {largest:.2g} ppb off, most likely in a calcification or bleed whose "
@@ -147,4 +151,14 @@ def verify_int8(
             )
         reference += f"; median {error.median_ppb:.2g} ppb in {backend}"
         largest = max(largest, error.max_ppb)
-    return Verification(reference, largest, found.evaluation.shapes)
+        if "int8" in BACKENDS[backend].precisions and sums_in_int32():
+            error = found.evaluation.session_error(open_session(draft, backend, precision="int8"))
+            if budget.holds(error):
+                accurate.append(backend)
+                largest = max(largest, error.max_ppb)
+                say(f"{backend} in INT8: {error}")
+                continue
+            say(f"{backend} in INT8: {error}, the budget is {budget}")
+        say(f"{backend} will compute this file in FP32")
+    options = {INT8_IN: " ".join(accurate)} if accurate else {}
+    return Verification(reference, largest, found.evaluation.shapes), options

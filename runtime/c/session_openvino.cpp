@@ -1,4 +1,10 @@
 // Networks in OpenVINO on the CPU, compiled for one shape at a time.
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <sstream>
+
 #include <openvino/op/util/multi_subgraph_base.hpp>
 #include <openvino/runtime/core.hpp>
 
@@ -35,6 +41,20 @@ std::vector<std::string> names_of(const std::vector<ov::Output<ov::Node>> &ports
     return names;
 }
 
+bool has_word(const std::string &text, const std::set<std::string> &wanted) {
+    std::istringstream words(text);
+    return std::any_of(std::istream_iterator<std::string>(words), {},
+                       [&](const std::string &word) { return wanted.count(word) > 0; });
+}
+
+// Whether products of INT8 are summed in INT32; elsewhere sums of two saturate at INT16. OpenVINO
+// says that any x86 CPU is able of INT8.
+bool sums_in_int32() {
+    std::ostringstream text;
+    text << std::ifstream("/proc/cpuinfo").rdbuf();
+    return has_word(text.str(), {"avx512_vnni", "avx_vnni", "amx_int8"});
+}
+
 class OpenVinoSession final : public Session {
   public:
     OpenVinoSession(const std::string &path, const std::string &graph, int threads)
@@ -50,11 +70,17 @@ class OpenVinoSession final : public Session {
         card_ = read_card(
             path, has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
         require_names(path, card_, names_of(model_->inputs()), names_of(model_->outputs()));
-        // What the graph says, not what OpenVINO makes of it.
-        if (card_.precision == "int8") settings_["LP_TRANSFORMS_MODE"] = std::string("NO");
+        // What the graph says of INT8, in float32, unless that was found accurate at export.
+        const auto int8_in = card_.options.find("int8_in");
+        const bool accurate = int8_in != card_.options.end() && has_word(int8_in->second, {backend()});
+        if (!accurate || !sums_in_int32()) settings_["LP_TRANSFORMS_MODE"] = std::string("NO");
     }
 
     const char *backend() const override { return "openvino"; }
+
+    const char *precision() const override {
+        return settings_.count("LP_TRANSFORMS_MODE") ? "fp32" : "int8";
+    }
 
     const float *run(const std::vector<Tensor> &inputs) override {
         openvino_call("OpenVINO failed", "export the model again", [&] {

@@ -21,7 +21,7 @@ UNREADABLE = (
 
 
 class OnnxRuntimeSession:
-    """A model in ONNX Runtime, FP32.
+    """A model in ONNX Runtime, FP32 whatever the file is in.
 
     Memory patterns are off: they add one block for all activations to what the arena holds
     already, which doubles the peak. The arena stays on: left to malloc, freed activations linger
@@ -39,13 +39,14 @@ class OnnxRuntimeSession:
         *,
         optimised: bool = True,
     ) -> None:
-        self.precision = precision
+        self.precision: Precision = "fp32"
         options = onnxruntime.SessionOptions()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
-        # fused Q/DQ is not what the graph says: biases become INT32, sums may saturate
+        # it fuses Q/DQ only around a convolution without an activation function, and makes biases
+        # INT32 with a scale in FP16 that underflows
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # what fails is raised, in one line
         try:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import graph_in, read_card
+from qsm_deploy.runtime.sessions.int8 import computed_precision
 from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
@@ -31,12 +32,11 @@ class OpenVinoSession:
     version = openvino.__version__.split("-")[0]
 
     def __init__(self, path: Path, precision: Precision = "fp32", threads: int = 0) -> None:
-        self.precision: Precision = precision
         self._core = openvino.Core()
         if precision == "bf16":
             self._require_bf16()
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
@@ -52,7 +52,8 @@ class OpenVinoSession:
             )
         except (RuntimeError, UnicodeDecodeError) as error:
             raise cannot_load(path, "OpenVINO", error) from error
-        if self.card.precision == "int8":  # what the graph says, not what OpenVINO makes of it
+        self.precision = computed_precision(self.card, self.backend, precision)
+        if self.precision != "int8":  # what the graph says of INT8, in floating point
             self._settings["LP_TRANSFORMS_MODE"] = "NO"
         self._request: Any = None
         self._shapes: dict[str, list[int]] = {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qsm_deploy.runtime.card.card import ModelCard
 
 Backend = str  # a key of the table, or what runs a network elsewhere
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]  # auto: INT8 files in INT8 where it is right
 AUTO = "auto"
 
 
@@ -52,7 +52,7 @@ class BackendRow:
     session
         Its class, in the module of the backend's name here; built of path, precision and threads.
     precisions
-        That it computes in.
+        That it may be asked for.
     graphs
         Precisions of the graphs that it runs.
     dipole_ops
@@ -72,14 +72,14 @@ BACKENDS: dict[Backend, BackendRow] = {
     "openvino": BackendRow(
         "OpenVINO",
         "OpenVinoSession",
-        precisions=("fp32", "bf16"),
+        precisions=("auto", "fp32", "bf16", "int8"),
         graphs=("fp32", "fp16", "bf16", "int8"),
         dipole_ops=("matmul",),
     ),
     "onnxruntime": BackendRow(
         "ONNX Runtime",
         "OnnxRuntimeSession",
-        precisions=("fp32",),
+        precisions=("auto", "fp32"),
         graphs=("fp32", "fp16", "int8"),
         dipole_ops=("matmul", "function"),
     ),

@@ -78,12 +78,15 @@ def inputs_of(model: onnx.ModelProto) -> dict[str, list[str]]:
 
 def test_each_tensor_is_quantised_once_where_int8_takes_it(quantised: onnx.ModelProto) -> None:
     counts = Counter(node.op_type for node in quantised.graph.node)
-    assert counts["QuantizeLinear"] == 3  # r, p and v
-    assert counts["DequantizeLinear"] == 3 + 3  # and the weights
+    assert counts["QuantizeLinear"] == 4  # r, p, and both parts of v
+    assert counts["DequantizeLinear"] == 3 + 3  # r, p, v and the weights
+    assert counts["Concat"] == 1  # of INT8
     taken = inputs_of(quantised)
     assert taken["c"] == ["r_dequantised", "w2_dequantised", "bias"]
     assert taken["u"] == ["p_dequantised", "w3_dequantised"]
     assert taken["b"] == ["a", "w1"]
+    assert taken["v_int8"] == ["u_int8", "e_int8"]
+    assert taken["e_int8"] == ["e", "v_scale", "int8_zero"]
 
 
 def test_nothing_lies_between_a_convolution_and_what_follows_it(quantised) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -31,6 +33,7 @@ from qsm_deploy.export.graph.onnx_export import with_card
 from qsm_deploy.export.graph.precision_policy import reducible_nodes
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.graph.rounded_run import RoundedRun
+from qsm_deploy.export.int8 import verification
 from qsm_deploy.export.int8.verification import exact_session
 from qsm_deploy.export.measure import rounding as rounding_error
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
@@ -39,6 +42,7 @@ from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
+from qsm_deploy.runtime.sessions.int8 import sums_in_int32
 from qsm_deploy.runtime.sessions.open import open_session
 
 FOLDER_SHAPE = (24, 28, 20)
@@ -227,6 +231,9 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     assert len(card.options["calibration_sha256"]) == 64
     assert card.options["budget"] == "median 30 ppb, max 9999 ppb, XSIM 0.5"
     assert 0.5 < float(card.options["int8_share"]) <= 1
+    accurate = sums_in_int32()
+    assert card.options.get("int8_in") == ("openvino" if accurate else None)
+    assert ("openvino in INT8: median " in err) == accurate
     assert "rounded in pytorch" in card.verified.reference
     assert len(card.to_json()) < MAX_BYTES
     model = onnx.load("a.onnx")
@@ -244,6 +251,40 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     feeds = feeds_of(model, 8)
     maps = [open_session(Path("a.onnx"), b).run(feeds) for b in ("onnxruntime", "openvino")]
     assert np.abs(maps[0] - maps[1]).mean() < 0.02 * np.abs(maps[0]).mean()
+
+
+@pytest.mark.parametrize(
+    ("max_ppb", "vnni", "said"),
+    [
+        (199, True, ["openvino in INT8: median", "onnxruntime will compute this file in FP32"]),
+        (201, True, ["max 2e+02 ppb, XSIM change 0, the budget is", "openvino will compute this"]),
+        (199, False, ["openvino will compute this file in FP32"]),
+    ],
+)
+def test_a_backend_that_misses_the_budget_in_int8_computes_in_fp32(
+    max_ppb: float, vnni: bool, said: list[str], monkeypatch
+) -> None:
+    fine = MapError(0, 0, 0, 0, 0)
+    errors = {"fp32": fine, "int8": replace(fine, max_ppb=max_ppb)}
+
+    def opened(path: Path, backend: str, precision: str = "fp32") -> SimpleNamespace:
+        return SimpleNamespace(precision=precision)
+
+    monkeypatch.setattr(verification, "open_session", opened)
+    monkeypatch.setattr(verification, "sums_in_int32", lambda: vnni)
+    found = SimpleNamespace(
+        choices=Int8Choices("phantoms"),
+        error=fine,
+        evaluation=SimpleNamespace(session_error=lambda s: errors[s.precision], shapes=()),
+    )
+    lines: list[str] = []
+    verified, options = verification.verify_int8(
+        cast(Any, found), Path("a.onnx"), ("openvino", "onnxruntime"), lines.append
+    )
+    accurate = vnni and max_ppb < 200
+    assert options == ({"int8_in": "openvino"} if accurate else {})
+    assert verified.max_ppb == (max_ppb if accurate else 0)
+    assert all(any(words in line for line in lines) for words in said), lines
 
 
 @pytest.mark.usefixtures("quick")

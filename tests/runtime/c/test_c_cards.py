@@ -25,6 +25,7 @@ from qsm_deploy.runtime.card.card import (
     ModelCard,
 )
 from qsm_deploy.runtime.card.read import card_from
+from qsm_deploy.runtime.sessions.int8 import sums_in_int32
 from qsm_deploy.runtime.sessions.open import open_session
 from tests.fuzz.damage import damaged_json
 
@@ -205,10 +206,11 @@ def test_damaged_cards(full: ModelCard, in_c: Says) -> None:
     assert counts[False] > TRIES / 2, counts
 
 
+@pytest.mark.parametrize("options", [{}, {"int8_in": "openvino"}, {"int8_in": "openvin o"}])
 def test_a_network_in_int8_gives_what_it_gives_in_python(
-    card: ModelCard, open_engine: Callable[..., Any], tmp_path: Path
+    options: dict[str, str], card: ModelCard, open_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
-    made = replace(card, precision="int8", divisor=1)
+    made = replace(card, precision="int8", divisor=1, options=options)
     rng = np.random.default_rng(0)
     values = {
         "scale": np.float32(0.003),
@@ -234,7 +236,13 @@ def test_a_network_in_int8_gives_what_it_gives_in_python(
     onnx.save(model, tmp_path / "int8.onnx")
     field = rng.normal(0, 0.05, (12, 10, 9)).astype(np.float32)
     chi = open_engine(tmp_path / "int8.onnx").reconstruct(field, np.ones(field.shape))
-    session = open_session(tmp_path / "int8.onnx", "openvino")
+    session = open_session(tmp_path / "int8.onnx", "openvino", precision="auto")
+    accurate = options.get("int8_in") == "openvino" and sums_in_int32()
+    assert session.precision == ("int8" if accurate else "fp32")
     expected = session.run({"local_field_ppm": field[None, None]})[0, 0]
-    np.testing.assert_allclose(chi, expected, atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(chi, expected)
     assert np.abs(expected).max() > 0.05
+    other = open_session(
+        tmp_path / "int8.onnx", "openvino", precision="fp32" if accurate else "int8"
+    )
+    assert not np.array_equal(chi, other.run({"local_field_ppm": field[None, None]})[0, 0])
