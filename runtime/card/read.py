@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,6 +68,26 @@ def graph_in(path: Path) -> bytes:
         raise _no_graph(path)
     _require_onnx(graph[:1] if plan or path.suffix == ONNX else b"", path)
     return graph
+
+
+@contextmanager
+def onnx_file(path: Path) -> Iterator[Path]:
+    """Yield the name of an ONNX file, which for that in a plan is of a file in memory.
+
+    From bytes OpenVINO drops inputs that nothing uses.
+
+    Raises
+    ------
+    DataError, EngineError, CardError
+        As :func:`graph_in`.
+    """
+    if path.suffix != PLAN:
+        yield path
+        return
+    with open(os.memfd_create("graph"), "wb") as file:
+        file.write(graph_in(path))
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _require_onnx(first: bytes, path: Path) -> None:

@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.card.read import graph_in, read_card
+from qsm_deploy.runtime.card.read import onnx_file, read_card
 from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
@@ -50,9 +50,10 @@ class OnnxRuntimeSession:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.log_severity_level = 4  # what fails is raised, in one line
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph_in(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            with onnx_file(path) as file:
+                self._session = onnxruntime.InferenceSession(
+                    file, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                )
             self.card = read_card(
                 path,
                 self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),

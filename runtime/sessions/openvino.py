@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
-from qsm_deploy.runtime.card.read import graph_in, read_card
+from qsm_deploy.runtime.card.read import onnx_file, read_card
 from qsm_deploy.runtime.sessions.int8 import computed_precision
 from qsm_deploy.runtime.sessions.open import cannot_load, require_output
 from qsm_deploy.runtime.sessions.session import Backend, Precision
@@ -41,7 +41,8 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": threads,
         }
         try:
-            self._model = self._core.read_model(graph_in(path))
+            with onnx_file(path) as file:
+                self._model = self._core.read_model(file)
             stored = ["framework", METADATA_KEY]
             has_card = self._model.has_rt_info(stored)
             self.card = read_card(

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnx.parser
 import pytest
 
 import qsm_deploy.runtime as qsm
+from qsm_deploy.export.graph.onnx_export import with_card
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.embedding import open_engine
 from qsm_deploy.runtime.gpu.open import missing_gpu
 from qsm_deploy.runtime.reconstructor import Host
 from qsm_deploy.runtime.serve.turns import open_taking_turns
+from qsm_deploy.runtime.sessions.open import open_session
+from qsm_deploy.runtime.sessions.session import BACKENDS
 
 NO_GPU = "this machine has no NVIDIA driver"
 
@@ -55,6 +60,23 @@ def test_the_map_is_that_of_the_onnx_file(
     assert sidecar["backend"]["device"] == "cpu"
     assert sidecar["backend"]["why"].startswith(f"no GPU for the plan ({NO_GPU}); on the CPU, ")
     assert sidecar["model"]["file"] == plan.name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_does_not_use_an_input_runs_as_its_file(tmp_path, tkd_card, backend) -> None:
+    volumes = ", ".join(f"float[1, 1, x, y, z] {tensor.name}" for tensor in tkd_card.inputs)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> g ({volumes}) => (float[1, 1, x, y, z] chi_ppm) '
+        "{ chi_ppm = Neg (local_field_ppm) }"
+    )
+    engine = replace(tkd_card, options={PROMISE: f"{FORM}"}).to_json().encode()
+    path = tmp_path / "unused.plan"
+    path.write_bytes(plan_bytes(engine, with_card(model, tkd_card)))
+    session = open_session(path, backend)
+    assert session.card == tkd_card
+    field = np.ones((1, 1, 8, 8, 8), np.float32)
+    feeds = {tensor.name: field for tensor in tkd_card.inputs}
+    np.testing.assert_array_equal(session.run(feeds), -field)
 
 
 def test_who_asks_for_the_cpu_is_told_nothing(
