@@ -22,7 +22,7 @@ from qsm_deploy.runtime.serve.openrecon.label import (
 )
 from qsm_deploy.runtime.serve.turns import open_taking_turns
 
-MODEL, JSON, LABEL = "model.onnx", "OpenReconLabel.json", "label.base64"
+JSON, LABEL = "OpenReconLabel.json", "label.base64"
 
 DOCKERFILE = """\
 # syntax=docker/dockerfile:1
@@ -108,7 +108,8 @@ def write_package(folder: Path, maker: Maker, *, force: bool) -> str:
     if isinstance(maker, Method):
         models, said = {}, f"--method {maker.name}"
     else:
-        models, said = {MODEL: maker[0].read_bytes()}, f"/opt/{MODEL}"
+        model = f"model{maker[0].suffix}"
+        models, said = {model: maker[0].read_bytes()}, f"/opt/{model}"
     version = importlib.metadata.version("qsm-deploy")
     label = openrecon_label(version, opened.needs.network)
     encoded = encoded_label(label)

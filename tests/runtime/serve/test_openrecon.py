@@ -62,6 +62,14 @@ def test_the_image_runs_what_was_named(package, tmp_path, method):
     assert named["default"] == "auto"
 
 
+def test_a_plan_stays_one(tmp_path, card, write_plan):
+    plan, package = write_plan(card), tmp_path / "package"
+    assert main(["--openrecon", str(package), str(plan), "--device", "cpu"]) == 0
+    assert (package / "model.plan").read_bytes() == plan.read_bytes()
+    assert "COPY model.plan start.sh /opt/" in (package / "Dockerfile").read_text()
+    assert "exec qsm-serve /opt/model.plan --host" in (package / "start.sh").read_text()
+
+
 def test_the_label_is_the_json_everywhere(package):
     content = json.loads((package / "OpenReconLabel.json").read_text())
     encoded = (package / "label.base64").read_text()
