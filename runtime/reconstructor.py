@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.read import PLAN
+from qsm_deploy.kernels.errors import EngineError, QsmDeployError, UsageError
+from qsm_deploy.runtime.card.read import PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -101,10 +101,18 @@ class Reconstructor:
         Makes the map.
     why_backend
         Why it runs where it does.
+    missing_gpu
+        What is missing where a plan runs on the CPU without anybody having said so.
     """
 
-    def __init__(self, inversion: Inversion, why_backend: str = "asked for") -> None:
+    def __init__(
+        self,
+        inversion: Inversion,
+        why_backend: str = "asked for",
+        missing_gpu: str | None = None,
+    ) -> None:
         self.inversion, self.why_backend = inversion, why_backend
+        self.missing_gpu = missing_gpu
 
     def plan(self, measured: Scan, wants: Wants) -> Planned:
         """Return what will be done with a scan; nothing is computed but another grid's field.
@@ -201,6 +209,13 @@ def _has_plans(models: Sequence[Path]) -> bool:
     return any(path.suffix == PLAN for path in models)
 
 
+def _runs_on_cpu(path: Path) -> bool:
+    try:
+        return bool(graph_in(path)) and load_card(path).options.get("dipole_op") != "plugin"
+    except QsmDeployError:
+        return False
+
+
 def reconstructor_of(session: Session, model: Path) -> Reconstructor:
     """Return what reconstructs in a session that was opened elsewhere, and stays."""
     from qsm_deploy.runtime.gpu.session import GpuSession
@@ -250,14 +265,15 @@ def open_reconstructor(
         why = "the default method" if maker.name == DEFAULT else "asked for"
         return Reconstructor(_method(maker, host), why)
     networks, why = _opened(maker, host, log or TerminalLog(quiet=True), memory_limit, stays=stays)
+    missing = instead_of_gpu(host.device, maker)
     if len(networks) == 1 and networks[0].card.pipeline != "after":
-        return Reconstructor(networks[0], why)
+        return Reconstructor(networks[0], why, missing)
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
 
     ordered = [networks[n] for n in in_order([network.card for network in networks])]
     if host.precision not in ("auto", "fp32"):
         raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
-    return Reconstructor(TwoNetworks(*ordered), why)
+    return Reconstructor(TwoNetworks(*ordered), why, missing)
 
 
 def _method(method: Method, host: Host) -> Inversion:
@@ -301,7 +317,6 @@ def _opened(
                 f"{models[0]}: {missing}; its {session.card.precision} graph runs on the CPU "
                 f"instead, in {session.backend}, computed in {session.precision}"
             )
-            why = f"no GPU for the plan ({missing}); on the CPU, {why}"
         return networks, why
     _require_unsaid(
         host,
@@ -312,9 +327,14 @@ def _opened(
     from qsm_deploy.runtime.gpu.network import GpuNetwork
     from qsm_deploy.runtime.gpu.open import open_gpu_sessions
 
-    sessions = open_gpu_sessions(
-        models, number, memory_limit=memory_limit, plan_cache=host.plan_cache, log=log
-    )
+    try:
+        sessions = open_gpu_sessions(
+            models, number, memory_limit=memory_limit, plan_cache=host.plan_cache, log=log
+        )
+    except EngineError as error:
+        if host.device != AUTO or not all(map(_runs_on_cpu, models)):
+            raise
+        raise EngineError(f"{error}; or pass --device cpu, for the graph in the plan") from error
     found: list[Network[Any]] = [
         GpuNetwork(s, m, stays=stays) for s, m in zip(sessions, models, strict=True)
     ]

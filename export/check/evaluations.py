@@ -14,6 +14,7 @@ from pathlib import Path
 from qsm_deploy.export.networks.registry import REGISTRY, SPECS, recognise
 from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.graph import require_bounded_graph
 from qsm_deploy.runtime.card.read import ONNX, PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.open import open_gpu_sessions
@@ -120,7 +121,9 @@ def engine_evaluations(
         If the chosen way says nothing of this precision's accuracy.
     """
     number = gpu_number(device, [path])
-    if number is not None and choice != "auto":
+    if number is None:
+        require_bounded_graph(path)
+    elif choice != "auto":
         raise UsageError(f"--backend {choice} is for the CPU; on a GPU the file says what runs it")
 
     def backend(name: Backend) -> Callable[[], Session]:

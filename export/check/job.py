@@ -126,9 +126,9 @@ def run_check(
         check_writable(html, force=force)
     card, fields = load_valid_card(engine), subject.files.fields
     budgets = budgets_for(card, budget)
+    ways = engine_evaluations(engine, card, backend, threads, device, plan_cache, log)
     if no_gpu := instead_of_gpu(device, [engine]):
         log.warn(f"{engine}: {no_gpu}; its graph is checked instead, on the CPU")
-    ways = engine_evaluations(engine, card, backend, threads, device, plan_cache, log)
     expected, reference_files = reference_evaluation(card, reference, normalisation, threads)
     limit = subject.wants.memory_limit
     limit = available_bytes() if limit is None else limit

@@ -47,6 +47,10 @@ std::string card_text(const std::string &path, const std::string &engine) {
                                          "of qsm-export; export it again");
 }
 
+std::string weights_of(const Card &card) {
+    return parse_json(card.json).find("weights_sha256")->string;
+}
+
 }  // namespace
 
 PlanFile read_plan(const std::string &path) {
@@ -96,6 +100,16 @@ Error no_graph(const std::string &path, const std::string &engine) {
                 (named == card.options.end() ? "TensorRT" : named->second) +
                 ", of the former form: without a graph it runs on the GPU that it was built for "
                 "only; export it again"};
+}
+
+void require_same_network(const std::string &path, const std::string &engine, const Card &graph) {
+    const Card card = read_card(path, card_text(path, engine));
+    if (card.network == graph.network && card.precision == graph.precision &&
+        weights_of(card) == weights_of(graph)) {
+        return;
+    }
+    throw Error(QSM_ENGINE_ERROR,
+                path + ": its engine and its graph have different cards; export it again");
 }
 
 }  // namespace qsm::host

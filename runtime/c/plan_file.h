@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "card.h"
 #include "error.h"
 
 namespace qsm::host {
@@ -18,6 +19,9 @@ struct PlanFile {
 // Returns the parts of a plan, which are as they were written. Throws a data error if the file
 // cannot be read, an engine error if it is truncated, damaged, or of a form that is not known here.
 PlanFile read_plan(const std::string &path);
+
+// Checks that an engine is of the network that the card of its graph names.
+void require_same_network(const std::string &path, const std::string &engine, const Card &graph);
 
 // What to say where the graph of a plan that has none is wanted.
 Error no_graph(const std::string &path, const std::string &engine);

@@ -82,6 +82,7 @@ void open_plan(qsm_engine &engine, const std::string &path, const qsm_params &pa
         throw why.empty() ? error : Error(error.status, error.what() + ("; " + why));
     }
     engine.on_cpu = open_onnx_session(path, *plan.graph, params.threads);
+    require_same_network(path, plan.engine, engine.card());
     if (why.empty()) return;
     Caller(params).log(QSM_LOG_WARNING,
                        path + ": " + why + "; its " + engine.card().precision +

@@ -5,12 +5,14 @@ import os
 import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, parse_card
-from qsm_deploy.runtime.card.plan_file import read_plan
+from qsm_deploy.runtime.card.plan_file import OF_ENGINE, PROMISE, PlanFile, read_plan
 
 ONNX, PLAN = ".onnx", ".plan"
 FIRST_FIELD = re.compile(rb'{"(axes|constants)":')  # of the canonical form
@@ -40,12 +42,40 @@ def load_card(path: Path) -> ModelCard:
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
     if path.suffix == PLAN:
-        return card_in_plan(read_plan(path).engine, path)
+        return open_plan(path)[1]
     if path.suffix != ONNX:
         raise EngineError(f"{path}: neither an .onnx model nor a .plan; make one with qsm-export")
     with path.open("rb") as file:
         _require_onnx(file.read(1), path)
         return card_from(_metadata(file, path).get(METADATA_KEY), path)
+
+
+def open_plan(path: Path) -> tuple[PlanFile, ModelCard]:
+    """Return the parts of a plan, and the card of its engine.
+
+    Raises
+    ------
+    DataError, EngineError
+        As :func:`qsm_deploy.runtime.card.plan_file.read_plan`.
+    CardError
+        If it has no card, or engine and graph are of two networks.
+    """
+    plan = read_plan(path)
+    card = card_in_plan(plan.engine, path)
+    if plan.graph is not None:
+        _require_onnx(plan.graph[:1], path)
+        inside = card_from(_metadata(BytesIO(plan.graph), path).get(METADATA_KEY), path)
+        if PROMISE not in card.options or _of_network(card) != _of_network(inside):
+            raise CardError(
+                f"{path}: its engine and its graph have different cards; export it again"
+            )
+    return plan, card
+
+
+def _of_network(card: ModelCard) -> ModelCard:
+    """Return what the cards of an engine and of its graph must agree on."""
+    options = {name: value for name, value in card.options.items() if name not in OF_ENGINE}
+    return replace(card, options=options, memory={})
 
 
 def graph_in(path: Path) -> bytes:
@@ -62,11 +92,13 @@ def graph_in(path: Path) -> bytes:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such model file")
-    plan = read_plan(path) if path.suffix == PLAN else None
-    graph = path.read_bytes() if plan is None else plan.graph
-    if graph is None:
-        raise _no_graph(path)
-    _require_onnx(graph[:1] if plan or path.suffix == ONNX else b"", path)
+    if path.suffix == PLAN:
+        plan, card = open_plan(path)
+        if plan.graph is None:
+            raise _no_graph(card, path)
+        return plan.graph
+    graph = path.read_bytes()
+    _require_onnx(graph[:1] if path.suffix == ONNX else b"", path)
     return graph
 
 
@@ -151,9 +183,8 @@ def card_in_plan(data: bytes, path: Path) -> ModelCard:
     return card_from(text[:length], path)
 
 
-def _no_graph(path: Path) -> EngineError:
+def _no_graph(card: ModelCard, path: Path) -> EngineError:
     """Return what to say of a plan of the former form, which is for one kind of GPU alone."""
-    card = load_card(path)
     engine = card.options.get("engine", "TensorRT")
     return EngineError(
         f"{path}: a plan of {card.network} in {card.precision} for {engine}, of the former form: "

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError, MissingDependencyError
 from qsm_deploy.runtime.card.graph import require_bounded_graph
-from qsm_deploy.runtime.card.plan_file import read_plan
-from qsm_deploy.runtime.card.read import PLAN, card_in_plan
+from qsm_deploy.runtime.card.read import PLAN, open_plan
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.sessions.session import AUTO
 
@@ -27,19 +26,19 @@ def missing_gpu(number: int = 0) -> str | None:
 
     Raises
     ------
-    MissingDependencyError
+    EngineError
         If there is a driver, but the bindings are not installed.
     """
     try:
         from qsm_deploy.runtime.gpu.cuda_device import device_properties
 
         device_properties(number)
-    except MissingDependencyError:
+    except MissingDependencyError as error:
         try:
             ctypes.CDLL("libcuda.so.1")
         except OSError:
             return "this machine has no NVIDIA driver"
-        raise
+        raise EngineError(f"{error}; or pass --device cpu, for the graph in a plan") from error
     except EngineError as error:
         return str(error).partition("; ")[0].removeprefix(f"GPU {number}: ")
     return None
@@ -74,6 +73,7 @@ def open_gpu_sessions(
     MissingDependencyError
         If a library is not installed.
     """
+    place = open_place(number)
     engines = [
         open_device_session(m, number, memory_limit=memory_limit, plan_cache=plan_cache, log=log)
         for m in models
@@ -81,7 +81,6 @@ def open_gpu_sessions(
     from qsm_deploy.runtime.gpu.pipeline import Gpu
     from qsm_deploy.runtime.gpu.session import GpuSession
 
-    place = open_place(number)
     return [GpuSession(Gpu(place.device, place.library, engine)) for engine in engines]
 
 
@@ -153,8 +152,7 @@ def _open_plan(
 ) -> "DeviceSession":
     from qsm_deploy.runtime.gpu.engines.plan_target import target_from_card
 
-    plan = read_plan(path)
-    card = card_in_plan(plan.engine, path)
+    plan, card = open_plan(path)
     target = target_from_card(card, path)
     from qsm_deploy.runtime.gpu.cuda_device import CudaDevice
     from qsm_deploy.runtime.gpu.engines.tensorrt import TensorRtSession
@@ -170,7 +168,7 @@ def _open_plan(
     except CardError:
         raise
     except EngineError as error:
-        session = rebuilding.session(error)
+        return rebuilding.session(error)
     session.rebuild = rebuilding.session
     return session
 

@@ -6,6 +6,7 @@ nothing is loaded from a folder or a file that somebody else could have written.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,10 +15,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsm_deploy.kernels.errors import EngineError, MissingDependencyError, QsmDeployError
+from qsm_deploy.kernels.errors import (
+    CardError,
+    EngineError,
+    MissingDependencyError,
+    QsmDeployError,
+    UsageError,
+)
 from qsm_deploy.runtime.card.card import ModelCard
-from qsm_deploy.runtime.card.plan_file import plan_bytes, read_plan
-from qsm_deploy.runtime.card.read import card_in_plan
+from qsm_deploy.runtime.card.graph import require_bounded_graph
+from qsm_deploy.runtime.card.plan_file import plan_bytes
+from qsm_deploy.runtime.card.read import open_plan
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.peak_memory import memory_text
@@ -42,7 +50,8 @@ if TYPE_CHECKING:
 
 OFF = "off"
 MOST_BYTES = 4 * 2**30  # of all plans in the cache
-ON_CPU = "--device cpu runs its graph on the CPU"
+DIGITS = 32  # of a key in a name
+OURS = re.compile(rf".+-[0-9a-f]{{{DIGITS}}}\.plan")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -86,20 +95,24 @@ class Rebuilding:
         MissingDependencyError
             If no flavour of TensorRT is installed that serves the GPU.
         """
+        reason = str(why).partition("; ")[0]
         try:
-            return self._session(str(why).partition("; ")[0], shapes)
-        except MissingDependencyError as error:
-            raise EngineError(f"{error}; {ON_CPU}") from why
+            require_bounded_graph(self.path)
+            session = self._session(reason, shapes)
+        except MissingDependencyError:
+            raise
         except EngineError as error:
-            raise EngineError(
-                f"{str(why).partition('; ')[0]}, and building it again failed: {error}; {ON_CPU}"
-            ) from why
+            raise EngineError(f"{reason}, and building it again failed: {error}") from why
+        session.rebuild = self.session
+        return session
 
     def _session(self, why: str, shapes: str | None) -> TensorRtSession:
         choices = self._choices(shapes)
-        profile = profile_from(
-            choices.shapes, self.card.divisor, patchable=self.card.patchable != "no"
-        )
+        patchable = self.card.patchable != "no"
+        try:
+            profile = profile_from(choices.shapes, self.card.divisor, patchable=patchable)
+        except UsageError as error:
+            raise CardError(f"{self.path}: its card has {error}") from error
         target = plan_target(choices)
         asked = {name: v for name, v in self.card.options.items() if name not in OPTIONS}
         card = replace(self.card, options=asked | target.options() | {"shapes": str(profile)})
@@ -119,7 +132,10 @@ class Rebuilding:
         gpu = self.gpu.properties
         first = self.card.options["engine"].partition(" ")[0]
         for engine in sorted(installed_engines(), key=lambda flavour: flavour != first):
-            library = open_library(engine, f"{self.path}", RUNS)
+            try:
+                library = open_library(engine, f"{self.path}", RUNS)
+            except MissingDependencyError:  # stubs, or what cannot be loaded
+                continue
             known = compute_capabilities(library)
             named = ("{}.{}".format(*gpu.capability),) if gpu.capability in known else ()
             if named or not known or gpu.capability > max(known):
@@ -140,8 +156,8 @@ class Rebuilding:
         plan = sha256(self.graph).hexdigest(), self.card.to_json(), shapes
         key = *plan, target.options(), gpu.name, gpu.capability, gpu.driver
         name = sha256(json.dumps(key).encode()).hexdigest()
-        folder = cache_folder() / "plans" if self.cache == AUTO else Path(self.cache)
-        return folder / f"{self.card.network}-{name[:32]}.plan"
+        folder = cache_folder() / "plans" if self.cache == AUTO else Path(self.cache).expanduser()
+        return folder / f"{self.card.network}-{name[:DIGITS]}.plan"
 
     @contextmanager
     def _alone(self, file: Path | None) -> Iterator[Path | None]:
@@ -151,7 +167,10 @@ class Rebuilding:
                 try:
                     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     _require_private(file.parent)
-                    stack.enter_context(held(file.with_suffix(".lock"), wait=True))
+                    lock = file.with_suffix(".lock")
+                    if stack.enter_context(held(lock)) is None:
+                        self.log.warn(f"{self.path}: another process builds its engine; waiting")
+                        stack.enter_context(held(lock, wait=True))
                 except PermissionError as error:
                     self.log.warn(f"not using the plan cache {file.parent}: {error}")
                     file = None
@@ -165,8 +184,8 @@ class Rebuilding:
             return None
         try:
             _require_private(file)
-            plan = read_plan(file)
-            if plan.graph != self.graph or card_in_plan(plan.engine, file) != card:
+            plan, kept = open_plan(file)
+            if plan.graph != self.graph or kept != card:
                 raise EngineError("it is of another network")
             session = TensorRtSession(self.path, plan.engine, card, target, self.gpu)
         except (OSError, QsmDeployError) as error:
@@ -180,7 +199,7 @@ class Rebuilding:
     def _keep(self, file: Path, data: bytes) -> None:
         """Keep what was built, and let the oldest go for it; no room is no error."""
         try:
-            _make_room(file.parent, len(data))
+            _make_room(file.parent, len(data), keep=self.path)
             write_atomically(file, data, force=True)
             file.chmod(0o600)
         except (OSError, QsmDeployError) as error:
@@ -189,8 +208,8 @@ class Rebuilding:
             self.log.tell(f"{self.path}: kept as {file}")
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Remove the plans that were used least recently, until another fits.
+def _make_room(folder: Path, size: int, *, keep: Path) -> None:
+    """Remove what was built here and used least recently, but one, until another fits.
 
     Raises
     ------
@@ -199,13 +218,15 @@ def _make_room(folder: Path, size: int) -> None:
     """
     if size > MOST_BYTES:
         raise OSError(f"it has {memory_text(size)}, the cache at most {memory_text(MOST_BYTES)}")
-    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.plan"))
+    ours = [path for path in folder.iterdir() if OURS.fullmatch(path.name)]
+    found = sorted((p.lstat().st_mtime, p.lstat().st_size, p) for p in ours)
     held_bytes = sum(size for _, size, _ in found)
     for _, freed, path in found:
         if held_bytes + size <= MOST_BYTES:
             return
-        path.unlink(missing_ok=True)
-        held_bytes -= freed
+        if path.name != keep.name:
+            path.unlink(missing_ok=True)
+            held_bytes -= freed
 
 
 def _require_private(path: Path) -> None:
@@ -219,5 +240,7 @@ def _require_private(path: Path) -> None:
     seen = path.lstat()
     if seen.st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{path} is another user's")
-    if seen.st_mode & WRITABLE_BY_OTHERS or stat.S_ISLNK(seen.st_mode):
-        raise PermissionError(f"others may write to {path}")
+    if stat.S_ISLNK(seen.st_mode):
+        raise PermissionError(f"{path} is a link")
+    if seen.st_mode & WRITABLE_BY_OTHERS:
+        raise PermissionError(f"others may write to {path}: chmod go-w it")

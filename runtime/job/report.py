@@ -53,6 +53,7 @@ def describe_run(
         "title": reconstructor.inversion.name,
         "model": inversion["model"],
         "backend": {"name": name, "version": version, "why": reconstructor.why_backend}
+        | ({"missing_gpu": reconstructor.missing_gpu} if reconstructor.missing_gpu else {})
         | inversion["backend"],
         "input": {
             "fields": [path.name for path in files.fields],

@@ -1,6 +1,7 @@
 """Plans that do not fit the GPU or the library are built again, and what was built is kept."""
 
 import os
+import pwd
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
+from onnx import helper
 
 from qsm_deploy.kernels.errors import CardError, DataError, EngineError, UnservedShapeError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.plan_file import plan_bytes, read_plan
 from qsm_deploy.runtime.card.read import card_in_plan
+from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu import rebuilding
 from qsm_deploy.runtime.gpu.open import open_device_session
@@ -23,6 +27,7 @@ from qsm_deploy.runtime.gpu.session import GpuSession
 LATER = "12.0.0.1"
 ONE = {"local_field_ppm": (1, 1, 32, 32, 32), "voxel_size_mm": (3,)}
 LARGE = ONE | {"local_field_ppm": (1, 1, 128, 32, 32)}
+LARGER = ONE | {"local_field_ppm": (1, 1, 128, 256, 32)}
 
 
 class Log(TerminalLog):
@@ -146,7 +151,7 @@ def test_another_flavour(install, build, builds, driver, monkeypatch) -> None:
     driver.gpus[0] = replace(driver.gpus[0], capability=(9, 0))  # which that flavour never serves
     with pytest.raises(EngineError, match="not installed") as caught:
         open_device_session(path)
-    assert "--device cpu runs its graph on the CPU" in reason(caught)
+    assert "to be built for sm_90 NVIDIA Made-up 100" in reason(caught)
 
 
 def test_a_flavour_that_never_serves_the_gpu(install, build, builds) -> None:
@@ -188,7 +193,6 @@ def test_building_fails(outdated, levers) -> None:
         open_device_session(outdated)
     text = reason(caught)
     assert "building it again failed: tensorrt cannot build this network: no implement" in text
-    assert "--device cpu" in text
 
 
 def test_plans_of_the_former_form_are_not_built_again(install, build, builds) -> None:
@@ -215,6 +219,10 @@ def test_other_shapes(install, build, builds, tmp_path) -> None:
     with pytest.raises(EngineError, match="was closed"):
         engine.scratch_bytes(ONE)
     assert not session.serve(UnservedShapeError("of no use"))
+    with pytest.raises(UnservedShapeError) as caught:
+        session.gpu.session.output_shape(LARGER)
+    assert session.serve(caught.value)
+    assert session.gpu.session.output_shape(LARGER) == (1, 1, 128, 256, 32)
 
 
 def test_no_cache(outdated, builds, tmp_path) -> None:
@@ -232,19 +240,29 @@ def test_a_folder_of_the_user_s(outdated, builds, tmp_path) -> None:
 
 
 def test_the_oldest_goes_first(outdated, kept, monkeypatch) -> None:
-    others = [kept.with_name(f"{n}.plan") for n in range(3)]
-    for age, other in enumerate(others):
-        other.write_bytes(bytes(1000))
-        os.utime(other, (1000 - age,) * 2)
+    others = [kept.with_name(f"xqsm-{n}{'0' * 31}.plan") for n in range(3)]
+    users = kept.with_name("precious.plan")
+    for age, file in enumerate((*others, users)):
+        file.write_bytes(bytes(1000))
+        os.utime(file, (1000 - age,) * 2)
+    kept.with_name("left.plan").symlink_to("nowhere")
     size = kept.stat().st_size
     kept.unlink()
     monkeypatch.setattr(rebuilding, "MOST_BYTES", size + 1500)
     open_device_session(outdated)
     assert kept.exists()
     assert [other.exists() for other in others] == [True, False, False]
+    assert users.exists()
     os.utime(kept, (0, 0))
     open_device_session(outdated)  # used, and so the newest
     assert kept.stat().st_mtime > 1000
+
+
+def test_what_is_built_again_itself_stays(outdated, kept, install, monkeypatch) -> None:
+    install(version="13.0")
+    monkeypatch.setattr(rebuilding, "MOST_BYTES", kept.stat().st_size + 100)
+    assert open_device_session(kept).version == "13.0"
+    assert kept.exists()
 
 
 def test_what_is_too_large_for_the_cache(outdated, monkeypatch) -> None:
@@ -360,11 +378,76 @@ def test_a_folder_that_others_may_write_to_is_not_used(outdated, kept, builds) -
 def test_two_at_once_build_once(outdated, builds, levers) -> None:
     both = threading.Barrier(2)
 
+    log = Log()
+
     def opened() -> str:
         both.wait()
-        return open_device_session(outdated).version
+        return open_device_session(outdated, log=log).version
 
     with ThreadPoolExecutor(2) as pool:
         found = [task.result() for task in [pool.submit(opened) for _ in range(2)]]
     assert found == [LATER] * 2
     assert len(builds) == 1
+    assert sum("another process builds its engine" in line for line in log.warned) <= 1
+
+
+def test_who_waits_is_told(outdated, kept, builds) -> None:
+    kept.unlink()
+    log, told = Log(), threading.Event()
+    log.warn = lambda line: told.set() if "waiting" in line else None
+    with ThreadPoolExecutor(1) as pool:
+        with held(kept.with_suffix(".lock")) as lock:
+            assert lock is not None
+            waiting = pool.submit(open_device_session, outdated, log=log)
+            assert told.wait(30)
+            assert not waiting.done()
+        assert waiting.result().version == LATER
+
+
+def test_a_user_without_a_home_keeps_nothing(outdated, tmp_path, monkeypatch) -> None:
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    monkeypatch.chdir(tmp_path)
+    log = Log()
+    assert open_device_session(outdated, log=log).version == LATER
+    assert "not kept" in log.warned[-1]
+    assert not (tmp_path / "relative").exists()
+
+
+def test_a_graph_that_may_not_run_is_not_built(install, build, builds) -> None:
+    install()
+    path = build(whole=True)
+    plan = read_plan(path)
+    model = onnx.load_model_from_string(plan.graph)
+    body = helper.make_graph([helper.make_node("Identity", ["c"], ["d"])], "b", [], [])
+    model.graph.node.append(helper.make_node("Loop", ["", ""], [], body=body))
+    path.write_bytes(plan_bytes(plan.engine, model.SerializeToString()))
+    assert open_device_session(path)
+    install(version=LATER)
+    with pytest.raises(EngineError, match="'Loop', which repeats a graph"):
+        open_device_session(path)
+    assert not builds
+
+
+def test_a_card_with_wrong_shapes(install, build, builds) -> None:
+    install()
+    path = build(whole=True)
+    plan = read_plan(path)
+    engine = plan.engine.replace(b"16x16x16,32x32x32,64x64x64", b"a,b,c")
+    path.write_bytes(plan_bytes(engine, plan.graph))
+    with pytest.raises(EngineError, match=r"its card has --shapes a,b,c: expected") as caught:
+        open_device_session(path)
+    reason(caught)
+
+
+def test_a_flavour_that_cannot_be_used_is_passed_over(install, build, builds, driver) -> None:
+    install()
+    path = build(whole=True)
+    del install(version=LATER).Runtime
+    install("tensorrt_rtx")
+    driver.gpus[0] = replace(driver.gpus[0], capability=(8, 9))
+    assert open_device_session(path).backend == "tensorrt-rtx"

@@ -58,7 +58,7 @@ def test_the_map_is_that_of_the_onnx_file(
     )
     assert sidecar["backend"]["name"] == library
     assert sidecar["backend"]["device"] == "cpu"
-    assert sidecar["backend"]["why"].startswith(f"no GPU for the plan ({NO_GPU}); on the CPU, ")
+    assert sidecar["backend"]["missing_gpu"] == NO_GPU
     assert sidecar["model"]["file"] == plan.name
 
 
@@ -85,7 +85,7 @@ def test_who_asks_for_the_cpu_is_told_nothing(
     chi, sidecar = run(tmp_path, write_plan(card), write_volume(field, "f.nii"), "--device", "cpu")
     assert np.ptp(chi) > 0
     assert NO_GPU not in capsys.readouterr().err
-    assert "GPU" not in sidecar["backend"]["why"]
+    assert "missing_gpu" not in sidecar["backend"]
 
 
 def test_the_memory_limit_is_that_of_the_process(card, write_plan, write_volume, field) -> None:

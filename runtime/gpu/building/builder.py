@@ -91,7 +91,10 @@ def build_plan(
     with watched_build(library, config, visible=choices.progress):
         data = builder.build_serialized_network(network, config)
     if data is None:
-        raise ExportError(f"{choices.engine} cannot build this network: {log.reason()}")
+        raise ExportError(
+            f"{choices.engine} cannot build this network: {log.reason()}; write an ONNX file with "
+            "-o NAME.onnx"
+        )
     if has_timings:
         save_timing_cache(config, timings, say)
     plan = bytes(data)

@@ -15,6 +15,7 @@ from qsm_deploy.kernels.errors import EngineError, MissingDependencyError
 if TYPE_CHECKING:
     import tensorrt
 
+LONGEST = 400  # of a reason, which may list a network's weights
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # what tells the libraries from stubs of the same name; the runtime's part, and the builder's
@@ -56,7 +57,7 @@ class ErrorLog:
         """Return the first error since it was asked last, in one line."""
         said = " ".join(self.messages[0].split()) if self.messages else "it gives no reason"
         self.messages.clear()
-        return said
+        return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def installed_engines() -> tuple[Flavour, ...]:

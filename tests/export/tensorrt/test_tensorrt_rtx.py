@@ -31,7 +31,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 # the others are of the same operators
 QUICK = ("tkd-unet",)
 # what it says of the dipole operator in the forms that it lacks
-REFUSED = {"function": "value_string", "plugin": "tensorrt-rtx takes no plugins"}
+REFUSED = {"function": "value_string", "plugin": "Plugin not found"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[1, x, 1] local_field_ppm) => (float[1, x, 2] y) { y = DFT(local_field_ppm) }"""
 

@@ -22,7 +22,7 @@ ENGINE = 4
 def engine_bytes() -> bytes:
     card = load_card(BUNDLED_MODEL)
     options = {"engine": "tensorrt 11.1.0", "gpu": "NVIDIA H200", "plan": "1"}
-    card = replace(card, precision="fp16", options=card.options | options)
+    card = replace(card, options=card.options | options)
     return b"ftrt\x00{\xff" * 50 + card.to_json().encode() + b"}\x00\xfe" * 500
 
 
@@ -44,6 +44,22 @@ def said(library: Any, call_error: Any) -> Callable[..., str]:
         return str(caught.value)
 
     return said
+
+
+def test_an_engine_of_another_network_is_refused_as_in_python(
+    plan: Path, engine_bytes: bytes, said: Callable[..., str]
+) -> None:
+    for ours, other in (
+        (b'"fp32"', b'"fp16"'),
+        (b'"tkd-unet"', b'"tkd-unit"'),
+        (b'256":"', b'256":"f'),
+    ):
+        engine = engine_bytes.replace(ours, other)
+        assert engine != engine_bytes
+        plan.write_bytes(plan_bytes(engine, BUNDLED_MODEL.read_bytes()))
+        with pytest.raises(QsmDeployError) as caught:
+            graph_in(plan)
+        assert said(plan, CPU) == str(caught.value)
 
 
 def test_a_plan_gives_the_map_of_its_graph(plan: Path, open_engine: Callable[..., Any]) -> None:

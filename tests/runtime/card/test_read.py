@@ -128,17 +128,50 @@ def test_a_plan_of_the_former_form_has_nothing_for_a_cpu(plan) -> None:
 
 
 def test_a_plan_gives_its_parts_and_its_card(plan: Path) -> None:
-    engine, graph = plan.read_bytes(), MODEL.read_bytes()
+    card, graph = replace(BUNDLED, options=CARD.options | {"plan": "1"}), MODEL.read_bytes()
+    engine = BEFORE + card.to_json().encode() + AFTER
     plan.write_bytes(plan_bytes(engine, graph))
     assert read_plan(plan) == PlanFile(engine, graph)
-    assert load_card(plan) == CARD
+    assert load_card(plan) == card
     assert graph_in(plan) == graph
     assert open_session(plan, "onnxruntime").card == BUNDLED
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        replace(BUNDLED, network="ir2qsm", options={"plan": "1"}),
+        replace(BUNDLED, weights_sha256="f" * 64, options={"plan": "1"}),
+        replace(BUNDLED, precision="int8", options={"plan": "1"}),
+        replace(BUNDLED, options={"plan": "1", "residual": "input"}),
+        BUNDLED,
+    ],
+)
+def test_an_engine_of_another_network_than_its_graph_is_refused(plan: Path, engine) -> None:
+    plan.write_bytes(plan_bytes(b"engine" + engine.to_json().encode(), MODEL.read_bytes()))
+    for use in (load_card, graph_in):
+        with pytest.raises(CardError, match="its engine and its graph have different cards"):
+            use(plan)
+
+
+@pytest.mark.parametrize(
+    ("graph", "why"),
+    [
+        (b"\x08\x0a" + entry("author", "someone"), "has no model card"),
+        (plan_bytes(b"engine", MODEL.read_bytes()), r"not an \.onnx model"),
+        (MODEL.read_bytes()[:-10], "truncated or damaged|no model card"),
+    ],
+)
+def test_a_graph_that_is_no_model_is_refused(plan: Path, graph: bytes, why: str) -> None:
+    engine = replace(BUNDLED, options={"plan": "1"}).to_json().encode()
+    plan.write_bytes(plan_bytes(engine, graph))
+    with pytest.raises(EngineError, match=why):
+        graph_in(plan)
+
+
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_plan_is_refused_in_one_line(plan: Path, what: str) -> None:
-    card = replace(CARD, options=CARD.options | {"plan": "1"})
+    card = replace(BUNDLED, options=CARD.options | {"plan": "1"})
     engine = BEFORE + card.to_json().encode() + AFTER
     said, make = MALFORMED[what]
     plan.write_bytes(make(engine, MODEL.read_bytes()))
