@@ -85,7 +85,7 @@ def test_a_plan_and_a_card_of_its_own(tmp_path, capsys) -> None:
     (tmp_path / "net.json").write_text(card.to_json())
     for name in ("net.plan", "net.json"):
         text, found = described(tmp_path / name, capsys)
-        parts = {"engine": 180 + len(card.to_json()), "graph": 0}
+        parts = {"engine": 184 + len(card.to_json()), "graph": 0}
         about = {"parts": parts} if name == "net.plan" else {}
         assert found == {"file": name, "card": json.loads(card.to_json())} | about
         assert ("graph inside     no, of the former form" in text) == bool(about)
