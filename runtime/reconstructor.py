@@ -15,7 +15,6 @@ from qsm_deploy.runtime.card.read import PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.gpu.open import missing_gpu
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import (
     Done,
@@ -196,17 +195,20 @@ def gpu_number(device: str, models: Sequence[Path]) -> int | None:
     """
     if found := CUDA.fullmatch(device):
         return int(found[1])
-    has_gpu = device == AUTO and _has_plans(models) and missing_gpu() is None
-    return 0 if has_gpu else None
+    return 0 if _may_choose(device, models) and not instead_of_gpu(device, models) else None
 
 
 def instead_of_gpu(device: str, models: Sequence[Path]) -> str | None:
     """Return what is missing where plans run on the CPU without anybody having said so."""
-    return missing_gpu() if device == AUTO and _has_plans(models) else None
+    if not _may_choose(device, models):
+        return None
+    from qsm_deploy.runtime.gpu.open import missing_gpu
+
+    return missing_gpu()
 
 
-def _has_plans(models: Sequence[Path]) -> bool:
-    return any(path.suffix == PLAN for path in models)
+def _may_choose(device: str, models: Sequence[Path]) -> bool:
+    return device == AUTO and any(path.suffix == PLAN for path in models)
 
 
 def _runs_on_cpu(path: Path) -> bool:

@@ -49,7 +49,7 @@ def engine(networks: Networks, name: str, library: str, precision: Any) -> Devic
         if choices:
             profile = profile_from(networks.machine.scale.profile, card.divisor, patchable=True)
             card = replace(card, options=card.options | target | {"shapes": str(profile)})
-            path.write_bytes(build_plan(model, card, profile, choices).data)
+            path.write_bytes(build_plan(model.SerializeToString(), card, profile, choices).data)
         else:
             path.write_bytes(with_card(model, card))
     return open_device_session(path)

@@ -26,7 +26,7 @@ NO_GPU = "this machine has no NVIDIA driver"
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch) -> None:
-    monkeypatch.setattr("qsm_deploy.runtime.reconstructor.missing_gpu", lambda: NO_GPU)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", lambda: NO_GPU)
 
 
 def run(folder: Path, *arguments: str | Path) -> tuple[np.ndarray, dict]:

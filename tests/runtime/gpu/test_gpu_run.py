@@ -144,7 +144,7 @@ def test_who_asks_for_a_gpu_never_gets_the_cpu(
 def test_where_models_run(tmp_path, monkeypatch):
     plan, onnx = tmp_path / "a.plan", tmp_path / "b.onnx"
     missing: list[str | None] = [None, None, "no driver"]
-    monkeypatch.setattr("qsm_deploy.runtime.reconstructor.missing_gpu", missing.pop)
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", missing.pop)
     assert gpu_number("auto", [plan]) is None
     assert gpu_number("auto", [onnx]) is None
     assert gpu_number("auto", [onnx, plan]) == 0
