@@ -360,7 +360,7 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         choices=("auto", "fp32", "bf16"),
         default="auto",
         help="auto: fp32, and int8 for a file in INT8 where that was found accurate (default); "
-        "bf16: faster where the CPU has it; the error of both is measured and printed",
+        "bf16: faster where the CPU has it; its error is measured and printed",
     )
     group.add_argument(
         "--threads", type=thread_count, default=0, help="CPU threads, default all cores"

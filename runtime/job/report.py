@@ -233,9 +233,8 @@ def _first_rows(first: dict[str, Any]) -> dict[str, str]:
 
 def precision_text(precision: str, error: dict[str, float]) -> str:
     """Return the error of a lower precision in one line."""
-    exact = "the same file in fp32" if precision == "int8" else "fp32"
     return (
-        f"{precision} differs from {exact} by up to {error['max_abs_error_ppb']:.2f} ppb "
+        f"{precision} differs from fp32 by up to {error['max_abs_error_ppb']:.2f} ppb "
         f"({error['relative_error']:.1e} relative) in a sample of this volume"
     )
 

@@ -145,17 +145,22 @@ class CpuNetwork(Network[Session]):
             self.backend,
             evaluates=wants.evaluates,
             draws=wants.draws,
-            compares_precision=self.precision != "fp32",
+            compares_precision=self._compares_precision,
             correction=wants.correction,
             keeps_session=self.stays,
             measured=None if scan is measured else measured,
         )
         return network_task(scan, work, wants, limit_bytes)
 
+    @property
+    def _compares_precision(self) -> bool:
+        """Whether the precision is the backend's; that of a file in INT8 was judged at export."""
+        return self.precision == "bf16"
+
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and how far a lower precision is from FP32 on a sample."""
         made = Made(network_output(self.session, task.scan, task.decision.plan, stages, done))
-        if self.precision != "fp32":
+        if self._compares_precision:
             from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 
             with stages("precision check"):
