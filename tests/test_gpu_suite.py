@@ -1,4 +1,4 @@
-"""The suite for a GPU, on a made-up one: every row of every section, so that no lease is lost."""
+"""The suite for a GPU, on a made-up one: every row of every section."""
 
 import json
 import subprocess
