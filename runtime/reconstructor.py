@@ -266,8 +266,14 @@ def open_reconstructor(
     if isinstance(maker, Method):
         why = "the default method" if maker.name == DEFAULT else "asked for"
         return Reconstructor(_method(maker, host), why)
-    networks, why = _opened(maker, host, log or TerminalLog(quiet=True), memory_limit, stays=stays)
-    missing = instead_of_gpu(host.device, maker)
+    log = log or TerminalLog(quiet=True)
+    networks, why = _opened(maker, host, log, memory_limit, stays=stays)
+    if missing := instead_of_gpu(host.device, maker):
+        session = networks[0].session
+        log.warn(
+            f"{maker[0]}: {missing}; its {session.card.precision} graph runs on the CPU instead, "
+            f"in {session.backend}, computed in {session.precision}"
+        )
     if len(networks) == 1 and networks[0].card.pipeline != "after":
         return Reconstructor(networks[0], why, missing)
     from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
@@ -312,14 +318,7 @@ def _opened(
 ) -> tuple[list["Network[Any]"], str]:
     number = gpu_number(host.device, models)
     if number is None:
-        networks, why = _on_cpu(models, host, stays=stays)
-        if missing := instead_of_gpu(host.device, models):
-            session = networks[0].session
-            log.warn(
-                f"{models[0]}: {missing}; its {session.card.precision} graph runs on the CPU "
-                f"instead, in {session.backend}, computed in {session.precision}"
-            )
-        return networks, why
+        return _on_cpu(models, host, stays=stays)
     _require_unsaid(
         host,
         ("backend", "precision", "threads"),

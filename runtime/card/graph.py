@@ -5,12 +5,11 @@ that call functions twice each make of a small file a graph that fills the memor
 """
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.card.read import Span, fields, graph_in, not_whole, read, whole
+from qsm_deploy.runtime.card.read import Span, fields, not_whole, onnx_file, read, whole
 
 # fields of onnx.proto, in a model, a graph, a function, a node, and an attribute
 GRAPH, FUNCTION = 7, 25
@@ -38,14 +37,14 @@ def require_bounded_graph(path: Path) -> None:
         themselves, or would have more than ``MOST_NODES`` nodes, or if the file is damaged.
     """
     calls: dict[Name | None, list[Name]] = {}  # of the graph itself under no name
-    file = BytesIO(graph_in(path))
     try:
-        for number, span in fields(file, whole(file), (GRAPH, FUNCTION)):
-            if number == GRAPH:
-                calls.setdefault(None, []).extend(_nodes(file, span, GRAPH_NODE, path))
-            else:
-                name = _name(file, span, FUNCTION_DOMAIN, FUNCTION_NAME)
-                calls.setdefault(name, []).extend(_nodes(file, span, FUNCTION_NODE, path))
+        with onnx_file(path) as graph, graph.open("rb") as file:
+            for number, span in fields(file, whole(file), (GRAPH, FUNCTION)):
+                if number == GRAPH:
+                    calls.setdefault(None, []).extend(_nodes(file, span, GRAPH_NODE, path))
+                else:
+                    called = _name(file, span, FUNCTION_DOMAIN, FUNCTION_NAME)
+                    calls.setdefault(called, []).extend(_nodes(file, span, FUNCTION_NODE, path))
     except ValueError:
         raise not_whole(path) from None
     before, sizes = {}, dict.fromkeys(calls, 0)

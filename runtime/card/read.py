@@ -78,30 +78,6 @@ def _of_network(card: ModelCard) -> ModelCard:
     return replace(card, options=options, memory={})
 
 
-def graph_in(path: Path) -> bytes:
-    """Return an ONNX file, or the one in a plan.
-
-    Raises
-    ------
-    DataError
-        If the file is missing.
-    EngineError
-        If it is neither, by name or first byte, damaged, or a plan of the former form.
-    CardError
-        If a plan has no card.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such model file")
-    if path.suffix == PLAN:
-        plan, card = open_plan(path)
-        if plan.graph is None:
-            raise _no_graph(card, path)
-        return plan.graph
-    graph = path.read_bytes()
-    _require_onnx(graph[:1] if path.suffix == ONNX else b"", path)
-    return graph
-
-
 @contextmanager
 def onnx_file(path: Path) -> Iterator[Path]:
     """Yield the name of an ONNX file, which for that in a plan is of a file in memory.
@@ -110,16 +86,39 @@ def onnx_file(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    DataError, EngineError, CardError
-        As :func:`graph_in`.
+    DataError
+        If the file is missing.
+    EngineError
+        If it is neither, by name or first byte, damaged, or a plan of the former form.
+    CardError
+        If a plan has no card, or two that differ.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such model file")
     if path.suffix != PLAN:
+        with path.open("rb") as opened:
+            _require_onnx(opened.read(1) if path.suffix == ONNX else b"", path)
         yield path
         return
+    plan, card = open_plan(path)
+    if plan.graph is None:
+        raise _no_graph(card, path)
     with open(os.memfd_create("graph"), "wb") as file:
-        file.write(graph_in(path))
+        file.write(plan.graph)
         file.flush()
         yield Path(f"/proc/self/fd/{file.fileno()}")
+
+
+def graph_in(path: Path) -> bytes:
+    """Return an ONNX file, or the one in a plan.
+
+    Raises
+    ------
+    DataError, EngineError, CardError
+        As :func:`onnx_file`.
+    """
+    with onnx_file(path) as file:
+        return file.read_bytes()
 
 
 def _require_onnx(first: bytes, path: Path) -> None:
