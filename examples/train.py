@@ -1,13 +1,14 @@
-r"""Train the bundled ``tkd-unet`` or the half-width ``ir2qsm`` of the demo, on a GPU or a CPU.
+r"""Train the bundled ``tv-unet``, or the half-width ``ir2qsm`` of the demo, on a GPU or a CPU.
 
-    python examples/train.py tkd-unet --steps 6000
-    python examples/train.py ir2qsm --minutes 5 --patch 96 --batch 4 \
-        --start-from export/weights/ir2qsm-demo.safetensors
+    python examples/train.py tv-unet --minutes 60 -o tv-unet.safetensors
+    python examples/train.py tv-unet --minutes 90 -o tv-unet.safetensors --resume
+    python examples/train.py tv-unet --minutes 20 --maps FOLDER \
+        --start-from export/weights/tv-unet.safetensors -o mine.safetensors
 
-Runs on the GPU where there is one, and computes in bfloat16 there. Volumes, patches, noise and
-initial weights follow from ``--seed``; with ``--minutes``, which begin with the making of volumes,
-the number of steps follows from the machine. Writes the weights, averaged over the last steps, as
-half-precision safetensors, and a log of losses beside them.
+Trains on drawn heads and shapes, or on the susceptibility maps (NIfTI, in ppm) of a folder. Cases
+are made once and kept beside the weights, like a checkpoint, from which ``--resume`` goes on;
+minutes and steps are those of the whole training. Runs on the GPU where there is one, in bfloat16.
+Writes the weights, averaged over the steps, in half precision, and a log beside them.
 """
 
 import argparse
@@ -15,157 +16,128 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from training_volumes import TrainingVolume, head, random_geometry, random_shapes
+from training_set import Batch, Patches, held_out_batch, make_cases
 
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.tkd_unet import TKD_PAD_VOXELS, TKD_THRESHOLD, TkdUnet
+from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry
 
 SCALE_PPM = 0.04  # of the error in the loss
-LEAST_MINUTES = 0.1  # of training, however long the volumes took
-CHANGEABLE = ("heads", "shapes", "size_mm", "patch", "batch")  # of a recipe
+LOG_ROWS = 50
+CHANGEABLE = ("cases", "heads", "shapes", "size_mm", "patch", "batch", "learning_rate")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a training besides its seed and length."""
+    """Everything that shapes a training besides its seed and length.
+
+    Attributes
+    ----------
+    heads, shapes, size_mm
+        Volumes that are drawn, and how large a head is; random shapes have two thirds of that.
+    cases
+        Parts of volumes.
+    axial_1mm
+        Whether all are at 1 mm, axial.
+    patch, batch
+        Voxels a side, and how many a step.
+    amplitude
+        A case is scaled by.
+    warm_up
+        Share of the training.
+    frozen_statistics
+        Share of it, at the end, with fixed BatchNorm; all of it where weights are given.
+    average
+        Of the weights, kept at each step.
+    relative_to
+        The prior map whose error weighs a patch, so that hopeless ones do not rule.
+    gradient_weight, intermediate_weight, field_weight
+        Of terms of the loss.
+    """
 
     heads: int
     shapes: int
+    cases: int
     axial_1mm: bool
-    uses_tkd: bool
     patch: int
     batch: int
     learning_rate: float
-    noise_ppm: float
-    size_mm: int = 170  # of a head; random shapes have 112 / 170 of it
+    size_mm: int = 170
     amplitude: tuple[float, float] = (0.6, 1.6)
-    warm_up: float = 0.05  # share of the training
-    frozen_statistics: float = 0.3  # share of it, at the end, with fixed BatchNorm, and averaged
-    average: float = 0.99
-    gradient_weight: float = 0.3
-    intermediate_weight: float = 0.3
-    field_weight: float = 1.5
+    warm_up: float = 0.05
+    frozen_statistics: float = 0.3
+    average: float = 0.995
+    relative_to: str | None = None
+    gradient_weight: float = 0.1
+    intermediate_weight: float = 0.0
+    field_weight: float = 0.0
 
 
-RECIPES = {
-    "tkd-unet": Recipe(
-        heads=16,
-        shapes=14,
-        axial_1mm=False,
-        uses_tkd=True,
-        patch=48,
-        batch=4,
-        learning_rate=2.5e-3,
-        noise_ppm=0.005,
-        field_weight=0.0,
+MODELS: dict[str, tuple[Callable[[], Network], Recipe]] = {
+    "tv-unet": (
+        TvUnet,
+        Recipe(
+            heads=20,
+            shapes=12,
+            cases=320,
+            axial_1mm=False,
+            patch=48,
+            batch=2,
+            learning_rate=2e-3,
+            relative_to="tv_chi_ppm",
+        ),
     ),
-    "ir2qsm": Recipe(
-        heads=24,
-        shapes=48,
-        axial_1mm=True,
-        uses_tkd=False,
-        patch=48,
-        batch=2,
-        learning_rate=2e-3,
-        noise_ppm=0.005,
+    "ir2qsm": (
+        lambda: IR2QSM(channels=(8, 16, 32, 64)),
+        Recipe(
+            heads=20,
+            shapes=12,
+            cases=240,
+            axial_1mm=True,
+            patch=48,
+            batch=2,
+            learning_rate=1e-3,
+            intermediate_weight=0.3,
+            field_weight=1.5,
+        ),
     ),
 }
 
 
-def make_volumes(recipe: Recipe, seed: int, processes: int) -> list[TrainingVolume]:
-    """Return heads and random shapes on the grids that the recipe asks for."""
-    rng = np.random.default_rng(seed)
-    grids = [
-        random_geometry(rng, recipe.size_mm, axial_1mm=recipe.axial_1mm or n % 2 == 0)
-        for n in range(recipe.heads)
-    ]
-    small_mm = round(recipe.size_mm * 112 / 170)
-    small = [
-        random_geometry(rng, small_mm, axial_1mm=recipe.axial_1mm) for _ in range(recipe.shapes)
-    ]
-    with ProcessPoolExecutor(processes) as pool:
-        heads = pool.map(head, grids, range(1000, 1000 + len(grids)))
-        shapes = pool.map(random_shapes, small, range(2000, 2000 + len(small)))
-        return [*heads, *shapes]
-
-
-class Patches:
-    """Batches of (n, 4, p, p, p): field, TKD map, chi, mask; cut, scaled and flipped at random.
-
-    What the networks take is linear in the field, so field and noise are transformed once a volume.
-    """
-
-    def __init__(
-        self, volumes: Sequence[TrainingVolume], recipe: Recipe, seed: int, device: str
-    ) -> None:
-        self.recipe, self.rng = recipe, np.random.default_rng(seed)
-        threshold = TKD_THRESHOLD if recipe.uses_tkd else None
-        self.volumes = [
-            torch.from_numpy(volume.channels(self.rng, threshold, TKD_PAD_VOXELS)).to(device)
-            for volume in volumes
-        ]
-        sizes = [volume.geometry.voxel_size_mm for volume in volumes]
-        self.square = [dx == dy for dx, dy, _ in sizes]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield batches for ever."""
-        while True:
-            yield torch.stack([self._patch() for _ in range(self.recipe.batch)])
-
-    def _patch(self) -> Tensor:
-        """Return a patch at least a quarter inside the mask, zero-padded where the grid ends."""
-        rng, size = self.rng, self.recipe.patch
-        n = rng.integers(len(self.volumes))
-        volume = self.volumes[n]
-        while True:
-            start = [rng.integers(0, max(1, m - size + 1)) for m in volume.shape[1:]]
-            part = volume[(slice(None), *(slice(s, s + size) for s in start))]
-            if part[5].mean() >= 0.25:
-                break
-        missing = [(0, size - m) for m in reversed(part.shape[1:])]
-        part = nn.functional.pad(part, [pad for pair in missing for pad in pair])
-        amplitude = rng.uniform(*self.recipe.amplitude) * rng.choice([-1, 1])
-        noise = rng.uniform(0, self.recipe.noise_ppm)
-        inputs = amplitude * part[0:2] + noise * part[2:4]
-        patch = torch.cat([inputs, amplitude * part[4:5], part[5:6]])
-        patch = patch.flip([axis for axis in (1, 2, 3) if rng.random() < 0.5])
-        return patch.swapaxes(1, 2) if self.square[n] and rng.random() < 0.5 else patch
-
-
-def outputs(model: nn.Module, batch: Tensor) -> list[Tensor]:
+def outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
     """Return the final output, then any intermediate ones, all (n, 1, p, p, p)."""
-    field, inverse = batch[:, 0:1], batch[:, 1:2]
     if isinstance(model, IR2QSM):
-        final, intermediate = model.all_outputs(field)
+        final, intermediate = model.all_outputs(*batch.inputs.values())
         return [final, *intermediate]
-    return [model(field, inverse)]
+    return [model(*batch.inputs.values())]
 
 
-def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor, dipole: Tensor) -> Tensor:
+def loss(recipe: Recipe, estimates: list[Tensor], batch: Batch, dipole: Tensor) -> Tensor:
     """Smooth L1 plus gradient L1 in the mask, and the field of the error.
 
     Earlier iterations count half as much each. The error has no sources outside the patch, so that
     its field is exact but for what wraps around.
     """
-    chi, mask = batch[:, 2:3], batch[:, 3:4]
+    axes = (1, 2, 3, 4)
 
     def one(estimate: Tensor) -> Tensor:
-        error = (estimate.float() - chi) * mask / SCALE_PPM
-        value = nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5)
+        error = (estimate.float() - batch.chi) * batch.mask / SCALE_PPM
+        value = nn.functional.smooth_l1_loss(
+            error, torch.zeros_like(error), beta=0.5, reduction="none"
+        ).mean(axes)
         for axis in (2, 3, 4):
-            value = value + recipe.gradient_weight / 3 * error.diff(dim=axis).abs().mean()
+            value = value + recipe.gradient_weight * error.diff(dim=axis).abs().mean(axes)
         return value
 
     final, *intermediate = estimates
@@ -173,29 +145,19 @@ def loss(recipe: Recipe, estimates: list[Tensor], batch: Tensor, dipole: Tensor)
     for back, estimate in enumerate(reversed(intermediate)):
         total = total + recipe.intermediate_weight * 0.5**back * one(estimate)
     if recipe.field_weight:
-        error, axes = (final.float() - chi) * mask / SCALE_PPM, (2, 3, 4)
-        spectrum = torch.fft.rfftn(error, dim=axes) * dipole
-        field = torch.fft.irfftn(spectrum, s=error.shape[2:], dim=axes) * mask
-        total = total + recipe.field_weight * field.abs().mean()
-    return total
+        error = (final.float() - batch.chi) * batch.mask / SCALE_PPM
+        spectrum = torch.fft.rfftn(error, dim=axes[1:]) * dipole
+        field = torch.fft.irfftn(spectrum, s=error.shape[2:], dim=axes[1:]) * batch.mask
+        total = total + recipe.field_weight * field.abs().mean(axes)
+    if recipe.relative_to:
+        prior = (batch.inputs[recipe.relative_to] - batch.chi) * batch.mask / SCALE_PPM
+        total = total * 0.25 / (prior.abs().mean(axes) + 0.04)
+    return total.mean()
 
 
-def held_out_batch(recipe: Recipe) -> Tensor:
-    """Return (1, 4, x, y, z) of a head that no training has seen, at 0.0025 ppm noise."""
-    threshold = TKD_THRESHOLD if recipe.uses_tkd else None
-    volume = head(Geometry((min(96, recipe.size_mm // 8 * 8),) * 3), seed=99)
-    part = torch.from_numpy(volume.channels(np.random.default_rng(7), threshold, TKD_PAD_VOXELS))
-    return torch.cat([part[0:2] + 0.0025 * part[2:4], part[4:6]])[None]
-
-
-def nrmse_percent(model: nn.Module, batch: Tensor) -> float:
-    """Return the demeaned error in the mask of a batch [%]."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        estimate = outputs(model, batch)[0]
-    model.train(was_training)
-    truth, result = (volume[batch[:, 3:4] > 0] for volume in (batch[:, 2:3], estimate))
+def nrmse_percent(estimate: Tensor, batch: Batch) -> float:
+    """Return the demeaned error in the mask [%]."""
+    truth, result = (volume[batch.mask > 0] for volume in (batch.chi, estimate))
     truth, result = truth - truth.mean(), result - result.mean()
     return float(100 * torch.linalg.norm(result - truth) / torch.linalg.norm(truth))
 
@@ -208,116 +170,150 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.learning_rate * (0.003 + 0.997 * 0.5 * (1 + math.cos(math.pi * min(rest, 1))))
 
 
-def train(
-    model: nn.Module,
-    volumes: Sequence[TrainingVolume],
-    recipe: Recipe,
-    *,
-    steps: int,
-    minutes: float,
-    seed: int,
-    device: str,
-    bfloat16: bool,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Return the averaged network and its log, fifty rows; ends after steps or minutes."""
-    model = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    held_out = held_out_batch(recipe).to(device)
-    source = iter(Patches(volumes, recipe, seed, device))
-    half = recipe.patch // 2 + 1
-    dipole = torch.from_numpy(dipole_kernel(Geometry((recipe.patch,) * 3))[..., :half]).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
-    averaged: nn.Module | None = None
-    log: list[dict[str, float]] = []
-    recent: list[Tensor] = []
-    began, step = time.monotonic(), 0
-    while True:
-        passed = (time.monotonic() - began) / 60
-        progress = max(step / steps, passed / minutes)
-        if progress >= 1:
-            break
-        step += 1
-        frozen = progress > 1 - recipe.frozen_statistics
-        model.train(not frozen)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, progress)
-        batch = next(source)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
-            estimates = outputs(model, batch)
-        value = loss(recipe, estimates, batch, dipole)
-        optimiser.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimiser.step()
-        if frozen and averaged is None:
-            averaged = deepcopy(model)
-        elif averaged is not None:
-            with torch.no_grad():
-                for kept, now in zip(averaged.parameters(), model.parameters(), strict=True):
-                    kept.lerp_(now, 1 - recipe.average)
-        recent.append(value.detach())
-        if progress * 50 >= len(log) + 1:
-            row = {
-                "step": step,
-                "seconds": round(time.monotonic() - began),
-                "loss": round(float(torch.stack(recent).mean()), 5),
-                "held_out_nrmse_percent": round(nrmse_percent(averaged or model, held_out), 2),
-            }
-            print(row, flush=True)
-            log.append(row)
-            recent.clear()
-    return (averaged or model).cpu().eval(), log
+class Training:
+    """A network, what trains it and how far it is; all of it goes into a checkpoint."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: str, checkpoint: Path) -> None:
+        self.recipe, self.device, self.checkpoint = recipe, device, checkpoint
+        model = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.model, self.averaged = model, deepcopy(model).eval()
+        self.optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
+        self.step, self.seconds = 0, 0.0
+        self.log: list[dict[str, float]] = []
+        half = recipe.patch // 2 + 1
+        dipole = dipole_kernel(Geometry((recipe.patch,) * 3))[..., :half]
+        self.dipole = torch.from_numpy(dipole).to(device)
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {name: getattr(self, name).state_dict() for name in self._parts}
+        state |= {"step": self.step, "seconds": self.seconds, "log": self.log}
+        unfinished = self.checkpoint.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Go on where the last checkpoint was written."""
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        for name in self._parts:
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds, self.log = (state[name] for name in ("step", "seconds", "log"))
+
+    _parts = ("model", "averaged", "optimiser")
+
+    def run(
+        self,
+        batches: Iterator[Batch],
+        held_out: Batch,
+        *,
+        steps: int,
+        minutes: float,
+        bfloat16: bool,
+    ) -> None:
+        """Train until so many steps or minutes were made in all."""
+        began = time.monotonic() - self.seconds
+        recent: list[Tensor] = []
+        while (progress := max(self.step / steps, self.seconds / 60 / minutes)) < 1:
+            self.model.train(progress < 1 - self.recipe.frozen_statistics)
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate(self.recipe, progress)
+            batch = next(batches)
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=bfloat16):
+                estimates = outputs(self.model, batch)
+            value = loss(self.recipe, estimates, batch, self.dipole)
+            self.optimiser.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+            self.optimiser.step()
+            self.step += 1
+            self._average()
+            recent.append(value.detach())
+            self.seconds = time.monotonic() - began
+            if int(progress * LOG_ROWS) > len(self.log) - 1 or progress == 0:
+                self._tell(float(torch.stack(recent).mean()), held_out)
+                recent.clear()
+                self.save()
+        self._tell(float(torch.stack(recent).mean()) if recent else math.nan, held_out)
+        self.save()
+
+    def _average(self) -> None:
+        """Follow the weights; take numbers that are no weights as they are."""
+        kept = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            pairs = zip(self.averaged.parameters(), self.model.parameters(), strict=True)
+            for average, now in pairs:
+                average.lerp_(now, 1 - kept)
+            buffers = zip(self.averaged.buffers(), self.model.buffers(), strict=True)
+            for average, now in buffers:
+                average.copy_(now)
+
+    def _tell(self, value: float, held_out: Batch) -> None:
+        with torch.inference_mode():
+            estimate = outputs(self.averaged, held_out)[0]
+        row = {
+            "step": self.step,
+            "seconds": round(self.seconds),
+            "loss": round(value, 5),
+            "held_out_nrmse_percent": round(nrmse_percent(estimate, held_out), 2),
+        }
+        print(row, flush=True)
+        self.log.append(row)
 
 
 def main() -> None:
     """Train one network and write its weights and log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=RECIPES)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="as on a GPU")
     for name in CHANGEABLE:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
-    parser.add_argument("--start-from", type=Path)
+        kind = type(getattr(MODELS["tv-unet"][1], name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    parser.add_argument("--maps", type=Path, help="folder of susceptibility maps to train on")
+    parser.add_argument("--start-from", type=Path, help="weights, as a file of this script")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     if args.bfloat16 is None:
         args.bfloat16 = args.device.startswith("cuda")
-    began = time.monotonic()
-    settings = {name: getattr(args, name) for name in ("model", "seed", "device", "bfloat16")}
-    settings |= {"start_from": str(args.start_from or ""), "torch": torch.__version__}
-    given = {name: value for name in CHANGEABLE if (value := getattr(args, name))}
-    recipe = replace(RECIPES[args.model], **given)
+    output: Path = args.output or Path(f"{args.model}.safetensors")
+    make, recipe = MODELS[args.model]
+    given: dict[str, Any] = {name: value for name in CHANGEABLE if (value := getattr(args, name))}
+    if args.start_from:
+        given["frozen_statistics"] = 1.0
+    recipe = replace(recipe, **given)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     torch.backends.cudnn.benchmark = True
-    model: nn.Module = TkdUnet() if args.model == "tkd-unet" else IR2QSM(channels=(8, 16, 32, 64))
+    network = make()
     if args.start_from:
-        model.load_state_dict(load_file(args.start_from))
-    volumes = make_volumes(recipe, args.seed, args.threads)
-    model, log = train(
-        model,
-        volumes,
-        recipe,
+        network.load_state_dict(load_file(args.start_from))
+    folder = output.with_suffix(".cases")
+    make_cases(network, recipe, folder, args.maps, args.seed, args.threads)
+    training = Training(network, recipe, args.device, output.with_suffix(".checkpoint"))
+    if args.resume:
+        training.resume()
+    training.run(
+        iter(Patches(network, recipe, folder, args.seed + training.step, args.device)),
+        held_out_batch(network, args.device),
         steps=args.steps,
-        minutes=max(args.minutes - (time.monotonic() - began) / 60, LEAST_MINUTES),
-        seed=args.seed,
-        device=args.device,
+        minutes=args.minutes,
         bfloat16=args.bfloat16,
     )
-    output = args.output or Path(f"{args.model}.safetensors")
     state = {
-        key: (value.half() if value.is_floating_point() else value).contiguous()
-        for key, value in model.state_dict().items()
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in training.averaged.state_dict().items()
     }
     save_file(state, output)
-    settings |= {"recipe": asdict(recipe)}
-    output.with_suffix(".log.json").write_text(
-        json.dumps({**settings, "log": log}, indent=1) + "\n"
-    )
+    settings = {name: getattr(args, name) for name in ("model", "seed", "device", "bfloat16")}
+    settings |= {"start_from": str(args.start_from or ""), "torch": torch.__version__}
+    settings |= {"recipe": asdict(recipe), "log": training.log}
+    output.with_suffix(".log.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 if __name__ == "__main__":

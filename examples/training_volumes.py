@@ -1,41 +1,26 @@
 """Susceptibility volumes to train on: procedural heads mixed with random shapes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
-from qsm_deploy.kernels.dipole import tkd
+from qsm_deploy.calibration.phantom.phantom import head_phantom
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
+from qsm_deploy.runtime.scan.nifti import load_volume
 
 
 @dataclass(frozen=True)
 class TrainingVolume:
-    """A susceptibility map [ppm], its noise-free local field [ppm], mask and grid."""
+    """A susceptibility map [ppm], 0 outside its mask, and its grid."""
 
     chi_ppm: NDArray[np.float32]
-    local_field_ppm: NDArray[np.float32]
     mask: NDArray[np.bool_]
     geometry: Geometry
-
-    def channels(
-        self, rng: np.random.Generator, tkd_threshold: float | None, tkd_pad_voxels: int
-    ) -> NDArray[np.float32]:
-        """Return (6, x, y, z): field, its TKD map (or zeros), noise of 1 ppm, its, chi, mask."""
-        noise = rng.standard_normal(self.mask.shape, dtype=np.float32)
-        measured = [self.local_field_ppm * self.mask, noise * self.mask]
-        inverses = [np.zeros_like(field) for field in measured]
-        if tkd_threshold is not None:
-            inverses = [
-                self.mask
-                * tkd(field, self.geometry, threshold=tkd_threshold, pad_voxels=tkd_pad_voxels)
-                for field in measured
-            ]
-        pairs = [volume for pair in zip(measured, inverses, strict=True) for volume in pair]
-        return np.stack([*pairs, self.chi_ppm, self.mask.astype(np.float32)])
 
 
 def random_geometry(rng: np.random.Generator, extent_mm: float, *, axial_1mm: bool) -> Geometry:
@@ -45,17 +30,39 @@ def random_geometry(rng: np.random.Generator, extent_mm: float, *, axial_1mm: bo
         return Geometry((n, n, n))
     in_plane = rng.uniform(0.7, 1.1)
     slice_mm = rng.choice([in_plane, rng.uniform(1.0, 3.0)], p=[0.3, 0.7])
-    tilt = rng.choice([0.0, np.radians(rng.uniform(0, 60))])
-    azimuth = rng.uniform(0, 2 * np.pi)
-    direction = (np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt))
     n, m = round(extent_mm / in_plane), round(extent_mm / slice_mm)
-    return Geometry((n, n, m), (in_plane, in_plane, float(slice_mm)), direction)
+    return Geometry((n, n, m), (in_plane, in_plane, float(slice_mm)), direction(rng))
+
+
+def direction(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Return a direction of B0: along z in a quarter, else tilted by up to 50 degrees."""
+    tilt = rng.choice([0.0, np.radians(rng.uniform(0, 50))], p=[0.25, 0.75])
+    azimuth = rng.uniform(0, 2 * np.pi)
+    x, y = np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth)
+    return float(x), float(y), float(np.cos(tilt))
 
 
 def head(geometry: Geometry, seed: int) -> TrainingVolume:
     """Return a procedural head, different for every seed."""
     phantom = head_phantom(geometry, seed=seed, noise_ppm=0.0)
-    return TrainingVolume(phantom.chi_ppm, phantom.local_field_ppm, phantom.mask, geometry)
+    return TrainingVolume(phantom.chi_ppm, phantom.mask, geometry)
+
+
+def user_maps(folder: Path) -> list[TrainingVolume]:
+    """Return the susceptibility maps [ppm] of a folder; a voxel of exactly 0 is outside the mask.
+
+    B0 lies where the files' affines say that the scanner's z is.
+
+    Raises
+    ------
+    DataError
+        If there are none, or one is no NIfTI file, or holds what is not finite.
+    """
+    files = sorted(file for file in folder.iterdir() if ".nii" in file.suffixes)
+    if not files:
+        raise DataError(f"{folder} holds no NIfTI files; put susceptibility maps in ppm there")
+    volumes = [load_volume(file) for file in files]
+    return [TrainingVolume(v.data, v.data != 0, v.geometry) for v in volumes]
 
 
 def random_shapes(geometry: Geometry, seed: int) -> TrainingVolume:
@@ -81,8 +88,7 @@ def random_shapes(geometry: Geometry, seed: int) -> TrainingVolume:
     x, y, z = np.ix_(*(a / r for a, r in zip(axes, half * rng.uniform(0.75, 1.3, 3), strict=True)))
     mask = x * x + y * y + z * z < 1
     chi = np.where(mask, chi - chi[mask].mean(), 0).astype(np.float32)
-    field = local_field(chi, mask, geometry, noise_ppm=0.0, rng=rng)
-    return TrainingVolume(chi, field, mask, geometry)
+    return TrainingVolume(chi, mask, geometry)
 
 
 def _paint_shape(

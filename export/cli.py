@@ -22,11 +22,11 @@ EPILOG = """\
 examples:
   qsm-export --list
   qsm-export --describe model_IR2Unet.pth
-  qsm-export --describe tkd-unet.plan --extract tkd-unet.onnx
+  qsm-export --describe tv-unet.plan --extract tv-unet.onnx
   qsm-export --model ir2qsm --weights model_IR2Unet.pth -o ir2qsm.onnx
-  qsm-export --model tkd-unet
-  qsm-export --model tkd-unet --fp16 -o tkd-unet.plan --shapes 64,160x192x160,256
-  qsm-export --model tkd-unet --int8 --calibration maps/ -o tkd-unet.onnx --layers layers.json
+  qsm-export --model tv-unet
+  qsm-export --model tv-unet --fp16 -o tv-unet.plan --shapes 64,160x192x160,256
+  qsm-export --model tv-unet --int8 --calibration maps/ -o tv-unet.onnx --layers layers.json
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
   qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98

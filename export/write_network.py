@@ -296,7 +296,6 @@ def provisional_card(
         why_whole=module.why_whole,
         receptive_field=ReceptiveField(unknown, unknown, 0.0),
         geometry=module.geometry,
-        tkd=module.tkd,
         normalisation=dict(module.normalisation),
         constants=dict(module.constants),
         options=dict(choices.options),
@@ -307,4 +306,5 @@ def provisional_card(
         licence=licence,
         doi=spec.doi,
         made_by=made_by(),
+        priors=module.priors,
     )

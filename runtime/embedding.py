@@ -31,7 +31,6 @@ from qsm_deploy.runtime.gpu.arrays import (
 from qsm_deploy.runtime.gpu.device import Device
 from qsm_deploy.runtime.gpu.layout import FIELD
 from qsm_deploy.runtime.gpu.network import GpuNetwork
-from qsm_deploy.runtime.gpu.pipeline import TKD_INPUT
 from qsm_deploy.runtime.gpu.reconstruction import on_device, reconstruct_to_device
 from qsm_deploy.runtime.gpu.session import is_called_by_host
 from qsm_deploy.runtime.methods.on_gpu import GpuVariation
@@ -198,7 +197,7 @@ def _copied(there: DeviceView, dtype: DTypeLike, device: Device) -> NDArray[Any]
 def _require_field_alone(card: ModelCard) -> None:
     """Refuse a network that takes more than a field, or that the host calls."""
     taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
-    if taken - {FIELD, TKD_INPUT} or is_called_by_host(card):
+    if taken - {FIELD} or is_called_by_host(card):
         raise UsageError(
             f"{card.network} takes more than a local field, or steps between its runs; use "
             "qsm-run, or export it in one graph (--form unrolled)"

@@ -19,7 +19,7 @@ from qsm_deploy.runtime.sessions.session import CHOICES
 NAME = "qsm-bench"
 EPILOG = """\
 examples:
-  qsm-bench tkd-unet.onnx --shape 160 192 160
+  qsm-bench tv-unet.onnx --shape 160 192 160
   qsm-bench ir2qsm.onnx --shape 96 96 96 --against torch onnxruntime --weights model_IR2Unet.pth
   qsm-bench ir2qsm.onnx --shape 96 96 96 --against ir2qsm-fp16.onnx --json
 

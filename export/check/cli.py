@@ -28,9 +28,9 @@ CHECKED = (
 )
 EPILOG = """\
 examples:
-  qsm-check tkd-unet-fp16.onnx
+  qsm-check tv-unet-fp16.onnx
   qsm-check ir2qsm.onnx --reference model_IR2Unet.pth field.nii.gz -m mask.nii.gz --html check.html
-  qsm-check tkd-unet-bf16.onnx --reference tkd-unet.onnx phantom --budget max_ppb=20 --json
+  qsm-check tv-unet-bf16.onnx --reference tv-unet.onnx phantom --budget max_ppb=20 --json
 
 metrics for --budget METRIC=VALUE, larger is worse:
 {metrics}

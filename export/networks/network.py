@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, TensorInfo, TkdSettings
+from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, PriorMap, TensorInfo
 
 VOLUME = ("n", 1, "x", "y", "z")
 LOCAL_FIELD = TensorInfo("local_field_ppm", "ppm", VOLUME)
-TKD_CHI = TensorInfo("tkd_chi_ppm", "ppm", VOLUME)
 MASK = TensorInfo("mask", "1", VOLUME)
 PHASE = TensorInfo("phase_rad", "rad", VOLUME)
 VOXEL_SIZE = TensorInfo("voxel_size_mm", "mm", (3,))
 ECHO_TIME = TensorInfo("echo_time_s", "s", (1,))
+FIELD_NOISE = TensorInfo("field_noise_ppm", "ppm", (1,))
 FIELD_STRENGTH = TensorInfo("field_strength_t", "T", (1,))
 CHI = TensorInfo("chi_ppm", "ppm", VOLUME)
 
@@ -57,8 +57,8 @@ class Network(nn.Module):
         The grids it was trained for.
     why_whole
         Why it cannot be run in patches, or ``None`` if it can.
-    tkd
-        Settings of the second input of a ``tkd+cnn`` pipeline.
+    priors
+        Maps of the whole volume that the runtime makes for inputs of their names.
     normalisation, constants
         Numbers of the method for the card, by name.
     """
@@ -68,7 +68,7 @@ class Network(nn.Module):
     pipeline: Pipeline = "cnn"
     geometry: GeometryLimits = AXIAL_1MM
     why_whole: str | None = None
-    tkd: TkdSettings | None = None
+    priors: tuple[PriorMap, ...] = ()
     normalisation: Mapping[str, float] = {}
     constants: Mapping[str, float] = {}
 

@@ -354,6 +354,23 @@ def total_variation(
     return grid.restore(solver.x), facts
 
 
+def solved(
+    field_ppm: Volume,
+    mask: Mask,
+    geometry: Geometry,
+    *,
+    alpha_ppm_mm: float,
+    iterations: int,
+    done: Callable[[], object],
+) -> tuple[PaddedBox, Solver]:
+    """Return what :func:`total_variation` solves, all voxels trusted alike, on its padded grid."""
+    grid, solver, _ = _prepared(field_ppm, mask, geometry, alpha_ppm_mm, None, None, SUPPORT_MM)
+    term = EvenTerm(solver.field_ppm, solver.mask)
+    solver.start(term)
+    solver.iterate(iterations, term, done)
+    return grid, solver
+
+
 def without_outliers(
     field_ppm: Volume,
     mask: Mask,

@@ -24,7 +24,6 @@ MOST = 2**53  # of a whole number: those that every JSON parser keeps
 LARGEST = (2 - 2**-23) * 2.0**127  # of any number: that of float32, which networks compute in
 RANGES: dict[str, tuple[float, float]] = {  # of what is there; runtime/c/card_check.cpp repeats it
     "divisor": (1, 4096),
-    "tkd.pad_voxels": (0, 4096),
     "receptive_field.halo": (0, 4096),
     "receptive_field.theoretical": (0, 4096),
     "receptive_field.energy_kept": (0, 1),
@@ -36,14 +35,14 @@ RANGES: dict[str, tuple[float, float]] = {  # of what is there; runtime/c/card_c
 }
 MOST_ORIENTATIONS = 3
 
-Pipeline = Literal["cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"]
+Pipeline = Literal["cnn", "lpcnn", "modl", "spinet", "after"]
 GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
-# what a graph may take and give, and its unit
+# what a graph may take and give besides prior maps, and its unit
 UNITS = {
     "local_field_ppm": "ppm",
-    "tkd_chi_ppm": "ppm",
     "phase_rad": "rad",
     "mask": "1",
+    "field_noise_ppm": "ppm",
     "voxel_size_mm": "mm",
     "b0_direction": "1",
     "echo_time_s": "s",
@@ -60,10 +59,13 @@ LOOPS: dict[Pipeline, tuple[str, ...]] = {
     "spinet": ("lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"),
 }
 UNROLLED = tuple(LOOPS)
+FIELD = "local_field_ppm"
+TV_MAPS = ("tv", "tv_field", "tv_residual")  # methods of prior maps
+FIELDS = TV_MAPS[1:]  # those that give a field
+MOST_STEPS = 1000  # of a prior map
 # what the first input of each pipeline may be
 FIRST_INPUTS: dict[Pipeline, tuple[str, ...]] = {
     "cnn": ("local_field_ppm", "phase_rad"),
-    "tkd+cnn": ("local_field_ppm",),
     "lpcnn": ("prior_input",),
     "modl": ("prior_input",),
     "spinet": ("prior_input",),
@@ -110,12 +112,20 @@ class GeometryLimits:
 
 
 @dataclass(frozen=True)
-class TkdSettings:
-    """How the runtime makes the ``tkd_chi_ppm`` input of a ``tkd+cnn`` pipeline."""
+class PriorMap:
+    """A map that the runtime makes of the whole volume, for the input of that name.
 
-    threshold: float
-    pad_voxels: int
-    masked: bool
+    ``of`` is the field, or a prior map before it. ``tkd`` takes so many steps of
+    ``x += M TKD(M (f - D x))``, dividing by ``threshold`` at least. The others are what total
+    variation makes of the field in so many steps: its map, the field without what its sources
+    outside the mask explain, and what its map leaves unexplained.
+    """
+
+    name: str
+    method: Literal["tkd", "tv", "tv_field", "tv_residual"]
+    of: str
+    steps: int
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,8 @@ class ModelCard:
 
     ``patchable`` is ``split`` where the graph is the CNN of an unrolled network: it runs in
     patches, the steps between its calls on the whole volume. ``why_whole`` says why one is not.
-    ``axes`` are the ends that x, y and z of the training's arrays run to.
+    ``axes`` are the ends that x, y and z of the training's arrays run to. ``priors`` come in the
+    order in which they are made.
     """
 
     schema: int
@@ -155,7 +166,6 @@ class ModelCard:
     why_whole: str | None
     receptive_field: ReceptiveField
     geometry: GeometryLimits
-    tkd: TkdSettings | None
     normalisation: dict[str, float]
     constants: dict[str, float]
     options: dict[str, str]
@@ -167,6 +177,7 @@ class ModelCard:
     doi: str | None
     made_by: str
     axes: str = RAS
+    priors: tuple[PriorMap, ...] = ()
 
     def __post_init__(self) -> None:
         if found := "; ".join(self._contradictions()):
@@ -187,11 +198,6 @@ class ModelCard:
             yield f"pipeline {self.pipeline} takes {' or '.join(first)} first, the card {names}"
         if len(set(names)) < len(names):
             yield f"an input twice in {names}"
-        if ("tkd_chi_ppm" in names) != (self.pipeline == "tkd+cnn"):
-            yield f"pipeline {self.pipeline} with the inputs {names}"
-        if (self.tkd is None) == (self.pipeline == "tkd+cnn"):
-            has = "has no" if self.tkd is None else "has"
-            yield f"pipeline {self.pipeline} {has} tkd settings"
         if (self.patchable == "split") != (self.pipeline in UNROLLED):
             yield f"pipeline {self.pipeline} is patchable: {self.patchable}"
         if (self.why_whole is None) != (self.patchable != "no"):
@@ -201,25 +207,58 @@ class ModelCard:
             self.receptive_field.theoretical,
         ):
             yield f"patchable is {self.patchable}, but the receptive field has no end"
-        if self.tkd is not None and not 0 < self.tkd.threshold <= 2 / 3:
-            yield f"tkd.threshold is {self.tkd.threshold}, expected in (0, 2/3]"
+        yield from self._prior_contradictions()
         yield from self._tensor_contradictions()
         yield from self._geometry_contradictions()
         yield from self._number_contradictions()
 
+    @property
+    def needs_one_field(self) -> bool:
+        """Whether something is made of its local field."""
+        return bool(self.priors) or "field_noise_ppm" in (tensor.name for tensor in self.inputs)
+
+    def _prior_contradictions(self) -> Iterator[str]:
+        if self.needs_one_field and (
+            self.pipeline != "cnn" or [t.name for t in self.inputs[:1]] != [FIELD]
+        ):
+            yield f"what is made of a {FIELD} needs pipeline cnn, and it as the first input"
+        taken = {tensor.name for tensor in self.inputs} | {prior.of for prior in self.priors}
+        fields, seen = {FIELD}, set(UNITS)
+        for prior in self.priors:
+            if prior.name in seen:
+                yield f"the prior map {prior.name} has a name that is taken"
+            if prior.name not in taken:
+                yield f"nothing takes the prior map {prior.name}"
+            sources = fields if prior.method == "tkd" else {FIELD}
+            if prior.of not in sources:
+                yield f"the prior map {prior.name}, {prior.method}, is of {prior.of}"
+            if not 1 <= prior.steps <= MOST_STEPS:
+                yield f"{prior.name} takes {prior.steps} steps, expected 1 to {MOST_STEPS}"
+            threshold = prior.threshold
+            if (threshold is None) == (prior.method == "tkd"):
+                yield f"{prior.name}, {prior.method}, has the threshold {threshold}"
+            elif threshold is not None and not 0 < threshold <= 2 / 3:
+                yield f"{prior.name} has the threshold {threshold}, expected in (0, 2/3]"
+            seen.add(prior.name)
+            if prior.method in FIELDS:
+                fields.add(prior.name)
+
     def _tensor_contradictions(self) -> Iterator[str]:
+        units = UNITS | {prior.name: "ppm" for prior in self.priors}
         if self.inputs and not self.inputs[0].is_volume:
             yield f"{self.inputs[0].name}, the first input, is no volume"
         if not self.output.is_volume:
             yield f"{self.output.name}, the output, is no volume"
         for tensor in (*self.inputs, self.output):
-            if tensor.unit != UNITS.get(tensor.name):
-                yield f"{tensor.name} in {tensor.unit}, expected {UNITS.get(tensor.name)}"
+            if tensor.unit != units.get(tensor.name):
+                yield f"{tensor.name} in {tensor.unit}, expected {units.get(tensor.name)}"
             channels = tensor.shape[1] if tensor.is_volume else 1
             if tensor.is_volume and (tensor.shape[0], *tensor.shape[2:]) != ("n", "x", "y", "z"):
                 yield f"{tensor.name} must have the shape (n, c, x, y, z), not {tensor.shape}"
             elif not isinstance(channels, int) or channels < 1:
                 yield f"{tensor.name} has {channels} channels"
+            elif tensor.name in units.keys() - UNITS and not (tensor.is_volume and channels == 1):
+                yield f"the prior map {tensor.name} is no volume of one channel"
 
     def _geometry_contradictions(self) -> Iterator[str]:
         limits = self.geometry
@@ -286,6 +325,8 @@ def parse_card(text: str) -> ModelCard:
             f"the model's card has schema {seen}, this version reads {SCHEMA}; "
             "export the model again with this version"
         )
+    if fields.get("tkd", ...) is None:
+        del fields["tkd"]  # as cards say from before there were prior maps
     return cast(ModelCard, _parse(ModelCard, fields, "card"))
 
 

@@ -178,9 +178,6 @@ class DeviceWorkload(DeviceWork):
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
         """Return what each stage needs for itself, in their order."""
         stages = {}
-        if self.card.tkd is not None:
-            pad = (self.card.tkd.pad_voxels,) * 3
-            stages["prepare"] = self.transform(pad, "tkd")
         stages["inference"] = self._inference(plan)
         if self.compares:
             stages["field residual"] = self.residual()

@@ -20,8 +20,7 @@ from qsm_deploy.runtime.gpu.run import DeviceRun, Place
 from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import network_input
-
-TKD_INPUT = "tkd_chi_ppm"
+from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,6 @@ class DevicePipeline(DeviceRun):
         self._mark("")
         self._upload()
         self._mark("upload")
-        if self._work.card.tkd is not None:
-            self._prepare_tkd()
-            self._mark("prepare")
         self._infer(done)
         self._mark("inference")
         return self._compare_and_correct()
@@ -69,8 +65,11 @@ class DevicePipeline(DeviceRun):
     def _upload(self) -> None:
         work, scan = self._work, self._work.scan
         self._send("inside", scan.mask.view(np.uint8))
-        for name in work.channels.keys() - {TKD_INPUT}:
-            if name == FIELD:
+        made = prior_maps(work.card.priors, scan)
+        for name in work.channels:
+            if name in made:
+                self._send(name, made[name])
+            elif name == FIELD:
                 self._take_field()
             else:
                 self._send(name, network_input(work.card, scan, name))
@@ -83,13 +82,6 @@ class DevicePipeline(DeviceRun):
         shape = self._work.scan.mask.shape
         box = PatchBox(shape, (0, 0, 0), shape)
         self._library.patch_finish(box, volume, to, mask=self._at["inside"], stream=self._stream)
-
-    def _prepare_tkd(self) -> None:
-        tkd = self._work.card.tkd
-        assert tkd is not None  # the caller looked
-        dipole, _ = self._dipole(self._stages["prepare"], (tkd.pad_voxels,) * 3)
-        chi, threshold = self._at[TKD_INPUT], tkd.threshold
-        dipole.filtered(self._at[FIELD], chi, "tkd", masked=tkd.masked, threshold=threshold)
 
     def _infer(self, done: Callable[[], object]) -> None:
         work, plan, at = self._work, self._plan, self._at

@@ -4,42 +4,39 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+from qsm_deploy.runtime.reconstruction.prior_maps import field_noise_ppm, prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
 PHASE_SIGN = "phase_sign"  # of the phase that a network takes, where a higher field counts as +
 
 
-def network_inputs(card: ModelCard, scan: Scan) -> dict[str, Volume]:
+def network_inputs(
+    card: ModelCard, scan: Scan, done: Callable[[], object] = lambda: None
+) -> dict[str, Volume]:
     """Return what a network takes, by name and in order.
 
-    Volumes are (c, x, y, z), other inputs as the card says. The TKD map is made of the whole
-    volume, so that patches of it equal the whole.
+    Volumes are (c, x, y, z), other inputs as the card says. ``done`` is called after every step of
+    what takes many.
     """
-    return {tensor.name: network_input(card, scan, tensor.name) for tensor in card.inputs}
+    made = prior_maps(card.priors, scan, done)
+    return {
+        tensor.name: made[tensor.name][None]
+        if tensor.name in made
+        else network_input(card, scan, tensor.name)
+        for tensor in card.inputs
+    }
 
 
 def network_input(card: ModelCard, scan: Scan, name: str) -> Volume:
-    """Return one of what a network takes."""
+    """Return one of what a network takes that is no prior map."""
     return _INPUTS[name](card, scan)
-
-
-def _tkd_chi_ppm(card: ModelCard, scan: Scan) -> Volume:
-    assert card.tkd is not None  # the card was checked
-    chi = tkd(
-        scan.measured[0],
-        scan.geometry,
-        threshold=card.tkd.threshold,
-        pad_voxels=card.tkd.pad_voxels,
-    )
-    return (chi * scan.mask if card.tkd.masked else chi)[None]
 
 
 def _phase_rad(card: ModelCard, scan: Scan) -> Volume:
@@ -56,10 +53,10 @@ def _number(name: str, value: float | None) -> Volume:
 
 _INPUTS: dict[str, Callable[[ModelCard, Scan], Volume]] = {
     "local_field_ppm": lambda card, scan: scan.measured,
-    "tkd_chi_ppm": _tkd_chi_ppm,
     "phase_rad": _phase_rad,
     "rough_chi_ppm": lambda card, scan: scan.measured,
     "mask": lambda card, scan: scan.mask[None].astype(np.float32),
+    "field_noise_ppm": lambda card, scan: np.array([field_noise_ppm(scan)], dtype=np.float32),
     "voxel_size_mm": lambda card, scan: np.array(scan.geometry.voxel_size_mm, dtype=np.float32),
     "b0_direction": lambda card, scan: scan.b0_directions,
     "echo_time_s": lambda card, scan: _number("echo_time_s", scan.echo_time_s),
@@ -72,7 +69,7 @@ def input_shapes(card: ModelCard, scan: Scan, plan: PatchPlan) -> dict[str, tupl
     return {
         tensor.name: (1, int(tensor.shape[1]), *plan.patch_shape)
         if tensor.is_volume
-        else network_input(card, scan, tensor.name).shape
+        else tuple(n for n in tensor.shape if isinstance(n, int))
         for tensor in card.inputs
     }
 
@@ -97,7 +94,7 @@ def reconstruct(
     stages
         Takes the time and memory of the stages ``prepare`` and ``inference``.
     done
-        Called after each patch.
+        Called after each iteration of total variation for a prior map, and each patch.
 
     Returns
     -------
@@ -137,7 +134,7 @@ def network_output(
                 card, scan, lambda volume: _run(session, plan, {"prior_input": volume}, scan, done)
             )
     with stages("prepare"):
-        inputs = network_inputs(card, scan)
+        inputs = network_inputs(card, scan, done)
     with stages("inference"):
         chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
     return chi

@@ -22,7 +22,7 @@ from qsm_deploy.runtime.scan.geometry_limits import deviations, has_other_voxels
 from qsm_deploy.runtime.scan.scan import Scan
 
 THICK_MM = 2.0  # no voxels above were measured
-OTHERWISE = "use a network for any geometry such as tkd-unet, or pass --allow-geometry"
+OTHERWISE = "use a network for any geometry such as tv-unet, or pass --allow-geometry"
 OF_PHASE = (
     "a wrapped phase is not turned, since what interpolates across its wraps makes artefacts: make "
     f"a local field of it first, {OTHERWISE}"

@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tkd-unet.onnx"
-BUNDLED = {"tkd-unet": BUNDLED_MODEL}  # by name
+BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "tv-unet.onnx"
+BUNDLED = {"tv-unet": BUNDLED_MODEL}  # by name
