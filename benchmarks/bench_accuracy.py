@@ -1,15 +1,22 @@
-"""Accuracy of the networks beside TKD and Tikhonov, each tuned by an oracle on every volume.
+"""Accuracy of every method and bundled network on the same volumes.
 
-    python benchmarks/bench_accuracy.py MODEL.onnx ... -o benchmarks/results/accuracy.json
+    python benchmarks/bench_accuracy.py --cosmos FOLDER -o benchmarks/results/accuracy.json
 
-Heads no network was trained on: at 1 mm axial, at 1 mm with B0 tilted by 35 degrees, and at
-0.8 x 0.8 x 2 mm; with ``--cosmos FOLDER`` also a real COSMOS map (chi_cosmos_ppm.nii.gz and
-mask.nii.gz), whose field is simulated. Every volume without noise and with 0.0025 ppm.
+Heads that no training and no tuning saw, at 1 mm axial, at 1 mm with B0 tilted by 35 degrees, and
+at 0.8 x 0.8 x 2 mm, and a real COSMOS map (chi_cosmos_ppm.nii.gz and mask.nii.gz in FOLDER), whose
+field is simulated; at three noises, and with what background removal leaves. TKD and Tikhonov have
+the setting that is best for each volume, which nobody knows of a scan. MEDI has a drawn magnitude,
+so that it is not run on the COSMOS map. Networks run on what they were trained for, whole, and are
+exported here.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,18 +24,21 @@ import numpy as np
 from common import Row, parser, say, write
 from numpy.typing import NDArray
 
+from qsm_deploy.calibration.phantom.contrast import draw_contrast
 from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
+from qsm_deploy.calibration.phantom.residual_background import residual_background
 from qsm_deploy.kernels.dipole import tikhonov, tkd
+from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.metrics.metrics import nrmse, xsim
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
-from qsm_deploy.runtime.scan.geometry_limits import deviations
+from qsm_deploy.runtime.job.request import Maker, maker_from
+from qsm_deploy.runtime.methods.method import Method
+from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual, nrmse
+from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import choose_backend, open_session
-from qsm_deploy.runtime.sessions.session import Session
 
 NOISE_PPM = 0.0025
 THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 13).round(4).tolist())
@@ -42,11 +52,25 @@ GRIDS = {
     ),
     "0.8 x 0.8 x 2 mm": Geometry((200, 240, 80), (0.8, 0.8, 2.0)),
 }
+SEEDS = {"1 mm axial": 4, "1 mm, B0 tilted 35 degrees": 2, "0.8 x 0.8 x 2 mm": 2}
+FIRST_SEED = 801
+# noise, and what is left over [ppm]
+CONDITIONS = ((0.0, 0.0), (NOISE_PPM, 0.0), (0.005, 0.0), (NOISE_PPM, 0.002), (NOISE_PPM, 0.005))
+ECHO_TIME_S, SNR = 0.02, 40
+CONSISTENT = Correction(0.03)
+FOUND = ("sigma_ppm", "alpha_ppm_mm", "last_change", "fitted_residual")
+KEPT = {
+    "nrmse_percent": 2,
+    "xsim_uniform5": 3,
+    "hfen_percent": 2,
+    "dgm_linearity": 3,
+    "calc_streak": 4,
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume: a truth on its grid, with the field that it makes."""
+    """One volume: a truth on its grid, with the field that it makes, and what else was drawn."""
 
     group: str
     name: str
@@ -54,22 +78,40 @@ class Case:
     field_ppm: Volume
     mask: NDArray[np.bool_]
     geometry: Geometry
+    labels: NDArray[np.integer] | None = None
+    magnitude: Volume | None = None
 
-    def noisy_field(self, noise_ppm: float) -> Volume:
-        """Return the field with Gaussian noise, the same in every call."""
+    def noisy_field(self, noise_ppm: float, left_over_ppm: float = 0.0) -> Volume:
+        """Return the field with noise and left-over background, the same in every call."""
         rng = np.random.default_rng(12345)
         noise = rng.standard_normal(self.field_ppm.shape, dtype=np.float32)
-        field: Volume = (self.field_ppm + np.float32(noise_ppm) * noise) * self.mask
-        return field
+        field: Volume = self.field_ppm + np.float32(noise_ppm) * noise
+        if left_over_ppm:
+            field += residual_background(self.mask, self.geometry, rms_ppm=left_over_ppm, rng=rng)
+        return field * self.mask
+
+    def scan(self, noise_ppm: float, left_over_ppm: float = 0.0) -> Scan:
+        """Return the acquisition."""
+        field = self.noisy_field(noise_ppm, left_over_ppm)[None]
+        return Scan(field, self.mask, self.geometry, nib.Nifti1Header(), np.eye(4))
 
 
-def cases(seeds: list[int], cosmos: Path | None) -> Iterator[Case]:
-    """Yield the held-out heads, then the COSMOS map."""
-    for group, geometry in GRIDS.items():
-        for seed in seeds:
-            head = head_phantom(geometry, seed=seed, noise_ppm=0.0)
+def cases(seeds: dict[str, int], cosmos: Path | None) -> Iterator[Case]:
+    """Yield so many heads of each group, then the COSMOS map."""
+    for group, count in seeds.items():
+        for seed in range(FIRST_SEED, FIRST_SEED + count):
+            g = GRIDS[group]
+            head = head_phantom(g, seed=seed, noise_ppm=0.0)
+            magnitude = magnitude_of(head.labels, g, head.mask, seed)
             yield Case(
-                group, f"seed {seed}", head.chi_ppm, head.local_field_ppm, head.mask, geometry
+                group,
+                f"seed {seed}",
+                head.chi_ppm,
+                head.local_field_ppm,
+                head.mask,
+                g,
+                head.labels,
+                magnitude,
             )
     if cosmos is not None:
         volume = load_volume(cosmos / "chi_cosmos_ppm.nii.gz")
@@ -80,105 +122,139 @@ def cases(seeds: list[int], cosmos: Path | None) -> Iterator[Case]:
         yield Case("COSMOS map", "cosmos2016", chi, field, mask, volume.geometry)
 
 
+def magnitude_of(
+    labels: NDArray[np.integer], geometry: Geometry, mask: NDArray[np.bool_], seed: int
+) -> Volume:
+    """Return a magnitude of the head, at 20 ms and 3 T, of an SNR of 40."""
+    rng = np.random.default_rng(seed)
+    contrast = draw_contrast(labels, geometry, rng)
+    signal = contrast.m0 * np.exp(-ECHO_TIME_S * contrast.r2_star_3t)
+    noise = rng.standard_normal((2, *mask.shape), dtype=np.float32) * (signal[mask].mean() / SNR)
+    magnitude: Volume = np.hypot(signal + noise[0], noise[1]) * mask
+    return magnitude
+
+
 def oracle(invert: Callable[[float], Volume], grid: tuple[float, ...], case: Case) -> Row:
-    """Return the best NRMSE over a grid of settings, and whether it lies on the grid's edge."""
+    """Return the setting of least NRMSE of a grid of them, and whether it lies on its edge."""
     errors = [nrmse(invert(value), case.chi_ppm, case.mask) for value in grid]
     best = int(np.argmin(errors))
+    return {"setting": grid[best], "on_edge": best in (0, len(grid) - 1)}
+
+
+def oracle_rows(case: Case, field_ppm: Volume) -> Iterator[Row]:
+    """Yield TKD and Tikhonov with the setting that is best for the volume."""
+    g = case.geometry
+    inversions: dict[str, tuple[Callable[[float], Volume], tuple[float, ...]]] = {
+        "best tkd": (
+            lambda t: tkd(field_ppm, g, threshold=t, pad_voxels=PAD_VOXELS),
+            THRESHOLDS,
+        ),
+        "best tikhonov": (
+            lambda lam: tikhonov(field_ppm, g, lam=lam, pad_voxels=PAD_VOXELS),
+            LAMBDAS,
+        ),
+    }
+    for name, (invert, grid) in inversions.items():
+        best = oracle(invert, grid, case)
+        chi = invert(best["setting"]) * case.mask
+        yield {"method": name, **scores(chi, field_ppm, case), **best}
+
+
+def scores(chi_ppm: Volume, field_ppm: Volume, case: Case) -> Row:
+    """Return how near a map is to the truth, and its field to the field."""
+    metrics = all_metrics(chi_ppm, case.chi_ppm, case.mask, case.labels)
+    residual = field_residual(chi_ppm, field_ppm, case.mask, case.geometry)
+    kept = {key: round(metrics[key], digits) for key, digits in KEPT.items() if key in metrics}
+    return kept | {"field_residual": round(residual, 3)}
+
+
+def row_of(name: str, maker: Maker, scan: Scan, case: Case, wants: Wants) -> Row | None:
+    """Return how a method or network does, or nothing if it is not for that grid."""
+    reconstructor = open_reconstructor(maker, Host())
+    try:
+        planned = reconstructor.plan(scan, wants)
+    except GeometryError:
+        return None
+    if planned.prepared.facts:
+        return None  # resampled or turned
+    began = time.perf_counter()
+    made = reconstructor.run(planned, Stages())
+    seconds = time.perf_counter() - began
+    found = made.findings.get("inversion", {})
     return {
-        "nrmse_percent": round(errors[best], 2),
-        "setting": grid[best],
-        "on_edge": best in (0, len(grid) - 1),
-        "xsim": round(xsim(invert(grid[best]), case.chi_ppm, case.mask), 4),
+        "method": name,
+        **scores(made.chi_ppm, scan.measured[0], case),
+        **{key: float(f"{found[key]:.4g}") for key in FOUND if key in found},
+        "seconds": round(seconds, 2),
     }
 
 
-def oracles(case: Case, noise_ppm: float) -> Row:
-    """Return TKD and Tikhonov with the setting that is best for the volume."""
-    field, g = case.noisy_field(noise_ppm), case.geometry
-    row: Row = {}
-    row["tkd"] = oracle(
-        lambda t: tkd(field, g, threshold=t, pad_voxels=PAD_VOXELS), THRESHOLDS, case
-    )
-    row["tikhonov"] = oracle(
-        lambda lam: tikhonov(field, g, lam=lam, pad_voxels=PAD_VOXELS), LAMBDAS, case
-    )
-    return row
+def rows_of_case(case: Case, networks: dict[str, Path], *, first: bool) -> Iterator[Row]:
+    """Yield what every method and network makes of every condition of a volume."""
+    for noise, left_over in CONDITIONS:
+        scan = case.scan(noise, left_over)
+        seen = {"group": case.group, "case": case.name, "noise_ppm": noise, "left_over": left_over}
+        for row in oracle_rows(case, scan.measured[0]):
+            yield say(seen | row)
+        makers: list[tuple[str, Maker, Wants]] = [
+            (name, Method(name), Wants()) for name in ("tkd", "tikhonov", "tv")
+        ]
+        for name, model in networks.items():
+            makers.append((name, [model], Wants()))
+            if name == "ir2qsm":
+                corrected = f"{name}, data consistency"
+                makers.append((corrected, [model], Wants(correction=CONSISTENT)))
+        if first and (noise, left_over) == CONDITIONS[1]:
+            makers.append(("ilsqr", Method("ilsqr"), Wants()))
+        for name, maker, wants in makers:
+            if (row := row_of(name, maker, scan, case, wants)) is not None:
+                yield say(seen | row)
+        if case.magnitude is not None:
+            with_edges = replace(scan, magnitude=case.magnitude)
+            if (row := row_of("medi", Method("medi"), with_edges, case, Wants())) is not None:
+                yield say(seen | row)
 
 
-def evaluate(case: Case, noise_ppm: float, sessions: dict[str, Session]) -> Row:
-    """Return a row of every network that may be used on the grid."""
-    field, g = case.noisy_field(noise_ppm), case.geometry
-    row: Row = {"group": case.group, "case": case.name, "noise_ppm": noise_ppm}
-    scan = Scan(field[None], case.mask, g, nib.Nifti1Header(), np.eye(4))
-    for name, session in sessions.items():
-        if deviations(session.card.geometry, g):
-            continue
-        plan = plan_whole(g.shape, session.card.divisor)
-        chi = reconstruct(session, scan, plan, Stages())
-        row[name] = {
-            "nrmse_percent": round(nrmse(chi, case.chi_ppm, case.mask), 2),
-            "xsim": round(xsim(chi, case.chi_ppm, case.mask), 4),
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return the mean of every group, condition and method."""
+    keys = ("group", "noise_ppm", "left_over", "method")
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        dict(zip(keys, group, strict=True))
+        | {"volumes": len(found)}
+        | {
+            key: round(float(np.mean([row[key] for row in found])), digits)
+            for key, digits in KEPT.items()
+            if all(key in row for row in found)
         }
-    return row
+        for group, found in groups.items()
+    ]
 
 
-def summary(rows: list[Row], name: str) -> list[Row]:
-    """Return the mean of every group and noise beside the better oracle's."""
-    found = []
-    for group, noise in dict.fromkeys((row["group"], row["noise_ppm"]) for row in rows):
-        chosen = [r for r in rows if (r["group"], r["noise_ppm"]) == (group, noise) and name in r]
-        if not chosen:
-            continue
-        means = {
-            k: float(np.mean([r[k]["nrmse_percent"] for r in chosen]))
-            for k in ("tkd", "tikhonov", name)
-        }
-        better = min(means["tkd"], means["tikhonov"])
-        found.append(
-            {
-                "network": name,
-                "group": group,
-                "noise_ppm": noise,
-                "volumes": len(chosen),
-                "network_nrmse_percent": round(means[name], 2),
-                "tkd_nrmse_percent": round(means["tkd"], 2),
-                "tikhonov_nrmse_percent": round(means["tikhonov"], 2),
-                "below_better_oracle_percent": round(100 * (1 - means[name] / better), 1),
-            }
-        )
-    return found
+def exported(folder: Path) -> dict[str, Path]:
+    """Return the bundled networks, as a user exports them."""
+    program = Path(sys.executable).with_name("qsm-export")
+    models = {name: folder / f"{name}.onnx" for name in ("tv-unet", "ir2qsm")}
+    for name, model in models.items():
+        subprocess.run([program, "--model", name, "-o", model, "-q"], check=True)
+    return models
 
 
 def main() -> None:
     """Evaluate, print and write."""
     p = parser(__doc__)
-    p.add_argument("models", type=Path, nargs="+", help="exported networks")
-    p.add_argument("--seeds", type=int, nargs="+", default=[501, 502, 503, 504])
     p.add_argument("--cosmos", type=Path)
-    p.add_argument("--networks-only", action="store_true", help="no oracles, which take longest")
     args = p.parse_args()
-    backend, _ = choose_backend("auto", "fp32")
-    opened = [open_session(model, backend) for model in args.models]
-    sessions = {session.card.network: session for session in opened}
-    rows = []
-    for case in cases(args.seeds, args.cosmos):
-        for noise in (0.0, NOISE_PPM):
-            row = evaluate(case, noise, sessions)
-            if not args.networks_only:
-                row |= oracles(case, noise)
-            elif not row.keys() & sessions.keys():
-                continue
-            rows.append(say(row))
-    write(
-        args.output,
-        rows,
-        backend=f"{backend} {opened[0].version}",
-        weights_sha256={name: s.card.weights_sha256 for name, s in sessions.items()},
-        pad_voxels=PAD_VOXELS,
-        summary=[]
-        if args.networks_only
-        else [say(line) for name in sessions for line in summary(rows, name)],
-    )
+    rows: list[Row] = []
+    groups: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        networks = exported(Path(folder))
+        for case in cases(SEEDS, args.cosmos):
+            rows += rows_of_case(case, networks, first=case.group not in groups)
+            groups.add(case.group)
+            write(args.output, rows, pad_voxels=PAD_VOXELS, summary=summary(rows))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def loop_rows(session: Session, case: Case) -> list[Row]:
 
 def cosmos(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any]:
     """Return the rows, the maps to draw and what they are drawn on."""
-    (case,) = cases([], args.folder)
+    (case,) = cases({}, args.folder)
     sessions = [open_session(model, "openvino") for model in args.models]
     rows: list[Row] = []
     maps = {"truth (COSMOS)": case.chi_ppm}

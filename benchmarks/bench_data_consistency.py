@@ -230,7 +230,7 @@ def main() -> None:
     p.add_argument("--figure", type=Path, required=True)
     args = p.parse_args()
     session, bundled = (open_session(path, "openvino") for path in (args.ir2qsm, args.tkd_unet))
-    (cosmos,) = cases([], args.cosmos)
+    (cosmos,) = cases({}, args.cosmos)
     left: list[Row] = []
     for case in (*small_heads(), cosmos):
         for network in (bundled, session):

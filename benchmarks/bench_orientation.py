@@ -113,7 +113,7 @@ def head(
 
 def cosmos(folder: Path, degrees: tuple[int, ...], left: float = 0.0) -> Case:
     """Return the COSMOS map, its field at a tilt."""
-    (axial,) = bench_accuracy.cases([], folder)
+    (axial,) = bench_accuracy.cases({}, folder)
     grid = replace(axial.geometry, b0_direction=direction(degrees))
     rng = np.random.default_rng(0)
     field = local_field(axial.chi_ppm, axial.mask, grid, noise_ppm=0.0, rng=rng)

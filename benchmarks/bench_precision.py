@@ -91,7 +91,7 @@ def volumes(network: Loaded, cosmos: Path) -> Iterator[tuple[str, Scan]]:
     calcified, divisor = calcified_scan(network.card), network.card.divisor
     size = box_size(network.card)
     yield "phantom", middle_of(calcified, size, divisor) if size < BOX else calcified
-    (case,) = cases([], cosmos)
+    (case,) = cases({}, cosmos)
     scan = Scan(
         case.field_ppm[None],
         case.mask,

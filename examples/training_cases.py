@@ -57,7 +57,9 @@ def draw_case(volume: TrainingVolume, rng: np.random.Generator, *, axial: bool) 
         field += _unexplained(field, chi, geometry, rng)
     noise_ppm = 0 if rng.random() < 0.13 else rng.uniform(0.0004, 0.006)
     field += _noise(chi.shape, geometry, noise_ppm, rng)
-    kind = rng.choice(["none", "left over", "removed"], p=[0.2, 0.4, 0.4] if is_real else [0.85, 0.15, 0])
+    kind = rng.choice(
+        ["none", "left over", "removed"], p=[0.2, 0.4, 0.4] if is_real else [0.85, 0.15, 0]
+    )
     if kind == "left over":
         rms_ppm = np.exp(rng.uniform(np.log(0.0005), np.log(0.005)))
         field += residual_background(mask, geometry, rms_ppm=rms_ppm, rng=rng)
@@ -66,9 +68,7 @@ def draw_case(volume: TrainingVolume, rng: np.random.Generator, *, axial: bool) 
     return _cropped(Case(field * mask, mask, chi, geometry))
 
 
-def _part(
-    volume: TrainingVolume, rng: np.random.Generator
-) -> tuple[Volume, Mask, Geometry]:
+def _part(volume: TrainingVolume, rng: np.random.Generator) -> tuple[Volume, Mask, Geometry]:
     """Return the map in a lumpy ellipsoid somewhere in a volume, or all of it, if it is small."""
     shape, voxel = volume.mask.shape, volume.geometry.voxel_size_mm
     sizes = [min(n, int(rng.integers(*PART_VOXELS))) for n in shape]
@@ -171,4 +171,6 @@ def _cropped(case: Case) -> Case:
     part = tuple(box)
     a, b, c = (side.stop - side.start for side in part)
     geometry = replace(case.geometry, shape=(a, b, c))
-    return Case(case.field_ppm[part], case.mask[part], case.chi_ppm[part] * case.mask[part], geometry)
+    return Case(
+        case.field_ppm[part], case.mask[part], case.chi_ppm[part] * case.mask[part], geometry
+    )
