@@ -31,7 +31,7 @@ from qsm_deploy.kernels.dipole import tikhonov, tkd
 from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.job.request import Maker, maker_from
+from qsm_deploy.runtime.job.request import Maker
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual, nrmse
 from qsm_deploy.runtime.reconstruction.correction import Correction
