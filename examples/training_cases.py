@@ -39,9 +39,10 @@ class Case:
 
 def draw_case(volume: TrainingVolume, rng: np.random.Generator, *, axial: bool) -> Case:
     """Return a case of some part of a volume, along its own B0 where ``axial``."""
+    least = min(LEAST_VOXELS, np.count_nonzero(volume.mask) // 4)
     while True:
         chi, sources, geometry = _part(volume, rng)
-        if np.count_nonzero(sources) >= LEAST_VOXELS:
+        if np.count_nonzero(sources) >= least:
             break
     if not axial:
         geometry = replace(geometry, b0_direction=direction(rng))
