@@ -26,7 +26,7 @@ from qsm_deploy.runtime.card.card import (
 GRID = ("n", 1, "x", "y", "z")
 CARD = ModelCard(
     schema=1,
-    network="tkd-unet",
+    network="tv-unet",
     task="local_field->chi",
     pipeline="tkd+cnn",
     inputs=(TensorInfo("local_field_ppm", "ppm", GRID), TensorInfo("tkd_chi_ppm", "ppm", GRID)),

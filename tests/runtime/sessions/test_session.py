@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import (
     CardError,
@@ -38,10 +38,10 @@ from qsm_deploy.runtime.sessions.open import (
 )
 from qsm_deploy.runtime.sessions.session import Backend
 
-SPEC = REGISTRY["tkd-unet"]
+SPEC = REGISTRY["tv-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
 CARD = replace(
-    provisional_card(SPEC, TkdUnet((2, 4)), Choices(), "none", "0" * 64),
+    provisional_card(SPEC, TvUnet(4, 8, 4), Choices(), "none", "0" * 64),
     memory=dict.fromkeys(BACKENDS, MemoryUse(10**6, 1000)),
 )
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -50,13 +50,13 @@ Tensors = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def network() -> TkdUnet:
+def network() -> TvUnet:
     torch.manual_seed(0)
-    return TkdUnet((2, 4)).eval()
+    return TvUnet(4, 8, 4).eval()
 
 
 @pytest.fixture(scope="module")
-def proto(network: TkdUnet, kept_traces: None) -> onnx.ModelProto:
+def proto(network: TvUnet, kept_traces: None) -> onnx.ModelProto:
     return onnx_from_module(network)
 
 
@@ -305,7 +305,7 @@ def test_an_output_that_is_not_finite_is_no_map(backend: Backend, write_graph) -
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_text_that_is_no_utf8_is_an_engine_error(backend, model, tmp_path, capfd) -> None:
     path = tmp_path / "latin.onnx"
-    path.write_bytes(model.read_bytes().replace(b'"tkd-unet"', b'"tkd-\xff\xff\xff\xff"'))
+    path.write_bytes(model.read_bytes().replace(b'"tv-unet"', b'"tkd-\xff\xff\xff\xff"'))
     with pytest.raises(EngineError, match=r"latin\.onnx: .*cannot load it"):
         open_session(path, backend)
     assert capfd.readouterr().out == ""
