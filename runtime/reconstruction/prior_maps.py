@@ -75,9 +75,7 @@ def field_noise_ppm(scan: Scan) -> float:
     return sigma
 
 
-def _variation(
-    steps: int, scan: Scan, done: Callable[[], object]
-) -> tuple[Volume, Volume, Volume]:
+def _variation(steps: int, scan: Scan, done: Callable[[], object]) -> tuple[Volume, Volume, Volume]:
     return variation_maps(
         scan.measured[0],
         scan.mask,

@@ -88,8 +88,7 @@ def same_as_the_onnx_file(capsys) -> None:
     feeds = dict(zip((tensor.name for tensor in card.inputs), values, strict=True))
     for backend in inside.memory:
         maps = [
-            open_session(Path(name), backend).run(feeds)
-            for name in ("a.onnx", "tv-unet-fp16.plan")
+            open_session(Path(name), backend).run(feeds) for name in ("a.onnx", "tv-unet-fp16.plan")
         ]
         np.testing.assert_array_equal(*maps)
     for wrong in (["tv-unet-fp16.plan", "--extract", "x.txt"], ["a.onnx", "--extract", "b.onnx"]):

@@ -318,7 +318,10 @@ def test_any_other_json_is_refused(value):
         ({"priors": (REST, replace(TKD, threshold=None), TV)}, "tkd, tkd, has the threshold None"),
         ({"priors": (REST, TKD, replace(TV, threshold=0.1))}, "tv, tv, has the threshold 0.1"),
         ({"priors": (REST, replace(TKD, threshold=0.0), TV)}, r"0.0, expected in \(0, 2/3\]"),
-        ({"priors": (REST, replace(TKD, threshold=0.7), TV)}, "tkd has the threshold 0.7, expected"),
+        (
+            {"priors": (REST, replace(TKD, threshold=0.7), TV)},
+            "tkd has the threshold 0.7, expected",
+        ),
         ({"inputs": with_tv(unit="1")}, "tv in 1, expected ppm"),
         ({"inputs": with_tv(shape=(1,))}, "the prior map tv is no volume of one channel"),
         (
