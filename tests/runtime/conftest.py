@@ -72,8 +72,9 @@ def write_model(tmp_path: Path) -> Callable[..., Path]:
     """
 
     def write(card: ModelCard | None, name: str = "model.onnx", factor: float = 2.0) -> Path:
-        names = [tensor.name for tensor in card.inputs] if card else ["local_field_ppm"]
-        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, SHAPE) for n in names]
+        taken = {t.name: t.shape for t in card.inputs} if card else {"local_field_ppm": SHAPE}
+        names = list(taken)
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, taken[n]) for n in names]
         output = helper.make_tensor_value_info("chi_ppm", TensorProto.FLOAT, SHAPE)
         constant = onnx.numpy_helper.from_array(np.float32(factor), "factor")
         nodes = [helper.make_node("Mul", [names[-1], "factor"], ["chi"])]
