@@ -7,7 +7,7 @@ from torch import nn
 
 from qsm_deploy.export.networks import loopnet
 from qsm_deploy.export.networks.loopnet import LoopNet
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from tests.kept_traces import keep_traces
 
 
@@ -23,15 +23,15 @@ class Traced:
         return helper.make_model(graph)
 
 
-def tkd_unet(seed: int = 0, channels: tuple[int, ...] = (2, 4)) -> TkdUnet:
+def tv_unet(seed: int = 0, channels: tuple[int, ...] = (2, 4)) -> TvUnet:
     torch.manual_seed(seed)
-    return TkdUnet(channels).eval()
+    return TvUnet(channels).eval()
 
 
 def test_the_same_network_is_traced_once_by_all_runs(tmp_path) -> None:
     made = Traced()
-    first = keep_traces(tmp_path, made)(tkd_unet(), [], ["x"])
-    again = keep_traces(tmp_path, made)(tkd_unet(), [], ["x"])
+    first = keep_traces(tmp_path, made)(tv_unet(), [], ["x"])
+    again = keep_traces(tmp_path, made)(tv_unet(), [], ["x"])
     assert (made.count, first) == (1, again)
     assert [path.is_file() for path in tmp_path.glob("*/*")] == [True]
 
@@ -39,11 +39,11 @@ def test_the_same_network_is_traced_once_by_all_runs(tmp_path) -> None:
 def test_whatever_differs_is_traced_anew(tmp_path, monkeypatch) -> None:
     made = Traced()
     trace = keep_traces(tmp_path, made)
-    changed = tkd_unet()
+    changed = tv_unet()
     changed.scale = 2.0
-    for network in (tkd_unet(), tkd_unet(seed=1), tkd_unet(channels=(2, 3)), changed):
+    for network in (tv_unet(), tv_unet(seed=1), tv_unet(channels=(2, 3)), changed):
         trace(network, [], ["x"])
-    trace(tkd_unet(), [], ["y"])
+    trace(tv_unet(), [], ["y"])
     assert made.count == 5
     for levels in (1, 2):
         monkeypatch.setattr(loopnet, "LEVELS", levels)

@@ -1,6 +1,6 @@
 """Judging graphs with INT8 in them: what they reconstruct, against the network in FP32."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ from qsm_deploy.kernels.bounding_box import box_at, corner_around
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -38,7 +39,8 @@ class Int8Evaluation:
         self._card = reference.card
         self._open_rounded = open_rounded
         self._scans = tuple(scans)
-        self._exact = [_reconstruct(reference, scan) for scan in self._scans]
+        self._made = [prior_maps(self._card.priors, scan) for scan in self._scans]
+        self._exact = [*self._maps(reference, slice(None))]
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -57,11 +59,14 @@ class Int8Evaluation:
     def session_error(self, session: Session, *, last: bool = False) -> MapError:
         """Return the worst error of a session of this network."""
         chosen = slice(-1, None) if last else slice(None)
-        errors = [
-            map_error(_reconstruct(session, scan), exact, scan)
-            for scan, exact in zip(self._scans[chosen], self._exact[chosen], strict=True)
-        ]
-        return worst(errors)
+        maps = self._maps(session, chosen)
+        rows = zip(maps, self._exact[chosen], self._scans[chosen], strict=True)
+        return worst([map_error(*row) for row in rows])
+
+    def _maps(self, session: Session, chosen: slice) -> Iterator[Volume]:
+        for scan, made in zip(self._scans[chosen], self._made[chosen], strict=True):
+            plan = plan_whole(scan.mask.shape, self._card.divisor)
+            yield network_output(session, scan, plan, made=made)
 
 
 def middle_of(scan: Scan, size: int, divisor: int) -> Scan:
@@ -71,8 +76,3 @@ def middle_of(scan: Scan, size: int, divisor: int) -> Scan:
     corner = corner_around((x, y, z), (size, size, size), grid, divisor=divisor)
     a, b, c = (min(size, n) for n in grid)
     return scan.cut(box_at(corner, (a, b, c)))
-
-
-def _reconstruct(session: Session, scan: Scan) -> Volume:
-    plan = plan_whole(scan.mask.shape, session.card.divisor)
-    return network_output(session, scan, plan)

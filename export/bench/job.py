@@ -16,6 +16,7 @@ from qsm_deploy.export.measure.torch_memory import in_torch
 from qsm_deploy.export.measure.verification import phantom_scan
 from qsm_deploy.kernels.errors import MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Shape, Volume, shape_text
+from qsm_deploy.kernels.threads import using_threads
 from qsm_deploy.runtime.card.plan_file import read_plan
 from qsm_deploy.runtime.card.read import PLAN
 from qsm_deploy.runtime.console.peak_memory import memory_text
@@ -59,7 +60,7 @@ def run_bench(
     patch
         As for a run; every contender runs the same patches.
     threads
-        Of the CPU for PyTorch, 0 for all.
+        Of the CPU for PyTorch and prior maps, 0 for all.
 
     Raises
     ------
@@ -87,7 +88,8 @@ def run_bench(
     }
     others = Others()
     contenders = [replace(c, work=_work(c, scan, plan)) for c in contenders]
-    rows = compare(contenders, scan, plan, repeats, log.stage)
+    with using_threads(threads):
+        rows = compare(contenders, scan, plan, repeats, log.stage)
     busy = others.busy_cores()
     log.stage("running the reference")
     references = _references(rows, scan, plan, weights, normalisation, torch_fits=torch_fits)

@@ -27,6 +27,7 @@ from qsm_deploy.export.check.shapes import shapes_for
 from qsm_deploy.export.measure.comparison import compare, reference_from
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.threads import using_threads
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by
@@ -150,7 +151,8 @@ def run_check(
         inputs.append(about)
         cases += planner.field(" + ".join(path.name for path in fields), prepared)
 
-    compared = list(_compare(cases, ways, expected, log))
+    with using_threads(threads):
+        compared = list(_compare(cases, ways, expected, log))
     rows = [one.row for one in compared]
     missing = unmeasured(rows, budgets)
     if asked := [name for name, _ in budget if name in missing]:

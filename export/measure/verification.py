@@ -18,6 +18,7 @@ from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
+from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Precision
@@ -82,9 +83,11 @@ def measure_differences(
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
         plan = plan_whole(shape, module.divisor)
-        expected = network_output(reference, scan, plan)
+        made = prior_maps(card.priors, scan)
+        expected = network_output(reference, scan, plan, made=made)
         for backend, session in sessions.items():
-            error = difference_ppb(network_output(session, scan, plan), expected, scan.mask)
+            got = network_output(session, scan, plan, made=made)
+            error = difference_ppb(got, expected, scan.mask)
             differences.append(Difference(backend, shape, float(np.abs(error).max())))
     return differences
 

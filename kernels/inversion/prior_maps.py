@@ -10,7 +10,6 @@ import numpy as np
 
 from qsm_deploy.kernels.dipole import dipole_convolve, tkd
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
-from qsm_deploy.kernels.inversion.grid import PaddedBox
 from qsm_deploy.kernels.inversion.total_variation import solved
 
 
@@ -82,11 +81,12 @@ def variation_maps(
         iterations=iterations,
         done=done,
     )
-    residual = solver.field_ppm - solver.predicted_ppm
-    residual *= solver.mask
-    chi = solver.x
-    chi *= solver.mask
+    inside, chi, field, residual = solver.mask, solver.x, solver.field_ppm, solver.predicted_ppm
+    del solver  # the iteration's volumes, which are most of the memory
+    np.subtract(field, residual, out=residual)
+    residual *= inside
+    chi *= inside
     field = dipole_convolve(chi, grid.geometry)
-    field *= solver.mask
+    field *= inside
     field += residual
     return grid.restore(chi), grid.restore(field), grid.restore(residual)

@@ -108,7 +108,7 @@ class Task:
     demand, decision
         What decided how it is run, as the inversion knows it; how it is run.
     runs
-        Patches in all, for whoever tells how far it is.
+        Iterations and patches in all, for whoever tells how far it is.
     notes
         How the result falls short of the whole volume's.
     facts

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.threads import using_threads, workers
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
@@ -160,14 +161,15 @@ class CpuNetwork(Network[Session]):
 
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and how far a lower precision is from FP32 on a sample."""
-        made = Made(network_output(self.session, task.scan, task.decision.plan, stages, done))
-        if self._compares_precision:
-            from qsm_deploy.runtime.reconstruction.precision_check import precision_error
+        with using_threads(self.threads or workers()):
+            made = Made(network_output(self.session, task.scan, task.decision.plan, stages, done))
+            if self._compares_precision:
+                from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 
-            with stages("precision check"):
-                reference = open_session(self.model, REFERENCE, threads=self.threads)
-                error = precision_error(self.session, reference, task.scan)
-            made.findings["precision_error"] = error
+                with stages("precision check"):
+                    reference = open_session(self.model, REFERENCE, threads=self.threads)
+                    error = precision_error(self.session, reference, task.scan)
+                made.findings["precision_error"] = error
         self.used()
         return made
 

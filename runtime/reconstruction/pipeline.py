@@ -18,14 +18,18 @@ PHASE_SIGN = "phase_sign"  # of the phase that a network takes, where a higher f
 
 
 def network_inputs(
-    card: ModelCard, scan: Scan, done: Callable[[], object] = lambda: None
+    card: ModelCard,
+    scan: Scan,
+    done: Callable[[], object] = lambda: None,
+    made: Mapping[str, Volume] | None = None,
 ) -> dict[str, Volume]:
     """Return what a network takes, by name and in order.
 
     Volumes are (c, x, y, z), other inputs as the card says. ``done`` is called after every step of
-    what takes many.
+    what takes many, ``made`` are the prior maps if they are there already.
     """
-    made = prior_maps(card.priors, scan, done)
+    if made is None:
+        made = prior_maps(card.priors, scan, done)
     return {
         tensor.name: made[tensor.name][None]
         if tensor.name in made
@@ -122,8 +126,9 @@ def network_output(
     plan: PatchPlan,
     stages: Stages | None = None,
     done: Callable[[], object] = lambda: None,
+    made: Mapping[str, Volume] | None = None,
 ) -> Volume:
-    """Return what :func:`reconstruct` does, finite or not."""
+    """Return what :func:`reconstruct` does, finite or not; ``made`` as for network_inputs."""
     stages = stages or Stages()
     card = session.card
     if card.patchable == "split":
@@ -134,7 +139,7 @@ def network_output(
                 card, scan, lambda volume: _run(session, plan, {"prior_input": volume}, scan, done)
             )
     with stages("prepare"):
-        inputs = network_inputs(card, scan, done)
+        inputs = network_inputs(card, scan, done, made)
     with stages("inference"):
         chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
     return chi

@@ -11,9 +11,8 @@ from qsm_deploy.kernels.inversion.prior_maps import iterated_tkd, variation_maps
 from qsm_deploy.runtime.card.card import TV_MAPS, PriorMap
 from qsm_deploy.runtime.scan.scan import Scan
 
-
 FLOAT = 4  # bytes of a voxel
-VARIATION, TKD = 50, 25  # per padded voxel, as measured
+VARIATION, TKD, TKD_AGAIN = 53, 17, 31  # per padded voxel, as measured
 
 
 def prior_maps(
@@ -56,9 +55,17 @@ def prior_bytes(priors: Sequence[PriorMap], scan: Scan) -> float:
     """Return what making prior maps takes, with those that were made [bytes]."""
     if not priors:
         return 0
-    each = VARIATION if any(prior.method in TV_MAPS for prior in priors) else TKD
-    padded = padded_box(scan.mask, scan.geometry).geometry.shape
-    return each * math.prod(padded) + FLOAT * len(priors) * scan.mask.size
+    padded = math.prod(padded_box(scan.mask, scan.geometry).geometry.shape)
+    each, steps, made, peak = FLOAT * scan.mask.size, set[int](), 0, 0
+    for prior in priors:
+        if prior.method == "tkd":
+            peak = max(peak, made + (TKD if prior.steps == 1 else TKD_AGAIN) * padded)
+            made += each
+        elif prior.steps not in steps:
+            peak = max(peak, made + VARIATION * padded)
+            made += len(TV_MAPS) * each
+            steps.add(prior.steps)
+    return peak
 
 
 def field_noise_ppm(scan: Scan) -> float:
@@ -75,9 +82,7 @@ def field_noise_ppm(scan: Scan) -> float:
     return sigma
 
 
-def _variation(
-    steps: int, scan: Scan, done: Callable[[], object]
-) -> tuple[Volume, Volume, Volume]:
+def _variation(steps: int, scan: Scan, done: Callable[[], object]) -> tuple[Volume, Volume, Volume]:
     return variation_maps(
         scan.measured[0],
         scan.mask,

@@ -30,7 +30,6 @@ def any_card() -> ModelCard:
         why_whole=None,
         receptive_field=ReceptiveField(1, 1, 1.0),
         geometry=GeometryLimits(None, None, None, None),
-        tkd=None,
         normalisation={},
         constants={},
         options={},

@@ -109,7 +109,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def card() -> ModelCard:
     """Return the card of a network with one volume and the voxel size, divisor 8."""
     bundled = parse_card(
-        (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()
+        (Path(card_module.__file__).parents[1] / "models" / "tv-unet.json").read_text()
     )
     field, _ = bundled.inputs
     size = replace(field, name="voxel_size_mm", unit="mm", shape=(3,))

@@ -101,7 +101,7 @@ def test_the_command_is_one(card, precision: str) -> None:
 
 
 def test_the_bundled_network_needs_no_weights(card) -> None:
-    built = replace(card, network="tkd-unet", options=target().options())
+    built = replace(card, network="tv-unet", options=target().options())
     assert "--weights" not in rebuild_command(built, "x.plan")
 
 

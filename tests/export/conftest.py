@@ -158,8 +158,8 @@ def tiny_ir2qsm(formula_state: Callable[[Mapping[str, Tensor]], State]) -> nn.Mo
 
 
 @pytest.fixture(scope="session")
-def tiny_tkd_unet(small: Callable[[str], Network]) -> nn.Module:
-    return small("tkd-unet")
+def tiny_tv_unet(small: Callable[[str], Network]) -> nn.Module:
+    return small("tv-unet")
 
 
 @pytest.fixture(scope="session")

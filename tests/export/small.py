@@ -20,7 +20,7 @@ from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
@@ -42,6 +42,15 @@ def qsmnet(flavour: Flavour, kernel: int) -> QSMnet:
     return QSMnet((2,) * 5, kernel, flavour, dict.fromkeys(NUMBERS, 0.5))
 
 
+def tv_unet() -> TvUnet:
+    """Return one that changes the map of total variation, as if trained."""
+    network = TvUnet(4, 8, 4)
+    for part in network.modules():
+        if isinstance(part, nn.Conv3d):
+            part.reset_parameters()
+    return network
+
+
 def prior(gen: nn.Sequential, channels: int, pipeline: str) -> Prior:
     numbers = dict.fromkeys(LOOPS[pipeline], 1.0)
     return Prior(gen, channels, pipeline, ANY_GEOMETRY, {}, numbers)
@@ -55,7 +64,7 @@ def modl_gen() -> nn.Sequential:
 SMALL: dict[str, Callable[[], Network]] = {
     "ir2qsm input": lambda: IR2QSM((2, 4), iterations=2),
     "ir2qsm iteration": lambda: IR2QSM((2, 4), iterations=2, residual="iteration"),
-    "tkd-unet": lambda: TkdUnet((2, 4)),
+    "tv-unet": tv_unet,
     "loopnet planes": lambda: LoopNet(4, PLANES, loops=2),
     "loopnet axes": lambda: LoopNet(4, AXES, loops=2, first_loop="copy", residual="iteration"),
     "xqsm": lambda: XQSM(base=2, depth=1),

@@ -16,21 +16,21 @@ from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.network_spec import WEIGHTS_FOLDER
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs
 from qsm_deploy.runtime.sessions.open import open_session
 
-TKD_UNET = REGISTRY["tkd-unet"]
-TKD_UNET_ONNX = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
+TV_UNET = REGISTRY["tv-unet"]
+TV_UNET_ONNX = Path(card_module.__file__).parents[1] / "models" / "tv-unet.onnx"
 SMALLEST_ACTIVE_SHARE = 0.01
 
 
 def test_every_bundled_file_is_half_precision_and_loads() -> None:
     specs = {spec.bundled[0]: spec for spec in REGISTRY.values() if spec.bundled}
     files = sorted(WEIGHTS_FOLDER.glob("*.safetensors"))
-    assert TKD_UNET.bundled_file() in files
+    assert TV_UNET.bundled_file() in files
     for file in files:
         kinds = {t.dtype for t in load_file(file).values() if t.is_floating_point()}
         assert kinds == {torch.float16}
@@ -38,8 +38,8 @@ def test_every_bundled_file_is_half_precision_and_loads() -> None:
         build_network(spec, load_state(file), Choices(spec.chosen_options({})))
 
 
-def test_every_level_of_tkd_unet_is_alive() -> None:
-    network = build_network(TKD_UNET, load_state(TKD_UNET.bundled_file()), Choices())
+def test_every_level_of_tv_unet_is_alive() -> None:
+    network = build_network(TV_UNET, load_state(TV_UNET.bundled_file()), Choices())
     shares: dict[str, float] = {}
 
     def watch(name: str) -> None:
@@ -51,7 +51,7 @@ def test_every_level_of_tkd_unet_is_alive() -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.LeakyReLU):
             watch(name)
-    card = provisional_card(TKD_UNET, network, Choices(), "none", "0" * 64)
+    card = provisional_card(TV_UNET, network, Choices(), "none", "0" * 64)
     volumes = network_inputs(card, phantom_scan(card, (64, 64, 64))).values()
     with torch.inference_mode():
         network(*(torch.from_numpy(v)[None] for v in volumes))
@@ -62,9 +62,9 @@ def test_every_level_of_tkd_unet_is_alive() -> None:
 
 @pytest.mark.slow
 def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
-    state = load_state(TKD_UNET.bundled_file())
-    bundled = onnx.load(TKD_UNET_ONNX)
-    again = onnx_from_module(build_network(TKD_UNET, state, Choices()))
+    state = load_state(TV_UNET.bundled_file())
+    bundled = onnx.load(TV_UNET_ONNX)
+    again = onnx_from_module(build_network(TV_UNET, state, Choices()))
     # what the exporter of another PyTorch may name or version otherwise is not compared
     assert [_essence(n) for n in again.graph.node] == [_essence(n) for n in bundled.graph.node]
     assert _weights(again) == _weights(bundled)
@@ -72,9 +72,9 @@ def test_exporting_the_bundled_weights_again_gives_the_bundled_model() -> None:
     (stored,) = [p.value for p in bundled.metadata_props if p.key == METADATA_KEY]
     card = parse_card(stored)
     assert card.weights_sha256 == state_sha256(state)
-    assert (card.network, card.pipeline) == (TKD_UNET.name, TkdUnet.pipeline)
-    assert (card.tkd, card.geometry) == (TkdUnet.tkd, TkdUnet.geometry)
-    assert card.inputs == TkdUnet.inputs
+    assert (card.network, card.pipeline) == (TV_UNET.name, TvUnet.pipeline)
+    assert (card.tkd, card.geometry) == (TvUnet.tkd, TvUnet.geometry)
+    assert card.inputs == TvUnet.inputs
     assert 0 < card.verified.max_ppb <= 0.01
     assert card.memory.keys() == {"onnxruntime", "openvino"}
     assert 0 < card.receptive_field.halo <= card.receptive_field.theoretical
@@ -92,6 +92,6 @@ def _weights(model: onnx.ModelProto) -> list[tuple[list[int], bytes]]:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_bundled_model_computes_what_its_weights_say(backend) -> None:
-    network = build_network(TKD_UNET, load_state(TKD_UNET.bundled_file()), Choices())
-    card = open_session(TKD_UNET_ONNX, backend).card
-    apply_gate(measure_differences(TKD_UNET_ONNX, network, card, (backend,)), 0.01)
+    network = build_network(TV_UNET, load_state(TV_UNET.bundled_file()), Choices())
+    card = open_session(TV_UNET_ONNX, backend).card
+    apply_gate(measure_differences(TV_UNET_ONNX, network, card, (backend,)), 0.01)

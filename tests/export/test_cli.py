@@ -17,7 +17,7 @@ from qsm_deploy.export.measure.verification import Difference
 from qsm_deploy.export.networks import network_spec, registry
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.sessions.open import open_session
 
@@ -122,17 +122,17 @@ def test_a_failed_export_keeps_the_file_that_was_there(exported: Path, tmp_path)
 
 
 @pytest.mark.usefixtures("quick")
-def test_bundled_weights_are_announced(tiny_tkd_unet, tmp_path, monkeypatch, capsys) -> None:
+def test_bundled_weights_are_announced(tiny_tv_unet, tmp_path, monkeypatch, capsys) -> None:
     from safetensors.torch import save_file
 
     monkeypatch.setattr(network_spec, "WEIGHTS_FOLDER", tmp_path)
     monkeypatch.chdir(tmp_path)
-    half = {key: value.half() for key, value in tiny_tkd_unet.state_dict().items()}
-    save_file(half, tmp_path / "tkd-unet.safetensors")
-    assert main(["--model", "tkd-unet"]) == 0
+    half = {key: value.half() for key, value in tiny_tv_unet.state_dict().items()}
+    save_file(half, tmp_path / "tv-unet.safetensors")
+    assert main(["--model", "tv-unet"]) == 0
     assert "taking the bundled ones" in capsys.readouterr().err.splitlines()[0]
-    card = parse_card(Path("tkd-unet-fp32.json").read_text())
-    assert card.tkd == TkdUnet.tkd
+    card = parse_card(Path("tv-unet-fp32.json").read_text())
+    assert card.tkd == TvUnet.tkd
     assert card.licence == registry.OWN_LICENCE
 
 
@@ -141,12 +141,12 @@ def test_bundled_weights_are_announced(tiny_tkd_unet, tmp_path, monkeypatch, cap
     [
         ([], 2, "--list"),
         (["--model", "qsmgan"], 2, "no such network"),
-        (["--model", "tkd-unet", "--residual", "input"], 2, "no option of tkd-unet"),
+        (["--model", "tv-unet", "--residual", "input"], 2, "no option of tv-unet"),
         (["--model", "ir2qsm", "-o", "model.pb"], 2, ".onnx"),
         (["--model", "ir2qsm"], 7, "drive.google.com"),
         (["--model", "ir2qsm", "--weights", "none.pth"], 7, "no such file"),
         (["--model", "ir2qsm", "--weights", "text.pth"], 7, "not a PyTorch file"),
-        (["--model", "tkd-unet", "--weights", "tiny.pth"], 7, "pass --model ir2qsm"),
+        (["--model", "tv-unet", "--weights", "tiny.pth"], 7, "pass --model ir2qsm"),
         (["--model", "ir2qsm", "--weights", "tiny.pth", "-o", "no/a.onnx"], 3, "not a folder"),
     ],
 )

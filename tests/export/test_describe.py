@@ -17,7 +17,7 @@ from qsm_deploy.export.cli import main
 from qsm_deploy.runtime.card.card import parse_card
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
-MODEL = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
+MODEL = Path(card_module.__file__).parents[1] / "models" / "tv-unet.onnx"
 
 
 def described(path: Path, capsys) -> tuple[str, dict[str, object]]:
@@ -72,10 +72,10 @@ def test_weights_of_no_known_network(shape: tuple[int, ...], tmp_path, capsys) -
 def test_a_model_with_a_card(capsys) -> None:
     text, found = described(MODEL, capsys)
     card = json.loads(MODEL.with_suffix(".json").read_text())
-    assert found == {"file": "tkd-unet.onnx", "card": card}
+    assert found == {"file": "tv-unet.onnx", "card": card}
     lines = dict(line.split(maxsplit=1) for line in text.splitlines())
     assert lines.keys() == card.keys()
-    assert (lines["network"], lines["divisor"]) == ("tkd-unet", "4")
+    assert (lines["network"], lines["divisor"]) == ("tv-unet", "4")
     assert json.loads(lines["geometry"]) == card["geometry"]
 
 
@@ -89,7 +89,7 @@ def test_a_plan_and_a_card_of_its_own(tmp_path, capsys) -> None:
         about = {"parts": parts} if name == "net.plan" else {}
         assert found == {"file": name, "card": json.loads(card.to_json())} | about
         assert ("graph inside     no, of the former form" in text) == bool(about)
-        assert "tkd-unet" in text
+        assert "tv-unet" in text
 
 
 VOLUME = nifti_bytes(np.zeros((4, 4, 4), dtype=np.float32), np.eye(4), compress=False)

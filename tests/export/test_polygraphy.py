@@ -24,13 +24,13 @@ from tests.export.small import SMALL
 pytestmark = pytest.mark.filterwarnings("ignore:SelectableGroups:DeprecationWarning:polygraphy")
 
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "runtime" / "models" / "tkd-unet.onnx"
+BUNDLED = ROOT / "runtime" / "models" / "tv-unet.onnx"
 SCRIPT = str(ROOT / "examples" / "polygraphy" / "data_loader.py")
 LOADER = ("--data-loader-script", SCRIPT)
 UNOPTIMISED = ("--graph-optimization-level", "ORT_DISABLE_ALL")
 SHAPES = ((19, 24, 17), (16, 32, 24))
 # a TKD map; a phase with numbers; a prior
-QUICK = ("tkd-unet", "iqsm v1", "modl-qsm split")
+QUICK = ("tv-unet", "iqsm v1", "modl-qsm split")
 
 Polygraphy = Callable[..., tuple[int, str]]
 
@@ -88,7 +88,7 @@ def test_every_network_runs_with_and_without_optimisation(
 def test_other_precisions_take_float32_too(
     precision: str, polygraphy: Polygraphy, card_of, traced, tmp_path: Path
 ) -> None:
-    graph, card, path = traced("tkd-unet"), card_of("tkd-unet"), tmp_path / "network.onnx"
+    graph, card, path = traced("tv-unet"), card_of("tv-unet"), tmp_path / "network.onnx"
     reduced = with_precision(graph, "fp16")
     if precision == "int8":
         layers = int8_layers(graph.graph, reducible_nodes(graph.graph))
@@ -119,7 +119,7 @@ def test_a_network_that_is_not_the_same_is_told_apart(
 
 def test_a_bare_engine_has_its_model_named(monkeypatch: pytest.MonkeyPatch) -> None:
     load_data = mod.import_from_script(SCRIPT, "load_data")
-    monkeypatch.setattr(sys, "argv", ["polygraphy", "run", "tkd-unet.engine", "--trt", *LOADER])
+    monkeypatch.setattr(sys, "argv", ["polygraphy", "run", "tv-unet.engine", "--trt", *LOADER])
     with pytest.raises(SystemExit, match=r"no \.onnx or \.plan .* set QSM_MODEL"):
         next(load_data())
     monkeypatch.setenv("QSM_MODEL", str(BUNDLED))

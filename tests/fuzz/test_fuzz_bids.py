@@ -93,7 +93,7 @@ def tree(tmp_path_factory):
 def run():
     """Return a function that runs a dataset, with the bundled model opened once."""
     host = Host(threads=1)
-    maker = maker_from([], method="tkd-unet")
+    maker = maker_from([], method="tv-unet")
     opened = open_reconstructor(maker, host)
 
     def run_on(root, **options):

@@ -41,9 +41,9 @@ FIELD = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32) / 50
 @pytest.fixture(scope="module")
 def model(kept_traces: None) -> bytes:
     torch.manual_seed(0)
-    network = SMALL["tkd-unet"]().eval()
+    network = SMALL["tv-unet"]().eval()
     card = replace(
-        provisional_card(REGISTRY["tkd-unet"], network, Choices(), "none", "0" * 64),
+        provisional_card(REGISTRY["tv-unet"], network, Choices(), "none", "0" * 64),
         memory=dict.fromkeys(BACKENDS, MemoryUse(10**6, 1000)),
         receptive_field=ReceptiveField(20, 8, 0.99),
         verified=Verification("PyTorch", 1.0, ((16, 16, 16),)),

@@ -86,9 +86,9 @@ class TestResult:
         assert sidecar["model"]["method"] == "tv"
 
     def test_the_bundled_network_is_a_method_by_name(self, run, paths):
-        assert run("--method tkd-unet field -m mask -o chi")[0] == 0
+        assert run("--method tv-unet field -m mask -o chi")[0] == 0
         sidecar = json.loads((paths["folder"] / "chi.json").read_text())
-        assert sidecar["model"]["network"] == "tkd-unet"
+        assert sidecar["model"]["network"] == "tv-unet"
 
     def test_ppb_and_uncompressed(self, run, paths, field):
         paths["chi"] = paths["folder"] / "chi.nii"
@@ -161,7 +161,7 @@ class TestResult:
         maps = []
         for backend in ("onnxruntime", "openvino"):
             flags = f"--force --backend {backend} --threads 1"
-            assert run(f"--method tkd-unet field -m mask -o chi {flags}")[0] == 0
+            assert run(f"--method tv-unet field -m mask -o chi {flags}")[0] == 0
             maps.append(nib.load(paths["chi"]).get_fdata())
         assert np.abs(maps[0]).max() > 0
         assert np.linalg.norm(maps[0] - maps[1]) < 5e-6 * np.linalg.norm(maps[0])
@@ -238,7 +238,7 @@ class TestBadInput:
         [
             ("", 2, "a field map (.nii or .nii.gz) is needed, or --phase and"),
             ("field field", 2, "tv takes one field, 2 were given"),
-            ("--method tkd-unet field field", 2, "tkd-unet takes one field, 2 were given"),
+            ("--method tv-unet field field", 2, "tv-unet takes one field, 2 were given"),
             ("model", 2, "a field map (.nii or .nii.gz), or --phase and"),
             ("model field -o chi.txt", 2, "must end in .nii or .nii.gz"),
             ("model field -o @folder", 2, "must end in .nii or .nii.gz"),

@@ -21,7 +21,7 @@ from tests.runtime.storages import GRIDS, SHAPE, SPREAD, STORAGES, head, require
 
 TIMES_S = (0.004, 0.008, 0.012)
 FIELD_STRENGTH_T = 3
-UNET = ("--method", "tkd-unet")
+UNET = ("--method", "tv-unet")
 PATCHES = (*UNET, "--patch", "24", "--overlap", "8")
 SPATIAL = (
     *("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),

@@ -95,8 +95,8 @@ class TestRows:
         assert code == 0
         assert out.startswith("32x28x24, whole, 5 reconstructions each, in turns")
         assert "cpu: a product at " in out
-        assert "errors of tkd-unet in ppb against pytorch " in out
-        assert out.count("tkd-unet.onnx") == 4
+        assert "errors of tv-unet in ppb against pytorch " in out
+        assert out.count("tv-unet.onnx") == 4
         assert "median seconds" in out
 
     def test_patches_do_more_work(self, bench):
@@ -139,7 +139,7 @@ class TestWeights:
     def test_two_networks_have_a_reference_each(self, bench, tiny_model):
         line = f"--shape 32 32 24 --against {BUNDLED_MODEL} --repeats 1 --json"
         rows = json.loads(bench(tiny_model, line)[1])["rows"]
-        assert [row["network"] for row in rows] == ["ir2qsm", "tkd-unet"]
+        assert [row["network"] for row in rows] == ["ir2qsm", "tv-unet"]
         assert rows[0]["accuracy"] is None
         assert rows[1]["accuracy"]["max_ppb"] < 0.01
 

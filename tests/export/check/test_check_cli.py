@@ -127,7 +127,7 @@ def test_the_bundled_engine_passes_in_every_backend_whole_and_patched(check, eng
     assert all(0 < row["max_ppb"] < 0.01 for row in rows)
     assert all({"regions", "against_truth", "field_residual"} <= row.keys() for row in rows)
     assert any("calcification" in {r["region"] for r in row["regions"]} for row in rows)
-    assert found["reference"]["files"][0]["file"] == "tkd-unet.safetensors"
+    assert found["reference"]["files"][0]["file"] == "tv-unet.safetensors"
     assert len(found["engine"]["sha256"]) == 64
 
 
@@ -274,11 +274,11 @@ def test_another_engine_may_be_the_reference(check, engine, tmp_path) -> None:
 
 
 def test_weights_may_be_the_reference(check, engine) -> None:
-    weights = REGISTRY["tkd-unet"].bundled_file()
+    weights = REGISTRY["tv-unet"].bundled_file()
     code, out, _ = check(engine(), "--reference", weights, *ONE)
     assert code == 0
     last = out.splitlines()[-1]
-    assert last.startswith("PASS: engine.onnx: tkd-unet in fp32 is within its budgets: max_ppb 0.0")
+    assert last.startswith("PASS: engine.onnx: tv-unet in fp32 is within its budgets: max_ppb 0.0")
 
 
 def test_a_real_file_is_run_whole_patched_and_around_its_strongest_field(
@@ -316,7 +316,7 @@ def test_labels_need_no_truth(check, engine, head) -> None:
 
 def test_another_network_is_no_reference(check, engine, tmp_path) -> None:
     other = save(onnx.load(BUNDLED_MODEL), tmp_path / "other.onnx", network="loopnet")
-    refused(check(engine(), "--reference", other), 4, "network loopnet, the engine has tkd-unet")
+    refused(check(engine(), "--reference", other), 4, "network loopnet, the engine has tv-unet")
     other = save(onnx.load(BUNDLED_MODEL), tmp_path / "other.onnx", weights_sha256="1" * 64)
     refused(check(engine(), "--reference", other), 4, "weights_sha256 1{12}, the engine has 8")
 
@@ -326,7 +326,7 @@ def test_weights_of_another_network_are_no_reference(check, engine, tiny_weights
         check(engine(), "--reference", tiny_weights),
         7,
         r"tiny.pth: not the weights that the engine was made of: .*keys like ir2qsm; its card says "
-        "tkd-unet",
+        "tv-unet",
     )
 
 

@@ -141,7 +141,7 @@ def test_the_verdict_comes_first_and_names_metric_value_and_budget(reports) -> N
 
 def test_names_of_files_are_escaped(reports) -> None:
     text = reports["pass"][0]
-    assert "<h1>pass &lt;&amp;&gt;.onnx: tkd-unet in fp32</h1>" in text
+    assert "<h1>pass &lt;&amp;&gt;.onnx: tv-unet in fp32</h1>" in text
     assert "<&>" not in text
 
 

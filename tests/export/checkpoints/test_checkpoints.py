@@ -124,9 +124,9 @@ def test_anything_else_is_refused_by_name(tiny_ir2qsm, spoil, message: str) -> N
         build(state)
 
 
-def test_another_networks_file_is_refused(shared: Path, tiny_tkd_unet) -> None:
-    with pytest.raises(WeightsError, match=r"not the weights of ir2qsm.*look like tkd-unet"):
-        build(tiny_tkd_unet.state_dict())
+def test_another_networks_file_is_refused(shared: Path, tiny_tv_unet) -> None:
+    with pytest.raises(WeightsError, match=r"not the weights of ir2qsm.*look like tv-unet"):
+        build(tiny_tv_unet.state_dict())
     with pytest.raises(WeightsError, match=r"not the weights of ir2qsm.*look like spinet-qsm"):
         build(load_state(shared / "data" / "checkpoints" / "spinet_qsm.pth"))
 

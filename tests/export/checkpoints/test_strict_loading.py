@@ -27,7 +27,7 @@ from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
@@ -118,7 +118,7 @@ def published(
 TF1 = Published(lambda: load_state(TF1_WEIGHTS), write_npz)
 FILES = {
     "ir2qsm": published(lambda: IR2QSM((2, 4, 8), iterations=2), write_pickle),
-    "tkd-unet": published(lambda: TkdUnet((2, 4)), write_safetensors),
+    "tv-unet": published(lambda: TvUnet(4, 8, 4), write_safetensors),
     "loopnet": published(lambda: LoopNet(4, loops=2), write_safetensors),
     "xqsm": published(lambda: XQSM(base=1), write_pickle),
     "xqsm-unet": published(lambda: XqsmUnet(base=2), write_pickle),

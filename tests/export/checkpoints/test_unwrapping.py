@@ -21,8 +21,8 @@ KEY = "encoder.0.0.weight"
 
 
 @pytest.fixture
-def state(tiny_tkd_unet: nn.Module) -> State:
-    return dict(tiny_tkd_unet.state_dict())
+def state(tiny_tv_unet: nn.Module) -> State:
+    return dict(tiny_tv_unet.state_dict())
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_the_command_line_takes_it_all_off(argument, state, tmp_path, quick, cap
     path = tmp_path / "w.pth"
     torch.save({"ema": with_prefix("model._orig_mod.", state), "epoch": 1}, path)
     output = ["--weights", str(path), "-o", str(tmp_path / "x.onnx")]
-    command = [argument, *([str(path)] if argument == "--describe" else ["tkd-unet", *output])]
+    command = [argument, *([str(path)] if argument == "--describe" else ["tv-unet", *output])]
     assert main(command) == 0
     out, err = capsys.readouterr()
     said = f"qsm-export: {path}: ema.model._orig_mod.{KEY} is read as {KEY}, the others likewise\n"

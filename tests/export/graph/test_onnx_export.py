@@ -17,7 +17,7 @@ from qsm_deploy.export.networks.network import Network
 from qsm_deploy.kernels.errors import ExportError
 
 IR2QSM_INPUTS = ("local_field_ppm",)
-TKD_UNET_INPUTS = ("local_field_ppm", "tkd_chi_ppm")
+TV_UNET_INPUTS = ("local_field_ppm", "tkd_chi_ppm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,19 +34,19 @@ def ir2qsm(tiny_ir2qsm) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def tkd_unet(tiny_tkd_unet) -> onnx.ModelProto:
-    return onnx_from_module(tiny_tkd_unet)
+def tv_unet(tiny_tv_unet) -> onnx.ModelProto:
+    return onnx_from_module(tiny_tv_unet)
 
 
-def test_batch_norm_is_folded_and_nothing_is_random(ir2qsm, tkd_unet) -> None:
-    for model in (ir2qsm, tkd_unet):
+def test_batch_norm_is_folded_and_nothing_is_random(ir2qsm, tv_unet) -> None:
+    for model in (ir2qsm, tv_unet):
         kinds = {node.op_type for node in model.graph.node}
         assert not {k for k in kinds if "Norm" in k or "Random" in k or "Dropout" in k}
-    assert Counter(n.op_type for n in tkd_unet.graph.node)["LeakyRelu"] == 6
+    assert Counter(n.op_type for n in tv_unet.graph.node)["LeakyRelu"] == 6
 
 
-def test_inputs_and_output_have_names_types_and_free_axes(ir2qsm, tkd_unet) -> None:
-    for model, names, divisor in ((ir2qsm, IR2QSM_INPUTS, 4), (tkd_unet, TKD_UNET_INPUTS, 2)):
+def test_inputs_and_output_have_names_types_and_free_axes(ir2qsm, tv_unet) -> None:
+    for model, names, divisor in ((ir2qsm, IR2QSM_INPUTS, 4), (tv_unet, TV_UNET_INPUTS, 2)):
         graph = model.graph
         assert [i.name for i in graph.input] == list(names)
         assert [o.name for o in graph.output] == ["chi_ppm"]
@@ -62,16 +62,16 @@ def test_weights_are_inside_and_the_checker_agrees(ir2qsm) -> None:
     assert all(not t.external_data for t in ir2qsm.graph.initializer)
 
 
-def test_nothing_tells_of_the_exporting_machine(ir2qsm, tkd_unet) -> None:
-    for model in (ir2qsm, tkd_unet):
+def test_nothing_tells_of_the_exporting_machine(ir2qsm, tv_unet) -> None:
+    for model in (ir2qsm, tv_unet):
         data = model.SerializeToString()
         assert b".py" not in data
         assert b"stack_trace" not in data
 
 
-def test_the_same_weights_give_the_same_bytes(tiny_tkd_unet, tkd_unet) -> None:
-    again = onnx_from_module(tiny_tkd_unet)
-    assert again.SerializeToString(deterministic=True) == tkd_unet.SerializeToString(
+def test_the_same_weights_give_the_same_bytes(tiny_tv_unet, tv_unet) -> None:
+    again = onnx_from_module(tiny_tv_unet)
+    assert again.SerializeToString(deterministic=True) == tv_unet.SerializeToString(
         deterministic=True
     )
 
@@ -79,11 +79,11 @@ def test_the_same_weights_give_the_same_bytes(tiny_tkd_unet, tkd_unet) -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 4, 12), (2, 4, 8, 20), (3, 16, 16, 16)])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_any_batch_and_size(
-    run, ir2qsm, tkd_unet, tiny_ir2qsm, tiny_tkd_unet, shape, backend
+    run, ir2qsm, tv_unet, tiny_ir2qsm, tiny_tv_unet, shape, backend
 ) -> None:
     n, *size = shape
     rng = np.random.default_rng(0)
-    for model, module in ((ir2qsm, tiny_ir2qsm), (tkd_unet, tiny_tkd_unet)):
+    for model, module in ((ir2qsm, tiny_ir2qsm), (tv_unet, tiny_tv_unet)):
         inputs = [
             rng.standard_normal((n, 1, *size), dtype=np.float32) * np.float32(0.02)
             for _ in model.graph.input
@@ -94,10 +94,10 @@ def test_any_batch_and_size(
         assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
-def test_the_exporter_is_quiet(tiny_tkd_unet, capfd) -> None:
+def test_the_exporter_is_quiet(tiny_tv_unet, capfd) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        onnx_from_module(tiny_tkd_unet)
+        onnx_from_module(tiny_tv_unet)
     out, err = capfd.readouterr()
     assert (out, err, [str(w.message) for w in caught]) == ("", "", [])
     assert not logging.getLogger("torch.onnx._internal.exporter._registration").filters

@@ -43,8 +43,8 @@ SPACING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @pytest.fixture(scope="module")
-def tkd_unet_graph(traced: Callable[[str], onnx.ModelProto]) -> onnx.ModelProto:
-    return traced("tkd-unet")
+def tv_unet_graph(traced: Callable[[str], onnx.ModelProto]) -> onnx.ModelProto:
+    return traced("tv-unet")
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_ir2qsm_keeps_its_estimates_and_their_fusion(tiny_ir2qsm) -> None:
     }
 
 
-def test_tkd_unet_keeps_its_scaling_last_convolution_and_residual(tkd_unet_graph) -> None:
-    assert kept(tkd_unet_graph) == ["Div", "Div", "Concat", "Conv", "Mul", "Add"]
-    assert convolution_weights(tkd_unet_graph, reduced=False) == {"last.weight"}
+def test_tv_unet_keeps_its_scaling_last_convolution_and_residual(tv_unet_graph) -> None:
+    assert kept(tv_unet_graph) == ["Div", "Div", "Concat", "Conv", "Mul", "Add"]
+    assert convolution_weights(tv_unet_graph, reduced=False) == {"last.weight"}
 
 
 def test_iqsm_keeps_the_features_that_are_its_residual(traced) -> None:
@@ -121,10 +121,10 @@ def test_loopnet_keeps_its_normalisations_and_maps(traced) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_graph_is_typed_throughout(precision: str, tkd_unet_graph) -> None:
-    before = tkd_unet_graph.SerializeToString(deterministic=True)
-    model = with_precision(tkd_unet_graph, precision)
-    assert tkd_unet_graph.SerializeToString(deterministic=True) == before
+def test_the_graph_is_typed_throughout(precision: str, tv_unet_graph) -> None:
+    before = tv_unet_graph.SerializeToString(deterministic=True)
+    model = with_precision(tv_unet_graph, precision)
+    assert tv_unet_graph.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(model, full_check=True)
     ends = [*model.graph.input, *model.graph.output]
     assert {value.type.tensor_type.elem_type for value in ends} == {TensorProto.FLOAT}
@@ -141,8 +141,8 @@ def test_a_network_without_convolutions_is_refused() -> None:
         with_precision(onnx.parser.parse_model(NEGATION), "fp16")
 
 
-def test_in_fp32_the_run_is_what_onnx_runtime_computes(tkd_unet_graph, dipole_network) -> None:
-    for model in (tkd_unet_graph, onnx_from_module(dipole_network("tkd"))):
+def test_in_fp32_the_run_is_what_onnx_runtime_computes(tv_unet_graph, dipole_network) -> None:
+    for model in (tv_unet_graph, onnx_from_module(dipole_network("tkd"))):
         feeds = volumes(model, 8)
         session = onnxruntime.InferenceSession(model.SerializeToString())
         expected = session.run(None, feeds)[0]
@@ -152,13 +152,13 @@ def test_in_fp32_the_run_is_what_onnx_runtime_computes(tkd_unet_graph, dipole_ne
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_it_rounds_as_the_module_does_by_hand(precision, tiny_tkd_unet, tkd_unet_graph) -> None:
+def test_it_rounds_as_the_module_does_by_hand(precision, tiny_tv_unet, tv_unet_graph) -> None:
     kind = PRECISIONS[precision]
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
         return x.to(kind).float()
 
-    module = copy.deepcopy(tiny_tkd_unet)
+    module = copy.deepcopy(tiny_tv_unet)
     seen = []
     for name, layer in module.named_modules():
         if name == "last":
@@ -171,10 +171,10 @@ def test_it_rounds_as_the_module_does_by_hand(precision, tiny_tkd_unet, tkd_unet
     pool = nn.functional.avg_pool3d
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(nn.functional, "avg_pool3d", lambda x, size: rounded(pool(x, size)))
-        feeds = volumes(tkd_unet_graph)
+        feeds = volumes(tv_unet_graph)
         expected = module(*map(torch.from_numpy, feeds.values())).numpy()
-        exact = tiny_tkd_unet(*map(torch.from_numpy, feeds.values())).numpy()
-    run = RoundedRun(with_precision(tkd_unet_graph, precision))
+        exact = tiny_tv_unet(*map(torch.from_numpy, feeds.values())).numpy()
+    run = RoundedRun(with_precision(tv_unet_graph, precision))
     got = run.run(feeds)
     error = np.abs(got - exact).max()
     assert error > 0.01 * SPACING[precision] * np.abs(exact).max()
@@ -193,21 +193,21 @@ def test_onnx_runtime_hides_what_the_rounding_costs(traced) -> None:
     assert np.abs(true - exact).max() > 1.2 * np.abs(in_engine - exact).max() > 0
 
 
-def test_the_box_holds_the_calcification_of_the_head(tiny_tkd_unet) -> None:
+def test_the_box_holds_the_calcification_of_the_head(tiny_tv_unet) -> None:
     head = head_phantom(Geometry(rounding_error.HEAD), seed=SEED)
     first, size = rounding_error.CORNER, rounding_error.SHAPE
     box = tuple(slice(a, a + n) for a, n in zip(first, size, strict=True))
     calcified = head.labels == Label.CALCIFICATION
     assert calcified[box].sum() == calcified.sum() > 40
     assert head.chi_ppm[box].min() < -3
-    card = provisional_card(REGISTRY["tkd-unet"], tiny_tkd_unet, Choices(), "none", "0" * 64)
+    card = provisional_card(REGISTRY["tv-unet"], tiny_tv_unet, Choices(), "none", "0" * 64)
     scan = rounding_error.calcified_scan(card)
     assert scan.geometry.shape == scan.mask.shape == size
     np.testing.assert_array_equal(scan.measured[0], head.local_field_ppm[box])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tkd-unet", "ir2qsm"])
+@pytest.mark.parametrize("name", ["tv-unet", "ir2qsm"])
 def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(name: str) -> None:
     spec = REGISTRY[name]
     choices = Choices(spec.chosen_options({}))
@@ -247,15 +247,15 @@ def test_above_the_gate_it_is_refused_with_the_number(p999, largest, share, mess
 
 
 @pytest.fixture
-def small_weights(tiny_tkd_unet: Network, tmp_path: Path) -> Path:
+def small_weights(tiny_tv_unet: Network, tmp_path: Path) -> Path:
     # in half precision as in other tests that share the trace
-    half = {key: value.half() for key, value in tiny_tkd_unet.state_dict().items()}
+    half = {key: value.half() for key, value in tiny_tv_unet.state_dict().items()}
     torch.save(half, tmp_path / "tiny.pth")
     return tmp_path / "tiny.pth"
 
 
 def export(weights: Path, *arguments: str) -> int:
-    return main(["--model", "tkd-unet", "--weights", str(weights), *arguments])
+    return main(["--model", "tv-unet", "--weights", str(weights), *arguments])
 
 
 @pytest.mark.usefixtures("quick", "small_head")
@@ -264,7 +264,7 @@ def test_the_command_writes_measures_and_tells(
     precision: str, small_weights: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(small_weights.parent)
-    output = f"tkd-unet-{precision}.onnx"
+    output = f"tv-unet-{precision}.onnx"
     assert export(small_weights, f"--{precision}", "-o", output, "--gate-ppb", "30") == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{output}: ")
@@ -309,8 +309,8 @@ def test_too_much_error_or_an_overflow_leaves_no_file(small_weights, monkeypatch
     assert [p.name for p in folder.iterdir()] == ["tiny.pth"]
 
 
-def test_the_run_shows_an_overflow(tkd_unet_graph) -> None:
-    half = with_precision(tkd_unet_graph, "fp16")
+def test_the_run_shows_an_overflow(tv_unet_graph) -> None:
+    half = with_precision(tv_unet_graph, "fp16")
     feeds = {name: 1e6 * volume for name, volume in volumes(half).items()}
     run = RoundedRun(half)
     assert not np.isfinite(run.run(feeds)).all()
@@ -319,5 +319,5 @@ def test_the_run_shows_an_overflow(tkd_unet_graph) -> None:
 
 def test_two_precisions_at_once_are_refused() -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "tkd-unet", "--fp16", "--bf16"])
+        main(["--model", "tv-unet", "--fp16", "--bf16"])
     assert caught.value.code == 2

@@ -51,7 +51,7 @@ FOLDER_SHAPE = (24, 28, 20)
 @pytest.fixture(scope="module")
 def graphs(traced: Callable[[str], onnx.ModelProto]) -> dict[str, onnx.ModelProto]:
     """Return small graphs in FP32, by network."""
-    cases = {"ir2qsm": "ir2qsm input", "prior": "lpcnn split", "tkd-unet": "tkd-unet"}
+    cases = {"ir2qsm": "ir2qsm input", "prior": "lpcnn split", "tv-unet": "tv-unet"}
     return {name: traced(case) for name, case in cases.items()}
 
 
@@ -108,7 +108,7 @@ def test_of_a_residual_block_the_shortcut_may_be_in_int8(graphs) -> None:
     assert names(layers)[0] == "gen.2.0.conv1"
 
 
-@pytest.mark.parametrize("name", ["ir2qsm", "prior", "tkd-unet"])
+@pytest.mark.parametrize("name", ["ir2qsm", "prior", "tv-unet"])
 def test_backends_run_q_dq_as_true_rounding_says(name: str, graphs, tmp_path: Path) -> None:
     model = graphs[name]
     layers = layers_of(model)
@@ -132,7 +132,7 @@ def test_backends_run_q_dq_as_true_rounding_says(name: str, graphs, tmp_path: Pa
 
 
 def test_half_of_it_is_in_fp16(graphs) -> None:
-    model = graphs["tkd-unet"]
+    model = graphs["tv-unet"]
     layers = layers_of(model)
     half = with_precision(model, "fp16")
     quantised = quantiser_of(model, layers[1:]).quantised(half, layers[1:])
@@ -198,9 +198,9 @@ def test_a_budget_is_on_all_its_numbers_and_knows_nan() -> None:
 
 
 @pytest.fixture
-def folder(tiny_tkd_unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tiny_tv_unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with small weights, in which everything runs on small heads."""
-    torch.save({k: v.half() for k, v in tiny_tkd_unet.state_dict().items()}, tmp_path / "tiny.pth")
+    torch.save({k: v.half() for k, v in tiny_tv_unet.state_dict().items()}, tmp_path / "tiny.pth")
     for name in ("HEAD", "SHAPE"):
         monkeypatch.setattr(rounding_error, name, (24, 20, 28))
     monkeypatch.setattr(rounding_error, "CORNER", (0, 0, 0))
@@ -210,7 +210,7 @@ def folder(tiny_tkd_unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-def export(*arguments: str, weights: str = "tiny.pth", network: str = "tkd-unet") -> int:
+def export(*arguments: str, weights: str = "tiny.pth", network: str = "tv-unet") -> int:
     return main(["--model", network, "--weights", weights, *arguments])
 
 
@@ -344,7 +344,7 @@ def test_a_model_in_place_of_weights_is_told_apart(
     assert export(*INT8, weights=str(quantised), network="ir2qsm") == 7
     assert "quantised to INT8 already" in capsys.readouterr().err
     assert export(*INT8, weights=str(quantised)) == 7
-    assert "its card says ir2qsm, not tkd-unet" in capsys.readouterr().err
+    assert "its card says ir2qsm, not tv-unet" in capsys.readouterr().err
     assert export(*INT8, weights=str(any_model("ir2qsm")), network="ir2qsm") == 7
     assert "an exported model, no weights" in capsys.readouterr().err
     (folder / "b.onnx").write_bytes(b"\x08\x0a\xff\xff")
@@ -352,8 +352,8 @@ def test_a_model_in_place_of_weights_is_told_apart(
     assert "damaged" in capsys.readouterr().err
 
 
-def test_quantised_weights_are_refused(folder: Path, tiny_tkd_unet: Network, capsys) -> None:
-    state = tiny_tkd_unet.state_dict()
+def test_quantised_weights_are_refused(folder: Path, tiny_tv_unet: Network, capsys) -> None:
+    state = tiny_tv_unet.state_dict()
     state["last.weight"] = (state["last.weight"] * 100).to(torch.int8)
     torch.save(state, "tiny8.pth")
     assert export(*INT8, weights="tiny8.pth") == 7

@@ -24,8 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def card(tiny_tkd_unet) -> ModelCard:
-    return provisional_card(REGISTRY["tkd-unet"], tiny_tkd_unet, Choices(), "none", "0" * 64)
+def card(tiny_tv_unet) -> ModelCard:
+    return provisional_card(REGISTRY["tv-unet"], tiny_tv_unet, Choices(), "none", "0" * 64)
 
 
 @pytest.fixture

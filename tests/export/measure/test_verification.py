@@ -22,24 +22,24 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.card.card import TensorInfo
 
 BACKENDS = ("openvino", "onnxruntime")
-SPEC = REGISTRY["tkd-unet"]
+SPEC = REGISTRY["tv-unet"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_tkd_unet: Network) -> onnx.ModelProto:
-    return onnx_from_module(tiny_tkd_unet)
+def model(tiny_tv_unet: Network) -> onnx.ModelProto:
+    return onnx_from_module(tiny_tv_unet)
 
 
 @pytest.fixture
-def differences(model: onnx.ModelProto, tiny_tkd_unet: Network, tmp_path: Path) -> Callable:
+def differences(model: onnx.ModelProto, tiny_tv_unet: Network, tmp_path: Path) -> Callable:
     def measure(change: Callable[[onnx.ModelProto], None]) -> list[Difference]:
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
         change(changed)
         path = tmp_path / "m.onnx"
-        card = provisional_card(SPEC, tiny_tkd_unet, Choices(), "none", "0" * 64)
+        card = provisional_card(SPEC, tiny_tv_unet, Choices(), "none", "0" * 64)
         path.write_bytes(with_card(changed, card))
-        return measure_differences(path, tiny_tkd_unet, card, BACKENDS)
+        return measure_differences(path, tiny_tv_unet, card, BACKENDS)
 
     return measure
 

@@ -1,14 +1,14 @@
-"""The networks' own laws: homogeneity of tkd-unet, shapes, what the constructors infer."""
+"""The networks' own laws: homogeneity of tv-unet, shapes, what the constructors infer."""
 
 import pytest
 import torch
 
-from qsm_deploy.export.networks import ir2qsm, tkd_unet
+from qsm_deploy.export.networks import ir2qsm, tv_unet
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 
 
@@ -17,22 +17,22 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 0.5, 7.0])
-def test_tkd_unet_is_positively_homogeneous(tiny_tkd_unet, factor: float) -> None:
+def test_tv_unet_is_positively_homogeneous(tiny_tv_unet, factor: float) -> None:
     field, inverse = noise(1, 1, 8, 6, 10), noise(1, 1, 8, 6, 10, seed=1)
     with torch.inference_mode():
-        once = tiny_tkd_unet(field, inverse) * factor
-        scaled = tiny_tkd_unet(field * factor, inverse * factor)
+        once = tiny_tv_unet(field, inverse) * factor
+        scaled = tiny_tv_unet(field * factor, inverse * factor)
     assert torch.allclose(scaled, once, rtol=1e-4, atol=1e-7 * factor)
 
 
-def test_tkd_unet_tells_its_inputs_apart(tiny_tkd_unet) -> None:
+def test_tv_unet_tells_its_inputs_apart(tiny_tv_unet) -> None:
     a, b = noise(1, 1, 8, 8, 8), noise(1, 1, 8, 8, 8, seed=1)
     with torch.inference_mode():
-        assert (tiny_tkd_unet(a, b) - tiny_tkd_unet(b, a)).abs().max() > 1e-3
+        assert (tiny_tv_unet(a, b) - tiny_tv_unet(b, a)).abs().max() > 1e-3
 
 
-def test_tkd_unet_has_leaky_units_and_no_bias() -> None:
-    modules = list(TkdUnet().modules())
+def test_tv_unet_has_leaky_units_and_no_bias() -> None:
+    modules = list(TvUnet().modules())
     assert sum(isinstance(m, torch.nn.LeakyReLU) for m in modules) == 10
     assert not [m for m in modules if isinstance(m, torch.nn.ReLU)]
     assert all(m.bias is None for m in modules if isinstance(m, torch.nn.Conv3d))
@@ -53,8 +53,8 @@ def test_ir2qsm_is_read_off_the_shapes(channels: tuple[int, ...], iterations: in
 
 
 @pytest.mark.parametrize("channels", [(4, 8), (3, 5, 7), (8, 16, 32)])
-def test_tkd_unet_is_read_off_the_shapes(channels: tuple[int, ...]) -> None:
-    network = tkd_unet.network_from_state(TkdUnet(channels).state_dict(), Choices())
+def test_tv_unet_is_read_off_the_shapes(channels: tuple[int, ...]) -> None:
+    network = tv_unet.network_from_state(TvUnet(channels).state_dict(), Choices())
     assert network.divisor == 2 ** (len(channels) - 1)
     n = 2 * network.divisor
     volume = torch.zeros(1, 1, n, n, 2 * n)
@@ -66,7 +66,7 @@ def test_full_width_has_the_published_number_of_used_parameters() -> None:
     assert len(IR2QSM().state_dict()) == 633
 
 
-@pytest.mark.parametrize("module", [ir2qsm, tkd_unet])
+@pytest.mark.parametrize("module", [ir2qsm, tv_unet])
 def test_strange_keys_are_refused_by_name(module) -> None:
     with pytest.raises(WeightsError, match=r"not the weights of .*found layer1\.weight"):
         module.network_from_state({"layer1.weight": torch.zeros(1)}, Choices({"residual": "input"}))
@@ -86,13 +86,13 @@ class HalfDivisor(NoDivisor):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        (NoDivisor(), "NoDivisor, the network of tkd-unet, says no divisor; define it"),
-        (HalfDivisor(), "HalfDivisor, the network of tkd-unet, says no divisor"),
-        (torch.nn.Identity(), "Identity, which was built for tkd-unet, is no Network; derive it"),
+        (NoDivisor(), "NoDivisor, the network of tv-unet, says no divisor; define it"),
+        (HalfDivisor(), "HalfDivisor, the network of tv-unet, says no divisor"),
+        (torch.nn.Identity(), "Identity, which was built for tv-unet, is no Network; derive it"),
     ],
     ids=["none", "half", "no network"],
 )
 def test_a_network_that_lacks_what_the_export_asks_is_refused(monkeypatch, module, says) -> None:
-    monkeypatch.setattr(tkd_unet, "network_from_state", lambda state, choices: module)
+    monkeypatch.setattr(tv_unet, "network_from_state", lambda state, choices: module)
     with pytest.raises(UsageError, match=says):
-        build_network(REGISTRY["tkd-unet"], TkdUnet().state_dict(), Choices())
+        build_network(REGISTRY["tv-unet"], TvUnet().state_dict(), Choices())

@@ -25,7 +25,7 @@ from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
+from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
@@ -46,7 +46,7 @@ def iqsm_layers() -> tuple[ConvBlock, EncoderDecoder, LotLayer]:
 # the graphs of each network at the published size, the default one first
 GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "ir2qsm": (IR2QSM,),
-    "tkd-unet": (TkdUnet,),
+    "tv-unet": (TvUnet,),
     "loopnet": (LoopNet,),
     "xqsm": (XQSM,),
     "xqsm-unet": (XqsmUnet,),
@@ -103,7 +103,7 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
 
 
 def test_convolutions_are_counted_by_hand() -> None:
-    network = without_storage(lambda: TkdUnet((1, 1)))
+    network = without_storage(lambda: TvUnet((1, 1)))
     fine, coarse = SIZE**3, (SIZE // 2) ** 3
     convs = fine * 27 * (2 + 1 + 2 + 1) + coarse * 27 * (1 + 1)
     assert gmac(network) * 1e9 == convs + coarse * 8 + fine  # up-sampling by 2, and the last
@@ -118,7 +118,7 @@ def test_documents_that_are_named_exist() -> None:
 
 
 def test_each_network_is_listed_under_its_name() -> None:
-    assert {"ir2qsm", "tkd-unet"} <= REGISTRY.keys()
+    assert {"ir2qsm", "tv-unet"} <= REGISTRY.keys()
     for name, spec in REGISTRY.items():
         assert network_spec(name) is spec
         assert spec.name == name
@@ -126,16 +126,16 @@ def test_each_network_is_listed_under_its_name() -> None:
         assert spec.published.licence
 
 
-def test_ir2qsm_is_for_axial_1_mm_and_tkd_unet_for_any_geometry() -> None:
+def test_ir2qsm_is_for_axial_1_mm_and_tv_unet_for_any_geometry() -> None:
     limits = IR2QSM.geometry
     assert limits.voxel_size_mm == (1, 1, 1)
     assert (limits.voxel_tolerance, limits.b0_tolerance_deg) == (0.1, 2)
     assert limits.b0_direction == (0, 0, 1)
-    assert dataclasses.astuple(TkdUnet.geometry) == (None,) * 4
+    assert dataclasses.astuple(TvUnet.geometry) == (None,) * 4
 
 
 def test_an_unknown_network_is_a_usage_error_that_names_the_known() -> None:
-    with pytest.raises(UsageError, match=r"--model qsmgan.*ir2qsm, tkd-unet"):
+    with pytest.raises(UsageError, match=r"--model qsmgan.*ir2qsm, tv-unet"):
         network_spec("qsmgan")
 
 
@@ -156,11 +156,11 @@ def test_bundled_weights_are_found(tmp_path, monkeypatch) -> None:
 
 
 def test_options_have_defaults_and_strange_ones_are_refused() -> None:
-    ir2qsm, tkd_unet = REGISTRY["ir2qsm"], REGISTRY["tkd-unet"]
+    ir2qsm, tv_unet = REGISTRY["ir2qsm"], REGISTRY["tv-unet"]
     assert ir2qsm.chosen_options({"residual": None}) == {"residual": "input"}
     assert ir2qsm.chosen_options({"residual": "iteration"}) == {"residual": "iteration"}
-    assert tkd_unet.chosen_options({"residual": None}) == {}
-    with pytest.raises(UsageError, match="--residual input is no option of tkd-unet"):
-        tkd_unet.chosen_options({"residual": "input"})
+    assert tv_unet.chosen_options({"residual": None}) == {}
+    with pytest.raises(UsageError, match="--residual input is no option of tv-unet"):
+        tv_unet.chosen_options({"residual": "input"})
     with pytest.raises(UsageError, match=r"--residual input\|iteration"):
         ir2qsm.chosen_options({"residual": "both"})

@@ -25,10 +25,10 @@ from qsm_deploy.runtime.sessions.open import open_session
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_tkd_unet, monkeypatch) -> Path:
+def folder(tmp_path: Path, tiny_tv_unet, monkeypatch) -> Path:
     """Return the current folder, weights in it; heads are small."""
     # in half precision as in other tests that share the trace
-    half = {key: value.half() for key, value in tiny_tkd_unet.state_dict().items()}
+    half = {key: value.half() for key, value in tiny_tv_unet.state_dict().items()}
     torch.save(half, tmp_path / "tiny.pth")
     for name in ("HEAD", "SHAPE"):
         monkeypatch.setattr(rounding_error, name, (24, 20, 28))
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, tiny_tkd_unet, monkeypatch) -> Path:
 
 
 def export(*arguments: str) -> int:
-    return main(["--model", "tkd-unet", "--weights", "tiny.pth", *arguments])
+    return main(["--model", "tv-unet", "--weights", "tiny.pth", *arguments])
 
 
 @pytest.mark.usefixtures("quick")
@@ -47,12 +47,12 @@ def test_a_reduced_precision_becomes_a_plan_where_an_engine_is_installed(folder,
     chosen = ("--shapes", "16,32x16x32,64", "--layers", "layers.json", "--workspace-mb", "500")
     assert export("--fp16", "--engine", "tensorrt-rtx", "--gate-ppb", "30", *chosen) == 0
     out, err = capsys.readouterr()
-    assert "writing tkd-unet-fp16.plan for tensorrt-rtx" in err
+    assert "writing tv-unet-fp16.plan for tensorrt-rtx" in err
     assert "building with tensorrt-rtx 1." in err
-    assert out.startswith("tkd-unet-fp16.plan: ")
+    assert out.startswith("tv-unet-fp16.plan: ")
     assert "the engine in it was not run" in out
-    card = parse_card(Path("tkd-unet-fp16.json").read_text())
-    assert load_card(Path("tkd-unet-fp16.plan")) == card
+    card = parse_card(Path("tv-unet-fp16.json").read_text())
+    assert load_card(Path("tv-unet-fp16.plan")) == card
     assert card.precision == "fp16"
     assert card.options["shapes"] == "16x16x16,32x16x32,64x64x64"
     assert card.options["engine"].startswith("tensorrt-rtx 1.")
@@ -71,13 +71,13 @@ def same_as_the_onnx_file(capsys) -> None:
     """Hold the graph in the plan against the file of the same precision, and take it out."""
     assert export("--fp16", "-o", "a.onnx", "--gate-ppb", "30", "-q") == 0
     card = load_card(Path("a.onnx"))
-    described = ("--describe", "tkd-unet-fp16.plan", "--extract")
+    described = ("--describe", "tv-unet-fp16.plan", "--extract")
     for name in ("graph.onnx", "bare.engine"):
         assert main([*described, name]) == 0
     out = capsys.readouterr().out
     assert "sm_80,sm_86,sm_89,sm_120,sm_121+, shapes 16x16x16,32x16x32,64x64x64" in out
     assert "graph inside" in out
-    plan = read_plan(Path("tkd-unet-fp16.plan"))
+    plan = read_plan(Path("tv-unet-fp16.plan"))
     assert Path("bare.engine").read_bytes() == plan.engine
     assert Path("graph.onnx").read_bytes() == plan.graph
     inside = load_card(Path("graph.onnx"))
@@ -88,11 +88,10 @@ def same_as_the_onnx_file(capsys) -> None:
     feeds = dict(zip((tensor.name for tensor in card.inputs), values, strict=True))
     for backend in inside.memory:
         maps = [
-            open_session(Path(name), backend).run(feeds)
-            for name in ("a.onnx", "tkd-unet-fp16.plan")
+            open_session(Path(name), backend).run(feeds) for name in ("a.onnx", "tv-unet-fp16.plan")
         ]
         np.testing.assert_array_equal(*maps)
-    for wrong in (["tkd-unet-fp16.plan", "--extract", "x.txt"], ["a.onnx", "--extract", "b.onnx"]):
+    for wrong in (["tv-unet-fp16.plan", "--extract", "x.txt"], ["a.onnx", "--extract", "b.onnx"]):
         assert main(["--describe", *wrong]) == 2
         assert "--extract" in capsys.readouterr().err
     assert main(["--extract", "b.onnx"]) == 2

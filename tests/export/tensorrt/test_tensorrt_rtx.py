@@ -29,7 +29,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 
 # the others are of the same operators
-QUICK = ("tkd-unet",)
+QUICK = ("tv-unet",)
 # what it says of the dipole operator in the forms that it lacks
 REFUSED = {"function": "value_string", "plugin": "Plugin not found"}
 DFT = """<ir_version: 10, opset_import: ["": 20]>
@@ -80,10 +80,10 @@ def test_other_forms_of_the_dipole_operator_are_refused(dipole_op: str, dipole_n
         plan_of(onnx_from_module(network, dipole_op), network)
 
 
-def test_it_has_no_transposed_convolution_in_bf16(tiny_tkd_unet) -> None:
-    model = with_precision(onnx_from_module(tiny_tkd_unet), "bf16")
+def test_it_has_no_transposed_convolution_in_bf16(tiny_tv_unet) -> None:
+    model = with_precision(onnx_from_module(tiny_tv_unet), "bf16")
     with pytest.raises(ExportError, match="tensorrt-rtx cannot build this network"):
-        plan_of(model, tiny_tkd_unet)
+        plan_of(model, tiny_tv_unet)
 
 
 def test_every_network_is_here() -> None:

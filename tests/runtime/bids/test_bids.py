@@ -205,7 +205,7 @@ class TestSeveralRuns:
         for said, says in (
             (["--method", "tkd"], "method tv, this run has tkd"),
             (["--alpha", "1e-4"], "said to it {}, this run has {'alpha': 0.0001}"),
-            (["--method", "tkd-unet"], "method tv, this run has none"),
+            (["--method", "tv-unet"], "method tv, this run has none"),
         ):
             assert main([*words, *said]) == 2
             assert says in capsys.readouterr().err

@@ -16,27 +16,27 @@ from qsm_deploy.runtime.card.card import (
     GeometryLimits,
     MemoryUse,
     ModelCard,
+    PriorMap,
     ReceptiveField,
     TensorInfo,
-    TkdSettings,
     Verification,
     parse_card,
 )
 
 GRID = ("n", 1, "x", "y", "z")
+FIELD = "local_field_ppm"
 CARD = ModelCard(
     schema=1,
-    network="tkd-unet",
+    network="priors",
     task="local_field->chi",
-    pipeline="tkd+cnn",
-    inputs=(TensorInfo("local_field_ppm", "ppm", GRID), TensorInfo("tkd_chi_ppm", "ppm", GRID)),
+    pipeline="cnn",
+    inputs=tuple(TensorInfo(name, "ppm", GRID) for name in (FIELD, "rest", "tkd", "tv")),
     output=TensorInfo("chi_ppm", "ppm", GRID),
     divisor=4,
     patchable="yes",
     why_whole=None,
     receptive_field=ReceptiveField(theoretical=40, halo=8, energy_kept=0.999),
     geometry=GeometryLimits((1.0, 1.0, 1.2), 0.1, (0.0, 0.0, 1.0), 5.0),
-    tkd=TkdSettings(threshold=0.12, pad_voxels=8, masked=True),
     normalisation={"chi_mean": 0.1},
     constants={"iterations": 3.0},
     options={"residual": "input"},
@@ -47,10 +47,17 @@ CARD = ModelCard(
     licence="MIT",
     doi="10.1000/xyz",
     made_by="qsm-deploy 0.1.0",
+    priors=(
+        PriorMap("rest", "tv_residual", FIELD, 6),
+        PriorMap("tkd", "tkd", "rest", 4, threshold=0.12),
+        PriorMap("tv", "tv", FIELD, 6),
+    ),
 )
+REST, TKD, TV = CARD.priors
+PHASE = TensorInfo("phase_rad", "rad", GRID)
+NOISE = TensorInfo("field_noise_ppm", "ppm", (1,))
 FIELDS = json.loads(CARD.to_json())
 NULLABLE = {
-    "tkd",
     "doi",
     "why_whole",
     "receptive_field.halo",
@@ -58,7 +65,7 @@ NULLABLE = {
     *(f"geometry.{name}" for name in FIELDS["geometry"]),
 }
 # an empty list is of the right type, even of inputs, which then contradict the pipeline
-OF_ANY_LENGTH = {"inputs", "output.shape", "verified.shapes"}
+OF_ANY_LENGTH = {"inputs", "output.shape", "verified.shapes", "priors"}
 FREE = {"options", "memory", "normalisation", "constants"}  # their keys are names, not fields
 
 
@@ -76,6 +83,11 @@ def at(fields: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     for parent in parents:
         fields = fields[parent]
     return fields, name
+
+
+def with_tv(**said: Any) -> tuple[TensorInfo, ...]:
+    """Return the inputs of the card with something else about the last, a prior map."""
+    return (*CARD.inputs[:3], replace(CARD.inputs[3], **said))
 
 
 def changed(path: str, value: Any) -> str:
@@ -103,9 +115,8 @@ def test_the_canonical_form_is_read_back():
 def test_a_card_without_optional_values_is_read_back():
     plain = replace(
         CARD,
-        pipeline="cnn",
         inputs=CARD.inputs[:1],
-        tkd=None,
+        priors=(),
         doi=None,
         geometry=GeometryLimits(None, None, None, None),
         options={},
@@ -121,6 +132,13 @@ def test_axes_are_those_of_the_scanner_unless_it_says_so():
     other = replace(CARD, axes="LPS")
     assert other.to_json().startswith('{"axes":"LPS",')
     assert parse_card(other.to_json()) == other
+
+
+def test_a_card_from_before_there_were_prior_maps_is_read():
+    assert parse_card(json.dumps(FIELDS | {"tkd": None})) == CARD
+    settings = {"threshold": 0.12, "pad_voxels": 8, "masked": True}
+    with pytest.raises(CardError, match=r"unknown field card\.tkd"):
+        parse_card(json.dumps(FIELDS | {"tkd": settings}))
 
 
 def test_a_card_does_not_change():
@@ -147,7 +165,8 @@ def test_a_missing_field_is_named(path):
     del holder[name]
     with pytest.raises(CardError) as caught:
         parse_card(json.dumps(fields))
-    assert path == "schema" or f"card.{path}" in str(caught.value)
+    # without its prior maps a card is one whose inputs nothing makes
+    assert path in ("schema", "priors") or f"card.{path}" in str(caught.value)
 
 
 @every_object
@@ -193,6 +212,9 @@ def test_a_value_of_the_wrong_type_is_named(path):
         ("geometry.voxel_size_mm", [1, 1], "card.geometry.voxel_size_mm"),
         ("geometry.voxel_size_mm", [1, 1, "1"], "card.geometry.voxel_size_mm[2]"),
         ("verified.shapes", [[64, 64]], "card.verified.shapes[0]"),
+        ("priors", [{"name": "a"}], "card.priors[0].method"),
+        ("priors", [FIELDS["priors"][0] | {"steps": 1.5}], "card.priors[0].steps"),
+        ("priors", [FIELDS["priors"][0] | {"method": "medi"}], "card.priors[0].method"),
         ("memory.onnxruntime", {"fixed_bytes": 1}, "card.memory.onnxruntime.bytes_per_voxel"),
         ("pipeline", "gan", "card.pipeline"),
         ("patchable", "perhaps", "card.patchable"),
@@ -227,7 +249,7 @@ def test_another_schema_is_refused_first(schema):
 )
 def test_a_loop_without_its_numbers_is_refused(pipeline, constants, missing):
     grid = ("n", 2, "x", "y", "z")
-    card = {"pipeline": pipeline, "tkd": None, "patchable": "split"}
+    card = {"pipeline": pipeline, "priors": (), "patchable": "split"}
     card |= {"constants": dict.fromkeys(constants, 1.0)}
     tensors = {
         "inputs": (TensorInfo("prior_input", "1", grid),),
@@ -267,27 +289,45 @@ def test_any_other_json_is_refused(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pipeline": "cnn"}, "pipeline cnn with the inputs .'local_field_ppm', 'tkd_chi"),
-        ({"inputs": CARD.inputs[:1]}, r"pipeline tkd\+cnn with the inputs .'local_field_ppm'."),
-        ({"inputs": CARD.inputs[::-1]}, "takes local_field_ppm first, the card .'tkd_chi_ppm'"),
-        ({"inputs": ()}, r"takes local_field_ppm first, the card \[\]"),
+        ({"inputs": CARD.inputs[::-1]}, "local_field_ppm or phase_rad first, the card .'tv'"),
+        ({"inputs": ()}, r"takes local_field_ppm or phase_rad first, the card \[\]"),
         ({"inputs": (*CARD.inputs, CARD.inputs[0])}, "an input twice"),
         ({"pipeline": "lpcnn"}, "takes prior_input first"),
         ({"output": TensorInfo("chi_ppm", "ppb", GRID)}, "chi_ppm in ppb, expected ppm"),
         ({"output": TensorInfo("chi", "ppm", GRID)}, "chi in ppm, expected None"),
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", 1, "x", "x", "z"))}, "must have the shape"),
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", "c", "x", "y", "z"))}, "has c channels"),
-        ({"inputs": (TensorInfo("local_field_ppm", "ppm", (1,)), CARD.inputs[1])}, "is no volume"),
+        ({"inputs": (TensorInfo(FIELD, "ppm", (1,)), *CARD.inputs[1:])}, "is no volume"),
         ({"output": TensorInfo("chi_ppm", "ppm", (1,))}, "chi_ppm, the output, is no volume"),
-        ({"patchable": "split"}, r"pipeline tkd\+cnn is patchable: split"),
+        ({"patchable": "split"}, "pipeline cnn is patchable: split"),
         ({"patchable": "no"}, "patchable is no, why_whole is None"),
         ({"why_whole": "it is"}, "patchable is yes, why_whole is it is"),
         ({"receptive_field": ReceptiveField(None, None, 1.0)}, "receptive field has no end"),
-        ({"pipeline": "cnn", "inputs": CARD.inputs[:1]}, "pipeline cnn has tkd settings"),
-        ({"tkd": None}, r"pipeline tkd\+cnn has no tkd settings"),
-        ({"tkd": TkdSettings(0.0, 8, True)}, "tkd.threshold is 0.0"),
-        ({"tkd": TkdSettings(0.7, 8, True)}, "tkd.threshold is 0.7"),
-        ({"tkd": TkdSettings(0.1, -1, True)}, "tkd.pad_voxels is -1, expected 0 to 4096"),
+        ({"priors": ()}, "rest in ppm, expected None"),
+        ({"pipeline": "after"}, "what is made of a local_field_ppm needs pipeline cnn, and it as"),
+        ({"inputs": (PHASE, *CARD.inputs[1:])}, "local_field_ppm needs pipeline cnn, and it as"),
+        ({"inputs": (PHASE, NOISE), "priors": ()}, "needs pipeline cnn, and it as the first input"),
+        ({"priors": (REST, TKD, TV, TV)}, "the prior map tv has a name that is taken"),
+        ({"priors": (REST, TKD, replace(TV, name="mask"))}, "the prior map mask has a name that"),
+        ({"inputs": CARD.inputs[:3]}, "nothing takes the prior map tv"),
+        ({"priors": (TKD, REST, TV)}, "the prior map tkd, tkd, is of rest"),
+        ({"priors": (REST, TV, replace(TKD, of="tv"))}, "the prior map tkd, tkd, is of tv"),
+        ({"priors": (REST, TKD, replace(TV, of="rest"))}, "the prior map tv, tv, is of rest"),
+        ({"priors": (REST, replace(TKD, steps=0), TV)}, "tkd takes 0 steps, expected 1 to 1000"),
+        ({"priors": (REST, TKD, replace(TV, steps=1001))}, "tv takes 1001 steps, expected 1 to"),
+        ({"priors": (REST, replace(TKD, threshold=None), TV)}, "tkd, tkd, has the threshold None"),
+        ({"priors": (REST, TKD, replace(TV, threshold=0.1))}, "tv, tv, has the threshold 0.1"),
+        ({"priors": (REST, replace(TKD, threshold=0.0), TV)}, r"0.0, expected in \(0, 2/3\]"),
+        (
+            {"priors": (REST, replace(TKD, threshold=0.7), TV)},
+            "tkd has the threshold 0.7, expected",
+        ),
+        ({"inputs": with_tv(unit="1")}, "tv in 1, expected ppm"),
+        ({"inputs": with_tv(shape=(1,))}, "the prior map tv is no volume of one channel"),
+        (
+            {"inputs": with_tv(shape=("n", 2, "x", "y", "z"))},
+            "the prior map tv is no volume of one channel",
+        ),
         ({"divisor": 0}, "divisor is 0, expected 1 to 4096"),
         ({"receptive_field": ReceptiveField(-1, -1, 1.0)}, "halo is -1.*field.theoretical is -1"),
         ({"constants": {"mask_erosion_voxels": -1.0}}, "mask_erosion_voxels is -1.0, expected 0"),

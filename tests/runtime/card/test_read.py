@@ -21,13 +21,13 @@ from qsm_deploy.runtime.sessions.open import open_session
 from tests.runtime.card.malformed_plans import MALFORMED
 
 BUNDLED = parse_card(
-    (Path(card_module.__file__).parents[1] / "models" / "tkd-unet.json").read_text()
+    (Path(card_module.__file__).parents[1] / "models" / "tv-unet.json").read_text()
 )
 CARD = replace(BUNDLED, precision="fp16", options={"engine": "tensorrt-rtx 1.7"})
 BEFORE, AFTER = b"ftrt\x00{\xff" * 50, b"}\x00\xfe" * 500
 
 
-MODEL = Path(card_module.__file__).parents[1] / "models" / "tkd-unet.onnx"
+MODEL = Path(card_module.__file__).parents[1] / "models" / "tv-unet.onnx"
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -120,7 +120,7 @@ def test_the_card_is_read_out_of_the_bytes(plan: Path, card: ModelCard) -> None:
 
 def test_a_plan_of_the_former_form_has_nothing_for_a_cpu(plan) -> None:
     with pytest.raises(
-        EngineError, match=r"tkd-unet in fp16 for tensorrt-rtx 1.7, of the former form"
+        EngineError, match=r"tv-unet in fp16 for tensorrt-rtx 1.7, of the former form"
     ) as e:
         open_session(plan, "onnxruntime")
     assert e.value.exit_code == 4

@@ -82,7 +82,7 @@ def test_a_png_comes_back_and_is_reproducible():
 
 
 def test_what_a_card_says_is_text_and_no_formula():
-    png = png_of(scan_figure(scan_of(), ZEROS, "$\\frac{$ tkd-unet $x$", about="$_$"))
+    png = png_of(scan_figure(scan_of(), ZEROS, "$\\frac{$ tv-unet $x$", about="$_$"))
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
 
 

@@ -133,11 +133,11 @@ def test_a_killed_cohort_is_completed_by_resume(write_volume, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path, monkeypatch, how):
-    weights = Path(next(iter(export.__path__))) / "weights" / "tkd-unet.safetensors"
+    weights = Path(next(iter(export.__path__))) / "weights" / "tv-unet.safetensors"
     scratch, out = tmp_path / "tmp", tmp_path / "out"
     scratch.mkdir()
     out.mkdir()
-    words = [sys.executable, "-c", EXPORT, "--model", "tkd-unet", "--weights", str(weights)]
+    words = [sys.executable, "-c", EXPORT, "--model", "tv-unet", "--weights", str(weights)]
     process = subprocess.Popen(
         [*words, "-o", str(out / "net.onnx")],
         env=os.environ | {"TMPDIR": str(scratch)},

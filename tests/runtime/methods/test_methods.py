@@ -223,8 +223,8 @@ class TestMaps:
             )
 
     def test_the_bundled_network_by_name(self):
-        model = qsm.open_model(method="tkd-unet")
-        assert model.card.network == "tkd-unet"
+        model = qsm.open_model(method="tv-unet")
+        assert model.card.network == "tv-unet"
         with pytest.raises(UsageError, match="is no network"):
             _ = qsm.open_model(method="tv").card
 
@@ -253,8 +253,8 @@ class TestRefusals:
             ("--allow-geometry", "takes any geometry"),
             ("--backend onnxruntime", "--backend onnxruntime: tv computes"),
             ("--precision bf16", "--precision bf16: tv computes"),
-            ("--method tkd-unet --alpha 1e-4", "--alpha is for methods"),
-            ("--method tkd-unet --magnitude MAGNITUDE", "tkd-unet takes none"),
+            ("--method tv-unet --alpha 1e-4", "--alpha is for methods"),
+            ("--method tv-unet --magnitude MAGNITUDE", "tv-unet takes none"),
             ("--method tkd --threshold 0.9", "must lie in (0, 2/3]"),
             ("--method tkd --threshold -0.1", "threshold must be positive"),
             ("--magnitude MASKED", "0 everywhere inside the mask"),

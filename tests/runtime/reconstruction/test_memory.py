@@ -105,7 +105,7 @@ def test_the_limit_of_the_address_space_counts(system, monkeypatch):
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("shape", [(48, 48, 48), (96, 112, 96)], ids=["48", "96x112x96"])
 def test_the_peak_of_a_small_volume_is_predicted(command, tmp_path, shape, backend):
-    words = [*command(shape), "--method", "tkd-unet", "--backend", backend]
+    words = [*command(shape), "--method", "tv-unet", "--backend", backend]
     for more in ([], ["--patch", "48", "--figure", str(tmp_path / "chi.png")]):
         subprocess.run([*words, *more], check=True, capture_output=True)
         memory = json.loads((tmp_path / "report.json").read_text())["memory"]

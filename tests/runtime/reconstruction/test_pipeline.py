@@ -1,13 +1,21 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.kernels.inversion.field_noise import field_noise
+from qsm_deploy.kernels.threads import workers
+from qsm_deploy.runtime.card.card import PriorMap, TensorInfo
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.reconstruction import prior_maps
+from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.network import CpuNetwork
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, reconstruct
+from qsm_deploy.runtime.reconstruction.planning import PatchOptions
+from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles, load_scan
 from qsm_deploy.runtime.sessions.open import open_session
 
@@ -35,21 +43,50 @@ def test_a_pointwise_network_gives_the_same_whole_and_in_patches(scan, card, wri
         np.testing.assert_allclose(chi, 2 * scan.measured[0], atol=1e-7)
 
 
-def test_the_tkd_map_is_made_on_the_whole_volume(scan, tkd_card, write_model):
-    session = open_session(write_model(tkd_card), "onnxruntime")
-    expected = 2 * scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.2, pad_voxels=4)
-    assert scan.geometry.b0_direction == pytest.approx((0, -0.6, 0.8))
-    for plan in plans(scan, tkd_card.divisor):
+TV_CHI = TensorInfo("tv_chi_ppm", "ppm", ("n", 1, "x", "y", "z"))
+NOISE = TensorInfo("field_noise_ppm", "ppm", (1,))
+TV = PriorMap("tv_chi_ppm", "tv", "local_field_ppm", 3)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("last", [TV_CHI, NOISE], ids=lambda tensor: tensor.name)
+def test_what_is_made_of_the_whole_volume_is_the_same_in_patches(
+    scan, card, write_model, backend, last
+):
+    first = next(tensor for tensor in (TV_CHI, NOISE) if tensor != last)
+    taking = replace(card, inputs=(*card.inputs, first, last), priors=(TV,))
+    session = open_session(write_model(taking), backend)  # twice what it takes last
+    expected = 2 * scan.mask * network_inputs(taking, scan)[last.name]
+    assert np.unique(expected).size > (1000 if last is TV_CHI else 1)
+    for plan in plans(scan, card.divisor):
         chi = reconstruct(session, scan, plan, Stages())
-        np.testing.assert_allclose(chi, expected, atol=1e-7)
+        np.testing.assert_allclose(chi, expected.reshape(scan.mask.shape), atol=1e-7)
 
 
-def test_the_card_says_whether_the_tkd_map_is_masked(scan, tkd_card):
-    assert tkd_card.tkd is not None
-    unmasked = replace(tkd_card, tkd=replace(tkd_card.tkd, masked=False))
-    masked = network_inputs(tkd_card, scan)["tkd_chi_ppm"][0]
-    assert not masked[~scan.mask].any()
-    assert network_inputs(unmasked, scan)["tkd_chi_ppm"][0][~scan.mask].any()
+def test_every_iteration_and_every_patch_is_told(scan, card, write_model):
+    taking = replace(card, inputs=(*card.inputs, TV_CHI), priors=(TV,))
+    inversion = CpuNetwork(open_session(write_model(taking), "onnxruntime"), Path("twice.onnx"))
+    task = inversion.task(scan, scan, Wants(PatchOptions(patch=8)), 1e12)
+    told: list[str] = []
+    inversion.make(task, Stages(announce=told.append), lambda: told.append("done"))
+    patches = task.decision.plan.count
+    assert patches > 1
+    assert told == ["prepare", *["done"] * TV.steps, "inference", *["done"] * patches]
+    assert task.runs == TV.steps + patches
+
+
+def test_prior_maps_take_the_threads_that_were_asked_for(scan, card, write_model, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(
+        prior_maps, "field_noise", lambda *args: seen.add(workers()) or field_noise(*args)
+    )
+    taking = replace(card, inputs=(*card.inputs, TV_CHI), priors=(TV,))
+    model = write_model(taking)
+    for asked, expected in ((1, 1), (3, 3), (0, workers())):
+        seen.clear()
+        opened = open_reconstructor([model], Host("onnxruntime", threads=asked))
+        opened.run(opened.plan(scan, Wants()), Stages())
+        assert seen == {expected}
 
 
 def test_outside_the_mask_the_map_is_zero(scan, card, write_model):

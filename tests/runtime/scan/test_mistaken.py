@@ -55,7 +55,7 @@ def test_a_map_of_this_program_is_no_field(tmp_path):
     path = tmp_path / "chi.nii"
     volume = (0.05 * RNG.standard_normal((9, 8, 7))).astype(np.float32)
     described = {
-        "chi [ppm] tkd-unet": True,
+        "chi [ppm] tv-unet": True,
         "qsm-deploy phantom: susceptibility [ppm]": True,
         "local field": False,
     }

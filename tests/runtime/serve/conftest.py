@@ -349,7 +349,7 @@ def server_process() -> Callable[..., object]:
             try:
                 ready = process.stderr.readline()
                 assert "ready on " in ready
-                assert ("tkd-unet fp32" if "tkd-unet" in flags else "tv (total") in ready
+                assert ("tv-unet fp32" if "tv-unet" in flags else "tv (total") in ready
                 threading.Thread(target=follow, daemon=True).start()
                 yield process, int(ready.split("ready on ")[1].split(":")[1]), log
                 assert (process.wait(30), process.stdout.read()) == (0, "stopped\n")

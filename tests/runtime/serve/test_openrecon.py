@@ -32,7 +32,7 @@ def package(tmp_path_factory):
 
 @pytest.fixture
 def label():
-    return openrecon_label("1.2.3", "tkd-unet")
+    return openrecon_label("1.2.3", "tv-unet")
 
 
 def test_all_files_and_their_names(package, capsys):
@@ -43,13 +43,13 @@ def test_all_files_and_their_names(package, capsys):
     assert "manual is yours to write" in (package / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", ["tv", "tkd-unet"])
+@pytest.mark.parametrize("method", ["tv", "tv-unet"])
 def test_the_image_runs_what_was_named(package, tmp_path, method):
     if method != "tv":
         package = tmp_path / "package"
         assert main(["--openrecon", str(package), "--method", method]) == 0
     there, started = {"model.onnx"} & {path.name for path in package.iterdir()}, "--method tv"
-    if method == "tkd-unet":
+    if method == "tv-unet":
         assert there
         assert (package / "model.onnx").read_bytes() == BUNDLED_MODEL.read_bytes()
         started = "/opt/model.onnx"

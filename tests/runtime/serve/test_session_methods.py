@@ -114,9 +114,9 @@ def test_a_method_is_opened_once_and_takes_its_turn(engine):
 def test_the_bundled_network_beside_a_method(answer, local_field):
     server = open_taking_turns(Method("tkd"), warm_up_voxels=16)
     assert server.named("tkd") is server
-    texts, chi, session = answer(server, method="tkd-unet")
+    texts, chi, session = answer(server, method="tv-unet")
     assert session.error is None
-    assert "INFO tkd-unet" in texts
+    assert "INFO tv-unet" in texts
     assert np.abs(chi - answer(server)[1]).max() > 1
 
 

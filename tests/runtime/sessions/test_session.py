@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
-from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.tkd_unet import TkdUnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import (
     CardError,
@@ -37,11 +36,12 @@ from qsm_deploy.runtime.sessions.open import (
     require_backend,
 )
 from qsm_deploy.runtime.sessions.session import Backend
+from tests.export.small import SMALL
 
-SPEC = REGISTRY["tkd-unet"]
+SPEC = REGISTRY["tv-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
 CARD = replace(
-    provisional_card(SPEC, TkdUnet((2, 4)), Choices(), "none", "0" * 64),
+    provisional_card(SPEC, SMALL["tv-unet"](), Choices(), "none", "0" * 64),
     memory=dict.fromkeys(BACKENDS, MemoryUse(10**6, 1000)),
 )
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -50,13 +50,13 @@ Tensors = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def network() -> TkdUnet:
+def network() -> Network:
     torch.manual_seed(0)
-    return TkdUnet((2, 4)).eval()
+    return SMALL["tv-unet"]().eval()
 
 
 @pytest.fixture(scope="module")
-def proto(network: TkdUnet, kept_traces: None) -> onnx.ModelProto:
+def proto(network: Network, kept_traces: None) -> onnx.ModelProto:
     return onnx_from_module(network)
 
 
@@ -69,7 +69,8 @@ def model(proto: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def inputs(*shape: int) -> Tensors:
     rng = np.random.default_rng(sum(shape))
-    return {name: 0.02 * rng.standard_normal(shape, dtype=np.float32) for name in SPEC.inputs}
+    shapes = {tensor.name: shape if tensor.is_volume else (1,) for tensor in CARD.inputs}
+    return {n: 0.02 * rng.standard_normal(s, dtype=np.float32) for n, s in shapes.items()}
 
 
 def relative(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -153,11 +154,8 @@ def altered(proto: onnx.ModelProto, tmp_path: Path) -> Callable[[str | None], Pa
         (None, "has no model card; export it with qsm-export"),
         ("{", "not JSON"),
         ('{"schema": 99}', "schema 99"),
-        (CARD.to_json().replace('"tkd":{', '"tkd_":{'), "card"),
-        (
-            replace(CARD, pipeline="cnn", tkd=None, inputs=CARD.inputs[:1]).to_json(),
-            "contradicts the graph",
-        ),
+        (CARD.to_json().replace('"priors":[', '"priors_":['), r"unknown field card\.priors_"),
+        (replace(CARD, priors=(), inputs=CARD.inputs[:1]).to_json(), "contradicts the graph"),
         (
             replace(CARD, output=TensorInfo("prior_output", "1", CARD.output.shape)).to_json(),
             "contradicts the graph.*prior_output",
@@ -171,7 +169,7 @@ def test_a_card_that_is_missing_or_wrong_is_refused(altered, backend, card, mess
 
 
 def test_read_card_accepts_what_agrees() -> None:
-    names = ["tkd_chi_ppm", "local_field_ppm"]
+    names = list(reversed(SPEC.inputs))
     card: ModelCard = read_card(Path("m.onnx"), CARD.to_json(), names, ["chi_ppm"])
     assert card == CARD
 
@@ -250,11 +248,12 @@ def write_graph(tmp_path: Path) -> Callable[..., Path]:
     """Return what writes a graph from ``sum``, that of its inputs, to ``chi_ppm``, with a card."""
 
     def write(nodes: list[onnx.NodeProto], kind: int, **constants: Any) -> Path:
-        volume = ["n", 1, "x", "y", "z"]
-        given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, volume) for n in SPEC.inputs]
+        given = [
+            helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in CARD.inputs
+        ]
         output = helper.make_tensor_value_info("chi_ppm", kind, None)
         values = [onnx.numpy_helper.from_array(np.array(v), k) for k, v in constants.items()]
-        first = helper.make_node("Add", list(SPEC.inputs), ["sum"])
+        first = helper.make_node("Sum", list(SPEC.inputs), ["sum"])
         graph = helper.make_graph([first, *nodes], "other", given, [output], values)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         helper.set_model_props(model, {METADATA_KEY: CARD.to_json()})
@@ -305,7 +304,7 @@ def test_an_output_that_is_not_finite_is_no_map(backend: Backend, write_graph) -
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_text_that_is_no_utf8_is_an_engine_error(backend, model, tmp_path, capfd) -> None:
     path = tmp_path / "latin.onnx"
-    path.write_bytes(model.read_bytes().replace(b'"tkd-unet"', b'"tkd-\xff\xff\xff\xff"'))
+    path.write_bytes(model.read_bytes().replace(b'"tv-unet"', b'"tv-\xff\xff\xff\xff"'))
     with pytest.raises(EngineError, match=r"latin\.onnx: .*cannot load it"):
         open_session(path, backend)
     assert capfd.readouterr().out == ""
