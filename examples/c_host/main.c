@@ -3,7 +3,7 @@
  *
  *     cc -std=c99 main.c -I../../runtime/c -L../../runtime/c/build -lqsm_runtime \
  *        -Wl,-rpath,../../runtime/c/build -lm -o c_host
- *     ./c_host ../../runtime/models/tkd-unet.onnx
+ *     ./c_host ../../runtime/models/tv-unet.onnx
  *     ./c_host tv
  *     ./c_host model.onnx field.f32 mask.u8 chi.f32  160 192 160  1 1 2  0 0 1
  *

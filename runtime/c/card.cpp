@@ -1,5 +1,5 @@
-// Reads a card word for word: an unknown or a missing field is an error; `axes` came later, and may
-// be missing.
+// Reads a card word for word: an unknown or a missing field is an error; `axes` and `priors` came
+// later, and may be missing.
 #include "card.h"
 
 #include <algorithm>
@@ -73,11 +73,6 @@ double number_from(const Json &value, const std::string &where) {
     if (value.kind != Json::kInteger && value.kind != Json::kReal) mismatch(where, "a number");
     if (std::fabs(value.number) > kLargest) mismatch(where, "a smaller number");
     return value.number;
-}
-
-bool bool_from(const Json &value, const std::string &where) {
-    if (value.kind != Json::kBool) mismatch(where, "true or false");
-    return value.boolean;
 }
 
 template <class Read>
@@ -160,13 +155,19 @@ GeometryLimits geometry_from(const Json &value, const std::string &where) {
     return limits;
 }
 
-TkdSettings tkd_from(const Json &value, const std::string &where) {
+PriorMap prior_from(const Json &value, const std::string &where) {
     Fields fields(value, where);
-    TkdSettings tkd{number_from(fields.take("threshold"), fields.name("threshold")),
-                    integer_from(fields.take("pad_voxels"), fields.name("pad_voxels")),
-                    bool_from(fields.take("masked"), fields.name("masked"))};
+    PriorMap prior{string_from(fields.take("name"), fields.name("name")),
+                   word_from(fields.take("method"), fields.name("method"),
+                             {"tkd", "tv", "tv_field", "tv_residual"}),
+                   string_from(fields.take("of"), fields.name("of")),
+                   integer_from(fields.take("steps"), fields.name("steps")),
+                   {}};
+    if (const Json *threshold = fields.find("threshold")) {
+        prior.threshold = optional_from(*threshold, fields.name("threshold"), number_from);
+    }
     fields.end();
-    return tkd;
+    return prior;
 }
 
 MemoryUse memory_from(const Json &value, const std::string &where) {
@@ -213,7 +214,7 @@ Card card_from(const Json &json) {
     take("schema", integer_from);
     card.network = take("network", string_from);
     card.task = take("task", word({"local_field->chi", "phase->chi"}));
-    card.pipeline = take("pipeline", word({"cnn", "tkd+cnn", "lpcnn", "modl", "spinet", "after"}));
+    card.pipeline = take("pipeline", word({"cnn", "lpcnn", "modl", "spinet", "after"}));
     card.inputs = take("inputs", [](const Json &value, const std::string &where) {
         return list_from(value, where, tensor_from);
     });
@@ -223,7 +224,6 @@ Card card_from(const Json &json) {
     card.why_whole = take("why_whole", optional(string_from));
     card.receptive_field = take("receptive_field", receptive_field_from);
     card.geometry = take("geometry", geometry_from);
-    card.tkd = take("tkd", optional(tkd_from));
     card.normalisation = take("normalisation", map(number_from));
     card.constants = take("constants", map(number_from));
     card.options = take("options", map(string_from));
@@ -238,6 +238,11 @@ Card card_from(const Json &json) {
     if (const Json *axes = fields.find("axes")) {
         card.axes = string_from(*axes, fields.name("axes"));
     }
+    if (const Json *priors = fields.find("priors")) {
+        card.priors = list_from(*priors, fields.name("priors"), prior_from);
+    }
+    const Json *tkd = json.find("tkd");
+    if (tkd && tkd->kind == Json::kNull) fields.find("tkd");  // from before there were prior maps
     fields.end();
     return card;
 }

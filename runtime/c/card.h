@@ -34,10 +34,13 @@ struct GeometryLimits {
     std::optional<double> voxel_tolerance, b0_tolerance_deg;
 };
 
-struct TkdSettings {
-    double threshold;
-    int64_t pad_voxels;
-    bool masked;
+// A map that the runtime makes of the whole volume, for the input of that name.
+struct PriorMap {
+    std::string name, method, of;
+    int64_t steps;
+    std::optional<double> threshold;
+
+    bool is_tkd() const { return method == "tkd"; }  // else it is of total variation
 };
 
 struct MemoryUse {
@@ -52,7 +55,7 @@ struct Card {
     std::optional<std::string> why_whole;
     ReceptiveField receptive_field;
     GeometryLimits geometry;
-    std::optional<TkdSettings> tkd;
+    std::vector<PriorMap> priors;  // in the order in which they are made
     std::map<std::string, double> normalisation, constants;
     std::map<std::string, std::string> options;
     std::map<std::string, MemoryUse> memory;

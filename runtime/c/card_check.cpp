@@ -11,18 +11,20 @@ namespace qsm::host {
 
 namespace {
 
-// What a graph may take and give, and its unit.
+// What a graph may take and give besides prior maps, and its unit.
 const std::map<std::string, std::string> kUnits = {
-    {"local_field_ppm", "ppm"}, {"tkd_chi_ppm", "ppm"},
+    {"local_field_ppm", "ppm"}, {"field_noise_ppm", "ppm"},
     {"phase_rad", "rad"},       {"mask", "1"},
     {"voxel_size_mm", "mm"},    {"b0_direction", "1"},
     {"echo_time_s", "s"},       {"field_strength_t", "T"},
     {"prior_input", "1"},       {"rough_chi_ppm", "ppm"},
     {"prior_output", "1"},      {"chi_ppm", "ppm"}};
 
+const std::string kField = "local_field_ppm";
+constexpr int64_t kMostSteps = 1000;  // of a prior map
+
 const std::map<std::string, std::vector<std::string>> kFirstInputs = {
     {"cnn", {"local_field_ppm", "phase_rad"}},
-    {"tkd+cnn", {"local_field_ppm"}},
     {"lpcnn", {"prior_input"}},
     {"modl", {"prior_input"}},
     {"spinet", {"prior_input"}},
@@ -39,13 +41,11 @@ std::vector<Range> ranges(const Card &card) {
     constexpr double kMostVoxels = 4096, kMostRounds = 1000, kLargest = FLT_MAX;
     const ReceptiveField &field = card.receptive_field;
     const GeometryLimits &limits = card.geometry;
-    const auto pad = card.tkd ? std::optional<double>(card.tkd->pad_voxels) : std::nullopt;
     const auto constant = [&](const char *name) {
         const auto found = card.constants.find(name);
         return found == card.constants.end() ? std::nullopt : std::optional<double>(found->second);
     };
     return {{"divisor", double(card.divisor), 1, kMostVoxels},
-            {"tkd.pad_voxels", pad, 0, kMostVoxels},
             {"receptive_field.halo", field.halo, 0, kMostVoxels},
             {"receptive_field.theoretical", field.theoretical, 0, kMostVoxels},
             {"receptive_field.energy_kept", field.energy_kept, 0, 1},
@@ -78,11 +78,55 @@ std::string joined(const std::vector<std::string> &names) {
     return all;
 }
 
-std::string tensor_contradiction(const TensorInfo &tensor) {
-    const auto unit = kUnits.find(tensor.name);
-    if (unit == kUnits.end()) return "an unknown tensor " + tensor.name;
-    if (unit->second != tensor.unit) {
-        return tensor.name + " in " + tensor.unit + ", expected " + unit->second;
+bool is_prior(const Card &card, const std::string &name) {
+    return std::any_of(card.priors.begin(), card.priors.end(),
+                       [&](const PriorMap &prior) { return prior.name == name; });
+}
+
+// In the order in which they are made.
+std::string prior_contradiction(const Card &card) {
+    const std::vector<std::string> names = input_names(card);
+    const bool needs_one_field = !card.priors.empty() || contains(names, "field_noise_ppm");
+    if (needs_one_field && (card.pipeline != "cnn" || names[0] != kField)) {
+        return "what is made of a " + kField + " needs pipeline cnn, and it as the first input";
+    }
+    std::vector<std::string> taken = names, seen, fields = {kField};
+    for (const PriorMap &prior : card.priors) taken.push_back(prior.of);
+    for (const PriorMap &prior : card.priors) {
+        if (kUnits.count(prior.name) || contains(seen, prior.name)) {
+            return "the prior map " + prior.name + " has a name that is taken";
+        }
+        if (!contains(taken, prior.name)) return "nothing takes the prior map " + prior.name;
+        if (prior.is_tkd() ? !contains(fields, prior.of) : prior.of != kField) {
+            return "the prior map " + prior.name + ", " + prior.method + ", is of " + prior.of;
+        }
+        if (prior.steps < 1 || prior.steps > kMostSteps) {
+            return prior.name + " takes " + std::to_string(prior.steps) + " steps, expected 1 to " +
+                   std::to_string(kMostSteps);
+        }
+        if (prior.threshold.has_value() != prior.is_tkd()) {
+            return prior.name + ", " + prior.method + ", has " +
+                   (prior.threshold ? "a" : "no") + " threshold";
+        }
+        if (prior.threshold && !(*prior.threshold > 0 && *prior.threshold <= 2.0 / 3)) {
+            return prior.name + text(" has the threshold %g, expected in (0, 2/3]", *prior.threshold);
+        }
+        seen.push_back(prior.name);
+        if (prior.method == "tv_field" || prior.method == "tv_residual") {
+            fields.push_back(prior.name);
+        }
+    }
+    return "";
+}
+
+std::string tensor_contradiction(const Card &card, const TensorInfo &tensor) {
+    const bool of_prior = is_prior(card, tensor.name);
+    const auto known = kUnits.find(tensor.name);
+    if (known == kUnits.end() && !of_prior) return "an unknown tensor " + tensor.name;
+    const std::string unit = of_prior ? "ppm" : known->second;
+    if (unit != tensor.unit) return tensor.name + " in " + tensor.unit + ", expected " + unit;
+    if (of_prior && !(tensor.is_volume() && tensor.shape[1].number == 1)) {
+        return "the prior map " + tensor.name + " is no volume of one channel";
     }
     if (!tensor.is_volume()) return "";
     const char *letters[] = {"n", "", "x", "y", "z"};
@@ -150,11 +194,6 @@ std::string pipeline_contradiction(const Card &card) {
         return "pipeline " + card.pipeline + " takes another first input than " +
                (names.empty() ? "none" : names[0]);
     }
-    const bool with_tkd = card.pipeline == "tkd+cnn";
-    if (contains(names, "tkd_chi_ppm") != with_tkd || card.tkd.has_value() != with_tkd) {
-        return "pipeline " + card.pipeline + " with the inputs " + joined(names) + " and " +
-               (card.tkd ? "" : "no ") + "tkd settings";
-    }
     std::sort(names.begin(), names.end());
     if (std::adjacent_find(names.begin(), names.end()) != names.end()) return "an input twice";
     if ((card.patchable == "split") != (kLoops.count(card.pipeline) == 1)) {
@@ -167,9 +206,6 @@ std::string pipeline_contradiction(const Card &card) {
     if (card.patchable != "no" && endless) {
         return "patchable is " + card.patchable + ", but the receptive field has no end";
     }
-    if (card.tkd && !(card.tkd->threshold > 0 && card.tkd->threshold <= 2.0 / 3)) {
-        return text("tkd.threshold is %g, expected in (0, 2/3]", card.tkd->threshold);
-    }
     if (!card.inputs[0].is_volume()) return names[0] + ", the first input, is no volume";
     if (!card.output.is_volume()) return card.output.name + ", the output, is no volume";
     return "";
@@ -179,10 +215,11 @@ std::string pipeline_contradiction(const Card &card) {
 
 std::string contradictions(const Card &card) {
     std::string found = pipeline_contradiction(card);
+    if (found.empty()) found = prior_contradiction(card);
     for (const TensorInfo &tensor : card.inputs) {
-        if (found.empty()) found = tensor_contradiction(tensor);
+        if (found.empty()) found = tensor_contradiction(card, tensor);
     }
-    if (found.empty()) found = tensor_contradiction(card.output);
+    if (found.empty()) found = tensor_contradiction(card, card.output);
     if (found.empty()) found = geometry_contradiction(card.geometry);
     if (found.empty()) found = axes_contradiction(card.axes);
     return found.empty() ? number_contradiction(card) : found;
@@ -195,7 +232,7 @@ void require_supported(const Card &card) {
     if (card.task != "local_field->chi") {
         refuse("takes a phase, this library takes local fields; use the Python runtime, qsm-run");
     }
-    if (card.patchable == "split" || (card.pipeline != "cnn" && card.pipeline != "tkd+cnn")) {
+    if (card.patchable == "split" || card.pipeline != "cnn") {
         refuse("is the CNN of pipeline " + card.pipeline +
                ", whose other steps this library does not know; use the Python runtime, qsm-run, "
                "or export it as one graph (qsm-export --list says which option)");
@@ -203,10 +240,10 @@ void require_supported(const Card &card) {
     if (card.inputs[0].shape[1].number != 1) {
         refuse("takes several fields, this library takes one; use the Python runtime, qsm-run");
     }
-    const std::vector<std::string> known = {"local_field_ppm", "tkd_chi_ppm", "mask",
-                                            "voxel_size_mm", "b0_direction"};
+    const std::vector<std::string> known = {kField, "mask", "field_noise_ppm", "voxel_size_mm",
+                                            "b0_direction"};
     for (const TensorInfo &tensor : card.inputs) {
-        if (!contains(known, tensor.name)) {
+        if (!contains(known, tensor.name) && !is_prior(card, tensor.name)) {
             refuse("takes " + tensor.name +
                    ", which this library cannot give; use the Python runtime, qsm-run");
         }

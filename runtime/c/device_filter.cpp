@@ -32,14 +32,70 @@ qsm_cuda_patch box_of(const Shape &volume, int32_t start, const Shape &size) {
         1, {volume[0], volume[1], volume[2]}, {start, start, start}, {size[0], size[1], size[2]}};
 }
 
+// y = M crop(F^-1 [E F pad(x)]) with zeros around x, enqueued on one stream.
+class DeviceFilter {
+  public:
+    DeviceFilter(const Gpu &gpu, const Scan &scan, void *stream)
+        : gpu_(gpu), stream_(stream), memory_(gpu) {
+        constexpr int32_t pad = kCorrectionPadVoxels;
+        const Shape &shape = scan.geometry.shape;
+        const Geometry grid = scan.geometry.padded(pad);
+        operator_ = operator_on(grid);
+        grow_ = box_of(shape, -pad, grid.shape);
+        crop_ = box_of(grid.shape, pad, shape);
+        workspace_bytes_ = workspace_for(gpu, operator_);
+        padded_ = memory_.make<float>(grid.voxels());
+        padded_mask_ = memory_.make<uint8_t>(grid.voxels());
+        workspace_ = memory_.make<uint8_t>(workspace_bytes_);
+        std::vector<uint8_t> mask(grid.voxels());
+        const uint8_t *row = scan.mask.data();
+        for (int32_t x = 0; x < shape[0]; ++x) {
+            for (int32_t y = 0; y < shape[1]; ++y, row += shape[2]) {
+                const size_t at = size_t(x + pad) * size_t(grid.shape[1]) + size_t(y + pad);
+                std::copy_n(row, shape[2], &mask[at * size_t(grid.shape[2]) + size_t(pad)]);
+            }
+        }
+        gpu_.upload(padded_mask_, mask.data(), mask.size(), stream_);
+        gpu_.wait(stream_);  // the mask here goes
+    }
+
+    // What it allocates.
+    static double bytes(const Gpu &gpu, const Geometry &geometry) {
+        const Geometry grid = geometry.padded(kCorrectionPadVoxels);
+        return double(sizeof(float) + 1) * double(grid.voxels()) +
+               double(workspace_for(gpu, operator_on(grid)));
+    }
+
+    // `y` may be `x`.
+    void apply(qsm_cuda_multiplier multiplier, double lambda, const float *x, float *y) {
+        operator_.multiplier = multiplier;
+        operator_.tikhonov_lambda = lambda;
+        gpu_.check(gpu_.gather(&grow_, x, padded_, stream_));
+        gpu_.check(
+            gpu_.dipole_apply(&operator_, padded_, padded_, workspace_, workspace_bytes_, stream_));
+        gpu_.check(gpu_.finish(&crop_, padded_, nullptr, padded_mask_, y, stream_));
+    }
+
+  private:
+    const Gpu &gpu_;
+    void *const stream_;
+    DeviceMemory memory_;
+    qsm_cuda_dipole operator_;
+    qsm_cuda_patch grow_, crop_;
+    size_t workspace_bytes_;
+    float *padded_;
+    uint8_t *padded_mask_;
+    void *workspace_;
+};
+
 void closed_form(const Gpu &gpu, const Scan &scan, double lambda, float *chi, const float *field,
                  void *stream) {
-    DeviceFilter filter(gpu, scan, kCorrectionPadVoxels, stream);
+    DeviceFilter filter(gpu, scan, stream);
     const DeviceSums sums(gpu, int64_t(scan.geometry.voxels()), stream);
     DeviceMemory memory(gpu);
     auto *image = memory.make<float>(scan.geometry.voxels());
-    filter.apply(QSM_CUDA_TIKHONOV_PRIOR, lambda, chi, chi, true);
-    filter.apply(QSM_CUDA_TIKHONOV, lambda, field, image, true);
+    filter.apply(QSM_CUDA_TIKHONOV_PRIOR, lambda, chi, chi);
+    filter.apply(QSM_CUDA_TIKHONOV, lambda, field, image);
     sums.combine(1, image, 1, chi);
     gpu.wait(stream);
 }
@@ -151,49 +207,6 @@ void conjugate_gradients(const Gpu &gpu, const Scan &scan, const qsm_params &par
 
 }  // namespace
 
-DeviceFilter::DeviceFilter(const Gpu &gpu, const Scan &scan, int32_t pad_voxels, void *stream)
-    : gpu_(gpu), stream_(stream), memory_(gpu) {
-    const Shape &shape = scan.geometry.shape;
-    const Geometry grid = scan.geometry.padded(pad_voxels);
-    operator_ = operator_on(grid);
-    grow_ = box_of(shape, -pad_voxels, grid.shape);
-    crop_ = box_of(grid.shape, pad_voxels, shape);
-    workspace_bytes_ = workspace_for(gpu, operator_);
-    padded_ = memory_.make<float>(grid.voxels());
-    padded_mask_ = memory_.make<uint8_t>(grid.voxels());
-    workspace_ = memory_.make<uint8_t>(workspace_bytes_);
-    std::vector<uint8_t> mask(grid.voxels());
-    const uint8_t *row = scan.mask.data();
-    for (int32_t x = 0; x < shape[0]; ++x) {
-        for (int32_t y = 0; y < shape[1]; ++y, row += shape[2]) {
-            const size_t at =
-                size_t(x + pad_voxels) * size_t(grid.shape[1]) + size_t(y + pad_voxels);
-            std::copy_n(row, shape[2], &mask[at * size_t(grid.shape[2]) + size_t(pad_voxels)]);
-        }
-    }
-    gpu_.upload(padded_mask_, mask.data(), mask.size(), stream_);
-    gpu_.wait(stream_);  // the mask here goes
-}
-
-double DeviceFilter::bytes(const Gpu &gpu, const Geometry &geometry, int32_t pad_voxels) {
-    const Geometry grid = geometry.padded(pad_voxels);
-    return double(sizeof(float) + 1) * double(grid.voxels()) +
-           double(workspace_for(gpu, operator_on(grid)));
-}
-
-void DeviceFilter::apply(qsm_cuda_multiplier multiplier, double parameter, const float *x, float *y,
-                         bool masked) {
-    operator_.multiplier = multiplier;
-    if (multiplier == QSM_CUDA_TKD) operator_.tkd_threshold = parameter;
-    if (multiplier == QSM_CUDA_TIKHONOV || multiplier == QSM_CUDA_TIKHONOV_PRIOR) {
-        operator_.tikhonov_lambda = parameter;
-    }
-    gpu_.check(gpu_.gather(&grow_, x, padded_, stream_));
-    gpu_.check(
-        gpu_.dipole_apply(&operator_, padded_, padded_, workspace_, workspace_bytes_, stream_));
-    gpu_.check(gpu_.finish(&crop_, padded_, nullptr, masked ? padded_mask_ : nullptr, y, stream_));
-}
-
 DeviceSums::DeviceSums(const Gpu &gpu, int64_t count, void *stream)
     : gpu_(gpu),
       count_(count),
@@ -217,7 +230,7 @@ void DeviceSums::combine(double a, const float *x, double b, float *y) const {
 double correction_bytes(const Gpu &gpu, const Scan &scan, Correction correction) {
     const double volume = double(sizeof(float));
     if (correction == Correction::kClosedForm) {
-        return DeviceFilter::bytes(gpu, scan.geometry, kCorrectionPadVoxels) +
+        return DeviceFilter::bytes(gpu, scan.geometry) +
                volume * double(scan.geometry.voxels());
     }
     const Geometry grid = PaddedBox(scan).geometry;

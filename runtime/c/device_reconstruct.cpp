@@ -6,7 +6,9 @@
 #include "device_filter.h"
 #include "error.h"
 #include "gpu.h"
+#include "network_inputs.h"
 #include "planning.h"
+#include "prior_maps.h"
 #include "reconstruct.h"
 #include "request.h"
 
@@ -16,10 +18,6 @@ namespace {
 
 constexpr double kShareOfFree = 0.95;  // the rest is for what the libraries take for themselves
 constexpr double kFloat = sizeof(float);
-
-std::vector<size_t> patch_tensor(const Shape &size) {
-    return {1, 1, size_t(size[0]), size_t(size[1]), size_t(size[2])};
-}
 
 // One reconstruction: what it is of, and what it has on the GPU.
 class DeviceRun {
@@ -40,11 +38,13 @@ class DeviceRun {
     }
 
     // Leaves the masked map at chi, and waits.
-    void run(const PatchPlan &plan, float *chi, Caller &caller) {
+    void run(const PatchPlan &plan, int threads, float *chi, Caller &caller) {
         const size_t voxels = scan_.geometry.voxels();
         field_ = send(scan_.local_field_ppm);
         inside_ = send(scan_.mask);
-        add_inputs();
+        for (const Volume &input : network_inputs(session_.card(), scan_, threads, caller)) {
+            inputs_.push_back(input.empty() ? field_ : send(input));
+        }
         infer(plan, chi, caller);
         if (correction_from(params_) != Correction::kNone) {
             make_consistent_on_device(gpu_, scan_, params_, chi, field_, stream_, caller);
@@ -54,14 +54,6 @@ class DeviceRun {
     }
 
   private:
-    // What the network takes: a volume on the GPU, or numbers.
-    struct Input {
-        std::string name;
-        const float *data;
-        bool is_volume;
-        std::vector<size_t> shape;  // of numbers
-    };
-
     template <class T>
     T *send(const std::vector<T> &values) {
         T *there = memory_.make<T>(values.size());
@@ -70,49 +62,15 @@ class DeviceRun {
         return there;
     }
 
-    void add_inputs() {
-        const Geometry &geometry = scan_.geometry;
-        for (const TensorInfo &tensor : session_.card().inputs) {
-            const auto numbers = [&](const double (&v)[3], std::vector<size_t> shape) {
-                const float *there = send(Volume{float(v[0]), float(v[1]), float(v[2])});
-                inputs_.push_back({tensor.name, there, false, std::move(shape)});
-            };
-            if (tensor.name == "voxel_size_mm") {
-                numbers(geometry.voxel_size_mm, {3});
-            } else if (tensor.name == "b0_direction") {
-                numbers(geometry.b0_direction, {1, 3});
-            } else {
-                inputs_.push_back({tensor.name, volume(tensor.name), true, {}});
-            }
-        }
-    }
-
-    const float *volume(const std::string &name) {
-        if (name == "mask") return send(Volume(scan_.mask.begin(), scan_.mask.end()));
-        if (name != "tkd_chi_ppm") return field_;
-        const TkdSettings &tkd = *session_.card().tkd;
-        auto *chi = memory_.make<float>(scan_.geometry.voxels());
-        DeviceFilter filter(gpu_, scan_, int32_t(tkd.pad_voxels), stream_);
-        filter.apply(QSM_CUDA_TKD, tkd.threshold, field_, chi, tkd.masked);
-        gpu_.wait(stream_);
-        return chi;
-    }
-
     // The engine's view of the inputs; without memory for patches where only shapes are asked for.
     std::vector<Tensor> tensors(const Shape &size, DeviceMemory *memory) const {
         std::vector<Tensor> made;
         for (const TensorInfo &tensor : session_.card().inputs) {
-            if (tensor.is_volume()) {
-                float *patch = memory ? memory->make<float>(Geometry::voxels_of(size)) : nullptr;
-                made.push_back({tensor.name, patch_tensor(size), patch});
-            } else if (tensor.name == "voxel_size_mm") {
-                made.push_back({tensor.name, {3}, nullptr});
-            } else {
-                made.push_back({tensor.name, {1, 3}, nullptr});
-            }
-        }
-        for (size_t n = 0; n < inputs_.size(); ++n) {
-            if (!inputs_[n].is_volume) made[n].data = inputs_[n].data;
+            made.push_back({tensor.name, input_shape(tensor.name, size), nullptr});
+            if (!memory) continue;
+            const size_t n = made.size() - 1;
+            made[n].data =
+                made[n].is_volume() ? memory->make<float>(Geometry::voxels_of(size)) : inputs_[n];
         }
         return made;
     }
@@ -132,9 +90,9 @@ class DeviceRun {
 
     void gather(const Patch &patch, const std::vector<Tensor> &patches) const {
         for (size_t n = 0; n < inputs_.size(); ++n) {
-            if (!inputs_[n].is_volume) continue;
-            gpu_.check(gpu_.gather(&patch.box, inputs_[n].data,
-                                   const_cast<float *>(patches[n].data), stream_));
+            if (!patches[n].is_volume()) continue;
+            gpu_.check(gpu_.gather(&patch.box, inputs_[n], const_cast<float *>(patches[n].data),
+                                   stream_));
         }
     }
 
@@ -173,17 +131,12 @@ class DeviceRun {
 
     std::vector<StageMemory> stages_of(const PatchPlan &plan) const {
         const Card &card = session_.card();
-        const Geometry &geometry = scan_.geometry;
-        const double voxels = double(geometry.voxels());
+        const double voxels = double(scan_.geometry.voxels());
         const double patch = double(Geometry::voxels_of(plan.patch_shape()));
         double volumes = 0;
         for (const TensorInfo &tensor : card.inputs) volumes += tensor.is_volume() ? 1 : 0;
         const double held = voxels * (kFloat * (volumes + 1) + 1);  // and the map, and the mask
         std::vector<StageMemory> stages;
-        if (card.tkd) {
-            stages.push_back(
-                {"TKD", held + DeviceFilter::bytes(gpu_, geometry, int32_t(card.tkd->pad_voxels))});
-        }
         const auto scratch = session_.scratch_bytes(tensors(plan.patch_shape(), nullptr));
         const double engine = scratch ? double(*scratch) : std::numeric_limits<double>::infinity();
         stages.push_back({"inference", held + kFloat * (voxels + patch * (volumes + 1)) + engine});
@@ -201,7 +154,7 @@ class DeviceRun {
     const qsm_params &params_;
     void *const stream_;
     DeviceMemory memory_;
-    std::vector<Input> inputs_;
+    std::vector<const float *> inputs_;  // on the GPU, in the order of the card's
     const float *field_ = nullptr;
     const uint8_t *inside_ = nullptr;
 };
@@ -209,21 +162,21 @@ class DeviceRun {
 }  // namespace
 
 Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_params &params,
-                             float *chi_ppm, void *stream) {
+                             int threads, float *chi_ppm, void *stream) {
     Caller caller(params);
     prepare(scan, session.card(), params, caller);
     DeviceRun run(session, scan, params, stream);
     const Decision decision = run.decide();
-    caller.begin(decision);
+    caller.begin(decision, variation_steps(session.card()) + decision.plan.count());
     Volume chi;
     if (chi_ppm) {
-        run.run(decision.plan, chi_ppm, caller);
+        run.run(decision.plan, threads, chi_ppm, caller);
     } else {
         const Gpu &gpu = Gpu::get();
         DeviceMemory memory(gpu);
         chi.resize(scan.geometry.voxels());
         auto *there = memory.make<float>(chi.size());
-        run.run(decision.plan, there, caller);
+        run.run(decision.plan, threads, there, caller);
         gpu.download(chi.data(), there, chi.size() * sizeof(float), stream);
     }
     caller.end();

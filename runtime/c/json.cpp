@@ -137,7 +137,6 @@ class Reader {
         Json value;
         if (word == "true" || word == "false") {
             value.kind = Json::kBool;
-            value.boolean = word == "true";
         } else if (word != "null") {
             number(word, value);
         }

@@ -13,7 +13,6 @@ struct Json {
     enum Kind { kNull, kBool, kInteger, kReal, kString, kArray, kObject };
 
     Kind kind = kNull;
-    bool boolean = false;
     int64_t integer = 0;  // what does not fit is real
     double number = 0;  // of an integer too
     std::string string;

@@ -14,6 +14,7 @@ namespace {
 constexpr double kFloat = sizeof(float);
 constexpr double kFixedBytes = 1e6;          // of the transform and its threads, as measured
 constexpr double kTransform = 6.2;           // per padded voxel: a volume and half a multiplier
+constexpr double kIteratedTkd = 8;          // per padded voxel: a volume, half of D and of TKD's
 constexpr double kClosedForm = 8;           // per voxel: the other term
 constexpr double kConjugateGradients = 19;  // per voxel of a padded box: four volumes, half of D
 constexpr double kShareOfAvailable = 0.8;
@@ -48,11 +49,7 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
         if (tensor.is_volume()) inputs += double(tensor.shape[1].number);
     }
     std::vector<StageMemory> stages;
-    if (card.tkd) {
-        const Geometry padded = geometry.padded(int32_t(card.tkd->pad_voxels));
-        stages.push_back(
-            {"TKD", held + kFixedBytes + kTransform * double(padded.voxels())});
-    }
+    if (prior_bytes > 0) stages.push_back({"prepare", held + prior_bytes});
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
     if (correction != Correction::kNone) {
         const double step =
@@ -64,6 +61,19 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
         stages.push_back({"data consistency", held + kFixedBytes + step});
     }
     return stages;
+}
+
+double prior_bytes(const std::vector<PriorMap> &priors, const Scan &scan) {
+    if (priors.empty()) return 0;
+    const double volume = kFloat * double(scan.geometry.voxels());
+    const double padded = stored_voxels(PaddedBox(scan).geometry);
+    double made = 0, most = 0;
+    for (const PriorMap &prior : priors) {
+        made += volume;
+        const double work = prior.is_tkd() ? kIteratedTkd * padded + volume : kTvBytes * padded;
+        most = std::max(most, made + work);
+    }
+    return kFixedBytes + most;
 }
 
 double tv_bytes(const Geometry &geometry, const Geometry &padded) {

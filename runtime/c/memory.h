@@ -15,9 +15,13 @@ struct HostMemory {
     const Scan &scan;
     std::string backend;
     Correction correction;
+    double prior_bytes;  // as below
 
     std::vector<StageMemory> stages(const PatchPlan &plan) const;
 };
+
+// Returns what making prior maps takes, with those that were made.
+double prior_bytes(const std::vector<PriorMap> &priors, const Scan &scan);
 
 // Returns the predicted peak of a method, which works on a grid with padding.
 double tv_bytes(const Geometry &geometry, const Geometry &padded);

@@ -166,7 +166,8 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
         const auto map = [&] {
             if (engine->on_cpu) return reconstruct(*engine->on_cpu, copy, params, engine->threads);
             if (engine->on_gpu) {
-                return reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, nullptr);
+                return reconstruct_on_device(*engine->on_gpu, copy, params, engine->threads,
+                                             nullptr, nullptr);
             }
             return reconstruct_by(engine->method, copy, params, engine->threads, facts);
         };
@@ -196,11 +197,12 @@ qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, cons
         Gpu::get().use(engine->context);
         Scan copy = scan_from_device(*scan, engine->layout(*scan, params), stream);
         if (copy.layout.axes == Axes{}) {
-            reconstruct_on_device(*engine->on_gpu, copy, params, chi_ppm, stream);
+            reconstruct_on_device(*engine->on_gpu, copy, params, engine->threads, chi_ppm, stream);
         } else {
             Volume stored(copy.geometry.voxels());
-            store(reconstruct_on_device(*engine->on_gpu, copy, params, nullptr, stream), copy,
-                  stored.data());
+            store(reconstruct_on_device(*engine->on_gpu, copy, params, engine->threads, nullptr,
+                                        stream),
+                  copy, stored.data());
             Gpu::get().upload(chi_ppm, stored.data(), stored.size() * sizeof(float), stream);
             Gpu::get().wait(stream);
         }

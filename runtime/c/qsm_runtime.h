@@ -2,7 +2,7 @@
  * by a method that needs none.
  *
  *     qsm_engine *engine = NULL;
- *     if (qsm_engine_open("tkd-unet.onnx", NULL, &engine) != QSM_OK) {
+ *     if (qsm_engine_open("tv-unet.onnx", NULL, &engine) != QSM_OK) {
  *         fprintf(stderr, "%s\n", qsm_last_error());
  *         return 1;
  *     }

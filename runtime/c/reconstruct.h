@@ -14,7 +14,7 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
 
 // The same on a GPU. The map goes to `chi_ppm` there or, if that is null, is returned.
 Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_params &params,
-                             float *chi_ppm, void *stream);
+                             int threads, float *chi_ppm, void *stream);
 
 // Multiplies a map by its mask. Throws, naming what made it, if it is not finite.
 void mask_finite(Volume &chi, const std::vector<uint8_t> &mask, const char *whose);

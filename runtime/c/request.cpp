@@ -18,7 +18,7 @@ void require_geometry(const Card &card, const Geometry &geometry, const qsm_para
     if (!params.allow_geometry) {
         throw Error(QSM_DATA_ERROR,
                     found + "; this library neither turns nor resamples, qsm-run does; or use a "
-                            "network for any geometry such as tkd-unet, or set allow_geometry");
+                            "network for any geometry such as tv-unet, or set allow_geometry");
     }
     caller.log(QSM_LOG_WARNING, "outside the training: " + found);
 }

@@ -19,7 +19,6 @@ class Caller {
     void log(qsm_log_level level, const std::string &line) const;
 
     // Says what will be done, and counts its steps.
-    void begin(const Decision &decision) { begin(decision, decision.plan.count()); }
     void begin(const Decision &decision, int64_t runs);
 
     // Before each step: throws if the caller wishes to stop.

@@ -15,6 +15,8 @@ struct Tensor {
     std::string name;
     std::vector<size_t> shape;  // (1, c, x, y, z) of volumes
     const float *data;
+
+    bool is_volume() const { return shape.size() == 5; }
 };
 
 class Session {

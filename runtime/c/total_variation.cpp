@@ -179,10 +179,27 @@ double TotalVariation::last_change() const {
     return std::sqrt(change / std::max(size, 1e-60));
 }
 
+// The volume of a value of each padded voxel.
+template <class Value>
+Volume TotalVariation::in_mask(Value &&value) const {
+    Volume volume(grid_.scan.geometry.voxels());
+    grid_.over_mask(row_, [&](size_t at, size_t padded) { volume[at] = value(padded); });
+    return volume;
+}
+
 Volume TotalVariation::map() const {
-    Volume chi(grid_.scan.geometry.voxels());
-    grid_.over_mask(row_, [&](size_t at, size_t padded) { chi[at] = x_[padded]; });
-    return chi;
+    return in_mask([&](size_t n) { return x_[n]; });
+}
+
+Volume TotalVariation::residual() const {
+    return in_mask([&](size_t n) { return field_[n] - q2_[n]; });
+}
+
+Volume TotalVariation::inner_field() {
+    std::fill(b_.begin(), b_.end(), 0.0f);
+    grid_.over_mask(row_, [&](size_t, size_t n) { b_[n] = x_[n]; });
+    multiply_spectrum(fft_, b_.data(), d_);
+    return in_mask([&](size_t n) { return b_[n] + (field_[n] - q2_[n]); });
 }
 
 }  // namespace qsm::host

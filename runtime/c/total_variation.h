@@ -22,14 +22,19 @@ class TotalVariation {
     // |x - x_before| / |x| of the last iteration.
     double last_change() const;
 
-    // The map on the scan's grid, 0 outside the mask.
+    // On the scan's grid, 0 outside the mask M: the map x, what of the field f it does not explain,
+    // M (f - D x), and the field without what its sources outside the mask do, M (f - D (x - M x)).
     Volume map() const;
+    Volume residual() const;
+    Volume inner_field();  // after last_change()
 
   private:
     void start();
     void update_gradients(int32_t plane, float limit);
     void ask(int32_t plane, float limit);
     void solve(int32_t y, int32_t z, int32_t count, const Lines *spectra) const;
+    template <class Value>
+    Volume in_mask(Value &&value) const;
 
     const PaddedBox &grid_;
     Fft fft_;

@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from qsm_deploy.kernels.cmake import find_tool
 from qsm_deploy.kernels.cuda_build import SOURCES as KERNELS
 from qsm_deploy.runtime.c.build import LIBRARY_NAME, SOURCES, build_c_library
-from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
+from qsm_deploy.runtime.card.card import (
+    METADATA_KEY,
+    GeometryLimits,
+    MemoryUse,
+    ModelCard,
+    ReceptiveField,
+)
 from qsm_deploy.runtime.card.plan_file import plan_bytes
+from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 HERE = Path(__file__).parent
 FAKE = HERE / "fake_engine.cpp"  # takes the place of these
@@ -181,9 +191,9 @@ def cmake() -> None:
 
 @pytest.fixture(scope="session")
 def library(cmake: None, compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Return the library with OpenVINO, not optimised: that halves what its build takes."""
+    """Return the library with OpenVINO, hardly optimised: that halves what its build takes."""
     folder = tmp_path_factory.mktemp("c")
-    return Library(build_c_library(folder, options=debug("-O0", "-Werror")))
+    return Library(build_c_library(folder, options=debug("-O1", "-Werror")))
 
 
 @pytest.fixture
@@ -335,17 +345,57 @@ def call_error() -> type[CallError]:
     return CallError
 
 
+@pytest.fixture(scope="session")
+def prior_card() -> ModelCard:
+    """Return the card of a network that takes what the bundled one does, made in few steps."""
+    bundled = load_card(BUNDLED_MODEL)
+    return replace(
+        bundled,
+        network="priors",
+        priors=tuple(replace(prior, steps=min(prior.steps, 2)) for prior in bundled.priors),
+        receptive_field=ReceptiveField(1, 1, 1.0),
+        memory={"openvino": MemoryUse(0, 1)},
+    )
+
+
+@pytest.fixture(scope="session")
+def prior_model(prior_card: ModelCard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the model of that card: one convolution, in which all inputs count alike."""
+    inputs = [
+        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.shape)
+        for tensor in prior_card.inputs
+    ]
+    output = helper.make_tensor_value_info("chi_ppm", TensorProto.FLOAT, prior_card.output.shape)
+    *volumes, mask, noise = [tensor.name for tensor in prior_card.inputs]
+    shape = (1, len(volumes) + 1, 3, 3, 3)
+    weights = np.random.default_rng(5).normal(0, 0.1, shape).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", [mask, noise], ["trust"]),
+        helper.make_node("Concat", [*volumes, "trust"], ["all"], axis=1),
+        helper.make_node("Conv", ["all", "weights"], ["chi_ppm"], pads=[1] * 6),
+    ]
+    constants = [onnx.numpy_helper.from_array(weights, "weights")]
+    graph = helper.make_graph(nodes, "priors", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: prior_card.to_json()})
+    path = tmp_path_factory.mktemp("priors") / "priors.onnx"
+    onnx.save(model, path)
+    return path
+
+
 @pytest.fixture
-def fake_models(card: ModelCard, tkd_card: ModelCard, tmp_path: Path) -> Path:
+def fake_models(
+    card: ModelCard, tkd_card: ModelCard, prior_card: ModelCard, tmp_path: Path
+) -> Path:
     """Return a folder of models for the fake engine: cards in files, and plans made of two."""
 
     def constants(radius: float) -> ModelCard:
         return replace(card, constants={"mask_erosion_voxels": radius})
 
-    tkd = replace(tkd_card.tkd, pad_voxels=2) if tkd_card.tkd else None
     cards = {
         "cnn": card,
-        "tkd": replace(tkd_card, tkd=tkd),
+        "tkd": tkd_card,
+        "priors": prior_card,
         "fail": replace(card, options={"fake": "fail"}),
         "throw": replace(card, options={"fake": "throw"}),
         "memory": replace(card, options={"fake": "no memory"}),

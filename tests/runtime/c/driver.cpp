@@ -293,7 +293,7 @@ qsm_params watched(Watch &watch) {
 }
 
 void it_can_be_cancelled_at_every_step(const std::string &folder) {
-    const Engine engine(folder + "/tkd.onnx");
+    const Engine engine(folder + "/priors.onnx");
     const Input input(9, 8, 7, QSM_X_FASTEST);
     std::vector<float> chi(input.field.size());
     qsm_status status = QSM_CANCELLED;
@@ -311,7 +311,7 @@ void it_can_be_cancelled_at_every_step(const std::string &folder) {
         REQUIRE(status == QSM_CANCELLED || (watch.done == watch.total && watch.lines > 0));
         REQUIRE(polls < 100);
     }
-    REQUIRE(polls > 4);
+    REQUIRE(polls > 2 * 3 + 4);
 }
 
 void what_goes_wrong_inside_comes_out_as_a_status(const std::string &folder) {
@@ -457,7 +457,8 @@ void a_gpu_gives_what_the_host_gives(const std::string &folder) {
         int patch, iterations;  // of data consistency; -1: none
     };
     for (const Case &at : {Case{"/cnn", 0, -1}, Case{"/cnn", 8, -1}, Case{"/tkd", 8, -1},
-                           Case{"/tkd", 0, 0}, Case{"/tkd", 0, 2}}) {
+                           Case{"/tkd", 0, 0}, Case{"/tkd", 0, 2}, Case{"/priors", 8, -1},
+                           Case{"/priors", 0, 2}}) {
         const Engine host(folder + at.name + ".onnx"), plan(folder + at.name + ".plan");
         const Input input(7, 11, 6, QSM_Z_FASTEST);
         qsm_params params = params_of(QSM_Z_FASTEST, at.patch);

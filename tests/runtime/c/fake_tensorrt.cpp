@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "tensorrt_stubs.h"
 
@@ -45,7 +46,7 @@ class Context final : public Object<IExecutionContext, StubExecutionContext> {
         return true;
     }
     Dims getTensorShape(char const *) const noexcept override {
-        return shapes_.at("local_field_ppm");
+        return shapes_.at("local_field_ppm");  // as that of the output
     }
     size_t updateDeviceMemorySizeForShapes() noexcept override { return kScratch; }
     void setDeviceMemory(void *memory) noexcept override { scratch_ = memory; }
@@ -73,16 +74,28 @@ class Context final : public Object<IExecutionContext, StubExecutionContext> {
 
 class Engine final : public Object<ICudaEngine, StubCudaEngine> {
   public:
-    explicit Engine(std::string card) : card_(std::move(card)) {}
+    explicit Engine(std::string card) : card_(std::move(card)) {
+        const std::string key = "\"name\":\"";
+        const size_t end = card_.find("\"licence\"");  // which follows the inputs
+        size_t at = card_.find("\"inputs\"");
+        while ((at = card_.find(key, at)) < end) {
+            at += key.size();
+            names_.push_back(card_.substr(at, card_.find('"', at) - at));
+        }
+    }
 
+    const std::string &last_volume() const {
+        return is_number(names_.back()) ? names_.end()[-2] : names_.back();
+    }
     bool says(const char *words) const { return card_.find(words) != std::string::npos; }
 
   private:
     char const *getName() const noexcept override { return card_.c_str(); }
-    int32_t getNbIOTensors() const noexcept override { return says("tkd_chi_ppm") ? 3 : 2; }
+    static bool is_number(const std::string &name) { return name == "field_noise_ppm"; }
+
+    int32_t getNbIOTensors() const noexcept override { return int32_t(names_.size()) + 1; }
     char const *getIOTensorName(int32_t n) const noexcept override {
-        if (n + 1 == getNbIOTensors()) return "chi_ppm";
-        return n ? "tkd_chi_ppm" : "local_field_ppm";
+        return size_t(n) < names_.size() ? names_[size_t(n)].c_str() : "chi_ppm";
     }
     TensorIOMode getTensorIOMode(char const *name) const noexcept override {
         return std::string(name) == "chi_ppm" ? TensorIOMode::kOUTPUT : TensorIOMode::kINPUT;
@@ -90,8 +103,13 @@ class Engine final : public Object<ICudaEngine, StubCudaEngine> {
     DataType getTensorDataType(char const *) const noexcept override {
         return says("half") ? DataType::kHALF : DataType::kFLOAT;
     }
-    Dims getTensorShape(char const *) const noexcept override { return {5, {-1, 1, -1, -1, -1}}; }
-    Dims getProfileShape(char const *, int32_t, OptProfileSelector which) const noexcept override {
+    Dims getTensorShape(char const *name) const noexcept override {
+        if (is_number(name)) return {1, {1}};
+        return {5, {-1, 1, -1, -1, -1}};
+    }
+    Dims getProfileShape(char const *name, int32_t,
+                         OptProfileSelector which) const noexcept override {
+        if (is_number(name)) return {1, {1}};
         if (which == OptProfileSelector::kMIN) return {5, {1, 1, 2, 2, 2}};
         const int most = says("small") ? 8 : 64;
         return {5, {1, 1, most, most, most}};
@@ -103,6 +121,7 @@ class Engine final : public Object<ICudaEngine, StubCudaEngine> {
     }
 
     const std::string card_;
+    std::vector<std::string> names_;  // of the inputs
 };
 
 class Runtime final : public Object<IRuntime, StubRuntime> {
@@ -123,7 +142,7 @@ bool Context::enqueueV3(cudaStream_t) noexcept {
     }
     if (!scratch_) return false;
     std::memset(scratch_, 0xff, kScratch);
-    const float *last = inputs_.at(engine_.says("tkd_chi_ppm") ? "tkd_chi_ppm" : "local_field_ppm");
+    const float *last = inputs_.at(engine_.last_volume());
     const Dims shape = getTensorShape("chi_ppm");
     const auto voxels = shape.d[2] * shape.d[3] * shape.d[4];
     for (int64_t n = 0; n < int64_t{voxels}; ++n) {

@@ -193,7 +193,7 @@ def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
         ),
         (USAGE, "struct_size", (field, mask), {"struct_size": 48}),
         (USAGE, "not a multiple of the network's divisor 4", (field, mask), {"patch": 30}),
-        (MEMORY, "would need 48 MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),
+        (MEMORY, "would need .* MiB in the stage", (field, mask), {"memory_limit_bytes": 1000}),
         (MEMORY, "the limit is 1 MiB", (field, mask), {"patch": 24, "memory_limit_bytes": 10**6}),
     ]
     for status, words, arguments, params in wrong:
@@ -213,8 +213,14 @@ def test_a_field_of_unlikely_size_is_noted(
 
 
 def test_cancelling_stops_between_patches(
-    engine: Any, call_error: Any, cancel: Callable[..., Any], progress: Callable[..., Any]
+    card: ModelCard,
+    write_model: Callable[..., Path],
+    open_engine: Callable[..., Any],
+    call_error: Any,
+    cancel: Callable[..., Any],
+    progress: Callable[..., Any],
 ) -> None:
+    engine = open_engine(write_model(card))
     seen: list[tuple[int, int]] = []
     shows = progress(lambda done, total: seen.append((done, total)))
     field, mask = volumes((24, 24, 24))
@@ -269,10 +275,9 @@ def test_a_device_is_refused_where_there_is_none(library: Any, engine: Any) -> N
 def test_two_tkd_thresholds_make_two_maps(
     tkd_card: ModelCard, write_model: Callable[..., Path], open_engine: Callable[..., Any]
 ) -> None:
-    assert tkd_card.tkd is not None
     maps = []
     for threshold in (0.1, 0.3):
-        made = replace(tkd_card, tkd=replace(tkd_card.tkd, threshold=threshold))
+        made = replace(tkd_card, priors=(replace(tkd_card.priors[0], threshold=threshold),))
         path = write_model(made, f"{threshold}.onnx")
         maps.append(open_engine(path).reconstruct(*volumes()))
     assert np.abs(maps[0]).max() > 1.5 * np.abs(maps[1]).max()

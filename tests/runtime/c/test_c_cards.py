@@ -133,6 +133,84 @@ def test_what_a_field_may_be(path, value, accepted, full: ModelCard, in_c: Says)
     assert agreed(changed(full, path, value), in_c) == accepted
 
 
+def priors_of(card: ModelCard, *changes: dict[str, Any]) -> str:
+    """Return a card's JSON with one prior map for each change of its first."""
+    fields = json.loads(card.to_json())
+    fields["priors"] = [fields["priors"][0] | change for change in changes]
+    return json.dumps(fields)
+
+
+NAME, FIELD = "tkd_chi_ppm", "tv_field_ppm"
+OF_TV = {"method": "tv", "threshold": None}
+TV_FIELD = {"name": FIELD, "method": "tv_field", "threshold": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [
+        ([{}], True),
+        ([], False),  # but the network takes it
+        ([{}, {}], False),
+        ([{}, {"name": "more_ppm"}], False),
+        ([{"name": "mask"}, {}], False),
+        ([{"name": "a\nb"}], False),
+        ([OF_TV], True),
+        ([OF_TV | {"threshold": 0.2}], False),
+        ([OF_TV | {"of": FIELD}], False),
+        ([{"method": "medi"}], False),
+        ([{"threshold": None}], False),
+        *(([{"threshold": threshold}], True) for threshold in (5e-324, 0.5, 2 / 3)),
+        *(([{"threshold": threshold}], False) for threshold in (0, -0.1, 0.667, 1, math.inf, "0.1")),
+        *(([{"steps": steps}], True) for steps in (1, 1000)),
+        *(([{"steps": steps}], False) for steps in (0, 1001, 10**9, 2**60, 1.0, True, None)),
+        *(([{"of": of}], False) for of in (FIELD, "mask", NAME, "", None)),
+        ([TV_FIELD, {"of": FIELD}], True),
+        ([TV_FIELD | {"method": "tv_residual"}, {"of": FIELD}], True),
+        ([TV_FIELD | {"method": "tv"}, {"of": FIELD}], False),
+        ([TV_FIELD | {"method": "tkd", "threshold": 0.1}, {"of": FIELD}], False),
+        ([{"of": FIELD}, TV_FIELD], False),  # not yet made
+    ],
+)
+def test_what_prior_maps_there_may_be(changes, accepted, full: ModelCard, in_c: Says) -> None:
+    assert agreed(priors_of(full, *changes), in_c) == accepted
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "accepted"),
+    [
+        ("priors", None, False),
+        ("priors", {}, False),
+        ("tkd", None, True),
+        ("tkd", {}, False),
+        ("tkd", {"threshold": 0.2, "pad_voxels": 8, "masked": True}, False),
+        ("pipeline", "tkd+cnn", False),
+        ("pipeline", "after", False),  # which makes nothing of its field
+    ],
+)
+def test_prior_maps_took_the_place_of_tkd(path, value, accepted, full, in_c: Says) -> None:
+    assert agreed(changed(full, path, value), in_c) == accepted
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "shape", "accepted"),
+    [
+        (NAME, "ppm", ["n", 1, "x", "y", "z"], True),
+        (NAME, "ppb", ["n", 1, "x", "y", "z"], False),
+        (NAME, "ppm", ["n", 2, "x", "y", "z"], False),
+        (NAME, "ppm", [1], False),
+        ("field_noise_ppm", "ppm", [1], True),
+        ("field_noise_ppm", "1", [1], False),
+    ],
+)
+def test_inputs_made_of_the_field(name, unit, shape, accepted, full, in_c: Says) -> None:
+    fields = json.loads(full.to_json())
+    made = {"name": name, "unit": unit, "shape": shape}
+    fields["inputs"] = [t for t in fields["inputs"] if t["name"] != name] + [made]
+    assert agreed(json.dumps(fields), in_c) == accepted
+    fields["inputs"] = fields["inputs"][::-1]  # the field is not the first
+    assert not agreed(json.dumps(fields), in_c)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "accepted"),
     [
@@ -164,6 +242,10 @@ def test_a_field_that_came_later_may_be_missing(full: ModelCard, in_c: Says) -> 
     fields = json.loads(full.to_json())
     assert "axes" not in fields
     assert agreed(replace(full, axes="LPS").to_json(), in_c)
+    del fields["priors"][0]["threshold"]
+    assert not agreed(json.dumps(fields), in_c)
+    fields["priors"][0]["method"] = "tv"
+    assert agreed(json.dumps(fields), in_c)
     for name in fields:
         assert not agreed(json.dumps({k: v for k, v in fields.items() if k != name}), in_c)
 
@@ -184,7 +266,7 @@ def test_how_long_it_may_be(full: ModelCard, in_c: Says) -> None:
 
 @pytest.mark.parametrize("pipeline", ["lpcnn", "modl", "spinet"])
 def test_the_numbers_of_a_loop(pipeline: str, full: ModelCard, in_c: Says) -> None:
-    fields = json.loads(full.to_json()) | {"pipeline": pipeline, "patchable": "split", "tkd": None}
+    fields = json.loads(full.to_json()) | {"pipeline": pipeline, "patchable": "split", "priors": []}
     volume = {"unit": "1", "shape": ["n", 2, "x", "y", "z"]}
     fields["inputs"] = [volume | {"name": "prior_input"}]
     fields["output"] = volume | {"name": "prior_output"}

@@ -1,4 +1,4 @@
-"""The C library computes what the Python runtime computes: plans, blending, TKD, corrections."""
+"""The C library computes what the Python runtime computes: plans, blending, corrections."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -129,13 +129,13 @@ def test_patches_are_chosen_by_the_same_rules(bundled: Twins) -> None:
     But for what Python's libraries take, and the copy of the map inside the mask.
     """
     scan = scan_of((64, 61, 50), AXIAL)
+    work = Workload(scan, bundled.session.card, "openvino", evaluates=False, draws=False)
     more = LIBRARIES_BYTES + FLOAT * scan.mask.size
-    for limit in (80e6, 65e6, 57e6):
-        decision = decide(
-            Workload(scan, bundled.session.card, "openvino", evaluates=False, draws=False),
-            PatchOptions(),
-            limit + more,
-        )
+    fixed = work.card.memory["openvino"].fixed_bytes
+    whole = work.peak_bytes(plan_whole(scan.mask.shape, 4))["inference"] - more
+    for share in (0.8, 0.5, 0.3):
+        limit = fixed + share * (whole - fixed)
+        decision = decide(work, PatchOptions(), limit + more)
         assert not decision.plan.whole
         seen = bundled.difference(scan, decision.plan, memory_limit_bytes=int(limit))
         assert seen < TOLERANCE_PPM

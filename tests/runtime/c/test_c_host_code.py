@@ -33,6 +33,10 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
     """Return models that must be refused, by what is wrong."""
     text = (fake_models / "tkd.onnx").read_text()
     card = json.loads(text)
+
+    def prior(**fields: Any) -> str:
+        return changed(card, "priors", [card["priors"][0] | fields])
+
     texts = {
         "empty": "",
         "not JSON": "\x08\x0aonnx",
@@ -50,16 +54,21 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "a long number": text.replace('"divisor":4', f'"divisor":{"9" * 400}'),
         "control character": text.replace("tkd-twice", "tkd\ntwice"),
         "schema": changed(card, "schema", 2),
-        "missing field": changed(card, "tkd.masked", ...),
+        "missing field": changed(card, "output.unit", ...),
         "unknown field": changed(card, "memory.openvino.more", 1),
         "divisor of zero": changed(card, "divisor", 0),
         "divisor of text": changed(card, "divisor", "4"),
         "divisor with a point": changed(card, "divisor", 4.0),
         "divisor beyond reason": changed(card, "divisor", 2**40),
-        "padding beyond reason": changed(card, "tkd.pad_voxels", 2**30),
-        "negative padding": changed(card, "tkd.pad_voxels", -1),
-        "threshold": changed(card, "tkd.threshold", 0.7),
-        "no tkd": changed(card, "tkd", None),
+        "tkd of before": changed(card, "tkd", {"threshold": 0.2}),
+        "method": prior(method="medi"),
+        "no threshold": prior(threshold=None),
+        "large threshold": prior(threshold=0.7),
+        "no steps": prior(steps=0),
+        "steps beyond reason": prior(steps=10**9),
+        "of nothing": prior(of="tv_field_ppm"),
+        "name taken": prior(name="mask"),
+        "no priors": changed(card, "priors", []),
         "no inputs": changed(card, "inputs", []),
         "pipeline": changed(card, "pipeline", "magic"),
         "unrolled": changed(card, "pipeline", "lpcnn"),
@@ -104,8 +113,11 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(
     for what, words in {
         "empty": "has no model card",
         "schema": "another schema",
-        "missing field": "lacks card.tkd.masked",
+        "missing field": "lacks card.output.unit",
         "unknown field": "unknown field card.memory.openvino.more",
+        "tkd of before": "unknown field card.tkd",
+        "method": "wrong card.priors[0].method, expected tkd or tv or tv_field or tv_residual",
+        "steps beyond reason": "takes 1000000000 steps, expected 1 to 1000",
         "divisor of text": "wrong card.divisor, expected a whole number",
         "phase": "use the Python runtime",
         "no axes": "contradictory card: axes are 'LPR', expected three letters such as RAS or LPS",
@@ -138,7 +150,8 @@ def test_damaged_cards_and_parameters_under_sanitizers(
 ) -> None:
     fuzz = build_fake("address,undefined", source="fuzz.cpp")
     cards = [
-        fake_models / f"{name}.onnx" for name in ("cnn", "tkd", "eroded", "lps", "axial", "nan")
+        fake_models / f"{name}.onnx"
+        for name in ("cnn", "tkd", "priors", "eroded", "lps", "axial", "nan")
     ]
     models = [str(path) for path in (*cards, fake_models / "both.plan")]
     said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *models)

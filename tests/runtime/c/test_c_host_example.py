@@ -138,7 +138,8 @@ def test_the_example_reads_and_writes_raw_volumes(
 
 def test_the_example_can_be_stopped(host: Path, tmp_path: Path) -> None:
     shape = (160, 160, 160)
-    np.full(shape, 0.05, np.float32).tofile(tmp_path / "field")
+    field = np.random.default_rng(0).standard_normal(shape, np.float32)
+    (0.03 * field).tofile(tmp_path / "field")
     np.ones(shape, np.uint8).tofile(tmp_path / "mask")
     grid = [*["160"] * 3, *["1"] * 3, "0", "0", "1"]
     words = [host, BUNDLED_MODEL, "field", "mask", "chi", *grid]

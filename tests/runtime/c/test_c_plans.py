@@ -51,7 +51,7 @@ def test_an_engine_of_another_network_is_refused_as_in_python(
 ) -> None:
     for ours, other in (
         (b'"fp32"', b'"fp16"'),
-        (b'"tkd-unet"', b'"tkd-unit"'),
+        (b'"tv-unet"', b'"tv-unit"'),
         (b'256":"', b'256":"f'),
     ):
         engine = engine_bytes.replace(ours, other)
@@ -91,7 +91,7 @@ def test_one_line_says_that_a_cpu_takes_the_place_of_a_gpu(
     ]
     asked_for: list[str] = []
     open_engine(plan, device=CPU, log=collect(asked_for))
-    assert asked_for == lines[-1:] == [f"{plan}: tkd-unet, fp32, on openvino"]
+    assert asked_for == lines[-1:] == [f"{plan}: tv-unet, fp32, on openvino"]
 
 
 def test_who_asks_for_a_gpu_gets_no_cpu(
