@@ -14,9 +14,9 @@ from qsm_deploy.runtime.card.card import (
     GeometryLimits,
     MemoryUse,
     ModelCard,
+    PriorMap,
     ReceptiveField,
     TensorInfo,
-    TkdSettings,
     Verification,
 )
 from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
@@ -40,7 +40,6 @@ def card() -> ModelCard:
         why_whole=None,
         receptive_field=ReceptiveField(0, 2, 1.0),
         geometry=GeometryLimits(None, None, None, None),
-        tkd=None,
         normalisation={},
         constants={},
         options={},
@@ -56,13 +55,12 @@ def card() -> ModelCard:
 
 @pytest.fixture
 def tkd_card(card: ModelCard) -> ModelCard:
-    """Return the card of a model that takes the TKD map too."""
+    """Return the card of a model that takes a prior map too, of TKD."""
     return replace(
         card,
         network="tkd-twice",
-        pipeline="tkd+cnn",
         inputs=(*card.inputs, TensorInfo("tkd_chi_ppm", "ppm", SHAPE)),
-        tkd=TkdSettings(0.2, 4, True),
+        priors=(PriorMap("tkd_chi_ppm", "tkd", "local_field_ppm", 1, threshold=0.2),),
     )
 
 
