@@ -119,7 +119,7 @@ class Engine:
         affine = affine_from(axes, grid.voxel_size_mm)
         stays = {axes_of(affine, grid), axes_named(needs.axes)} == {STORED}
         stays &= wants.allow_geometry or not deviations(needs.geometry, grid)
-        is_judged = not stays or isinstance(inversion, GpuVariation)
+        is_judged = not stays or inversion.judges_field
         field, measured = _field(local_field_ppm, inside, device, is_judged=is_judged)
         scan = Scan(measured[None], inside, grid, nib.Nifti1Header(), affine).canonical()
         planned = self._reconstructor.plan(scan, wants)
@@ -142,7 +142,7 @@ def open_engine(path: Path | str, device: int = 0) -> Engine:
     Raises
     ------
     UsageError
-        If its network needs more than one local field.
+        If its network needs more than one local field and its mask.
     EngineError
         If there is no GPU of that number, or the model cannot run there.
     MissingDependencyError
@@ -166,8 +166,8 @@ def _field(
 ) -> tuple[DeviceView | None, NDArray[np.float32]]:
     """Return the field where it lies on the GPU, and what stands for it on the host.
 
-    That is a copy if its noise is to be judged, as a method does, or it is to have other axes or
-    another grid, else nothing.
+    That is a copy if its noise is to be judged, or it is to have other axes or another grid, else
+    nothing.
     """
     there = view("local_field_ppm", field, device.number) if is_on_device(field) else None
     values = field
@@ -195,9 +195,10 @@ def _copied(there: DeviceView, dtype: DTypeLike, device: Device) -> NDArray[Any]
 
 
 def _require_field_alone(card: ModelCard) -> None:
-    """Refuse a network that takes more than a field, or that the host calls."""
+    """Refuse a network that takes more than a field and its mask, or that the host calls."""
     taken = {tensor.name for tensor in card.inputs if tensor.is_volume}
-    if taken - {FIELD} or is_called_by_host(card):
+    made = {prior.name for prior in card.priors}
+    if taken - made - {FIELD, "mask"} or is_called_by_host(card):
         raise UsageError(
             f"{card.network} takes more than a local field, or steps between its runs; use "
             "qsm-run, or export it in one graph (--form unrolled)"

@@ -22,12 +22,15 @@ from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import input_shapes, network_input
+from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 
 FIELD = "local_field_ppm"
 FLOAT, DOUBLE = 4, 8
 NUMBERS = 3  # dot products that are needed at the same time
 WORKERS = 2  # patches in flight, each on a stream of its own
+# of total variation on the padded box; the first four are enough for TKD
+VOLUMES, DUALS = ("field", "x", "q2", "b", "s3"), ("s1", "s1_next")
 Pad = tuple[int, int, int]
 
 
@@ -92,6 +95,11 @@ class DeviceWork(ABC):
     def grid(self) -> PaddedBox:
         """The padded box of the mask."""
         return padded_box(self.scan.mask, self.scan.geometry)
+
+    def variation(self) -> Layout:
+        """Return what total variation needs."""
+        volumes = dict.fromkeys(VOLUMES, 1) | dict.fromkeys(DUALS, 3)
+        return self.boxed(self.library.tv_workspace_bytes(self.grid.geometry), **volumes)
 
     def boxed(self, workspace_bytes: int, **volumes: int) -> Layout:
         """Return what volumes on the padded box need, by their components, with its masks."""
@@ -166,8 +174,8 @@ class DeviceWorkload(DeviceWork):
 
     def lasting(self, plan: PatchPlan) -> Layout:
         """Return what lives through the whole reconstruction."""
-        volumes = {name: n * self.voxels for name, n in self.channels.items()}
-        volumes["total"] = self.voxels
+        each = {prior.name: 1 for prior in self.card.priors} | self.channels | {"total": 1}
+        volumes = {name: n * self.voxels for name, n in each.items()}
         return Layout(
             {name: FLOAT * count for name, count in volumes.items()}
             | {name: values.nbytes for name, values in self.numbers.items()}
@@ -178,6 +186,8 @@ class DeviceWorkload(DeviceWork):
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
         """Return what each stage needs for itself, in their order."""
         stages = {}
+        if self.card.priors:
+            stages["prepare"] = self.priors()
         stages["inference"] = self._inference(plan)
         if self.compares:
             stages["field residual"] = self.residual()
@@ -204,6 +214,13 @@ class DeviceWorkload(DeviceWork):
     def shapes(self, plan: PatchPlan) -> dict[str, tuple[int, ...]]:
         """Return the shapes of what the engine takes: a patch of each volume, and the numbers."""
         return input_shapes(self.card, self.scan, plan)
+
+    def priors(self) -> Layout:
+        """Return what making prior maps needs."""
+        if variation_steps(self.card.priors):
+            return self.variation()
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(self.grid.geometry))
+        return self.boxed(workspace, **dict.fromkeys(VOLUMES[:4], 1))
 
     def consistency(self, correction: Correction) -> Layout:
         """Return what the data-consistency step needs."""

@@ -14,6 +14,7 @@ from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import Network, network_task
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 
 
@@ -61,6 +62,13 @@ class GpuNetwork(Network[GpuSession]):
             made = Made(network_output(self.session, task.scan, plan, stages, done))
         self.used()
         return made
+
+    @property
+    def judges_field(self) -> bool:
+        """Whether the host needs the field itself, for its noise."""
+        card = self.card
+        is_told = "field_noise_ppm" in (tensor.name for tensor in card.inputs)
+        return is_told or variation_steps(card.priors) > 0
 
     @property
     def place(self) -> Gpu:

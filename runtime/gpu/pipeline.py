@@ -3,24 +3,25 @@
 Run on an H100 with PyTorch as the engine.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qsm_deploy.kernels.cuda_library import PatchBox
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise
 from qsm_deploy.runtime.gpu.device import Holdings
 from qsm_deploy.runtime.gpu.dipole import closed_form, iterative_form
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
 from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
+from qsm_deploy.runtime.gpu.prior_maps import DevicePriors
 from qsm_deploy.runtime.gpu.run import DeviceRun, Place
 from qsm_deploy.runtime.reconstruction.memory import PAD_VOXELS
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.pipeline import network_input
-from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+from qsm_deploy.runtime.reconstruction.prior_maps import field_noise_ppm, variation_steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class DevicePipeline(DeviceRun):
         """Make the map; return what was found: the field residual, and the step taken."""
         self._mark("")
         self._upload()
+        priors = self._priors() if self._work.card.priors else None
         self._mark("upload")
+        if priors is not None:
+            steps = priors.make()
+            self._mark("prepare")
+            self._tell(steps, done)
         self._infer(done)
         self._mark("inference")
         return self._compare_and_correct()
@@ -65,11 +71,8 @@ class DevicePipeline(DeviceRun):
     def _upload(self) -> None:
         work, scan = self._work, self._work.scan
         self._send("inside", scan.mask.view(np.uint8))
-        made = prior_maps(work.card.priors, scan)
-        for name in work.channels:
-            if name in made:
-                self._send(name, made[name])
-            elif name == FIELD:
+        for name in work.channels.keys() - {prior.name for prior in work.card.priors}:
+            if name == FIELD:
                 self._take_field()
             else:
                 self._send(name, network_input(work.card, scan, name))
@@ -77,6 +80,16 @@ class DevicePipeline(DeviceRun):
             self._send(name, values)
         for n, axis in enumerate(self._plan.axes):
             self._send(f"windows {n}", axis.windows)
+
+    def _priors(self) -> DevicePriors:
+        """Return what makes the prior maps; total variation waits for the field's norm."""
+        priors, scan = self._work.card.priors, self._work.scan
+        box, at = self._box(self._stages["prepare"])
+        variation = None
+        if variation_steps(priors):
+            alpha = alpha_of_noise(field_noise_ppm(scan), scan.geometry)
+            variation = self._variation(box, at, alpha)
+        return DevicePriors(priors, self._at, box, at, self._padded, variation)
 
     def _masked(self, volume: int, to: int) -> None:
         shape = self._work.scan.mask.shape
@@ -129,8 +142,7 @@ class DevicePipeline(DeviceRun):
             closed_form(chi, field, step.lam, dipole, self._vectors, at["image"])
         else:
             box, at = self._box(stage)
-            vectors = replace(self._vectors, count=math.prod(box.shape))
-            iterative_form(chi, field, step.lam, step.iterations, box, vectors, at)
+            iterative_form(chi, field, step.lam, step.iterations, box, self._padded, at)
         self._mark("data consistency")
         if step.iterations is not None:
             missed, measured = self._numbers(2)

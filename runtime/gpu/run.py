@@ -4,9 +4,11 @@ The field and the mask go in once and the map comes out once. Everything between
 host never waits inside a stage.
 """
 
+import functools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.cuda_library import CudaLibrary, PatchBox
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, grown
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
@@ -22,6 +24,7 @@ from qsm_deploy.runtime.gpu.box import DeviceBox
 from qsm_deploy.runtime.gpu.device import Array, Device, Holdings, send
 from qsm_deploy.runtime.gpu.dipole import DeviceVectors, Pad, PaddedDipole
 from qsm_deploy.runtime.gpu.layout import FIELD, DeviceWork, Layout, twice
+from qsm_deploy.runtime.gpu.variation import BoxVariation
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.units import require_field
 
@@ -64,6 +67,7 @@ class DeviceRun(ABC):
         self._vectors = DeviceVectors(
             self._library, work.voxels, self._at["sums"], self._at["dot"], self._stream
         )
+        self._padded = replace(self._vectors, count=math.prod(self._grid.geometry.shape))
         self._marks: list[tuple[str, int]] = []
         self._kept: list[Any] = []  # what the GPU still uses: page-locked copies, contexts
 
@@ -125,15 +129,29 @@ class DeviceRun(ABC):
 
     def _box(self, stage: Layout) -> tuple[DeviceBox, dict[str, int]]:
         """Return the padded box in the scratch buffer, with its masks, and the stage's pointers."""
-        at, grid = stage.at(self._scratch), self._grid
-        inside = grid.embed_mask(self._scan.mask)
-        support = grown(inside, grid.geometry, SUPPORT_MM)
-        for name, mask in (("mask", inside), ("support", support)):
+        at = stage.at(self._scratch)
+        for name, mask in self._box_masks.items():
             self._copy_in(at[name], mask.view(np.uint8))
-        workspace = at["workspace"], stage.sizes["workspace"]
-        return DeviceBox(
-            self._library, grid, at["mask"], at["support"], *workspace, self._stream
-        ), at
+        masks, workspace = (at["mask"], at["support"]), (at["workspace"], stage.sizes["workspace"])
+        return DeviceBox(self._library, self._grid, *masks, *workspace, self._stream), at
+
+    @functools.cached_property
+    def _box_masks(self) -> dict[str, Mask]:
+        inside = self._grid.embed_mask(self._scan.mask)
+        return {"mask": inside, "support": grown(inside, self._grid.geometry, SUPPORT_MM)}
+
+    def _variation(
+        self, box: DeviceBox, at: Mapping[str, int], alpha_ppm_mm: float
+    ) -> BoxVariation:
+        """Return total variation; this waits for the field's norm, by which edges shrink."""
+        rms_ppm = math.sqrt(self.squared_norm(FIELD) / np.count_nonzero(self._scan.mask))
+        return BoxVariation(self._device, self._holdings, box, at, alpha_ppm_mm, rms_ppm)
+
+    def _tell(self, steps: Iterable[int], done: Callable[[], object]) -> None:
+        """Tell of each step once the GPU is through with it."""
+        for step in steps:  # everything is enqueued: waiting holds nothing up
+            self._device.finish(step)
+            done()
 
     def _residual(self) -> float:
         """Return the field residual of the map; this one waits for the GPU."""

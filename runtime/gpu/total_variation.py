@@ -1,32 +1,18 @@
-"""Total variation on a GPU: the iteration of :mod:`qsm_deploy.kernels.inversion.total_variation`.
+"""Total variation on a GPU, from a field to its map and what is to be known of it.
 
-Every iteration is one pointwise kernel and one in k-space between two transforms and two back. All
-of them are enqueued before the first is waited for.
+All iterations are enqueued before the first is waited for.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from qsm_deploy.kernels.cuda_abi import DOT_WORKSPACE_BYTES
-from qsm_deploy.kernels.cuda_library import (
-    CudaLibrary,
-    DipoleOperator,
-    VariationBuffers,
-)
-from qsm_deploy.kernels.inversion.total_variation import (
-    ITERATIONS,
-    MU3,
-    OUTLIER_SIGMAS,
-    START_THRESHOLD,
-    STEP_PER_FIELD,
-    TINY,
-    Facts,
-)
+from qsm_deploy.kernels.cuda_library import CudaLibrary, VariationBuffers
+from qsm_deploy.kernels.inversion.total_variation import ITERATIONS, OUTLIER_SIGMAS, Facts
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.box import DeviceBox
 from qsm_deploy.runtime.gpu.device import Holdings
@@ -38,7 +24,6 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 NUMBERS = 5  # sums that are needed at the same time
 PADDED = "inversion"  # the stage on the padded grid
-VOLUMES, DUALS = ("field", "x", "q2", "b", "s3"), ("s1", "s1_next")
 
 
 @dataclass(frozen=True)
@@ -66,11 +51,8 @@ class VariationWorkload(DeviceWork):
 
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
         """Return what each stage needs for itself, in their order."""
-        volumes = dict.fromkeys(VOLUMES, 1) | dict.fromkeys(DUALS, 3)
-        stages = {
-            PADDED: self.boxed(self.library.tv_workspace_bytes(self.grid.geometry), **volumes)
-        }
-        return stages | ({"field residual": self.residual()} if self.evaluates else {})
+        residual = {"field residual": self.residual()} if self.evaluates else {}
+        return {PADDED: self.variation()} | residual
 
     def advice(self, free: str) -> str:
         """Return what to do where so little memory is free."""
@@ -119,57 +101,20 @@ class DeviceVariation(DeviceRun):
     ) -> None:
         super().__init__(place, work, plan, holdings, chi)
         self._work, self._alpha, self._sigma = work, alpha_ppm_mm, sigma_ppm
-        self._padded = replace(self._vectors, count=math.prod(self._grid.geometry.shape))
 
     def run(self, done: Callable[[], object]) -> dict[str, Any]:
         """Make the map; return what was found."""
         self._mark("")
         box, at = self._box(self._stages[PADDED])
         self._take_field()
-        tv = self._problem(box, at)
+        variation = self._variation(box, at, self._alpha)
         self._mark("upload")
-        self._start(tv, box, at)
-        x, steps = self._iterate(tv, box, at)
-        self._store(tv, box, x)
+        x, steps = variation.solve(self._at[FIELD], self._work.iterations)
+        self._store(variation.tv, box, x)
         self._mark(PADDED)
-        for step in steps:  # everything is enqueued: waiting holds nothing up
-            self._device.finish(step)
-            done()
+        self._tell(steps, done)
         found = asdict(self._facts())
         return found | ({"field_residual": self._residual()} if self._work.evaluates else {})
-
-    def _problem(self, box: DeviceBox, at: Mapping[str, int]) -> VariationBuffers:
-        """Return what is solved; this waits for the field's norm, by which edges shrink."""
-        rms_ppm = math.sqrt(self.squared_norm(FIELD) / np.count_nonzero(self._scan.mask))
-        mu1 = self._alpha / max(STEP_PER_FIELD * rms_ppm, TINY)
-        volumes = {name: at[name] for name in VOLUMES}
-        masks = {"mask": box.mask, "support": box.support}
-        return VariationBuffers(box.grid.geometry, self._alpha, mu1, MU3, **masks, **volumes)
-
-    def _start(self, tv: VariationBuffers, box: DeviceBox, at: Mapping[str, int]) -> None:
-        """Begin from a masked TKD map, with duals of zero."""
-        box.load(self._at[FIELD], tv.field)
-        box.apply(DipoleOperator(tv.geometry, "tkd", threshold=START_THRESHOLD), tv.field, tv.b)
-        box.masked(tv.b, tv.x)
-        box.apply(DipoleOperator(tv.geometry), tv.x, tv.q2)
-        for name in ("s1", "s3"):
-            self._device.zero(at[name], self._stages[PADDED].sizes[name], self._stream)
-
-    def _iterate(
-        self, tv: VariationBuffers, box: DeviceBox, at: Mapping[str, int]
-    ) -> tuple[int, list[int]]:
-        """Enqueue all iterations; return the last map's pointer, and an event after each."""
-        workspace, steps = (box.workspace, box.workspace_bytes), []
-        duals = [at[name] for name in DUALS]
-        asked = replace(tv, alpha=0.0)  # the first split shrinks nothing
-        for left in reversed(range(self._work.iterations)):
-            self._library.tv_split(asked, duals[0], duals[1], self._stream)
-            duals.reverse()
-            # the last map goes where a dual was, to be compared with the one before
-            asked = tv if left else replace(tv, x=duals[1])
-            self._library.tv_solve(asked, *workspace, self._stream)
-            steps.append(self._holdings.event(self._stream))
-        return asked.x, steps
 
     def _store(self, tv: VariationBuffers, box: DeviceBox, x: int) -> None:
         """Enqueue the map on the scan's grid, and the sums that tell what is to be known of it."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.kernels.inversion.field_noise import field_noise, noise_of_most
+from qsm_deploy.kernels.inversion.field_noise import noise_of_most
 from qsm_deploy.kernels.inversion.total_variation import ITERATIONS
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu import open as gpu
@@ -52,6 +52,8 @@ class GpuVariation(MethodInversion):
     def __init__(self, method: Method, place: Place) -> None:
         super().__init__(method)
         self.place, self._version = place, place.library.versions()["cufft"]
+
+    judges_field = True
 
     @property
     def name(self) -> str:
@@ -110,7 +112,7 @@ class GpuVariation(MethodInversion):
         """
         assert isinstance(task.demand, VariationWorkload)
         scan = task.scan
-        sigma = field_noise(scan.measured[0], scan.mask, scan.geometry)
+        sigma = scan.spectrum_noise_ppm
         usual = noise_of_most(scan.measured[0], scan.mask, sigma)
         alpha = weight_of_edges(self.method, sigma, scan.geometry)
         work = replace(task.demand, field=field)

@@ -73,7 +73,7 @@ def input_shapes(card: ModelCard, scan: Scan, plan: PatchPlan) -> dict[str, tupl
     return {
         tensor.name: (1, int(tensor.shape[1]), *plan.patch_shape)
         if tensor.is_volume
-        else tuple(n for n in tensor.shape if isinstance(n, int))
+        else network_input(card, scan, tensor.name).shape
         for tensor in card.inputs
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise, field_noise
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise
 from qsm_deploy.kernels.inversion.grid import padded_box
 from qsm_deploy.kernels.inversion.prior_maps import iterated_tkd, variation_maps
 from qsm_deploy.runtime.card.card import TV_MAPS, PriorMap
@@ -76,7 +76,7 @@ def field_noise_ppm(scan: Scan) -> float:
     DataError
         If it is the same everywhere.
     """
-    sigma = field_noise(scan.measured[0], scan.mask, scan.geometry)
+    sigma = scan.spectrum_noise_ppm
     if not sigma > 0:
         raise DataError("the field is the same everywhere, so that no map can be told from it")
     return sigma

@@ -1,7 +1,7 @@
 """Everything about one acquisition that a reconstruction needs, read and checked once."""
 
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
+from qsm_deploy.kernels.inversion.field_noise import field_noise
 from qsm_deploy.runtime.scan.axes import STORED, Axes, anatomical_axes, axes_of, from_corner
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
@@ -105,6 +106,11 @@ class Scan:
     b0_from: str = STATED
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def spectrum_noise_ppm(self) -> float:
+        """The noise of its first field, by the spectrum of that; it takes a while."""
+        return field_noise(self.measured[0], self.mask, self.geometry)
 
     @property
     def nbytes(self) -> int:

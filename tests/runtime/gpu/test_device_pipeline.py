@@ -8,7 +8,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import TensorInfo, TkdSettings
+from qsm_deploy.runtime.card.card import TensorInfo
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
@@ -73,12 +73,9 @@ def on_cpu(card, scan, blend, correction=None):
 
 
 @each_plan
-@pytest.mark.parametrize("kind", ["field", "masked tkd", "tkd"])
+@pytest.mark.parametrize("kind", ["field", "tkd"])
 def test_it_does_as_the_cpu_does(fake_device, make_gpu, card, tkd_card, scan, blend, kind):
-    if kind != "field":
-        card = tkd_card
-    if kind == "tkd":
-        card = replace(card, tkd=TkdSettings(0.15, 3, False))
+    card = tkd_card if kind == "tkd" else card
     gpu = make_gpu(fake_device, card, blurred)
     patches = []
     chi, findings, stages = run(gpu, scan, blend, done=lambda: patches.append(1))
@@ -87,7 +84,7 @@ def test_it_does_as_the_cpu_does(fake_device, make_gpu, card, tkd_card, scan, bl
     assert findings == {}
     inside = [p for p in plan_of(scan, blend) if scan.mask[p.inside].any()]
     assert len(patches) == len(inside)
-    made = ["prepare"] if card.tkd else []
+    made = ["prepare"] if card.priors else []
     assert list(stages.seconds) == ["upload", *made, "inference", "download"]
 
 
@@ -162,8 +159,9 @@ def test_sums_repeat_exactly_in_any_order(fake_device, make_gpu, card, scan):
 
 @each_plan
 @pytest.mark.parametrize("step", [None, Correction(0.1), Correction(0.1, 2)])
-def test_memory_is_what_was_predicted(fake_device, make_gpu, tkd_card, scan, blend, step):
-    gpu = make_gpu(fake_device, tkd_card, blurred)
+@pytest.mark.parametrize("priors", ["tkd_card", "prior_card"])
+def test_memory_is_what_was_predicted(fake_device, make_gpu, request, scan, blend, step, priors):
+    gpu = make_gpu(fake_device, request.getfixturevalue(priors), blurred)
     work = DeviceWorkload(scan, gpu.session, gpu.library, step, False)
     predicted = max(work.peak_bytes(plan_of(scan, blend)).values())
     run(gpu, scan, blend, step)

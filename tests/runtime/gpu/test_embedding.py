@@ -186,9 +186,9 @@ def test_one_head_in_any_storage(fake_device, make_gpu, card, mask, values, arra
 
 
 def test_a_field_in_canonical_axes_stays_where_it_lies(
-    fake_device, make_gpu, card, mask, values, arrays, monkeypatch
+    fake_device, make_gpu, tkd_card, mask, values, arrays, monkeypatch
 ):
-    engine = engine_on(make_gpu(fake_device, card, shifted))
+    engine = engine_on(make_gpu(fake_device, tkd_card, shifted))
     field = arrays(CupyLike, fake_device, values)
     chi = engine.reconstruct(field, mask, **GEOMETRY)
     monkeypatch.setattr("qsm_deploy.runtime.embedding._copied", None)
@@ -197,6 +197,21 @@ def test_a_field_in_canonical_axes_stays_where_it_lies(
     with pytest.raises(TypeError):
         engine.reconstruct(field, mask, **GEOMETRY, axes="LAS")
     del chi, again
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS"])
+def test_prior_maps_of_a_field_on_the_gpu(
+    fake_device, make_gpu, prior_card, mask, values, arrays, axes
+):
+    """Their noise is found on the host, which is given a copy of the field."""
+    engine = engine_on(make_gpu(fake_device, prior_card, shifted))
+    outside = np.where(mask, values, np.float32(np.nan))
+    there = (arrays(CupyLike, fake_device, outside), arrays(CupyLike, fake_device, mask))
+    chi = engine.reconstruct(*there, **GEOMETRY, axes=axes)
+    expected = engine.reconstruct(values, mask, **GEOMETRY, axes=axes)
+    assert np.abs(read(fake_device, expected)).max() > 0.01
+    np.testing.assert_array_equal(read(fake_device, chi), read(fake_device, expected))
+    del chi, expected
 
 
 def test_no_memory_for_a_map_from_the_host(fake_device):
@@ -329,8 +344,8 @@ def test_too_little_memory(fake_device, make_gpu, card, mask, values):
 
 
 def test_networks_of_more_than_a_field(fake_device, make_gpu, card):
-    phase = (TensorInfo("mask", "1", ("n", 1, "x", "y", "z")),)
-    card = replace(card, inputs=(*card.inputs, *phase))
+    rough = TensorInfo("rough_chi_ppm", "ppm", ("n", 1, "x", "y", "z"))
+    card = replace(card, inputs=(*card.inputs, rough))
     with pytest.raises(UsageError, match="takes more than a local field"):
         engine_on(make_gpu(fake_device, card, twice))
 
