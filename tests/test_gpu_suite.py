@@ -26,7 +26,7 @@ def test_every_row_runs_and_says_that_it_is_pretended(tmp_path):
     assert {row["section"] for row in rows} == SECTIONS
     assert len({(row["section"], row["name"]) for row in rows}) == len(rows)
     by_name = {row["name"]: row for row in rows}
-    compared = by_name["tkd-unet, PyTorch fp32"]
+    compared = by_name["tv-unet, PyTorch fp32"]
     for way in ("whole", "patches", "closed form", "conjugate gradients"):
         assert compared[way]["max_ppb"] < 0.01
         assert compared[way]["repeats_exactly"]

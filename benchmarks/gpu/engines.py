@@ -32,7 +32,7 @@ def rows(machine: Machine, networks: Networks, libraries: tuple[str, ...]) -> Ro
                 opened = partial(engine, networks, "ir2qsm", library, precision)
                 yield (
                     f"times of ir2qsm {shape_text(shape)}, {library} {precision}",
-                    partial(times_row, networks, shape, opened),
+                    partial(times_row, networks, "ir2qsm", shape, opened),
                 )
 
 

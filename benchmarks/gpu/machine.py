@@ -33,11 +33,14 @@ class Scale:
     patch: int = 64
     overlap: int = 32
     profile: str = "16,160,256"
-    compared: tuple[str, ...] = ("tkd-unet", "ir2qsm demo")
+    compared: tuple[str, ...] = ("tv-unet", "ir2qsm demo")
     network: dict[str, Any] = field(default_factory=lambda: {"channels": (16, 32, 64, 128)})
     repeats: int = 7
     iterations: dict[str, int] = field(default_factory=dict)  # other than the methods' own
-    training: tuple[str, ...] = ("--minutes", "1", "--steps", "1000000")
+    training: tuple[str, ...] = (
+        *("--minutes", "1", "--cases", "24", "--heads", "2", "--shapes", "1"),
+        *("--size-mm", "112"),
+    )
     tests: str = "gpu"  # as pytest's -k
 
 

@@ -13,7 +13,7 @@ from benchmarks.gpu.torch_session import TorchSession
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.measure.verification import ModuleSession, phantom_scan
-from qsm_deploy.export.networks import ir2qsm, tkd_unet
+from qsm_deploy.export.networks import ir2qsm, tv_unet
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import network_spec
 from qsm_deploy.export.write_network import provisional_card
@@ -44,9 +44,11 @@ class Networks:
         residual = Choices({"residual": "input"})
         torch.manual_seed(0)
         demo = load_state(WEIGHTS / "ir2qsm-demo.safetensors")
-        unet = load_state(WEIGHTS / "tkd-unet.safetensors")
+        unet = tv_unet.network_from_state(load_state(WEIGHTS / "tv-unet.safetensors"), Choices())
+        if few := machine.scale.iterations:
+            unet.priors = tuple(replace(p, steps=few["iterations"]) for p in unet.priors)
         self.modules: dict[str, Network] = {
-            "tkd-unet": tkd_unet.network_from_state(unet, Choices()),
+            "tv-unet": unet,
             "ir2qsm demo": ir2qsm.network_from_state(demo, residual),
             "ir2qsm": ir2qsm.IR2QSM(**machine.scale.network).eval(),
         }
@@ -56,7 +58,7 @@ class Networks:
         self._maps: dict[tuple[object, ...], Volume] = {}
 
     def _scan(self, shape: Shape) -> Scan:
-        return phantom_scan(self.card("tkd-unet"), shape)
+        return phantom_scan(self.card("tv-unet"), shape)
 
     def card(self, name: str, precision: Any = "fp32") -> ModelCard:
         """Return the card of a network, as it is before anything is measured."""
@@ -78,7 +80,8 @@ class Networks:
     ) -> tuple[Volume, Stages]:
         """Return a map made on the GPU, and what each stage took there."""
         gpu = Gpu(self.machine.device, self.machine.library, session)
-        work = DeviceWorkload(scan, session, gpu.library, step, evaluates=False)
+        new = replace(scan)  # whose noise was not found yet
+        work = DeviceWorkload(new, session, gpu.library, step, evaluates=False)
         stages = Stages()
         chi, _ = reconstruct_on_device(network_job(gpu, work, plan), stages)
         return chi, stages

@@ -41,14 +41,11 @@ def rows(machine: Machine, networks: Networks) -> Rows:
         for mode in MODES:
             opened = partial(networks.torch_session, name, mode)
             yield f"{name}, PyTorch {mode}", partial(maps_row, networks, name, opened)
+    yield in_the_pipeline(networks, "tv-unet", machine.scale.sizes[0], "fp32")
     for shape in machine.scale.sizes:
         for mode in MODES:
             yield from as_users_call_it(networks, shape, mode)
-            opened = partial(networks.torch_session, "ir2qsm", mode)
-            yield (
-                f"times of ir2qsm {shape_text(shape)}, PyTorch {mode} in the pipeline",
-                partial(times_row, networks, shape, opened),
-            )
+            yield in_the_pipeline(networks, "ir2qsm", shape, mode)
 
 
 def compiled_rows(machine: Machine, networks: Networks) -> Rows:
@@ -61,6 +58,15 @@ def as_users_call_it(networks: Networks, shape: Shape, mode: str) -> Rows:
     """Yield PyTorch without the pipeline."""
     name = f"times of ir2qsm {shape_text(shape)}, PyTorch {mode} as users call it"
     yield name, partial(torch_row, networks, shape, mode)
+
+
+def in_the_pipeline(
+    networks: Networks, name: str, shape: Shape, mode: str
+) -> tuple[str, Callable[[], Row]]:
+    """Return what times PyTorch as the engine."""
+    opened = partial(networks.torch_session, name, mode)
+    row = f"times of {name} {shape_text(shape)}, PyTorch {mode} in the pipeline"
+    return row, partial(times_row, networks, name, shape, opened)
 
 
 def timed(step: Callable[[], Any], repeats: int) -> tuple[Any, Row]:
@@ -103,7 +109,7 @@ def graph_row(machine: Machine) -> Row:
 
 def embedding_row(networks: Networks, other: str) -> Row:
     """Take the field and the mask from another library's side stream, and give it the map."""
-    machine, name = networks.machine, "tkd-unet"
+    machine, name = networks.machine, "tv-unet"
     scan = networks.scan(machine.scale.head)
     grid = {k: getattr(scan.geometry, k) for k in ("voxel_size_mm", "b0_direction")}
     with (
@@ -141,10 +147,9 @@ def maps_row(networks: Networks, name: str, open_it: OpenEngine) -> Row:
     return facts
 
 
-def times_row(networks: Networks, shape: Shape, open_it: OpenEngine) -> Row:
+def times_row(networks: Networks, name: str, shape: Shape, open_it: OpenEngine) -> Row:
     """Time whole reconstructions from host memory to host memory, and predict their memory."""
-    machine, name = networks.machine, "ir2qsm"
-    scan = networks.scan(shape)
+    machine, scan = networks.machine, networks.scan(shape)
     plan, device = networks.whole(name, scan), machine.device
     reference = networks.gpu_map(name, scan)
     with closing(open_it()) as session:

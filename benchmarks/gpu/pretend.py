@@ -53,13 +53,13 @@ class PretendedMachine:
         patch=16,
         overlap=8,
         profile="8,16,32",
-        compared=("tkd-unet",),
+        compared=("tv-unet",),
         network={"channels": (2, 4, 8, 16), "iterations": 1},
         repeats=1,
         iterations={"iterations": 2},
         training=(
-            *("--steps", "2", "--heads", "1", "--shapes", "1", "--threads", "1"),
-            *("--size-mm", "24", "--patch", "16"),
+            *("--steps", "2", "--cases", "1", "--heads", "1", "--shapes", "1"),
+            *("--threads", "1", "--size-mm", "64", "--patch", "16"),
         ),
         tests="importing_the_binding",
     )

@@ -8,6 +8,7 @@ import torch
 
 from qsm_deploy.export.measure.verification import ModuleSession
 from qsm_deploy.export.networks.tv_unet import TvUnet
+from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
@@ -24,6 +25,13 @@ def unet_card(card):
     return replace(card, inputs=TvUnet.inputs, priors=TvUnet.priors, divisor=TvUnet.divisor)
 
 
+def explained(scan):
+    """Return a scan whose field has sources: total variation makes next to nothing of noise."""
+    chi = np.random.default_rng(1).choice([0, 0.3], scan.mask.shape, p=[0.8, 0.2])
+    field = dipole_convolve(chi.astype(np.float32) * scan.mask, scan.geometry) * scan.mask
+    return replace(scan, measured=field[None])
+
+
 def run(gpu, scan, plan, done=lambda: None):
     work, stages = DeviceWorkload(scan, gpu.session, gpu.library, None, False), Stages()
     chi, _ = reconstruct_on_device(network_job(gpu, work, plan), stages, done)
@@ -35,7 +43,7 @@ def run(gpu, scan, plan, done=lambda: None):
 def test_the_network_is_given_what_the_cpu_gives(
     fake_device, make_gpu, unet_card, prior_card, grid, box, kind
 ):
-    scan, seen, steps = scan_of(grid, box), {}, []
+    scan, seen, steps = explained(scan_of(grid, box)), {}, []
     card = replace(unet_card if kind == "tv-unet" else prior_card, divisor=1)
 
     def network(tensors):
@@ -47,7 +55,7 @@ def test_the_network_is_given_what_the_cpu_gives(
     expected = network_inputs(card, scan)
     assert seen.keys() == expected.keys()
     for name, value in expected.items():
-        assert np.abs(value).max() > 1e-4, name
+        assert np.abs(value).max() > 5e-3, name
         assert np.linalg.norm(seen[name] - value) <= WITHIN * np.linalg.norm(value), name
         assert value.ndim == 1 or not seen[name][0, :, ~scan.mask].any(), name
     assert len(steps) == variation_steps(card.priors) + 1
@@ -58,7 +66,7 @@ def test_the_network_is_given_what_the_cpu_gives(
 @each_grid
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "patches"])
 def test_the_map_is_the_cpus(fake_device, make_gpu, unet_card, grid, box, whole):
-    scan, network = scan_of(grid, box), TvUnet(4, 8, 4)
+    scan, network = explained(scan_of(grid, box)), TvUnet(4, 8, 4)
     torch.manual_seed(0)
     for weights in network.parameters():
         torch.nn.init.normal_(weights, std=0.1)
