@@ -307,4 +307,5 @@ def provisional_card(
         doi=spec.doi,
         made_by=made_by(),
         priors=module.priors,
+        anchor=module.anchor,
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.card import GeometryLimits, Pipeline, PriorMap, TensorInfo
+from qsm_deploy.runtime.card.card import Anchor, GeometryLimits, Pipeline, PriorMap, TensorInfo
 
 VOLUME = ("n", 1, "x", "y", "z")
 LOCAL_FIELD = TensorInfo("local_field_ppm", "ppm", VOLUME)
@@ -59,6 +59,8 @@ class Network(nn.Module):
         Why it cannot be run in patches, or ``None`` if it can.
     priors
         Maps of the whole volume that the runtime makes for inputs of their names.
+    anchor
+        What the map keeps of one of these.
     normalisation, constants
         Numbers of the method for the card, by name.
     """
@@ -69,6 +71,7 @@ class Network(nn.Module):
     geometry: GeometryLimits = AXIAL_1MM
     why_whole: str | None = None
     priors: tuple[PriorMap, ...] = ()
+    anchor: Anchor | None = None
     normalisation: Mapping[str, float] = {}
     constants: Mapping[str, float] = {}
 

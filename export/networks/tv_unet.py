@@ -2,7 +2,8 @@
 
 Beside that map it sees the field, what the map leaves unexplained, and TKD maps of both, which hold
 what is linear in the field; a mask and the noise say what to trust. Without bias or normalisation,
-and with last convolutions of zeros, it begins as total variation.
+and with last convolutions of zeros, it begins as total variation. Next to the magic cone the map
+stays that of total variation: networks trained on simulated fields add streaks to real ones there.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from qsm_deploy.export.networks.network import (
     Network,
 )
 from qsm_deploy.export.networks.state_sizes import channels_of
-from qsm_deploy.runtime.card.card import PriorMap, TensorInfo
+from qsm_deploy.runtime.card.card import Anchor, PriorMap, TensorInfo
 
 FIELD_SCALE_PPM = 0.0125
 CHI_SCALE_PPM = 0.04
@@ -58,6 +59,7 @@ class TvUnet(Network):
     )
     geometry = ANY_GEOMETRY
     priors = PRIORS
+    anchor = Anchor("tv_chi_ppm", threshold=0.15)
     divisor = 4
 
     def __init__(self, half: int = 32, quarter: int = 64, full: int = 12) -> None:

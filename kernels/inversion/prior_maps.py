@@ -49,6 +49,32 @@ def iterated_tkd(
     return chi
 
 
+def anchored(
+    chi_ppm: Volume, prior_ppm: Volume, mask: Mask, geometry: Geometry, *, threshold: float
+) -> Volume:
+    """Return a map that keeps what another one has next to the magic cone.
+
+    It is ``p + M (D TKD)^2 M (y - p)``: of what changes, ``min(1, |D| / threshold)^2`` is left.
+
+    Parameters
+    ----------
+    chi_ppm, prior_ppm
+        (x, y, z) y and p [ppm], 0 outside the mask, on a periodic grid.
+    mask
+        (x, y, z) bool.
+    geometry
+        The grid of all.
+    threshold
+        The |D| from which on everything changes, in (0, 2/3].
+    """
+    change = chi_ppm - prior_ppm
+    for _ in range(2):
+        change = dipole_convolve(tkd(change, geometry, threshold=threshold), geometry)
+    change *= mask
+    change += prior_ppm
+    return change
+
+
 def variation_maps(
     field_ppm: Volume,
     mask: Mask,

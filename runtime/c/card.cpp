@@ -170,6 +170,14 @@ PriorMap prior_from(const Json &value, const std::string &where) {
     return prior;
 }
 
+Anchor anchor_from(const Json &value, const std::string &where) {
+    Fields fields(value, where);
+    Anchor anchor{string_from(fields.take("prior"), fields.name("prior")),
+                  number_from(fields.take("threshold"), fields.name("threshold"))};
+    fields.end();
+    return anchor;
+}
+
 MemoryUse memory_from(const Json &value, const std::string &where) {
     Fields fields(value, where);
     MemoryUse use{integer_from(fields.take("fixed_bytes"), fields.name("fixed_bytes")),
@@ -240,6 +248,9 @@ Card card_from(const Json &json) {
     }
     if (const Json *priors = fields.find("priors")) {
         card.priors = list_from(*priors, fields.name("priors"), prior_from);
+    }
+    if (const Json *anchor = fields.find("anchor")) {
+        card.anchor = optional_from(*anchor, fields.name("anchor"), anchor_from);
     }
     const Json *tkd = json.find("tkd");
     if (tkd && tkd->kind == Json::kNull) fields.find("tkd");  // from before there were prior maps

@@ -43,6 +43,12 @@ struct PriorMap {
     bool is_tkd() const { return method == "tkd"; }  // else it is of total variation
 };
 
+// What a map keeps of a prior map: what lies next to the magic cone.
+struct Anchor {
+    std::string prior;
+    double threshold;
+};
+
 struct MemoryUse {
     int64_t fixed_bytes, bytes_per_voxel;
 };
@@ -56,6 +62,7 @@ struct Card {
     ReceptiveField receptive_field;
     GeometryLimits geometry;
     std::vector<PriorMap> priors;  // in the order in which they are made
+    std::optional<Anchor> anchor;
     std::map<std::string, double> normalisation, constants;
     std::map<std::string, std::string> options;
     std::map<std::string, MemoryUse> memory;

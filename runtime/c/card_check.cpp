@@ -116,6 +116,15 @@ std::string prior_contradiction(const Card &card) {
             fields.push_back(prior.name);
         }
     }
+    if (!card.anchor) return "";
+    const Anchor &anchor = *card.anchor;
+    if (contains(fields, anchor.prior) || !contains(seen, anchor.prior) ||
+        !contains(names, anchor.prior)) {
+        return "the anchor " + anchor.prior + " is no prior map that the network takes";
+    }
+    if (!(anchor.threshold > 0 && anchor.threshold <= 2.0 / 3)) {
+        return text("the anchor has the threshold %g, expected in (0, 2/3]", anchor.threshold);
+    }
     return "";
 }
 

@@ -42,10 +42,20 @@ class DeviceRun {
         const size_t voxels = scan_.geometry.voxels();
         field_ = send(scan_.local_field_ppm);
         inside_ = send(scan_.mask);
-        for (const Volume &input : network_inputs(session_.card(), scan_, threads, caller)) {
+        const Card &card = session_.card();
+        const std::vector<Volume> inputs = network_inputs(card, scan_, threads, caller);
+        for (const Volume &input : inputs) {
             inputs_.push_back(input.empty() ? field_ : send(input));
         }
         infer(plan, chi, caller);
+        if (const auto &anchor = card.anchor) {
+            Volume here(voxels);
+            gpu_.download(here.data(), chi, voxels * sizeof(float), stream_);
+            const Volume &prior = inputs[input_index(card, anchor->prior)];
+            anchor_map(here, prior, anchor->threshold, scan_, threads);
+            gpu_.upload(chi, here.data(), voxels * sizeof(float), stream_);
+            gpu_.wait(stream_);
+        }
         if (correction_from(params_) != Correction::kNone) {
             make_consistent_on_device(gpu_, scan_, params_, chi, field_, stream_, caller);
         }

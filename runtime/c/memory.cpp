@@ -51,6 +51,10 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
     std::vector<StageMemory> stages;
     if (prior_bytes > 0) stages.push_back({"prepare", held + prior_bytes});
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
+    if (card.anchor) {
+        const double step = kIteratedTkd * stored_voxels(PaddedBox(scan).geometry);
+        stages.push_back({"anchor", held + kFloat * voxels * inputs + session + kFixedBytes + step});
+    }
     if (correction != Correction::kNone) {
         const double step =
             correction == Correction::kClosedForm

@@ -30,6 +30,12 @@ std::vector<Volume> network_inputs(const Card &card, const Scan &scan, int threa
     return inputs;
 }
 
+size_t input_index(const Card &card, const std::string &name) {
+    size_t n = 0;
+    while (card.inputs.at(n).name != name) ++n;
+    return n;
+}
+
 std::vector<size_t> input_shape(const std::string &name, const Shape &patch) {
     if (name == "voxel_size_mm") return {3};
     if (name == "b0_direction") return {1, 3};

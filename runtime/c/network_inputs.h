@@ -16,6 +16,9 @@ namespace qsm::host {
 std::vector<Volume> network_inputs(const Card &card, const Scan &scan, int threads,
                                    Caller &caller);
 
+// Returns which input a name is.
+size_t input_index(const Card &card, const std::string &name);
+
 // Returns the shape in which an input of this name is taken, with patches of a size.
 std::vector<size_t> input_shape(const std::string &name, const Shape &patch);
 

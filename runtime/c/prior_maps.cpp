@@ -82,6 +82,21 @@ Made prior_maps(const Card &card, const Scan &scan, int threads, Caller &caller)
     return made;
 }
 
+// y = p + M (D TKD)^2 (y - p), both 0 outside the mask.
+void anchor_map(Volume &chi, const Volume &prior, double threshold, const Scan &scan, int threads) {
+    const PaddedBox grid(scan);
+    Fft fft(grid.geometry.shape, threads);
+    const size_t row = fft.row_floats();
+    const Volume inverse = half_multiplier(grid.geometry, tkd_response(threshold));
+    const Volume dipole = half_multiplier(grid.geometry, [](float d) { return d; });
+    Volume change(fft.floats());
+    grid.over_mask(row, [&](size_t at, size_t padded) { change[padded] = chi[at] - prior[at]; });
+    for (const Volume *multiplier : {&inverse, &dipole, &inverse, &dipole}) {
+        multiply_spectrum(fft, change.data(), *multiplier);
+    }
+    grid.over_mask(row, [&](size_t at, size_t padded) { chi[at] = prior[at] + change[padded]; });
+}
+
 int64_t variation_steps(const Card &card) {
     std::set<int64_t> runs;
     for (const PriorMap &prior : card.priors) {

@@ -21,6 +21,9 @@ using Made = std::map<std::string, Volume>;
 // the same everywhere.
 Made prior_maps(const Card &card, const Scan &scan, int threads, Caller &caller);
 
+// Moves a map on the scan's grid back to a prior map next to the magic cone.
+void anchor_map(Volume &chi, const Volume &prior, double threshold, const Scan &scan, int threads);
+
 // Returns how many iterations of total variation they take.
 int64_t variation_steps(const Card &card);
 

@@ -71,9 +71,16 @@ Volume reconstruct(Session &session, Scan &scan, const qsm_params &params, int t
     const auto stages = [&](const PatchPlan &plan) { return memory.stages(plan); };
     const Decision decision = decide({card, scan, stages}, params, limit_bytes(params));
     caller.begin(decision, variation_steps(card) + decision.plan.count());
-    Volume chi = run_patches(session, scan, decision.plan,
-                             network_inputs(card, scan, threads, caller), caller);
-    mask_finite(chi, scan.mask, "the network");
+    Volume chi;
+    {
+        const std::vector<Volume> inputs = network_inputs(card, scan, threads, caller);
+        chi = run_patches(session, scan, decision.plan, inputs, caller);
+        mask_finite(chi, scan.mask, "the network");
+        if (const auto &anchor = card.anchor) {
+            const Volume &prior = inputs[input_index(card, anchor->prior)];
+            anchor_map(chi, prior, anchor->threshold, scan, threads);
+        }
+    }
     if (correction_from(params) != Correction::kNone) {
         make_consistent(chi, scan, params.data_consistency_lambda,
                         params.data_consistency_iterations, threads, caller);

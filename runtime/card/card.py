@@ -129,6 +129,18 @@ class PriorMap:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What the map ``y`` of a network keeps of a prior map ``p``: what lies next to the magic cone.
+
+    There the field says nothing of the sources, and what a network adds are streaks. The map is
+    ``p + M (D TKD)^2 (y - p)``, where ``D TKD`` lets ``min(1, |D| / threshold)`` through.
+    """
+
+    prior: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class MemoryUse:
     """Peak memory of one inference, ``fixed_bytes + bytes_per_voxel * voxels``, as measured."""
 
@@ -178,6 +190,7 @@ class ModelCard:
     made_by: str
     axes: str = RAS
     priors: tuple[PriorMap, ...] = ()
+    anchor: Anchor | None = None
 
     def __post_init__(self) -> None:
         if found := "; ".join(self._contradictions()):
@@ -242,6 +255,13 @@ class ModelCard:
             seen.add(prior.name)
             if prior.method in FIELDS:
                 fields.add(prior.name)
+        if self.anchor is not None:
+            maps = {p.name for p in self.priors if p.method not in FIELDS}
+            if self.anchor.prior not in maps & {tensor.name for tensor in self.inputs}:
+                yield f"the anchor {self.anchor.prior} is no prior map that the network takes"
+            if not 0 < self.anchor.threshold <= 2 / 3:
+                threshold = self.anchor.threshold
+                yield f"the anchor has the threshold {threshold}, expected in (0, 2/3]"
 
     def _tensor_contradictions(self) -> Iterator[str]:
         units = UNITS | {prior.name: "ppm" for prior in self.priors}

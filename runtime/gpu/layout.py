@@ -101,6 +101,11 @@ class DeviceWork(ABC):
         volumes = dict.fromkeys(VOLUMES, 1) | dict.fromkeys(DUALS, 3)
         return self.boxed(self.library.tv_workspace_bytes(self.grid.geometry), **volumes)
 
+    def anchored(self) -> Layout:
+        """Return what it takes to keep some of a prior map."""
+        workspace = self.library.dipole_workspace_bytes(DipoleOperator(self.grid.geometry))
+        return self.boxed(workspace, x=1, prior=1, between=1)
+
     def boxed(self, workspace_bytes: int, **volumes: int) -> Layout:
         """Return what volumes on the padded box need, by their components, with its masks."""
         voxels = math.prod(self.grid.geometry.shape)
@@ -189,6 +194,8 @@ class DeviceWorkload(DeviceWork):
         if self.card.priors:
             stages["prepare"] = self.priors()
         stages["inference"] = self._inference(plan)
+        if self.card.anchor is not None:
+            stages["anchor"] = self.anchored()
         if self.compares:
             stages["field residual"] = self.residual()
         if self.correction is not None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from qsm_deploy.kernels.cuda_library import PatchBox
+from qsm_deploy.kernels.cuda_library import DipoleOperator, PatchBox
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise
+from qsm_deploy.runtime.card.card import Anchor
 from qsm_deploy.runtime.gpu.device import Holdings
 from qsm_deploy.runtime.gpu.dipole import closed_form, iterative_form
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
@@ -66,6 +67,9 @@ class DevicePipeline(DeviceRun):
             self._tell(steps, done)
         self._infer(done)
         self._mark("inference")
+        if self._work.card.anchor is not None:
+            self._anchor(self._work.card.anchor)
+            self._mark("anchor")
         return self._compare_and_correct()
 
     def _upload(self) -> None:
@@ -113,6 +117,21 @@ class DevicePipeline(DeviceRun):
             self._workers(min(len(inside), WORKERS)),
         ).run(inside, self._stream, done)
         self._masked(at["total"], at["chi"])
+
+    def _anchor(self, anchor: Anchor) -> None:
+        """Keep some of a prior map, as ``..inversion.prior_maps.anchored`` does."""
+        box, at = self._box(self._stages["anchor"])
+        chi, x, prior, between = self._at["chi"], at["x"], at["prior"], at["between"]
+        box.load(chi, x)
+        box.load(self._at[anchor.prior], prior)
+        self._padded.combine(-1, prior, 1, x)
+        tkd = DipoleOperator(box.grid.geometry, "tkd", threshold=anchor.threshold)
+        for _ in range(2):
+            box.apply(tkd, x, x)
+            box.apply(DipoleOperator(box.grid.geometry), x, x)
+        box.masked(x, between)
+        self._padded.combine(1, prior, 1, between)
+        box.store(between, x, chi)
 
     def _workers(self, count: int) -> list[Worker]:
         work = self._work

@@ -15,7 +15,7 @@ from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.prior_maps import prior_bytes
+from qsm_deploy.runtime.reconstruction.prior_maps import anchor_bytes, prior_bytes
 from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ class Workload:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
             stages["precision check"] = held + FLOAT * voxels + both + kept
+        if card.anchor is not None:
+            both = 2 * FLOAT * voxels  # the maps
+            stages["anchor"] = held + use.fixed_bytes + kept + both + anchor_bytes(scan)
         held += use.fixed_bytes + kept  # a session's code stays when it is gone
         if self.measured is not None:
             stages["bring back"] = held + FLOAT * voxels + TURN_BACK * measured.mask.size

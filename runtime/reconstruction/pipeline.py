@@ -10,7 +10,7 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-from qsm_deploy.runtime.reconstruction.prior_maps import field_noise_ppm, prior_maps
+from qsm_deploy.runtime.reconstruction.prior_maps import anchored, field_noise_ppm, prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -96,7 +96,8 @@ def reconstruct(
     plan
         Whole volume or patches, made for the scan's mask.
     stages
-        Takes the time and memory of the stages ``prepare`` and ``inference``.
+        Takes the time and memory of the stages ``prepare``, ``inference`` and, if the map keeps
+        some of a prior map, ``anchor``.
     done
         Called after each iteration of total variation for a prior map, and each patch.
 
@@ -142,6 +143,11 @@ def network_output(
         inputs = network_inputs(card, scan, done, made)
     with stages("inference"):
         chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
+    if card.anchor is not None:
+        prior = inputs[card.anchor.prior][0]
+        del inputs
+        with stages("anchor"):
+            chi = anchored(card.anchor, chi, prior, scan)
     return chi
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.inversion import prior_maps as inversion
 from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise
 from qsm_deploy.kernels.inversion.grid import padded_box
-from qsm_deploy.kernels.inversion.prior_maps import iterated_tkd, variation_maps
-from qsm_deploy.runtime.card.card import TV_MAPS, PriorMap
+from qsm_deploy.runtime.card.card import TV_MAPS, Anchor, PriorMap
 from qsm_deploy.runtime.scan.scan import Scan
 
 FLOAT = 4  # bytes of a voxel
@@ -44,6 +44,26 @@ def prior_maps(
             variation[prior.steps] = _variation(prior.steps, scan, done)
         made[prior.name] = variation[prior.steps][TV_MAPS.index(prior.method)]
     return made
+
+
+def anchored(anchor: Anchor, chi_ppm: Volume, prior_ppm: Volume, scan: Scan) -> Volume:
+    """Return a map (x, y, z) that keeps what a prior map has next to the magic cone [ppm]."""
+    grid = padded_box(scan.mask, scan.geometry)
+    return grid.restore(
+        inversion.anchored(
+            grid.embed(chi_ppm),
+            grid.embed(prior_ppm),
+            grid.embed_mask(scan.mask),
+            grid.geometry,
+            threshold=anchor.threshold,
+        )
+    )
+
+
+def anchor_bytes(scan: Scan) -> float:
+    """Return what :func:`anchored` takes besides the maps [bytes]."""
+    padded = math.prod(padded_box(scan.mask, scan.geometry).geometry.shape)
+    return TKD_AGAIN * padded + FLOAT * scan.mask.size
 
 
 def variation_steps(priors: Iterable[PriorMap]) -> int:
@@ -83,7 +103,7 @@ def field_noise_ppm(scan: Scan) -> float:
 
 
 def _variation(steps: int, scan: Scan, done: Callable[[], object]) -> tuple[Volume, Volume, Volume]:
-    return variation_maps(
+    return inversion.variation_maps(
         scan.measured[0],
         scan.mask,
         scan.geometry,
@@ -97,7 +117,7 @@ def _tkd(prior: PriorMap, field: Volume, scan: Scan) -> Volume:
     assert prior.threshold is not None  # the card was checked
     grid = padded_box(scan.mask, scan.geometry)
     inside = grid.embed_mask(scan.mask)
-    chi = iterated_tkd(
+    chi = inversion.iterated_tkd(
         grid.embed(field) * inside,
         inside,
         grid.geometry,

@@ -60,9 +60,12 @@ def test_a_network_of_all_of_them(
 ) -> None:
     session, engine = open_session(prior_model, "openvino"), open_engine(prior_model)
     scan = scan_of(shape, grid)
-    plans = (plan_whole(shape, 4), {}), (
-        plan_patches(scan.mask, 4, 16, 4, "hann"),
-        {"patch": 16, "overlap": 4, "blend": HANN},
+    plans = (
+        (plan_whole(shape, 4), {}),
+        (
+            plan_patches(scan.mask, 4, 16, 4, "hann"),
+            {"patch": 16, "overlap": 4, "blend": HANN},
+        ),
     )
     for plan, params in plans:
         expected = reconstruct(session, scan, plan, Stages())
