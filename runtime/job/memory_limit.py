@@ -23,9 +23,10 @@ from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
 
 MOST_PACKED = 1032  # bytes that gzip makes of one
-# how the backends say so
+# how the backends say so, and Python of the stack of a thread
 NO_MEMORY = re.compile(
-    r"bad_alloc|(fail\w* to|can't|cannot) alloc|(out of|not enough) memory|failed to map segment",
+    r"bad_alloc|(fail\w* to|can't|cannot) alloc|(out of|not enough) memory|failed to map segment"
+    r"|can't start new thread",
     re.I,
 )
 HELP = "pass a smaller --patch or --memory-limit, or free memory"
@@ -88,7 +89,7 @@ def require_memory_to_load(paths: Iterable[Path | None], limit_bytes: float | No
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Tell a backend that gets no memory from one that fails.
+    """Tell a backend or a transform that gets no memory from one that fails.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def memory_errors() -> Iterator[None]:
     """
     try:
         yield
-    except EngineError as error:
+    except (EngineError, RuntimeError) as error:
         if NO_MEMORY.search(str(error)):
             seen = str(error).partition("; ")[0]  # what follows is for a model that is broken
             raise MemoryLimitError(f"{seen}: there is too little memory; {HELP}") from error

@@ -15,7 +15,10 @@ from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+<<<<<<< HEAD
 from qsm_deploy.runtime.reconstruction.prior_maps import anchor_bytes, prior_bytes
+=======
+>>>>>>> tests
 from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:
@@ -99,7 +102,10 @@ class Workload:
             held += scan.nbytes
         stages["prepare"] = held + kept
         inputs = sum(int(t.shape[1]) for t in card.inputs if t.is_volume)
-        stages["prepare"] += prior_bytes(card.priors, scan)
+        if card.priors:
+            from qsm_deploy.runtime.reconstruction.prior_maps import prior_bytes
+
+            stages["prepare"] += prior_bytes(card.priors, scan)
         # the inputs besides the field, the sum of patches, and, if it is the map, that in the mask
         volumes = FLOAT * voxels * (inputs + (card.patchable != "split"))
         session = use.fixed_bytes + use.bytes_per_voxel * patch

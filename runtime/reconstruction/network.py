@@ -22,7 +22,6 @@ from qsm_deploy.runtime.reconstruction.inversion import (
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
 from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
-from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Session
@@ -187,8 +186,12 @@ def network_task(scan: Scan, demand: Demand, wants: Wants, limit_bytes: float) -
     else:
         decision = as_told(demand, wants.layout)
     notes = () if decision.exact else (patches_text(card, decision.plan),)
-    steps = variation_steps(card.priors) + decision.plan.count * rounds(card)
-    return Task(scan, demand, decision, steps, notes)
+    runs = decision.plan.count * rounds(card)
+    if card.priors:
+        from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
+
+        runs += variation_steps(card.priors)
+    return Task(scan, demand, decision, runs, notes)
 
 
 def rounds(card: ModelCard) -> int:

@@ -10,7 +10,10 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
+<<<<<<< HEAD
 from qsm_deploy.runtime.reconstruction.prior_maps import anchored, field_noise_ppm, prior_maps
+=======
+>>>>>>> tests
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -29,7 +32,7 @@ def network_inputs(
     what takes many, ``made`` are the prior maps if they are there already.
     """
     if made is None:
-        made = prior_maps(card.priors, scan, done)
+        made = _prior_maps(card, scan, done) if card.priors else {}
     return {
         tensor.name: made[tensor.name][None]
         if tensor.name in made
@@ -38,9 +41,21 @@ def network_inputs(
     }
 
 
+def _prior_maps(card: ModelCard, scan: Scan, done: Callable[[], object]) -> dict[str, Volume]:
+    from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+
+    return prior_maps(card.priors, scan, done)
+
+
 def network_input(card: ModelCard, scan: Scan, name: str) -> Volume:
     """Return one of what a network takes that is no prior map."""
     return _INPUTS[name](card, scan)
+
+
+def _field_noise_ppm(card: ModelCard, scan: Scan) -> Volume:
+    from qsm_deploy.runtime.reconstruction.prior_maps import field_noise_ppm
+
+    return np.array([field_noise_ppm(scan)], dtype=np.float32)
 
 
 def _phase_rad(card: ModelCard, scan: Scan) -> Volume:
@@ -60,7 +75,7 @@ _INPUTS: dict[str, Callable[[ModelCard, Scan], Volume]] = {
     "phase_rad": _phase_rad,
     "rough_chi_ppm": lambda card, scan: scan.measured,
     "mask": lambda card, scan: scan.mask[None].astype(np.float32),
-    "field_noise_ppm": lambda card, scan: np.array([field_noise_ppm(scan)], dtype=np.float32),
+    "field_noise_ppm": _field_noise_ppm,
     "voxel_size_mm": lambda card, scan: np.array(scan.geometry.voxel_size_mm, dtype=np.float32),
     "b0_direction": lambda card, scan: scan.b0_directions,
     "echo_time_s": lambda card, scan: _number("echo_time_s", scan.echo_time_s),

@@ -73,8 +73,6 @@ def variation_steps(priors: Iterable[PriorMap]) -> int:
 
 def prior_bytes(priors: Sequence[PriorMap], scan: Scan) -> float:
     """Return what making prior maps takes, with those that were made [bytes]."""
-    if not priors:
-        return 0
     padded = math.prod(padded_box(scan.mask, scan.geometry).geometry.shape)
     each, steps, made, peak = FLOAT * scan.mask.size, set[int](), 0, 0
     for prior in priors:

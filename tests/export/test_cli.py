@@ -132,7 +132,7 @@ def test_bundled_weights_are_announced(tiny_tv_unet, tmp_path, monkeypatch, caps
     assert main(["--model", "tv-unet"]) == 0
     assert "taking the bundled ones" in capsys.readouterr().err.splitlines()[0]
     card = parse_card(Path("tv-unet-fp32.json").read_text())
-    assert card.tkd == TvUnet.tkd
+    assert card.priors == TvUnet.priors
     assert card.licence == registry.OWN_LICENCE
 
 

@@ -124,5 +124,5 @@ def test_a_bare_engine_has_its_model_named(monkeypatch: pytest.MonkeyPatch) -> N
         next(load_data())
     monkeypatch.setenv("QSM_MODEL", str(BUNDLED))
     first, second = load_data()
-    assert list(first) == list(second) == ["local_field_ppm", "tkd_chi_ppm"]
+    assert list(first) == list(second) == list(REGISTRY["tv-unet"].inputs)
     assert first["local_field_ppm"].shape == (1, 1, 20, 24, 20)  # rounded up to multiples of 4

@@ -81,8 +81,9 @@ def test_pytorch_counts_the_same(tmp_path, tiny_ir2qsm, quick):
 @pytest.mark.parametrize("scale", [1, 2])
 def test_the_bundled_network_takes_what_its_registry_says(scale):
     shape = (1, 1, 64 * scale, 64, 64)
-    inputs = {"local_field_ppm": shape, "tkd_chi_ppm": shape}
-    expected = scale * 2 * REGISTRY["tv-unet"].gmac_64 * 1e9
+    spec = REGISTRY["tv-unet"]
+    inputs = dict.fromkeys(spec.inputs, shape) | {"field_noise_ppm": (1,)}
+    expected = scale * 2 * spec.gmac_64 * 1e9
     assert count_work(BUNDLED_MODEL, inputs).flop == pytest.approx(expected, rel=2e-3)
 
 

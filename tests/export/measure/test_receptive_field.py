@@ -14,10 +14,10 @@ from qsm_deploy.export.measure.receptive_field import (
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.registry import REGISTRY
-from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard
+from tests.export.small import SMALL
 
 
 class Stack(Network):
@@ -53,10 +53,10 @@ def test_zero_weights_do_not_shorten_it() -> None:
     assert theoretical_receptive_field(Stack(5, outer_weight=0.0)) == 5
 
 
-# two levels on paper: 2 convolutions on the way down and 2 up at full resolution, 2 at half:
-# 2 + 2*2 + 2 voxels, and one more for where a voxel lies in its pair
-def test_tv_unet_of_two_levels() -> None:
-    assert theoretical_receptive_field(TvUnet(4, 8, 4)) == 9
+# on paper: 4 convolutions of a quarter of the resolution, 2 + 2 of half, 2 of the whole: 4*4 + 4*2
+# + 2 voxels, and three more for where a voxel lies among its four
+def test_tv_unet() -> None:
+    assert theoretical_receptive_field(SMALL["tv-unet"]().eval()) == 29
 
 
 def test_it_does_not_depend_on_width_but_on_depth_and_iterations() -> None:
@@ -101,8 +101,8 @@ def test_the_halo_follows_the_weights() -> None:
 @pytest.mark.usefixtures("small_box")
 def test_the_halo_holds_the_stated_energy(tiny_tv_unet) -> None:
     field = measure_receptive_field(tiny_tv_unet, card_of(tiny_tv_unet, "tv-unet"))
-    assert (field.theoretical, field.energy_kept) == (9, 0.999999)
-    assert 0 < field.halo <= 9
+    assert (field.theoretical, field.energy_kept) == (29, 0.999999)
+    assert 0 < field.halo <= 29
     assert all(p.requires_grad for p in tiny_tv_unet.parameters())
 
 

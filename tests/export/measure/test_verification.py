@@ -77,7 +77,7 @@ def test_a_changed_weight_or_nan_fails(differences, spoil) -> None:
 
 def test_swapped_inputs_fail(differences) -> None:
     def change(model: onnx.ModelProto) -> None:
-        names = {"local_field_ppm": "tkd_chi_ppm", "tkd_chi_ppm": "local_field_ppm"}
+        names = {"local_field_ppm": "tv_field_ppm", "tv_field_ppm": "local_field_ppm"}
         for node in model.graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
 

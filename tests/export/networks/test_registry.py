@@ -103,10 +103,12 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
 
 
 def test_convolutions_are_counted_by_hand() -> None:
-    network = without_storage(lambda: TvUnet((1, 1)))
-    fine, coarse = SIZE**3, (SIZE // 2) ** 3
-    convs = fine * 27 * (2 + 1 + 2 + 1) + coarse * 27 * (1 + 1)
-    assert gmac(network) * 1e9 == convs + coarse * 8 + fine  # up-sampling by 2, and the last
+    network = without_storage(lambda: TvUnet(1, 1, 1))
+    fine, half, quarter = (n**3 for n in (SIZE, SIZE // 2, SIZE // 4))
+    taken = 9  # volumes, the noise among them
+    convs = 27 * (fine * (taken + 1 + 1 + taken) + half * (2 + 2) + quarter * 4)
+    down = 8 * (half * taken + quarter)
+    assert gmac(network) * 1e9 == convs + down + 8 * (quarter + half)  # and up again
 
 
 def test_documents_that_are_named_exist() -> None:

@@ -98,6 +98,13 @@ def test_a_backend_without_memory_is_no_broken_model(says):
         raise EngineError("ONNX Runtime failed (a shape); export the model again")
 
 
+def test_a_thread_without_memory_for_its_stack_is_no_bug():
+    with pytest.raises(MemoryLimitError, match="smaller --patch"), memory_errors():
+        raise RuntimeError("can't start new thread")
+    with pytest.raises(RuntimeError, match="a bug"), memory_errors():
+        raise RuntimeError("a bug")
+
+
 @pytest.mark.parametrize(("backend", "mib"), [("onnxruntime", 600), ("openvino", 1000)])
 def test_an_address_space_that_is_too_small(write_volume, backend, mib):
     path = write_volume(np.random.default_rng(0).normal(0, 0.02, (128,) * 3), "field.nii")

@@ -61,7 +61,8 @@ def test_an_identity_network_returns_its_input(request_):
     volume = random_volume(mask.shape)
     result = plan.run(lambda patches: patches[0], [volume], mask)
     assert result.dtype == np.float32
-    np.testing.assert_allclose(result[mask], volume[mask], atol=1e-6, rtol=1e-6)
+    # sums of hundreds of products in float32
+    np.testing.assert_allclose(result[mask], volume[mask], atol=1e-6, rtol=5e-6)
 
 
 @settings(deadline=None)
