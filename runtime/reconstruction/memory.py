@@ -15,10 +15,6 @@ from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-<<<<<<< HEAD
-from qsm_deploy.runtime.reconstruction.prior_maps import anchor_bytes, prior_bytes
-=======
->>>>>>> tests
 from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:
@@ -118,6 +114,8 @@ class Workload:
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
             stages["precision check"] = held + FLOAT * voxels + both + kept
         if card.anchor is not None:
+            from qsm_deploy.runtime.reconstruction.prior_maps import anchor_bytes
+
             both = 2 * FLOAT * voxels  # the maps
             stages["anchor"] = held + use.fixed_bytes + kept + both + anchor_bytes(scan)
         held += use.fixed_bytes + kept  # a session's code stays when it is gone

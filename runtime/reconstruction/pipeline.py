@@ -10,10 +10,6 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
-<<<<<<< HEAD
-from qsm_deploy.runtime.reconstruction.prior_maps import anchored, field_noise_ppm, prior_maps
-=======
->>>>>>> tests
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -159,6 +155,8 @@ def network_output(
     with stages("inference"):
         chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
     if card.anchor is not None:
+        from qsm_deploy.runtime.reconstruction.prior_maps import anchored
+
         prior = inputs[card.anchor.prior][0]
         del inputs
         with stages("anchor"):
