@@ -116,8 +116,8 @@ class Workload:
         if card.anchor is not None:
             from qsm_deploy.runtime.reconstruction.prior_maps import anchor_bytes
 
-            both = 2 * FLOAT * voxels  # the maps
-            stages["anchor"] = held + use.fixed_bytes + kept + both + anchor_bytes(scan)
+            maps = 2 * FLOAT * voxels
+            stages["anchor"] = held + session + maps + anchor_bytes(scan)  # the session is open
         held += use.fixed_bytes + kept  # a session's code stays when it is gone
         if self.measured is not None:
             stages["bring back"] = held + FLOAT * voxels + TURN_BACK * measured.mask.size
