@@ -94,9 +94,7 @@ def test_the_map_is_that_of_python(
     expected = qsm.reconstruct(
         field, mask, voxel_size_mm=size, b0_direction=b0, axes=letters, **asked, **network
     )
-    chi = engine_of(run).reconstruct(
-        field, mask, size, b0, axes=(letters or "").encode(), **params
-    )
+    chi = engine_of(run).reconstruct(field, mask, size, b0, axes=(letters or "").encode(), **params)
     np.testing.assert_allclose(chi, expected, atol=TOLERANCE_PPM, rtol=0)
 
 
