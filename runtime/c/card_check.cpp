@@ -109,7 +109,8 @@ std::string prior_contradiction(const Card &card) {
                    (prior.threshold ? "a" : "no") + " threshold";
         }
         if (prior.threshold && !(*prior.threshold > 0 && *prior.threshold <= 2.0 / 3)) {
-            return prior.name + text(" has the threshold %g, expected in (0, 2/3]", *prior.threshold);
+            return prior.name +
+                   text(" has the threshold %g, expected in (0, 2/3]", *prior.threshold);
         }
         seen.push_back(prior.name);
         if (prior.method == "tv_field" || prior.method == "tv_residual") {

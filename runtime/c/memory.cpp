@@ -49,7 +49,7 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
         if (tensor.is_volume()) inputs += double(tensor.shape[1].number);
     }
     std::vector<StageMemory> stages;
-    if (prior_bytes > 0) stages.push_back({"prepare", held + prior_bytes});
+    if (prepare_bytes > 0) stages.push_back({"prepare", held + prepare_bytes});
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});
     if (card.anchor) {
         const double step = kIteratedTkd * stored_voxels(PaddedBox(scan).geometry);

@@ -15,7 +15,7 @@ struct HostMemory {
     const Scan &scan;
     std::string backend;
     Correction correction;
-    double prior_bytes;  // as below
+    double prepare_bytes;  // of its prior maps
 
     std::vector<StageMemory> stages(const PatchPlan &plan) const;
 };

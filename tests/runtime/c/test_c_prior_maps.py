@@ -76,21 +76,23 @@ def test_a_network_of_all_of_them(
 def test_total_variation_counts_as_in_python(
     fake: Any, prior_card: ModelCard, tmp_path: Path, progress: Callable[..., Any]
 ) -> None:
-    field = "local_field_ppm"
-    more = PriorMap("more_ppm", "tkd", "again_ppm", 3, 0.1), PriorMap("last_ppm", "tv", field, 5)
-    again = PriorMap("again_ppm", "tv_residual", field, 7), PriorMap("tv2_ppm", "tv", field, 5)
-    priors = (*again, *more)
-    inputs = [prior_card.inputs[0]]
-    inputs += [replace(prior_card.inputs[1], name=prior.name) for prior in priors]
+    field, volume = prior_card.inputs[:2]
+    priors = (
+        PriorMap("first_ppm", "tv_residual", field.name, 7),
+        PriorMap("second_ppm", "tv_field", field.name, 5),
+        PriorMap("third_ppm", "tkd", "first_ppm", 3, threshold=0.1),
+        PriorMap("last_ppm", "tv", field.name, 5),
+    )
+    inputs = (field, *(replace(volume, name=prior.name) for prior in priors))
     path = tmp_path / "several.onnx"
-    path.write_text(replace(prior_card, inputs=tuple(inputs), priors=priors).to_json())
-    assert variation_steps(priors) == 5 + 7
+    path.write_text(replace(prior_card, inputs=inputs, priors=priors).to_json())
+    assert variation_steps(priors) == 7 + 5
     scan, seen = scan_of((20, 18, 12), OBLIQUE), []
     engine = fake.open(path)
     shown = progress(lambda *at: seen.append(at))
     chi = made_by(engine, scan, patch=12, overlap=4, progress=shown)
     engine.close()
-    total = 12 + plan_patches(scan.mask, 4, 12, 4, "crop").count
+    total = 7 + 5 + plan_patches(scan.mask, 4, 12, 4, "crop").count
     assert seen == [(n, total) for n in range(1, total + 1)]
     assert difference(chi, 2 * prior_maps(priors, scan)["last_ppm"]) < TOLERANCE
 
