@@ -41,8 +41,8 @@ from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.scan import Scan
 
 NOISE_PPM = 0.0025
-THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 13).round(4).tolist())
-LAMBDAS = tuple(np.geomspace(0.0005, 0.05, 13).round(5).tolist())
+THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 9).round(4).tolist())
+LAMBDAS = tuple(np.geomspace(0.0005, 0.05, 9).round(5).tolist())
 PAD_VOXELS = 8
 TILT = math.radians(35)
 GRIDS = {
@@ -52,7 +52,7 @@ GRIDS = {
     ),
     "0.8 x 0.8 x 2 mm": Geometry((200, 240, 80), (0.8, 0.8, 2.0)),
 }
-SEEDS = {"1 mm axial": 4, "1 mm, B0 tilted 35 degrees": 2, "0.8 x 0.8 x 2 mm": 2}
+SEEDS = {"1 mm axial": 2, "1 mm, B0 tilted 35 degrees": 1, "0.8 x 0.8 x 2 mm": 1}
 FIRST_SEED = 801
 # noise, and what is left over [ppm]
 CONDITIONS = ((0.0, 0.0), (NOISE_PPM, 0.0), (0.005, 0.0), (NOISE_PPM, 0.002), (NOISE_PPM, 0.005))

@@ -9,7 +9,7 @@ import scipy.fft
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.dipole import CONE, dipole_convolve, dipole_kernel, tkd
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.kernels.inversion.prior_maps import iterated_tkd, variation_maps
+from qsm_deploy.kernels.inversion.prior_maps import anchored, iterated_tkd, variation_maps
 from qsm_deploy.kernels.inversion.total_variation import solved, total_variation
 
 GRID = Geometry((31, 35, 27), (1.1, 1.0, 1.3), (0.1, -0.3, 0.95))
@@ -110,3 +110,30 @@ class TestVariationMaps:
         told = []
         variation_maps(head.local_field_ppm, head.mask, GRID, **HOW, done=lambda: told.append(True))
         assert len(told) == HOW["iterations"]
+
+
+class TestAnchored:
+    @pytest.fixture
+    def noise(self):
+        return np.random.default_rng(3).standard_normal(GRID.shape, dtype=np.float32)
+
+    def test_what_changes_is_weighed_by_frequency(self, noise):
+        everywhere = np.ones(GRID.shape, dtype=bool)
+        map_ = anchored(noise, 0 * noise, everywhere, GRID, threshold=THRESHOLD)
+        d = np.abs(dipole_kernel(GRID).astype(float))
+        weight = np.where(d < CONE, 0, np.minimum(d / THRESHOLD, 1)) ** 2
+        expected = scipy.fft.ifftn(scipy.fft.fftn(noise.astype(float)) * weight).real
+        close(map_, expected)
+
+    def test_it_ends_at_the_mask(self, head, noise):
+        prior = head.chi_ppm * head.mask
+        map_ = anchored(noise * head.mask, prior, head.mask, GRID, threshold=THRESHOLD)
+        assert not map_[~head.mask].any()
+        free = anchored(noise * head.mask, prior, head.mask | True, GRID, threshold=THRESHOLD)
+        close(map_[head.mask], free[head.mask])
+
+    def test_the_prior_map_itself_stays(self, head):
+        prior = head.chi_ppm * head.mask
+        np.testing.assert_array_equal(
+            anchored(prior, prior, head.mask, GRID, threshold=THRESHOLD), prior
+        )

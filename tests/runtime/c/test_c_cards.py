@@ -179,6 +179,23 @@ def test_what_prior_maps_there_may_be(changes, accepted, full: ModelCard, in_c: 
 
 
 @pytest.mark.parametrize(
+    ("anchor", "accepted"),
+    [
+        (None, True),
+        ({"prior": NAME, "threshold": 0.15}, True),
+        ({"prior": NAME, "threshold": 0}, False),
+        ({"prior": NAME, "threshold": 0.7}, False),
+        ({"prior": NAME}, False),
+        ({"prior": "local_field_ppm", "threshold": 0.15}, False),
+        ({"prior": "mask", "threshold": 0.15}, False),
+        (NAME, False),
+    ],
+)
+def test_what_a_map_may_be_anchored_to(anchor, accepted, full: ModelCard, in_c: Says) -> None:
+    assert agreed(changed(full, "anchor", anchor), in_c) == accepted
+
+
+@pytest.mark.parametrize(
     ("path", "value", "accepted"),
     [
         ("priors", None, False),

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
-from qsm_deploy.runtime.card.card import ModelCard, PriorMap
+from qsm_deploy.runtime.card.card import METADATA_KEY, Anchor, ModelCard, PriorMap
 from qsm_deploy.runtime.console.peak_memory import (
     peak_rss_bytes,
     reset_peak,
@@ -55,10 +57,20 @@ def test_each_is_that_of_python(
 
 
 @each_grid
+@pytest.mark.parametrize("anchor", [None, Anchor("tv_chi_ppm", 0.15)], ids=["", "anchored"])
 def test_a_network_of_all_of_them(
-    open_engine: Callable[..., Any], prior_model: Path, shape: tuple[int, int, int], grid: Any
+    open_engine: Callable[..., Any],
+    prior_model: Path,
+    shape: tuple[int, int, int],
+    grid: Any,
+    anchor: Anchor | None,
+    tmp_path: Path,
 ) -> None:
-    session, engine = open_session(prior_model, "openvino"), open_engine(prior_model)
+    model = onnx.load(prior_model)
+    card = replace(open_session(prior_model, "openvino").card, anchor=anchor)
+    helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    onnx.save(model, path := tmp_path / "model.onnx")
+    session, engine = open_session(path, "openvino"), open_engine(path)
     scan = scan_of(shape, grid)
     plans = (
         (plan_whole(shape, 4), {}),

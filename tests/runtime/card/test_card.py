@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qsm_deploy.kernels.errors import CardError
 from qsm_deploy.runtime.card.card import (
     MAX_BYTES,
+    Anchor,
     GeometryLimits,
     MemoryUse,
     ModelCard,
@@ -110,6 +111,14 @@ def test_the_canonical_form_is_read_back():
     assert text.isascii()
     assert " " not in text.replace("qsm-deploy 0.1.0", "")
     assert list(FIELDS) == sorted(FIELDS)
+
+
+def test_an_anchor_is_read_back():
+    anchored = replace(CARD, anchor=Anchor("tv", 0.15))
+    assert parse_card(anchored.to_json()) == anchored
+    text = anchored.to_json().replace('"threshold":0.15', '"threshold":"0.15"')
+    with pytest.raises(CardError, match="card.anchor.threshold"):
+        parse_card(text)
 
 
 def test_a_card_without_optional_values_is_read_back():
@@ -317,6 +326,12 @@ def test_any_other_json_is_refused(value):
         ({"priors": (REST, TKD, replace(TV, steps=1001))}, "tv takes 1001 steps, expected 1 to"),
         ({"priors": (REST, replace(TKD, threshold=None), TV)}, "tkd, tkd, has the threshold None"),
         ({"priors": (REST, TKD, replace(TV, threshold=0.1))}, "tv, tv, has the threshold 0.1"),
+        ({"anchor": Anchor("rest", 0.1)}, "the anchor rest is no prior map that the network"),
+        ({"anchor": Anchor("mask", 0.1)}, "the anchor mask is no prior map that the network"),
+        (
+            {"anchor": Anchor("tv", 0.0)},
+            r"the anchor has the threshold 0.0, expected in \(0, 2/3\]",
+        ),
         ({"priors": (REST, replace(TKD, threshold=0.0), TV)}, r"0.0, expected in \(0, 2/3\]"),
         (
             {"priors": (REST, replace(TKD, threshold=0.7), TV)},

@@ -22,7 +22,8 @@ from tests.runtime.gpu.small_scans import GRIDS, WITHIN, each_grid, scan_of
 @pytest.fixture
 def unet_card(card):
     """Return the card of tv-unet, as far as the pipeline reads it."""
-    return replace(card, inputs=TvUnet.inputs, priors=TvUnet.priors, divisor=TvUnet.divisor)
+    asked = {"inputs": TvUnet.inputs, "priors": TvUnet.priors, "anchor": TvUnet.anchor}
+    return replace(card, divisor=TvUnet.divisor, **asked)
 
 
 def explained(scan):
@@ -59,7 +60,8 @@ def test_the_network_is_given_what_the_cpu_gives(
         assert np.linalg.norm(seen[name] - value) <= WITHIN * np.linalg.norm(value), name
         assert value.ndim == 1 or not seen[name][0, :, ~scan.mask].any(), name
     assert len(steps) == variation_steps(card.priors) + 1
-    assert list(stages.seconds) == ["upload", "prepare", "inference", "download"]
+    after = ["anchor"] if card.anchor else []
+    assert list(stages.seconds) == ["upload", "prepare", "inference", *after, "download"]
     assert fake_device.most_waiting > 3 * variation_steps(card.priors)
 
 
