@@ -4,9 +4,10 @@
     chi = engine.reconstruct(field, mask, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
     chi = torch.from_dlpack(chi)  # or cupy.from_dlpack(chi), cupy.asarray(chi)
 
-Arrays on the GPU are taken where they lie, and the map stays there; but volumes whose axes are not
-the canonical ones (:mod:`qsm_deploy.runtime.scan.axes`), or whose grid is not the training's, take
-the way over the host. Run on an H100 with arrays of PyTorch and CuPy, PyTorch being the engine.
+Arrays on the GPU are taken where they lie, and the map stays there; the host has a copy of the
+field where its noise counts. But volumes whose axes are not the canonical ones
+(:mod:`qsm_deploy.runtime.scan.axes`), or whose grid is not the training's, take the way over the
+host. Run on an H100 with arrays of PyTorch and CuPy, PyTorch being the engine.
 """
 
 import warnings
@@ -200,8 +201,8 @@ def _require_field_alone(card: ModelCard) -> None:
     made = {prior.name for prior in card.priors}
     if taken - made - {FIELD, "mask"} or is_called_by_host(card):
         raise UsageError(
-            f"{card.network} takes more than a local field, or steps between its runs; use "
-            "qsm-run, or export it in one graph (--form unrolled)"
+            f"{card.network} takes more than a local field and its mask, or steps between its "
+            "runs; use qsm-run, or export it in one graph (--form unrolled)"
         )
 
 

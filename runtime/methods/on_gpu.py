@@ -49,11 +49,11 @@ class GpuVariation(MethodInversion):
     The noise of the field and the support are found on the host.
     """
 
+    judges_field = True
+
     def __init__(self, method: Method, place: Place) -> None:
         super().__init__(method)
         self.place, self._version = place, place.library.versions()["cufft"]
-
-    judges_field = True
 
     @property
     def name(self) -> str:

@@ -109,7 +109,7 @@ class Scan:
 
     @cached_property
     def spectrum_noise_ppm(self) -> float:
-        """The noise of its first field, by the spectrum of that; it takes a while."""
+        """The noise of its first field [ppm], by the spectrum of that; found once, in a while."""
         return field_noise(self.measured[0], self.mask, self.geometry)
 
     @property

@@ -29,7 +29,7 @@ SCRIPT = str(ROOT / "examples" / "polygraphy" / "data_loader.py")
 LOADER = ("--data-loader-script", SCRIPT)
 UNOPTIMISED = ("--graph-optimization-level", "ORT_DISABLE_ALL")
 SHAPES = ((19, 24, 17), (16, 32, 24))
-# a TKD map; a phase with numbers; a prior
+# prior maps; a phase with numbers; a prior
 QUICK = ("tv-unet", "iqsm v1", "modl-qsm split")
 
 Polygraphy = Callable[..., tuple[int, str]]
