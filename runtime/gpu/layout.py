@@ -179,14 +179,15 @@ class DeviceWorkload(DeviceWork):
 
     def lasting(self, plan: PatchPlan) -> Layout:
         """Return what lives through the whole reconstruction."""
-        each = {prior.name: 1 for prior in self.card.priors} | self.channels | {"total": 1}
-        volumes = {name: n * self.voxels for name, n in each.items()}
-        return Layout(
-            {name: FLOAT * count for name, count in volumes.items()}
-            | {name: values.nbytes for name, values in self.numbers.items()}
-            | {f"windows {n}": axis.windows.nbytes for n, axis in enumerate(plan.axes)}
-            | {"inside": self.voxels, "sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
-        )
+        each = {prior.name: 1 for prior in self.card.priors} | self.channels
+        volumes = {name: FLOAT * n * self.voxels for name, n in each.items()}
+        own = {"total": FLOAT * self.voxels, "inside": self.voxels}
+        own |= {f"windows {n}": axis.windows.nbytes for n, axis in enumerate(plan.axes)}
+        own |= {"sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
+        numbers = {name: values.nbytes for name, values in self.numbers.items()}
+        if taken := volumes.keys() & {*own, "chi"}:
+            raise CardError(f"the name {min(taken)} of a prior map is taken on a GPU; rename it")
+        return Layout(volumes | numbers | own)
 
     def stages(self, plan: PatchPlan) -> dict[str, Layout]:
         """Return what each stage needs for itself, in their order."""
