@@ -15,6 +15,8 @@ from common import parser, say, write
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
+from qsm_deploy.kernels.dipole import dipole_kernel
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.figure import Row, png_of, rows_figure
 from qsm_deploy.runtime.methods.method import Method
@@ -25,6 +27,26 @@ from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
 
 WINDOW_PPM = (-0.15, 0.15)
+ON_CONE, BESIDE = (0.0, 0.1), (0.15, 0.3)  # |D|
+SHELLS = ((0.03, 0.08), (0.08, 0.16), (0.16, 0.3))  # 1 / mm
+
+
+def power_on_cone(chi_ppm: Volume, mask: Mask, geometry: Geometry) -> list[float]:
+    """Return the mean power on the magic cone over that beside it, in shells of frequency.
+
+    Streaks lie on the cone. Lesions are clipped, so that they do not rule.
+    """
+    kept = np.clip(chi_ppm, *WINDOW_PPM) * mask
+    d, power = np.abs(dipole_kernel(geometry)), np.abs(np.fft.fftn(kept)) ** 2
+    axes = (np.fft.fftfreq(n, h) for n, h in zip(kept.shape, geometry.voxel_size_mm, strict=True))
+    x, y, z = np.ix_(*axes)
+    k = np.sqrt(x * x + y * y + z * z)
+
+    def mean(shell: tuple[float, float], cone: tuple[float, float]) -> float:
+        there = (k >= shell[0]) & (k < shell[1]) & (d >= cone[0]) & (d < cone[1])
+        return float(power[there].mean())
+
+    return [round(mean(shell, ON_CONE) / mean(shell, BESIDE), 3) for shell in SHELLS]
 
 
 def largest_regions(mask: NDArray[np.bool_], count: int) -> list[NDArray[np.bool_]]:
@@ -54,6 +76,7 @@ def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[s
             "correlation_with_msqsm": round(correlation(chi, other, mask), 3),
             "field_residual": round(field_residual(chi, scan.measured[0], mask, scan.geometry), 3),
             "std_ppm": round(float(chi[mask].std()), 4),
+            "power_on_cone_over_beside": power_on_cone(chi, mask, scan.geometry),
             "haemorrhage_mean_ppm": round(float(chi[haemorrhage].mean()), 3),
             "diamagnetic_spots_mean_ppm": [round(float(chi[spot].mean()), 3) for spot in spots],
         }
@@ -93,7 +116,7 @@ def main() -> None:
     ]
     write(args.output, rows)
     if args.figure is not None:
-        shown = ("TKD 0.12", "total variation", "tkd-unet", "iLSQR")
+        shown = ("TKD 0.12", "total variation", "tv-unet", "iLSQR")
         lines = [Row(name, maps[name], WINDOW_PPM) for name in shown]
         picture = rows_figure(lines, scan.mask, scan.geometry, None)  # its axes are not known
         args.figure.write_bytes(png_of(picture))
