@@ -7,16 +7,20 @@ FOLDER holds tissue_phase_rad.nii.gz, mask.nii.gz, params.json and chi_msqsm_ppm
 of another published network, which serves to find the lesions and is no truth.
 """
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from common import parser, say, write
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
+from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.figure import Row, png_of, rows_figure
 from qsm_deploy.runtime.methods.method import Method
@@ -25,6 +29,7 @@ from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker, open_reconstructor
 from qsm_deploy.runtime.scan.params import load_params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.sessions.open import open_session
 
 WINDOW_PPM = (-0.15, 0.15)
 ON_CONE, BESIDE = (0.0, 0.1), (0.15, 0.3)  # |D|
@@ -84,6 +89,17 @@ def scores(maps: dict[str, NDArray[np.float32]], scan: Scan) -> dict[str, dict[s
     }
 
 
+def not_anchored(model: Path, folder: Path) -> Path:
+    """Return a copy of a model whose map keeps nothing of a prior map."""
+    graph = onnx.load(model)
+    (card,) = [p.value for p in graph.metadata_props if p.key == METADATA_KEY]
+    free = replace(parse_card(card), anchor=None)
+    onnx.helper.set_model_props(graph, {METADATA_KEY: free.to_json()})
+    path = folder / f"{model.stem}, not anchored.onnx"
+    onnx.save(graph, path)
+    return path
+
+
 def main() -> None:
     """Evaluate, print and write."""
     p = parser(__doc__)
@@ -102,7 +118,10 @@ def main() -> None:
         "total variation, robust": Method("tv", robust=True),
         "iLSQR": Method("ilsqr"),
     }
-    makers |= {model.stem: [model] for model in args.models}
+    anchored = [m for m in args.models if open_session(m, "openvino").card.anchor]
+    folder = tempfile.TemporaryDirectory()
+    free = [not_anchored(model, Path(folder.name)) for model in anchored]
+    makers |= {model.stem: [model] for model in (*args.models, *free)}
     for name, maker in makers.items():
         reconstructor = open_reconstructor(maker, Host())
         planned = reconstructor.plan(scan, Wants(allow_geometry=not isinstance(maker, Method)))

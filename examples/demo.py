@@ -1,9 +1,9 @@
-"""The whole path in one go: a head, an export, four reconstructions, and how good they are.
+"""The whole path in one go: a head, an export, five reconstructions, and how good they are.
 
     python examples/demo.py demo
 
 Runs the commands a user would type, then sets their reports side by side: two methods without a
-network, two networks, and a plan of one of them where a flavour of TensorRT is there to build it.
+network, two networks, one of them with data consistency too, and a plan of one of them where a flavour of TensorRT is there to build it.
 """
 
 import argparse
@@ -70,16 +70,17 @@ def main() -> None:
     makers = {
         "TKD": ("--method", "tkd"),
         "TV (default)": ("--method", "tv"),
+        "tv-unet (bundled)": ("--method", "tv-unet"),
         "ir2qsm (demo)": (model,),
-        "tkd-unet (bundled)": ("--method", "tkd-unet"),
+        "consistent ir2qsm": (model, "--data-consistency"),
     }
 
     run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")
     run("qsm-export", "--model", "ir2qsm", "-o", model, "--force")
     if installed_engines():  # a plan runs here too, on the CPU where there is no GPU
-        plan = folder / "tkd-unet-fp16.plan"
-        run("qsm-export", "--model", "tkd-unet", "--fp16", "-o", plan, "--force")
-        makers["plan (tkd-unet, fp16)"] = (plan,)
+        plan = folder / "tv-unet-fp16.plan"
+        run("qsm-export", "--model", "tv-unet", "--fp16", "-o", plan, "--force")
+        makers["plan (tv-unet, fp16)"] = (plan,)
     columns = {}
     for title, maker in makers.items():
         name = title.split()[0].lower()
