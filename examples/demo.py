@@ -3,7 +3,8 @@
     python examples/demo.py demo
 
 Runs the commands a user would type, then sets their reports side by side: two methods without a
-network, two networks, one of them with data consistency too, and a plan of one of them where a flavour of TensorRT is there to build it.
+network, two networks, one of them with data consistency too, and a plan of the other where a flavour
+of TensorRT is there to build it.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def main() -> None:
         "TV (default)": ("--method", "tv"),
         "tv-unet (bundled)": ("--method", "tv-unet"),
         "ir2qsm (demo)": (model,),
-        "consistent ir2qsm": (model, "--data-consistency"),
+        "consistent ir2qsm": (model, "--data-consistency", "auto"),
     }
 
     run("qsm-phantom", head, "--shape", *args.shape, "--seed", 1, "--force")
