@@ -20,9 +20,9 @@ from qsm_deploy.runtime.metrics.metrics import nrmse
 SHAPE, SEED = (160, 192, 160), 801
 MODES: tuple[list[str], ...] = (
     ["--patch", "off"],
-    ["--patch", "128"],
     ["--patch", "96"],
     ["--patch", "64"],
+    ["--patch", "128"],
     ["--patch", "96", "--overlap", "32"],
     ["--patch", "64", "--overlap", "32"],
 )
