@@ -26,12 +26,12 @@ MODES = {
     "patch 64": ["--patch", "64"],
     "patch 96": ["--patch", "96", "--overlap", "16"],
 }
-PLAIN_STAGES = ("load", "prepare", "inference", "write")
+PLAIN_STAGES = ("load", "prepare", "inference", "anchor", "write")
 
 
-def write_head(folder: Path, shape: tuple[int, int, int]) -> None:
+def write_head(folder: Path, shape: tuple[int, int, int], seed: int = 9) -> None:
     """Write field, mask, truth and labels of a head."""
-    head = head_phantom(Geometry(shape), seed=9)
+    head = head_phantom(Geometry(shape), seed=seed)
     volumes = {"field": head.local_field_ppm, "mask": head.mask.astype(np.uint8)}
     volumes |= {"truth": head.chi_ppm, "labels": head.labels}
     for name, volume in volumes.items():
@@ -56,8 +56,8 @@ def comparison(report: Mapping[str, Any]) -> dict[str, Any]:
     measured = report["memory"]["stage_peak_bytes"]
     row: dict[str, Any] = {}
     for kind, stages in (("plain", PLAIN_STAGES), ("full", tuple(predicted))):
-        expected = max(predicted[stage] for stage in stages)
-        seen = max(measured[stage] for stage in stages)
+        expected = max(predicted[stage] for stage in stages if stage in predicted)
+        seen = max(measured[stage] for stage in stages if stage in measured)
         row[f"{kind}_predicted_mb"] = round(expected / 1e6)
         row[f"{kind}_measured_mb"] = round(seen / 1e6)
         row[f"{kind}_ratio"] = round(expected / seen, 3)

@@ -1,25 +1,31 @@
-"""What patches cost: the patched map against the whole-volume one, IR2QSM and tkd-unet.
+"""What patches cost: time, memory, and the patched map against the whole-volume one, by qsm-run.
 
 python benchmarks/bench_patches.py MODEL.onnx ... -o benchmarks/results/patches.json
 """
 
-import time
+import json
+import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from bench_memory import PLAIN_STAGES, write_head
 from common import parser, say, write
 
-from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.metrics.metrics import nrmse
-from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
-from qsm_deploy.runtime.scan.scan import Scan
-from qsm_deploy.runtime.sessions.open import open_session
 
-PATCHES, OVERLAPS, BLENDS = (64, 96), (8, 16, 24, 32), ("hann", "crop")
+SHAPE, SEED = (160, 192, 160), 801
+MODES: tuple[list[str], ...] = (
+    ["--patch", "off"],
+    ["--patch", "96"],
+    ["--patch", "64"],
+    ["--patch", "128"],
+    ["--patch", "96", "--overlap", "32"],
+    ["--patch", "64", "--overlap", "32"],
+)
 
 
 def main() -> None:
@@ -27,37 +33,66 @@ def main() -> None:
     p = parser(__doc__)
     p.add_argument("models", type=Path, nargs="+")
     args = p.parse_args()
-    head = head_phantom(Geometry((160, 192, 160)), seed=601)
-    scan = Scan(head.local_field_ppm[None], head.mask, head.geometry, nib.Nifti1Header(), np.eye(4))
-    rows = []
-    for path in args.models:
-        session = open_session(path, "openvino")
-        card = session.card
-        whole = reconstruct(session, scan, plan_whole(head.mask.shape, card.divisor), Stages())
-        truth_error = nrmse(whole, head.chi_ppm, head.mask)
-        for patch in PATCHES:
-            for overlap in OVERLAPS:
-                for blend in BLENDS:
-                    plan = plan_patches(head.mask, card.divisor, patch, overlap, blend)
-                    began = time.perf_counter()
-                    chi = reconstruct(session, scan, plan, Stages())
-                    rows.append(
-                        {
-                            "network": card.network,
-                            "weights_sha256": card.weights_sha256[:8],
-                            "halo": card.receptive_field.halo,
-                            "patch": patch,
-                            "overlap": overlap,
-                            "blend": blend,
-                            "patches": plan.count,
-                            "seconds": round(time.perf_counter() - began, 2),
-                            "nrmse_to_whole_percent": round(nrmse(chi, whole, head.mask), 4),
-                            "nrmse_to_truth_percent": round(nrmse(chi, head.chi_ppm, head.mask), 2),
-                            "whole_nrmse_to_truth_percent": round(truth_error, 2),
-                        }
-                    )
-                    say(rows[-1])
-    write(args.output, rows, shape=head.mask.shape)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_head(folder, SHAPE, SEED)
+        mask, truth = loaded(folder / "mask.nii.gz") > 0, loaded(folder / "truth.nii.gz")
+        for model in args.models:
+            for flags in MODES:
+                report = run(model, folder, flags)
+                chi = loaded(folder / "map.nii.gz")
+                if flags == MODES[0]:
+                    whole = chi
+                errors = difference(chi, whole, mask)
+                errors["nrmse_to_truth_percent"] = round(nrmse(chi, truth, mask), 2)
+                rows.append(say(row_of(report) | errors))
+                write(args.output, rows, shape=SHAPE, seed=SEED, backend="openvino")
+
+
+def run(model: Path, folder: Path, flags: list[str]) -> dict[str, Any]:
+    """Make a map and return the report."""
+    command = ["qsm-run", model, folder / "field.nii.gz", "-m", folder / "mask.nii.gz", *flags]
+    command += ["-o", folder / "map.nii.gz", "--force", "--json", "--backend", "openvino"]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def row_of(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report says of patches, time, and memory of making and writing the map."""
+    plan = report["plan"]
+    return {
+        "network": report["model"]["network"],
+        "weights_sha256": report["model"]["weights_sha256"][:8],
+        **{key: plan[key] for key in ("patch_shape", "overlap", "blend", "patches", "exact")},
+        "seconds": {stage: round(took, 2) for stage, took in report["seconds"].items()},
+        "predicted_mb": megabytes(plan["predicted_stage_bytes"]),
+        "measured_mb": megabytes(report["memory"]["stage_peak_bytes"]),
+    }
+
+
+def megabytes(stage_bytes: dict[str, float]) -> int:
+    """Return the most that a stage takes."""
+    return round(max(stage_bytes[stage] for stage in PLAIN_STAGES if stage in stage_bytes) / 1e6)
+
+
+def difference(chi: Volume, whole: Volume, mask: Mask) -> dict[str, float]:
+    """Return how far a map is from that of the whole volume."""
+    off_ppb = 1000 * np.abs(chi - whole)[mask]
+    found = {
+        "median_ppb": np.median(off_ppb),
+        "p999_ppb": np.quantile(off_ppb, 0.999),
+        "max_ppb": off_ppb.max(),
+        "nrmse_to_whole_percent": nrmse(chi, whole, mask),
+    }
+    return {name: float(f"{value:.3g}") for name, value in found.items()}
+
+
+def loaded(path: Path) -> Volume:
+    """Return the volume of a file."""
+    image = nib.nifti1.load(path)
+    return np.asarray(image.dataobj, dtype=np.float32)
 
 
 if __name__ == "__main__":
