@@ -28,21 +28,21 @@ from qsm_deploy.calibration.phantom.contrast import draw_contrast
 from qsm_deploy.calibration.phantom.phantom import head_phantom, local_field
 from qsm_deploy.calibration.phantom.residual_background import residual_background
 from qsm_deploy.kernels.dipole import tikhonov, tkd
-from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import Maker
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.metrics.metrics import all_metrics, field_residual, nrmse
-from qsm_deploy.runtime.reconstruction.correction import Correction
+from qsm_deploy.runtime.metrics.metrics import all_metrics, nrmse
+from qsm_deploy.runtime.reconstruction.correction import AUTO
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.sessions.bundled import BUNDLED
 
 NOISE_PPM = 0.0025
-THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 9).round(4).tolist())
-LAMBDAS = tuple(np.geomspace(0.0005, 0.05, 9).round(5).tolist())
+THRESHOLDS = tuple(np.geomspace(0.05, 0.4, 7).round(4).tolist())
+LAMBDAS = tuple(np.geomspace(0.0005, 0.05, 7).round(5).tolist())
 PAD_VOXELS = 8
 TILT = math.radians(35)
 GRIDS = {
@@ -52,12 +52,11 @@ GRIDS = {
     ),
     "0.8 x 0.8 x 2 mm": Geometry((200, 240, 80), (0.8, 0.8, 2.0)),
 }
-SEEDS = {"1 mm axial": 2, "1 mm, B0 tilted 35 degrees": 1, "0.8 x 0.8 x 2 mm": 1}
+SEEDS = {"1 mm axial": 1, "1 mm, B0 tilted 35 degrees": 1, "0.8 x 0.8 x 2 mm": 1}
 FIRST_SEED = 801
 # noise, and what is left over [ppm]
 CONDITIONS = ((0.0, 0.0), (NOISE_PPM, 0.0), (0.005, 0.0), (NOISE_PPM, 0.002), (NOISE_PPM, 0.005))
 ECHO_TIME_S, SNR = 0.02, 40
-CONSISTENT = Correction(0.03)
 FOUND = ("sigma_ppm", "alpha_ppm_mm", "last_change", "fitted_residual")
 KEPT = {
     "nrmse_percent": 2,
@@ -156,62 +155,55 @@ def oracle_rows(case: Case, field_ppm: Volume) -> Iterator[Row]:
     }
     for name, (invert, grid) in inversions.items():
         best = oracle(invert, grid, case)
-        chi = invert(best["setting"]) * case.mask
-        yield {"method": name, **scores(chi, field_ppm, case), **best}
+        yield {"method": name, **scores(invert(best["setting"]) * case.mask, case), **best}
 
 
-def scores(chi_ppm: Volume, field_ppm: Volume, case: Case) -> Row:
-    """Return how near a map is to the truth, and its field to the field."""
+def scores(chi_ppm: Volume, case: Case) -> Row:
+    """Return how near a map is to the truth."""
     metrics = all_metrics(chi_ppm, case.chi_ppm, case.mask, case.labels)
-    residual = field_residual(chi_ppm, field_ppm, case.mask, case.geometry)
-    kept = {key: round(metrics[key], digits) for key, digits in KEPT.items() if key in metrics}
-    return kept | {"field_residual": round(residual, 3)}
+    return {key: round(metrics[key], digits) for key, digits in KEPT.items() if key in metrics}
 
 
-def row_of(name: str, maker: Maker, scan: Scan, case: Case, wants: Wants) -> Row | None:
-    """Return how a method or network does, or nothing if it is not for that grid."""
+def rows_of(name: str, maker: Maker, scan: Scan, case: Case) -> Iterator[Row]:
+    """Yield how a method or network does, an IR2QSM after data consistency too.
+
+    Nothing if it is not for that grid.
+    """
     reconstructor = open_reconstructor(maker, Host())
-    try:
-        planned = reconstructor.plan(scan, wants)
-    except GeometryError:
-        return None
+    planned = reconstructor.plan(scan, Wants())
     if planned.prepared.facts:
-        return None  # resampled or turned
+        return  # resampled or turned
     began = time.perf_counter()
     made = reconstructor.run(planned, Stages())
     seconds = time.perf_counter() - began
     found = made.findings.get("inversion", {})
-    return {
+    told = {key: float(f"{found[key]:.4g}") for key in FOUND if key in found}
+    yield {
         "method": name,
-        **scores(made.chi_ppm, scan.measured[0], case),
-        **{key: float(f"{found[key]:.4g}") for key in FOUND if key in found},
+        **scores(made.chi_ppm, case),
+        **told,
         "seconds": round(seconds, 2),
     }
+    if name == "ir2qsm":
+        consistent, _ = AUTO.apply(made.chi_ppm, scan, Stages())
+        yield {"method": f"{name}, data consistency", **scores(consistent, case)}
 
 
-def rows_of_case(case: Case, networks: dict[str, Path], *, first: bool) -> Iterator[Row]:
+def rows_of_case(case: Case, networks: dict[str, Path]) -> Iterator[Row]:
     """Yield what every method and network makes of every condition of a volume."""
+    makers: dict[str, Maker] = {name: Method(name) for name in ("tkd", "tikhonov", "tv")}
+    makers |= {name: [model] for name, model in networks.items()}
     for noise, left_over in CONDITIONS:
         scan = case.scan(noise, left_over)
         seen = {"group": case.group, "case": case.name, "noise_ppm": noise, "left_over": left_over}
         for row in oracle_rows(case, scan.measured[0]):
             yield say(seen | row)
-        makers: list[tuple[str, Maker, Wants]] = [
-            (name, Method(name), Wants()) for name in ("tkd", "tikhonov", "tv")
-        ]
-        for name, model in networks.items():
-            makers.append((name, [model], Wants()))
-            if name == "ir2qsm":
-                corrected = f"{name}, data consistency"
-                makers.append((corrected, [model], Wants(correction=CONSISTENT)))
-        if first and (noise, left_over) == CONDITIONS[1]:
-            makers.append(("ilsqr", Method("ilsqr"), Wants()))
-        for name, maker, wants in makers:
-            if (row := row_of(name, maker, scan, case, wants)) is not None:
+        for name, maker in makers.items():
+            for row in rows_of(name, maker, scan, case):
                 yield say(seen | row)
         if case.magnitude is not None:
             with_edges = replace(scan, magnitude=case.magnitude)
-            if (row := row_of("medi", Method("medi"), with_edges, case, Wants())) is not None:
+            for row in rows_of("medi", Method("medi"), with_edges, case):
                 yield say(seen | row)
 
 
@@ -234,12 +226,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 
 def exported(folder: Path) -> dict[str, Path]:
-    """Return the bundled networks, as a user exports them."""
-    program = Path(sys.executable).with_name("qsm-export")
-    models = {name: folder / f"{name}.onnx" for name in ("tv-unet", "ir2qsm")}
-    for name, model in models.items():
-        subprocess.run([program, "--model", name, "-o", model, "-q"], check=True)
-    return models
+    """Return the networks that come along, one of which a user exports."""
+    program, ir2qsm = Path(sys.executable).with_name("qsm-export"), folder / "ir2qsm.onnx"
+    subprocess.run([program, "--model", "ir2qsm", "-o", ir2qsm, "-q"], check=True)
+    return BUNDLED | {"ir2qsm": ir2qsm}
 
 
 def main() -> None:
@@ -248,12 +238,10 @@ def main() -> None:
     p.add_argument("--cosmos", type=Path)
     args = p.parse_args()
     rows: list[Row] = []
-    groups: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         networks = exported(Path(folder))
         for case in cases(SEEDS, args.cosmos):
-            rows += rows_of_case(case, networks, first=case.group not in groups)
-            groups.add(case.group)
+            rows += rows_of_case(case, networks)
             write(args.output, rows, pad_voxels=PAD_VOXELS, summary=summary(rows))
 
 

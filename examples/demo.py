@@ -3,8 +3,8 @@
     python examples/demo.py demo
 
 Runs the commands a user would type, then sets their reports side by side: two methods without a
-network, two networks, one of them with data consistency too, and a plan of the other where a flavour
-of TensorRT is there to build it.
+network, two networks, one of them with data consistency too, and a plan of the other where a
+flavour of TensorRT is there to build it.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def test_an_anchor_is_read_back():
     anchored = replace(CARD, anchor=Anchor("tv", 0.15))
     assert parse_card(anchored.to_json()) == anchored
     text = anchored.to_json().replace('"threshold":0.15', '"threshold":"0.15"')
-    with pytest.raises(CardError, match="card.anchor.threshold"):
+    with pytest.raises(CardError, match=r"card\.anchor\.threshold"):
         parse_card(text)
 
 
