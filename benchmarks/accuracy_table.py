@@ -32,17 +32,16 @@ def table(summary: list[Row]) -> str:
     lines = ["| volume | | " + " | ".join(CONDITIONS.values()) + " |", "|---" * 7 + "|"]
     for group in dict.fromkeys(row["group"] for row in summary):
         rows = {
-            (row["method"], row["noise_ppm"], row["left_over"]): row
+            (row["method"], (row["noise_ppm"], row["left_over"])): row
             for row in summary
             if row["group"] == group
         }
         least = {
-            c: min(rows[m, *c]["nrmse_percent"] for m in SHOWN if (m, *c) in rows)
-            for c in CONDITIONS
+            c: min(rows[m, c]["nrmse_percent"] for m in SHOWN if (m, c) in rows) for c in CONDITIONS
         }
         title = group
         for method, name in SHOWN.items():
-            cells = [_cell(rows.get((method, *c)), least[c]) for c in CONDITIONS]
+            cells = [_cell(rows.get((method, c)), least[c]) for c in CONDITIONS]
             if any(cell != "-" for cell in cells):
                 lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
                 title = ""
