@@ -77,7 +77,7 @@ def _user_map(file: Path) -> TrainingVolume:
     if not mask.any():
         raise DataError(f"{file} is 0 everywhere")
     if (median := float(np.median(np.abs(chi[mask])))) > MOST_MEDIAN_PPM:
-        raise DataError(f"{file} has a median of {median:.3g} without signs; is it in ppb, not ppm?")
+        raise DataError(f"{file} has a median of {median:.3g} without signs; is it in ppb?")
     return TrainingVolume(chi, mask, volume.geometry)
 
 
