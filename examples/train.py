@@ -213,6 +213,8 @@ class Training:
         """Train until so many steps or minutes were made in all."""
         began = time.monotonic() - self.seconds
         recent: list[Tensor] = []
+        told = int(max(self.step / steps, self.seconds / 60 / minutes) * LOG_ROWS)
+        told = told if self.step else -1
         while (progress := max(self.step / steps, self.seconds / 60 / minutes)) < 1:
             self.model.train(progress < 1 - self.recipe.frozen_statistics)
             for group in self.optimiser.param_groups:
@@ -229,12 +231,14 @@ class Training:
             self._average()
             recent.append(value.detach())
             self.seconds = time.monotonic() - began
-            if int(progress * LOG_ROWS) > len(self.log) - 1 or progress == 0:
+            if (row := int(progress * LOG_ROWS)) > told:
+                told = row
                 self._tell(float(torch.stack(recent).mean()), held_out)
                 recent.clear()
                 self.save()
-        self._tell(float(torch.stack(recent).mean()) if recent else math.nan, held_out)
-        self.save()
+        if recent:
+            self._tell(float(torch.stack(recent).mean()), held_out)
+            self.save()
 
     def _average(self) -> None:
         """Follow the weights; take numbers that are no weights as they are."""

@@ -13,6 +13,8 @@ from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.scan.nifti import load_volume
 
+MOST_MEDIAN_PPM = 1.0  # of a map, without signs; heads have 0.02
+
 
 @dataclass(frozen=True)
 class TrainingVolume:
@@ -56,13 +58,27 @@ def user_maps(folder: Path) -> list[TrainingVolume]:
     Raises
     ------
     DataError
-        If there are none, or one is no NIfTI file, or holds what is not finite.
+        If there are none, or one is no NIfTI file, or holds what is not finite, nothing at all,
+        or what no tissue has in ppm.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name one of susceptibility maps in ppm")
     files = sorted(file for file in folder.iterdir() if ".nii" in file.suffixes)
     if not files:
         raise DataError(f"{folder} holds no NIfTI files; put susceptibility maps in ppm there")
-    volumes = [load_volume(file) for file in files]
-    return [TrainingVolume(v.data, v.data != 0, v.geometry) for v in volumes]
+    return [_user_map(file) for file in files]
+
+
+def _user_map(file: Path) -> TrainingVolume:
+    volume = load_volume(file)
+    chi, mask = volume.data, volume.data != 0
+    if not np.isfinite(chi).all():
+        raise DataError(f"{file} holds NaN or Inf; put 0 where it is outside the mask")
+    if not mask.any():
+        raise DataError(f"{file} is 0 everywhere")
+    if (median := float(np.median(np.abs(chi[mask])))) > MOST_MEDIAN_PPM:
+        raise DataError(f"{file} has a median of {median:.3g} without signs; is it in ppb?")
+    return TrainingVolume(chi, mask, volume.geometry)
 
 
 def random_shapes(geometry: Geometry, seed: int) -> TrainingVolume:
