@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -31,6 +32,7 @@ from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.kernels.dipole import dipole_kernel
+from qsm_deploy.kernels.errors import QsmDeployError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 
 SCALE_PPM = 0.04  # of the error in the loss
@@ -193,7 +195,15 @@ class Training:
         unfinished.replace(self.checkpoint)
 
     def resume(self) -> None:
-        """Go on where the last checkpoint was written."""
+        """Go on where the last checkpoint was written.
+
+        Raises
+        ------
+        UsageError
+            If there is none.
+        """
+        if not self.checkpoint.exists():
+            raise UsageError(f"there is no {self.checkpoint} to go on from; drop --resume")
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         for name in self._parts:
             getattr(self, name).load_state_dict(state[name])
@@ -282,6 +292,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
+    if not (args.minutes > 0 and args.steps > 0):
+        raise UsageError("--minutes and --steps must be positive")
     if args.bfloat16 is None:
         args.bfloat16 = args.device.startswith("cuda")
     output: Path = args.output or Path(f"{args.model}.safetensors")
@@ -302,6 +314,8 @@ def main() -> None:
     training = Training(network, recipe, args.device, output.with_suffix(".checkpoint"))
     if args.resume:
         training.resume()
+    elif training.checkpoint.exists():
+        raise UsageError(f"{training.checkpoint} is there: pass --resume, remove it, or pass -o")
     training.run(
         iter(Patches(network, recipe, folder, args.seed + training.step, args.device)),
         held_out_batch(network, args.device),
@@ -321,4 +335,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except QsmDeployError as error:
+        sys.exit(f"train.py: error: {error}")

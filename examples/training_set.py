@@ -17,6 +17,7 @@ from training_volumes import TrainingVolume, head, random_geometry, random_shape
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.networks.network import FIELD_NOISE, LOCAL_FIELD, MASK, Network
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.kernels.threads import using_threads
 from qsm_deploy.runtime.card.card import PriorMap, TensorInfo
@@ -50,6 +51,7 @@ def make_cases(
 ) -> None:
     """Draw the cases that a folder lacks: volumes, parts of them, and what a network takes."""
     folder.mkdir(parents=True, exist_ok=True)
+    _require_made_by(folder / "made-by.json", network, recipe, maps, seed)
     lacking = [n for n in range(recipe.cases) if not _file(folder, n).exists()]
     if not lacking:
         return
@@ -71,6 +73,26 @@ def make_cases(
             job.result()
             if made % 20 == 0:
                 print(f"{made} of {len(jobs)} cases", flush=True)
+
+
+def _require_made_by(
+    told: Path, network: Network, recipe: "Recipe", maps: Path | None, seed: int
+) -> None:
+    """Check that what cases a folder holds are those that are asked for.
+
+    Raises
+    ------
+    DataError
+        If not.
+    """
+    volumes = ("heads", "shapes", "size_mm", "axial_1mm")
+    asked = {name: getattr(recipe, name) for name in volumes} if maps is None else {}
+    asked |= {"maps": str(maps and maps.resolve()), "seed": seed}
+    asked |= {"inputs": [tensor.name for tensor in network.inputs]}
+    asked |= {"priors": [list(vars(prior).values()) for prior in network.priors]}
+    if told.exists() and json.loads(told.read_text()) != asked:
+        raise DataError(f"{told.parent} holds cases of another training; remove it, or pass -o")
+    told.write_text(json.dumps(asked))
 
 
 def _drawn(recipe: "Recipe", seed: int, processes: int) -> list[TrainingVolume]:

@@ -127,7 +127,8 @@ def list_rows() -> list[dict[str, Any]]:
             "parameters": spec.parameters,
             "divisor": spec.divisor,
             "gmac_64": spec.gmac_64,
-            "inputs": {name: UNITS.get(name, "ppm") for name in spec.inputs},  # of prior maps
+            # a name that is none of these is a prior map's
+            "inputs": {name: UNITS.get(name, "ppm") for name in spec.inputs},
             "output": {spec.output: UNITS[spec.output]},
             "options": {name: list(values) for name, values in spec.options.items()},
             "bundled_weights": spec.bundled[1].source if spec.bundled else None,

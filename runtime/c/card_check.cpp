@@ -87,8 +87,10 @@ bool is_prior(const Card &card, const std::string &name) {
 std::string prior_contradiction(const Card &card) {
     const std::vector<std::string> names = input_names(card);
     const bool needs_one_field = !card.priors.empty() || contains(names, "field_noise_ppm");
-    if (needs_one_field && (card.pipeline != "cnn" || names[0] != kField)) {
-        return "what is made of a " + kField + " needs pipeline cnn, and it as the first input";
+    const bool is_one = names[0] == kField && card.inputs[0].is_volume() &&
+                        card.inputs[0].shape[1].number == 1;
+    if (needs_one_field && (card.pipeline != "cnn" || !is_one)) {
+        return "what is made of a " + kField + " needs pipeline cnn, and one as the first input";
     }
     std::vector<std::string> taken = names, seen, fields = {kField};
     for (const PriorMap &prior : card.priors) taken.push_back(prior.of);

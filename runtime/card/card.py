@@ -231,10 +231,9 @@ class ModelCard:
         return bool(self.priors) or "field_noise_ppm" in (tensor.name for tensor in self.inputs)
 
     def _prior_contradictions(self) -> Iterator[str]:
-        if self.needs_one_field and (
-            self.pipeline != "cnn" or [t.name for t in self.inputs[:1]] != [FIELD]
-        ):
-            yield f"what is made of a {FIELD} needs pipeline cnn, and it as the first input"
+        first = [(t.name, t.shape[1:2]) for t in self.inputs[:1]]
+        if self.needs_one_field and (self.pipeline != "cnn" or first != [(FIELD, (1,))]):
+            yield f"what is made of a {FIELD} needs pipeline cnn, and one as the first input"
         taken = {tensor.name for tensor in self.inputs} | {prior.of for prior in self.priors}
         fields, seen = {FIELD}, set(UNITS)
         for prior in self.priors:

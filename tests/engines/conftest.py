@@ -111,14 +111,13 @@ def card() -> ModelCard:
     bundled = parse_card(
         (Path(card_module.__file__).parents[1] / "models" / "tv-unet.json").read_text()
     )
-    field, _ = bundled.inputs
+    field = bundled.inputs[0]
     size = replace(field, name="voxel_size_mm", unit="mm", shape=(3,))
     used = {"onnxruntime": MemoryUse(1000, 10)}
     return replace(
         bundled,
-        pipeline="cnn",
         network="ir2qsm",
-        tkd=None,
+        priors=(),
         inputs=(field, size),
         divisor=8,
         memory=used,

@@ -103,7 +103,7 @@ def test_the_weights_are_the_plan(session, engine, tmp_path) -> None:
         ({"local_field_ppm": (1, 2, 16, 16, 16)}, r"give it \(1, 1\) to \(4, 1\) volumes"),
         ({"local_field_ppm": (16, 16, 16)}, "has 5 axes, got 16x16x16"),
         ({"voxel_size_mm": (4,)}, "voxel_size_mm of 4 is not served, only 3 to 3"),
-        ({"tkd_chi_ppm": (1,)}, "takes local_field_ppm, voxel_size_mm, got shapes of"),
+        ({"tv_chi_ppm": (1,)}, "takes local_field_ppm, voxel_size_mm, got shapes of"),
     ],
 )
 def test_shapes_outside_the_plan(session, change, message) -> None:
