@@ -146,7 +146,7 @@ def main() -> None:
     del head
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
-    command += ["--method", "tkd-unet"]
+    command += ["--method", "tv-unet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         ready = server.stderr.readline().strip()
