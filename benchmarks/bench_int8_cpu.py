@@ -1,8 +1,8 @@
 """INT8 on a CPU: time and error of FP32, BF16 and INT8 in OpenVINO, taking turns on the same cores.
 
-    qsm-export --model tkd-unet -o tkd.onnx
-    qsm-export --model tkd-unet --int8 --calibration phantoms -o tkd8.onnx
-    python benchmarks/bench_int8_cpu.py tkd.onnx tkd8.onnx -o benchmarks/results/int8_cpu.json
+    qsm-export --model tv-unet -o tv.onnx
+    qsm-export --model tv-unet --int8 --calibration phantoms -o tv8.onnx
+    python benchmarks/bench_int8_cpu.py tv.onnx tv8.onnx -o benchmarks/results/int8_cpu.json
 
 and so for any network whose bundled weights the files have, two files each. The error is that of
 the map of a drawn head against PyTorch in FP32. A run is the second of two in a session, of which

@@ -17,7 +17,7 @@ from common import parser, say, write
 from qsm_deploy.kernels.geometry import Mask, Volume
 from qsm_deploy.runtime.metrics.metrics import nrmse
 
-SHAPE, SEED = (160, 192, 160), 801
+SEED = 801
 MODES: tuple[list[str], ...] = (
     ["--patch", "off"],
     ["--patch", "96"],
@@ -32,11 +32,12 @@ def main() -> None:
     """Measure, print and write."""
     p = parser(__doc__)
     p.add_argument("models", type=Path, nargs="+")
+    p.add_argument("--shape", type=int, nargs=3, default=(160, 192, 160))
     args = p.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_head(folder, SHAPE, SEED)
+        write_head(folder, tuple(args.shape), SEED)
         mask, truth = loaded(folder / "mask.nii.gz") > 0, loaded(folder / "truth.nii.gz")
         for model in args.models:
             for flags in MODES:
@@ -47,7 +48,7 @@ def main() -> None:
                 errors = difference(chi, whole, mask)
                 errors["nrmse_to_truth_percent"] = round(nrmse(chi, truth, mask), 2)
                 rows.append(say(row_of(report) | errors))
-                write(args.output, rows, shape=SHAPE, seed=SEED, backend="openvino")
+                write(args.output, rows, shape=args.shape, seed=SEED, backend="openvino")
 
 
 def run(model: Path, folder: Path, flags: list[str]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ SHAPE = (160, 192, 160)
 REPEATS = 7
 ECHO_TIMES_S = (0.005, 0.011, 0.017)
 TESLA, MEGAHERTZ_PER_TESLA = 3.0, 42.577
-NETWORK_STAGES = ("prepare", "inference")  # TKD, and the network
+NETWORK_STAGES = ("prepare", "inference")  # prior maps, and the network
 
 
 def slices(volume: np.ndarray, kind: int, series: int, echo: int, **meta: str) -> Iterable[Any]:
@@ -146,7 +146,7 @@ def main() -> None:
     del head
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
-    command += ["--method", "tkd-unet"]
+    command += ["--method", "tv-unet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         ready = server.stderr.readline().strip()
