@@ -33,7 +33,8 @@ Error refused(const std::string &path, const std::string &why) {
 
 // The card that TensorRT keeps as the network's name, found without TensorRT.
 std::string card_text(const std::string &path, const std::string &engine) {
-    const size_t start = std::min(engine.find("{\"axes\":"), engine.find("{\"constants\":"));
+    const size_t start = std::min({engine.find("{\"anchor\":"), engine.find("{\"axes\":"),
+                                   engine.find("{\"constants\":")});
     const std::string text =
         start == std::string::npos ? "" : engine.substr(start, kLongestCard);
     for (size_t end = text.find('}'); end != std::string::npos; end = text.find('}', end + 1)) {

@@ -15,7 +15,7 @@ from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, ModelCard, par
 from qsm_deploy.runtime.card.plan_file import OF_ENGINE, PROMISE, PlanFile, read_plan
 
 ONNX, PLAN = ".onnx", ".plan"
-FIRST_FIELD = re.compile(rb'{"(axes|constants)":')  # of the canonical form
+FIRST_FIELD = re.compile(rb'{"(anchor|axes|constants)":')  # of the canonical form
 ONNX_FIRST_BYTE = b"\x08"  # the tag of ir_version, which libraries without it report at length
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
 Span = tuple[int, int]  # of a message: its first byte, and that after its last

@@ -118,6 +118,7 @@ def card() -> ModelCard:
         bundled,
         network="ir2qsm",
         priors=(),
+        anchor=None,
         inputs=(field, size),
         divisor=8,
         memory=used,

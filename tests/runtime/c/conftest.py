@@ -352,6 +352,7 @@ def prior_card() -> ModelCard:
     return replace(
         bundled,
         network="priors",
+        anchor=None,
         priors=tuple(replace(prior, steps=min(prior.steps, 2)) for prior in bundled.priors),
         receptive_field=ReceptiveField(1, 1, 1.0),
         memory={"openvino": MemoryUse(0, 1)},
