@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError
 from qsm_deploy.kernels.geometry import Geometry, Volume, vector_text
-from qsm_deploy.kernels.inversion.field_noise import field_noise
 from qsm_deploy.runtime.scan.axes import STORED, Axes, anatomical_axes, axes_of, from_corner
 from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field, refuse_other_than_truth
@@ -110,6 +109,8 @@ class Scan:
     @cached_property
     def spectrum_noise_ppm(self) -> float:
         """The noise of its first field [ppm], by the spectrum of that; found once, in a while."""
+        from qsm_deploy.kernels.inversion.field_noise import field_noise
+
         return field_noise(self.measured[0], self.mask, self.geometry)
 
     @property

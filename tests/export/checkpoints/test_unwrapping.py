@@ -17,7 +17,7 @@ from qsm_deploy.export.networks.xqsm_unet import XqsmUnet, network_from_state
 from qsm_deploy.kernels.errors import WeightsError
 
 State = dict[str, Tensor]
-KEY = "encoder.0.0.weight"
+KEY = "stem.weight"
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_prefixes_of_all_keys_go_and_are_said(prefix: str, state, load) -> None:
 @pytest.mark.parametrize("outer", ["", "model."])
 @pytest.mark.parametrize("inside", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_a_part_compiled_by_itself(outer: str, inside: str, state, load) -> None:
-    wrapped = {k.replace("encoder.", f"encoder.{inside}"): v for k, v in state.items()}
+    wrapped = {k.replace("stem.", f"stem.{inside}"): v for k, v in state.items()}
     assert wrapped.keys() != state.keys()
     loaded, notes = load(with_prefix(outer, wrapped))
     assert same(loaded, state)
-    assert f"{outer}encoder.{inside}0.0.weight is read as {KEY}" in notes[0]
+    assert f"{outer}stem.{inside}weight is read as {KEY}" in notes[0]
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "generator.", ""])
