@@ -1,6 +1,6 @@
 r"""What one data-consistency step makes of a network's map, whole and in patches.
 
-    python benchmarks/bench_data_consistency.py ir2qsm.onnx tkd-unet.onnx --cosmos FOLDER \
+    python benchmarks/bench_data_consistency.py ir2qsm.onnx tv-unet.onnx --cosmos FOLDER \
         --in-vivo FOLDER -o benchmarks/results/data_consistency.json \
         --figure docs/data-consistency.png
 
@@ -224,12 +224,12 @@ def main() -> None:
     """Measure, choose, look, write."""
     p = parser(__doc__)
     p.add_argument("ir2qsm", type=Path)
-    p.add_argument("tkd_unet", type=Path)
+    p.add_argument("tv_unet", type=Path)
     p.add_argument("--cosmos", type=Path, required=True)
     p.add_argument("--in-vivo", type=Path, required=True)
     p.add_argument("--figure", type=Path, required=True)
     args = p.parse_args()
-    session, bundled = (open_session(path, "openvino") for path in (args.ir2qsm, args.tkd_unet))
+    session, bundled = (open_session(path, "openvino") for path in (args.ir2qsm, args.tv_unet))
     (cosmos,) = cases([], args.cosmos)
     left: list[Row] = []
     for case in (*small_heads(), cosmos):

@@ -93,7 +93,7 @@ def main() -> None:
     ]
     write(args.output, rows)
     if args.figure is not None:
-        shown = ("TKD 0.12", "total variation", "tkd-unet", "iLSQR")
+        shown = ("TKD 0.12", "total variation", "tv-unet", "iLSQR")
         lines = [Row(name, maps[name], WINDOW_PPM) for name in shown]
         picture = rows_figure(lines, scan.mask, scan.geometry, None)  # its axes are not known
         args.figure.write_bytes(png_of(picture))

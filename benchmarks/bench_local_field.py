@@ -128,7 +128,7 @@ def susceptibility_rows(
         "tkd": {"method": "tkd", "threshold": 0.15},
         "tv": {"method": "tv"},
         "tv with the noise": {"method": "tv", "noise_ppm": found.noise_ppm},
-        "tkd-unet": {"method": "tkd-unet"},
+        "tv-unet": {"method": "tv-unet"},
     }
     geometry = {"voxel_size_mm": grid.voxel_size_mm, "b0_direction": grid.b0_direction}
     for of in ("true", DEFAULT, "pdf"):

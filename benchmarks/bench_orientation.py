@@ -6,7 +6,7 @@
 A head that no network was trained on, at six tilts and four voxel sizes, and a real COSMOS map
 (chi_cosmos_ppm.nii.gz and mask.nii.gz in FOLDER) whose field is simulated at 20 degrees, with
 0.0025 ppm of noise and what background removal leaves. ``ir2qsm`` was trained axially at 1 mm and
-is turned for; ``ignored`` is --allow-geometry. ``tkd-unet`` takes any grid; "as axial" it is a
+is turned for; ``ignored`` is --allow-geometry. ``tv-unet`` takes any grid; "as axial" it is a
 good axial network that is told that B0 is the third axis.
 """
 
@@ -152,15 +152,15 @@ def map_of(
 def rows_of(case: Case, ir2qsm: Reconstructor, unet: AsAxial, *, steps: bool) -> Iterator[Row]:
     """Yield what both networks make of a case, and what data consistency makes of that."""
     scan = case.scan
-    yield say(case.row("tkd-unet", map_of(unet, scan)))
-    yield say(case.row("tkd-unet as axial, ignored", unet.ignoring(scan)))
-    yield say(case.row("tkd-unet as axial", unet.map(scan)))
+    yield say(case.row("tv-unet", map_of(unet, scan)))
+    yield say(case.row("tv-unet as axial, ignored", unet.ignoring(scan)))
+    yield say(case.row("tv-unet as axial", unet.map(scan)))
     yield say(case.row("ir2qsm, ignored", map_of(ir2qsm, scan, allow_geometry=True)))
     yield say(case.row("ir2qsm", map_of(ir2qsm, scan)))
     if not steps:
         return
     for name, step in STEPS.items():
-        yield say(case.row(f"tkd-unet as axial, {name}", unet.map(scan, step)))
+        yield say(case.row(f"tv-unet as axial, {name}", unet.map(scan, step)))
         yield say(case.row(f"ir2qsm, {name}", map_of(ir2qsm, scan, step)))
 
 
@@ -188,7 +188,7 @@ def cost(ir2qsm: Reconstructor, unet: AsAxial) -> Iterator[Row]:
     fields, affine = drawn.local_field_ppm[None], affine_from_geometry(drawn.geometry)
     scan = Scan(fields, drawn.mask, drawn.geometry, nib.Nifti1Header(), affine)
     wants = Wants()
-    seconds: dict[str, list[float]] = {"turn": [], "ir2qsm": [], "tkd-unet": []}
+    seconds: dict[str, list[float]] = {"turn": [], "ir2qsm": [], "tv-unet": []}
     for _ in range(REPEATS):
         began = time.perf_counter()
         prepared = prepare(ir2qsm.inversion.needs, scan, wants)
@@ -199,7 +199,7 @@ def cost(ir2qsm: Reconstructor, unet: AsAxial) -> Iterator[Row]:
         seconds["ir2qsm"].append(stages.seconds["inference"])
         plain = Stages()
         unet.run(unet.plan(scan, wants), plain)
-        seconds["tkd-unet"].append(plain.seconds["prepare"] + plain.seconds["inference"])
+        seconds["tv-unet"].append(plain.seconds["prepare"] + plain.seconds["inference"])
     turn = np.array(seconds["turn"])
     inside = scan.mask[bounding_box(scan.mask, margin=MARGIN_VOXELS)].size
     yield say(
@@ -209,7 +209,7 @@ def cost(ir2qsm: Reconstructor, unet: AsAxial) -> Iterator[Row]:
             "seconds": round(float(np.median(turn)), 2),
             **{
                 f"of_{name}": round(float(np.median(turn / np.array(seconds[name]))), 3)
-                for name in ("ir2qsm", "tkd-unet")
+                for name in ("ir2qsm", "tv-unet")
             },
             "turned_voxels_of_box": round(prepared.scan.mask.size / inside, 3),
             "turned_voxels_of_file": round(prepared.scan.mask.size / scan.mask.size, 3),
@@ -253,7 +253,7 @@ def main() -> None:
     p.add_argument("--cosmos", type=Path, required=True)
     args = p.parse_args()
     ir2qsm = open_reconstructor([args.ir2qsm], Host())
-    unet = AsAxial(open_reconstructor([BUNDLED["tkd-unet"]], Host()))
+    unet = AsAxial(open_reconstructor([BUNDLED["tv-unet"]], Host()))
     rows: list[Row] = []
     for degrees in TILTS:
         rows += rows_of(head(degrees), ir2qsm, unet, steps=degrees in ((20,), (35,), (45,)))

@@ -1,4 +1,6 @@
-"""What patches cost: the patched map against the whole-volume one, IR2QSM and tkd-unet.
+"""What patches cost: the patched map against the whole-volume one, IR2QSM and tv-unet.
+
+Seconds are those of the network; prior maps are made of the whole volume, once.
 
 python benchmarks/bench_patches.py MODEL.onnx ... -o benchmarks/results/patches.json
 """
@@ -12,10 +14,10 @@ from common import parser, say, write
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import nrmse
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import reconstruct
+from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 
@@ -33,14 +35,15 @@ def main() -> None:
     for path in args.models:
         session = open_session(path, "openvino")
         card = session.card
-        whole = reconstruct(session, scan, plan_whole(head.mask.shape, card.divisor), Stages())
+        made = prior_maps(card.priors, scan)
+        whole = network_output(session, scan, plan_whole(head.mask.shape, card.divisor), made=made)
         truth_error = nrmse(whole, head.chi_ppm, head.mask)
         for patch in PATCHES:
             for overlap in OVERLAPS:
                 for blend in BLENDS:
                     plan = plan_patches(head.mask, card.divisor, patch, overlap, blend)
                     began = time.perf_counter()
-                    chi = reconstruct(session, scan, plan, Stages())
+                    chi = network_output(session, scan, plan, made=made)
                     rows.append(
                         {
                             "network": card.network,

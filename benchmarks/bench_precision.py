@@ -58,7 +58,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 BOX, LOOP_BOX, LOOP_DATA = 64, 48, 96
 NETWORKS: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = {
-    "tkd-unet": ((), {}, ()),
+    "tv-unet": ((), {}, ()),
     "ir2qsm": ((), {}, ()),
     "spinet-qsm": (("spinet_qsm.pth",), {}, ()),
     "modl-qsm": (("modl_qsm.h5",), {"form": "split"}, ("modl_qsm_norm.mat",)),

@@ -1,4 +1,4 @@
-"""What qsm-serve adds to TKD and the network, and what each stage takes.
+"""What qsm-serve adds to the network and its prior maps, and what each stage takes.
 
     python benchmarks/bench_serve.py -o benchmarks/results/serve.json
 
@@ -34,7 +34,7 @@ SHAPE = (160, 192, 160)
 REPEATS = 7
 ECHO_TIMES_S = (0.005, 0.011, 0.017)
 TESLA, MEGAHERTZ_PER_TESLA = 3.0, 42.577
-NETWORK_STAGES = ("prepare", "inference")  # TKD, and the network
+NETWORK_STAGES = ("prepare", "inference")  # its prior maps, and the network
 
 
 def slices(volume: np.ndarray, kind: int, series: int, echo: int, **meta: str) -> Iterable[Any]:
@@ -124,7 +124,7 @@ def measure(port: int, session: tuple[bytes, bytes]) -> dict[str, Any]:
     added = [seconds - sum(stages[s] for s in NETWORK_STAGES) for seconds, stages, _ in runs]
     return {
         "to_close_s": round(statistics.median(r[0] for r in runs), 3),
-        "beyond_tkd_and_network_s": round(statistics.median(added), 3),
+        "beyond_priors_and_network_s": round(statistics.median(added), 3),
         "beyond_min_max_s": [round(min(added), 3), round(max(added), 3)],
         "stages_s": {s: round(statistics.median(r[1][s] for r in runs), 3) for s in runs[0][1]},
         "sent_mb": round(sum(map(len, session)) / 1e6, 1),
@@ -146,7 +146,7 @@ def main() -> None:
     del head
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "qsm_deploy.runtime.serve.cli", "--port", "0"]
-    command += ["--method", "tkd-unet"]
+    command += ["--method", "tv-unet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         ready = server.stderr.readline().strip()

@@ -91,9 +91,9 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run():
-    """Return a function that runs a dataset, with the bundled model opened once."""
+    """Return a function that runs a dataset, with the quickest method opened once."""
     host = Host(threads=1)
-    maker = maker_from([], method="tv-unet")
+    maker = maker_from([], method="tkd")
     opened = open_reconstructor(maker, host)
 
     def run_on(root, **options):

@@ -222,10 +222,9 @@ def test_a_broken_engine_fails_the_gate(control: Edit, check, engine) -> None:
 
 
 def test_a_card_that_misleads_the_runtime_fails_the_gate(check, engine) -> None:
-    card = card_of(onnx.load(BUNDLED_MODEL))
-    assert card.tkd is not None
-    wrong = engine(tkd=replace(card.tkd, threshold=0.125))
-    code, _, err = check(wrong, *ONE)
+    priors = card_of(onnx.load(BUNDLED_MODEL)).priors
+    wrong = [replace(p, steps=p.steps + (p.threshold is None)) for p in priors]
+    code, _, err = check(engine(priors=tuple(wrong)), *ONE)
     assert code == 5
     assert "max_ppb is" in err
 
@@ -318,7 +317,9 @@ def test_another_network_is_no_reference(check, engine, tmp_path) -> None:
     other = save(onnx.load(BUNDLED_MODEL), tmp_path / "other.onnx", network="loopnet")
     refused(check(engine(), "--reference", other), 4, "network loopnet, the engine has tv-unet")
     other = save(onnx.load(BUNDLED_MODEL), tmp_path / "other.onnx", weights_sha256="1" * 64)
-    refused(check(engine(), "--reference", other), 4, "weights_sha256 1{12}, the engine has 8")
+    digest = card_of(onnx.load(BUNDLED_MODEL)).weights_sha256[:12]
+    told = f"weights_sha256 1{{12}}, the engine has {digest}"
+    refused(check(engine(), "--reference", other), 4, told)
 
 
 def test_weights_of_another_network_are_no_reference(check, engine, tiny_weights) -> None:

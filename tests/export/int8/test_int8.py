@@ -57,10 +57,11 @@ def graphs(traced: Callable[[str], onnx.ModelProto]) -> dict[str, onnx.ModelProt
 
 def feeds_of(model: onnx.ModelProto, size: int = 16) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {
-        value.name: rng.standard_normal((1, 1, size, size, size), dtype=np.float32)
+    shapes = {
+        value.name: (1,) if value.name == "field_noise_ppm" else (1, 1, size, size, size)
         for value in model.graph.input
     }
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
 def quantiser_of(model: onnx.ModelProto, layers: list[Int8Layer]) -> Quantiser:
@@ -106,6 +107,24 @@ def test_of_a_residual_block_the_shortcut_may_be_in_int8(graphs) -> None:
     # the shortcut is what the block's first convolution takes, so that both share its Q/DQ
     assert {add.activation for add in adds} <= {c.activation for c in convolutions}
     assert names(layers)[0] == "gen.2.0.conv1"
+
+
+def test_of_tv_unet_what_takes_maps_and_the_sum_with_one_stay_in_float(graphs) -> None:
+    model = graphs["tv-unet"]
+    layers = layers_of(model)
+    inner = {"encoder", "down", "bottom", "up", "decoder", "to_full"}
+    assert {name.split(".")[0] for name in names(layers)} == inner
+    graph = quantiser_of(model, layers).quantised(with_precision(model, "fp16"), layers).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert kinds["last.weight"] == kinds["linear.weight"] == TensorProto.FLOAT
+    taking = [node.op_type for node in graph.node if "tv_chi_ppm" in node.input]
+    assert taking == ["Div", "Add"]
+    back = {node.output[0]: node for node in graph.node}
+    (last,) = (node for node in graph.node if "chi_ppm" in node.output)
+    scaled = back[last.input[1]]
+    correction = back[scaled.input[0]]
+    assert (last.input[0], scaled.op_type, correction.op_type) == ("tv_chi_ppm", "Mul", "Add")
+    assert {back[name].op_type for name in correction.input} == {"Conv"}
 
 
 @pytest.mark.parametrize("name", ["ir2qsm", "prior", "tv-unet"])
@@ -223,7 +242,7 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     assert export(*INT8, *GENEROUS, "--layers", "layers.json") == 0
     out, err = capsys.readouterr()
     assert "of the multiply-accumulates in INT8: median " in out
-    assert "encoder.0.2" in out
+    assert "encoder.second" in out
     assert "onnxruntime: median " in err
     card = parse_card(Path("a.json").read_text())
     assert card.precision == "int8"
