@@ -30,27 +30,29 @@ from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
 from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Precision, Session
 
 SHAPES = ((96, 96, 96), (160, 192, 160))
 LONG_S = 60.0
+Priors = dict[str, Volume]
 
 
-def reconstructed(session: Session, scan: Scan) -> tuple[Volume, float]:
+def reconstructed(session: Session, scan: Scan, made: Priors) -> tuple[Volume, float]:
     """Return a map, and the seconds of inference."""
     plan = plan_whole(scan.mask.shape, session.card.divisor)
     stages = Stages()
-    chi = network_output(session, scan, plan, stages)
+    chi = network_output(session, scan, plan, stages, made=made)
     return chi, stages.seconds["inference"]
 
 
-def timed(path: Path, precision: Precision, scan: Scan) -> tuple[Volume, float]:
+def timed(path: Path, precision: Precision, scan: Scan, made: Priors) -> tuple[Volume, float]:
     """Return the map of a file, and the seconds of a run."""
     session = open_session(path, "openvino", precision=precision)
-    chi, seconds = reconstructed(session, scan)
-    return (chi, seconds) if seconds > LONG_S else reconstructed(session, scan)
+    chi, seconds = reconstructed(session, scan, made)
+    return (chi, seconds) if seconds > LONG_S else reconstructed(session, scan, made)
 
 
 def measure(plain: Path, quantised: Path, repeats: int) -> list[dict[str, Any]]:
@@ -63,12 +65,13 @@ def measure(plain: Path, quantised: Path, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for shape in SHAPES:
         scan = scan_from_phantom(card, head_phantom(Geometry(shape), seed=77))
-        exact, _ = reconstructed(ModuleSession(module, card), scan)
+        made = prior_maps(card.priors, scan)
+        exact, _ = reconstructed(ModuleSession(module, card), scan, made)
         seconds: dict[Precision, list[float]] = {precision: [] for precision in turns}
         errors = {}
         while len(seconds["fp32"]) < (1 if seconds["fp32"][:1] > [LONG_S] else repeats):
             for precision, path in turns.items():
-                chi, took = timed(path, precision, scan)
+                chi, took = timed(path, precision, scan, made)
                 seconds[precision].append(took)
                 errors[precision] = asdict(map_error(chi, exact, scan))
         for precision, times in seconds.items():

@@ -6,7 +6,7 @@ from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
 from qsm_deploy.runtime.reconstruction.memory import Workload
 from qsm_deploy.runtime.scan.scan import Scan
 
-TORCH_BYTES = 3  # times those of ONNX Runtime: measured 1.6 for ir2qsm, 2.6 for tkd-unet
+TORCH_BYTES = 3  # times those of ONNX Runtime: measured 1.6 for ir2qsm and tv-unet, up to 2.6
 
 
 def in_torch(

@@ -50,7 +50,7 @@ examples:
       --field-strength 3 --total-field total.nii.gz --local-field local.nii.gz
   qsm-run field.nii.gz                                   # total variation, tuned to the noise
   qsm-run --method medi field.nii.gz --magnitude magnitude.nii.gz -m mask.nii.gz
-  qsm-run --method tv-unet field.nii.gz                 # the network that comes along
+  qsm-run --method tv-unet field.nii.gz                  # the network that comes along
   qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
   qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz

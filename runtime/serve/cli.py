@@ -30,7 +30,7 @@ LIMITS = {  # and the flags that set them
 EPILOG = """\
 examples:
   qsm-serve                                   # total variation, on 127.0.0.1:9002
-  qsm-serve --method tv-unet                 # the network that comes along
+  qsm-serve --method tv-unet                  # the network that comes along
   qsm-serve ir2qsm.onnx --host 0.0.0.0 --allow 192.168.2.1
   qsm-serve --openrecon package/              # what an OpenRecon image is built from
 
