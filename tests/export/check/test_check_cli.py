@@ -248,7 +248,8 @@ def test_a_budget_may_be_widened_and_narrowed(check, engine) -> None:
     assert check(path, *ONE, *wide)[0] == 0
     code, _, err = check(path, *ONE, *wide, "--budget", "nrmse_percent=4")
     assert code == 5
-    assert "nrmse_percent is 5 %, the budget is 4 % (head" in err
+    # less than the 5 % that it is off by: next to the cone the map stays as it was
+    assert re.search(r"nrmse_percent is 4\.\d+ %, the budget is 4 % \(head", err)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -291,11 +292,13 @@ def test_a_real_file_is_run_whole_patched_and_around_its_strongest_field(
     )  # fmt: skip
     assert code == 0
     found = document(out)
-    assert [(row["subject"], *row["shape"], row["run"][:9]) for row in found["comparisons"]] == [
+    rows = [(row["subject"], *row["shape"], row["run"]) for row in found["comparisons"]]
+    assert rows[:-1] == [
         ("field.nii.gz, strongest field", 16, 16, 16, "whole"),
         ("field.nii.gz", 30, 34, 28, "whole"),
-        ("field.nii.gz", 30, 34, 28, "18 patche"),
     ]
+    assert rows[-1][:-1] == ("field.nii.gz", 30, 34, 28)
+    assert "patches of" in rows[-1][-1]
     (given,) = found["inputs"]
     assert [given["fields"][0]["file"], given["truth"]["file"]] == ["field.nii.gz", "chi.nii.gz"]
     whole = found["comparisons"][1]
