@@ -78,7 +78,7 @@ def memory_rows(case: Case, folder: Path) -> Iterator[Row]:
         image = nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
         image.to_filename(folder / f"{name}.nii.gz")
     for name in TIMED:
-        line = f"{PROGRAM} --method {name} field.nii.gz -m mask.nii.gz -o map.nii.gz"
+        line = f"{PROGRAM} field.nii.gz -m mask.nii.gz -o map.nii.gz --method {name}"
         more = ["--truth", "chi.nii.gz", "--report", "report.json", "--force", "-q"]
         command = [*line.split(), *more]
         subprocess.run(command, check=True, cwd=folder, capture_output=True)

@@ -49,8 +49,9 @@ def test_the_map_is_one_and_the_network_serves_again(left) -> None:
 
 
 def test_total_variation_and_the_network_are_nearer_to_the_truth_than_tkd(left) -> None:
-    variation, network, tkd = (left["scores"][name] for name in ("TV", "tkd-unet", "TKD"))
-    assert variation["nrmse_percent"] < network["nrmse_percent"] < tkd["nrmse_percent"]
+    variation, network, tkd = (left["scores"][name] for name in ("TV", "tv-unet", "TKD"))
+    nearer = max(variation["nrmse_percent"], network["nrmse_percent"])
+    assert nearer < tkd["nrmse_percent"]
     assert network["correlation"] > 0.8
 
 

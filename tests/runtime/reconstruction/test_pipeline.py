@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.kernels.inversion.field_noise import field_noise
+from qsm_deploy.kernels.inversion.field_noise import alpha_of_noise
 from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.card.card import PriorMap, TensorInfo
 from qsm_deploy.runtime.console.stages import Stages
@@ -78,7 +78,7 @@ def test_every_iteration_and_every_patch_is_told(scan, card, write_model):
 def test_prior_maps_take_the_threads_that_were_asked_for(scan, card, write_model, monkeypatch):
     seen = set()
     monkeypatch.setattr(
-        prior_maps, "field_noise", lambda *args: seen.add(workers()) or field_noise(*args)
+        prior_maps, "alpha_of_noise", lambda *args: seen.add(workers()) or alpha_of_noise(*args)
     )
     taking = replace(card, inputs=(*card.inputs, TV_CHI), priors=(TV,))
     model = write_model(taking)
