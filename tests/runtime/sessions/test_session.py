@@ -155,7 +155,10 @@ def altered(proto: onnx.ModelProto, tmp_path: Path) -> Callable[[str | None], Pa
         ("{", "not JSON"),
         ('{"schema": 99}', "schema 99"),
         (CARD.to_json().replace('"priors":[', '"priors_":['), r"unknown field card\.priors_"),
-        (replace(CARD, priors=(), inputs=CARD.inputs[:1]).to_json(), "contradicts the graph"),
+        (
+            replace(CARD, priors=(), anchor=None, inputs=CARD.inputs[:1]).to_json(),
+            "contradicts the graph",
+        ),
         (
             replace(CARD, output=TensorInfo("prior_output", "1", CARD.output.shape)).to_json(),
             "contradicts the graph.*prior_output",
