@@ -1,4 +1,4 @@
-"""The bundled network and the IR2QSM demo on real data, through the command lines."""
+"""The default method and the bundled networks on real data, through the command lines."""
 
 import json
 
@@ -79,8 +79,9 @@ def bundled(run):
 
 
 @pytest.fixture(scope="module")
-def plain_tkd(scan):
-    return scan.mask * tkd(scan.measured[0], scan.geometry, threshold=0.12, pad_voxels=8)
+def variation(run):
+    """Return the map of the default method, which the network corrects."""
+    return load_volume(run()).data
 
 
 @pytest.fixture(scope="module")
@@ -105,27 +106,27 @@ class TestInVivo:
         for code in ("qform_code", "sform_code"):
             assert bundled.header[code] == field.header[code]
 
-    def test_it_agrees_with_another_network(self, bundled, scan):
-        assert correlation(bundled.data, scan.truth_ppm, scan.mask) > 0.88
+    def test_it_agrees_with_another_network(self, bundled, variation, scan):
+        ours, base = (
+            correlation(chi, scan.truth_ppm, scan.mask) for chi in (bundled.data, variation)
+        )
+        assert ours > base - 0.01 > 0.86
 
-    def test_it_explains_the_field_as_tkd_does(self, bundled, plain_tkd, scan):
-        residuals = [
+    def test_it_explains_the_field_as_total_variation_does(self, bundled, variation, scan):
+        ours, base = (
             field_residual(chi, scan.measured[0], scan.mask, scan.geometry)
-            for chi in (bundled.data, plain_tkd)
-        ]
-        assert residuals[0] < 1.1 * residuals[1] < 0.3
-
-    def test_it_is_no_noisier_than_tkd(self, bundled, plain_tkd, scan):
-        assert bundled.data[scan.mask].std() < plain_tkd[scan.mask].std()
+            for chi in (bundled.data, variation)
+        )
+        assert ours < 1.03 * base < 0.3
 
     def test_the_haemorrhage_stays_strongly_paramagnetic(self, bundled, scan):
         haemorrhage = largest_regions(scan.truth_ppm > 0.25, 1)[0]
         assert haemorrhage.sum() > 500
         assert bundled.data[haemorrhage].mean() > 0.4
 
-    def test_diamagnetic_spots_keep_their_sign(self, bundled, scan):
+    def test_diamagnetic_spots_are_no_weaker(self, bundled, variation, scan):
         for spot in largest_regions(scan.truth_ppm < -0.15, 6):
-            assert bundled.data[spot].mean() < -0.04
+            assert bundled.data[spot].mean() < 0.95 * variation[spot].mean() < 0
 
     @pytest.mark.slow
     def test_ir2qsm_gets_voxels_that_it_was_trained_on(self, ir2qsm, in_vivo, capsys):

@@ -75,7 +75,7 @@ class TestRows:
         for row in result["rows"]:
             total = row["seconds"]["total"]
             assert total["min"] <= total["median"] <= total["max"]
-            assert set(row["seconds"]) == {"prepare", "inference", "total"}
+            assert set(row["seconds"]) == {"prepare", "inference", "anchor", "total"}
             assert row["speed"] == pytest.approx(first / total["median"], rel=0.05)
             voxels = row["voxels_per_second"] * total["median"]
             assert voxels == pytest.approx(32 * 28 * 24, rel=0.05)

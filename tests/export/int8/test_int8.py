@@ -158,7 +158,8 @@ def test_half_of_it_is_in_fp16(graphs) -> None:
     onnx.checker.check_model(quantised, full_check=True)
     kinds = {t.name: t.data_type for t in quantised.graph.initializer}
     weights = {name for name, kind in kinds.items() if kind == TensorProto.INT8}
-    assert {f"{layer.partner}_int8" for layer in layers[1:]} <= weights
+    convolutions = [layer for layer in layers[1:] if layer.kind != "Add"]
+    assert {f"{layer.partner}_int8" for layer in convolutions} <= weights
     assert kinds[f"{layers[0].partner}_fp16"] == TensorProto.FLOAT16
     scales = [kind for name, kind in kinds.items() if name.endswith("_scale")]
     assert set(scales) == {TensorProto.FLOAT16}
@@ -223,6 +224,8 @@ def folder(tiny_tv_unet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("HEAD", "SHAPE"):
         monkeypatch.setattr(rounding_error, name, (24, 20, 28))
     monkeypatch.setattr(rounding_error, "CORNER", (0, 0, 0))
+    # of so narrow a network most is in the first layers, which take maps
+    monkeypatch.setattr(int8_choice, "USEFUL_SHARE", 0.1)
     grids = [replace(grid, shape=FOLDER_SHAPE) for grid in volumes.GRIDS[:2]]
     monkeypatch.setattr(volumes, "GRIDS", grids)
     monkeypatch.chdir(tmp_path)
@@ -249,7 +252,7 @@ def test_the_command_writes_the_file_the_card_and_the_table(folder: Path, capsys
     assert card.options["collector"] == "mse"
     assert len(card.options["calibration_sha256"]) == 64
     assert card.options["budget"] == "median 30 ppb, max 9999 ppb, XSIM 0.5"
-    assert 0.5 < float(card.options["int8_share"]) <= 1
+    assert 0.1 < float(card.options["int8_share"]) <= 1
     accurate = sums_in_int32()
     assert card.options.get("int8_in") == ("openvino" if accurate else None)
     assert ("openvino in INT8: median " in err) == accurate
@@ -309,8 +312,6 @@ def test_a_backend_that_misses_the_budget_in_int8_computes_in_fp32(
 @pytest.mark.usefixtures("quick")
 def test_what_cannot_keep_to_the_budget_stays_in_fp16_and_says_so(folder: Path, capsys) -> None:
     tight = ("--budget-ppb", "1e-4", "--json", "-q", "--layers", "layers.json")
-    real = int8_choice.USEFUL_SHARE
-    assert 0 < real < 0.5
     assert export(*INT8, *tight) == 0
     result = json.loads(capsys.readouterr().out)
     assert "INT8 keeps to the budget (median 0.0001 ppb" in result["int8"]["kept_fp16"]
