@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from training_set import Batch, Patches, held_out_batch, make_cases
 
+from qsm_deploy.export.checkpoints.state import load_state
+from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.registry import REGISTRY, recognise
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.errors import QsmDeployError, UsageError
@@ -200,13 +203,18 @@ class Training:
         Raises
         ------
         UsageError
-            If there is none.
+            If there is none, or it is another network's.
         """
         if not self.checkpoint.exists():
             raise UsageError(f"there is no {self.checkpoint} to go on from; drop --resume")
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         for name in self._parts:
-            getattr(self, name).load_state_dict(state[name])
+            try:
+                getattr(self, name).load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError):
+                raise UsageError(
+                    f"{self.checkpoint} is of another network; pass another -o"
+                ) from None
         self.step, self.seconds, self.log = (state[name] for name in ("step", "seconds", "log"))
 
     _parts = ("model", "averaged", "optimiser")
@@ -308,7 +316,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     network = make()
     if args.start_from:
-        network.load_state_dict(load_file(args.start_from))
+        state = load_state(args.start_from, fits=recognise)
+        network = build_network(REGISTRY[args.model], state, Choices({"residual": "input"}))
     folder = output.with_suffix(".cases")
     make_cases(network, recipe, folder, args.maps, args.seed, args.threads)
     training = Training(network, recipe, args.device, output.with_suffix(".checkpoint"))

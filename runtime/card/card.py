@@ -269,8 +269,10 @@ class ModelCard:
         if not self.output.is_volume:
             yield f"{self.output.name}, the output, is no volume"
         for tensor in (*self.inputs, self.output):
-            if tensor.unit != units.get(tensor.name):
-                yield f"{tensor.name} in {tensor.unit}, expected {units.get(tensor.name)}"
+            if tensor.name not in units:
+                yield f"{tensor.name} is neither a known tensor nor one of the prior maps"
+            elif tensor.unit != units[tensor.name]:
+                yield f"{tensor.name} in {tensor.unit}, expected {units[tensor.name]}"
             channels = tensor.shape[1] if tensor.is_volume else 1
             if tensor.is_volume and (tensor.shape[0], *tensor.shape[2:]) != ("n", "x", "y", "z"):
                 yield f"{tensor.name} must have the shape (n, c, x, y, z), not {tensor.shape}"
