@@ -16,7 +16,9 @@ from qsm_deploy.kernels.cmake import find_tool
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one worker per core
 NO_TEST_DATA = "test data not present: ../shared"
 # what a skip's reason may start with
-ALLOWED_SKIPS = (NO_TEST_DATA, "no GPU", "no TensorRT", "no valgrind", "no headless browser")
+ALLOWED_SKIPS = (
+    *(NO_TEST_DATA, "no GPU", "no VNNI", "no TensorRT", "no valgrind", "no headless browser"),
+)
 
 # folders whose tests share what takes long to make: one worker runs them
 TOGETHER = ("tests/runtime/c",)

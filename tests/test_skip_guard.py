@@ -19,6 +19,7 @@ SKIPS = {
 ALLOWED = {
     "no GPU": "import pytest\ndef test_device(): pytest.skip('no GPU')\n",
     "no TensorRT": "import pytest\ndef test_headers(): pytest.skip('no TensorRT headers')\n",
+    "no VNNI": "import pytest\ndef test_int8(): pytest.skip('no VNNI and no AMX')\n",
     "no data": "def test_data(shared): assert False\n",
     "expected failure": "import pytest\n@pytest.mark.xfail(reason='known')\n"
     "def test_known(): assert False\n",
@@ -56,7 +57,7 @@ def test_allowed_skips_and_expected_failures_pass(tmp_path):
     write_suite(tmp_path, ALLOWED)
     run = run_suite(tmp_path, "--strict-skips", "-ra")
     assert run.returncode == 0, run.stdout
-    assert "1 passed, 3 skipped, 1 xfailed" in run.stdout
+    assert "1 passed, 4 skipped, 1 xfailed" in run.stdout
     assert "test data not present: ../shared" in run.stdout
 
 
