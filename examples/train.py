@@ -208,13 +208,11 @@ class Training:
         if not self.checkpoint.exists():
             raise UsageError(f"there is no {self.checkpoint} to go on from; drop --resume")
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        for name in self._parts:
-            try:
+        try:
+            for name in self._parts:
                 getattr(self, name).load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError):
-                raise UsageError(
-                    f"{self.checkpoint} is of another network; pass another -o"
-                ) from None
+        except (KeyError, RuntimeError, ValueError):
+            raise UsageError(f"{self.checkpoint} is of another network; pass another -o") from None
         self.step, self.seconds, self.log = (state[name] for name in ("step", "seconds", "log"))
 
     _parts = ("model", "averaged", "optimiser")
@@ -316,8 +314,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     network = make()
     if args.start_from:
-        state = load_state(args.start_from, fits=recognise)
-        network = build_network(REGISTRY[args.model], state, Choices({"residual": "input"}))
+        spec, state = REGISTRY[args.model], load_state(args.start_from, fits=recognise)
+        network = build_network(spec, state, Choices(spec.chosen_options({})))
     folder = output.with_suffix(".cases")
     make_cases(network, recipe, folder, args.maps, args.seed, args.threads)
     training = Training(network, recipe, args.device, output.with_suffix(".checkpoint"))

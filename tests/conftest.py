@@ -17,7 +17,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one wo
 NO_TEST_DATA = "test data not present: ../shared"
 # what a skip's reason may start with
 ALLOWED_SKIPS = (
-    *(NO_TEST_DATA, "no GPU", "no VNNI", "no TensorRT", "no valgrind", "no headless browser"),
+    NO_TEST_DATA,
+    "no GPU",
+    "no VNNI",
+    "no TensorRT",
+    "no valgrind",
+    "no headless browser",
 )
 
 # folders whose tests share what takes long to make: one worker runs them

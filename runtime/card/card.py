@@ -270,7 +270,7 @@ class ModelCard:
             yield f"{self.output.name}, the output, is no volume"
         for tensor in (*self.inputs, self.output):
             if tensor.name not in units:
-                yield f"{tensor.name} is neither a known tensor nor one of the prior maps"
+                yield f"an unknown tensor {tensor.name}"
             elif tensor.unit != units[tensor.name]:
                 yield f"{tensor.name} in {tensor.unit}, expected {units[tensor.name]}"
             channels = tensor.shape[1] if tensor.is_volume else 1

@@ -48,7 +48,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 ANY_GRID = GeometryLimits(None, None, None, None)
 THRESHOLD, LAM = 0.2, 0.01  # of tkd and tikhonov, near the best at 0.0025 ppm of noise
-LIBRARIES_BYTES = 10e6  # what is loaded when first used; a network's backend loads more
+LIBRARIES_BYTES = 8e6  # what is loaded when first used; a network's backend loads more
 MANY_OUTLIERS = 3e-4  # of the mask's voxels; 1e-4 in a patient with a haemorrhage
 MANY_UNSEEN = 0.05  # of the frequencies
 Solved = tuple[Volume, dict[str, Any]]

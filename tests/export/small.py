@@ -42,9 +42,9 @@ def qsmnet(flavour: Flavour, kernel: int) -> QSMnet:
     return QSMnet((2,) * 5, kernel, flavour, dict.fromkeys(NUMBERS, 0.5))
 
 
-def tv_unet() -> TvUnet:
+def tv_unet(half: int = 4, quarter: int = 8, full: int = 4) -> TvUnet:
     """Return one that changes the map of total variation, as if trained."""
-    network = TvUnet(4, 8, 4)
+    network = TvUnet(half, quarter, full)
     for part in network.modules():
         if isinstance(part, nn.Conv3d):
             part.reset_parameters()

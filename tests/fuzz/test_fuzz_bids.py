@@ -24,7 +24,7 @@ from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.fuzz.damage import damaged, damaged_json
 
 SHAPE = (16, 18, 16)
-BATCHES, TREES_EACH = 3, 40
+BATCHES, TREES_EACH = 6, 40
 SECONDS_EACH = 20  # for a tree; one takes a tenth of one
 DESCRIPTION = {"Name": "fuzz", "BIDSVersion": "1.10.0"}
 PREP = "derivatives/prep/"

@@ -80,24 +80,10 @@ def test_any_method(tmp_path, flags, with_them):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        *((name, ("--method", "tkd")) for name in GRIDS),
-        ("tilted, qform", UNET),
-        ("45 degrees", PATCHES),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
-)
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("flags", [("--method", "tkd"), UNET, PATCHES], ids=lambda f: " ".join(f))
 def test_all_48(tmp_path, name, flags):
     require_one(maps(tmp_path, name, STORAGES, *flags))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("flags", [UNET, PATCHES], ids=lambda f: " ".join(f))
-def test_a_network_in_any_geometry(tmp_path, name, flags):
-    require_one(maps(tmp_path, name, SPREAD, *flags))
 
 
 def test_metrics_and_field_residual(tmp_path):

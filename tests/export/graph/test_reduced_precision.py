@@ -209,8 +209,10 @@ def test_the_box_holds_the_calcification_of_the_head(tiny_tv_unet) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tv-unet", "ir2qsm"])
-def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(name: str) -> None:
+@pytest.mark.parametrize(("name", "least_ppb"), [("tv-unet", 0.003), ("ir2qsm", 0.01)])
+def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(
+    name: str, least_ppb: float
+) -> None:
     spec = REGISTRY[name]
     choices = Choices(spec.chosen_options({}))
     module = build_network(spec, load_state(spec.bundled_file()), choices)
@@ -218,7 +220,7 @@ def test_bundled_networks_pass_in_fp16_on_a_head_with_a_calcification(name: str)
     model = with_precision(onnx_from_module(module), "fp16")
     rounding = measure_rounding(model, module, replace(card, precision="fp16"))
     require_accuracy(rounding, DEFAULTS["fp16"]["max_ppb"])
-    assert 0.003 < rounding.p999_ppb <= 0.3
+    assert least_ppb < rounding.p999_ppb <= 0.3
     assert 0.01 < rounding.max_ppb <= 3
     assert 1e-4 < rounding.fullest[1] < 0.1
 

@@ -303,7 +303,7 @@ def test_any_other_json_is_refused(value):
         ({"inputs": (*CARD.inputs, CARD.inputs[0])}, "an input twice"),
         ({"pipeline": "lpcnn"}, "takes prior_input first"),
         ({"output": TensorInfo("chi_ppm", "ppb", GRID)}, "chi_ppm in ppb, expected ppm"),
-        ({"output": TensorInfo("chi", "ppm", GRID)}, "chi is neither a known tensor nor"),
+        ({"output": TensorInfo("chi", "ppm", GRID)}, "an unknown tensor chi"),
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", 1, "x", "x", "z"))}, "must have the shape"),
         ({"output": TensorInfo("chi_ppm", "ppm", ("n", "c", "x", "y", "z"))}, "has c channels"),
         ({"inputs": (TensorInfo(FIELD, "ppm", (1,)), *CARD.inputs[1:])}, "is no volume"),
@@ -312,7 +312,7 @@ def test_any_other_json_is_refused(value):
         ({"patchable": "no"}, "patchable is no, why_whole is None"),
         ({"why_whole": "it is"}, "patchable is yes, why_whole is it is"),
         ({"receptive_field": ReceptiveField(None, None, 1.0)}, "receptive field has no end"),
-        ({"priors": ()}, "rest is neither a known tensor nor"),
+        ({"priors": ()}, "an unknown tensor rest"),
         ({"pipeline": "after"}, "what is made of a local_field_ppm needs pipeline cnn, and one as"),
         ({"inputs": (PHASE, *CARD.inputs[1:])}, "local_field_ppm needs pipeline cnn, and one as"),
         (
