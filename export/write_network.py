@@ -30,13 +30,16 @@ from qsm_deploy.export.measure.verification import Difference, measure_differenc
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.network_spec import NetworkSpec
+from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import (
     SCHEMA,
+    TASKS,
     UNROLLED,
     GraphPrecision,
     MemoryUse,
     ModelCard,
     ReceptiveField,
+    Task,
     Verification,
 )
 from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
@@ -281,13 +284,13 @@ def provisional_card(
 ) -> ModelCard:
     """Return the card as far as it is known before anything is measured."""
     patchable: Literal["yes", "no", "split"] = "yes" if module.why_whole is None else "no"
-    if module.pipeline in UNROLLED:
+    if module.pipeline in UNROLLED and patchable == "yes":
         patchable = "split"
     unknown = None if patchable == "no" else 0
     return ModelCard(
         schema=SCHEMA,
         network=spec.name,
-        task="phase->chi" if module.inputs[0].name == "phase_rad" else "local_field->chi",
+        task=task_of(module),
         pipeline=module.pipeline,
         inputs=module.inputs,
         output=module.output,
@@ -308,4 +311,27 @@ def provisional_card(
         made_by=made_by(),
         priors=module.priors,
         anchor=module.anchor,
+        further_outputs=module.further_outputs,
+        pad_front=module.pad_front,
+        tiles=module.tiles,
+    )
+
+
+def task_of(module: Network) -> Task:
+    """Return what a network does, by what it takes first and gives; the loops give a map.
+
+    Raises
+    ------
+    ExportError
+        If that is nothing that is known.
+    """
+    if module.pipeline != "cnn":
+        return "local_field->chi"
+    first, gives = module.inputs[0].name, (module.output, *module.further_outputs)
+    names = tuple(tensor.name for tensor in gives)
+    for task, (taken, _, given) in TASKS.items():
+        if (first, names) == (taken, given):
+            return task
+    raise ExportError(
+        f"no task takes {first} and gives {', '.join(names)}; there are {', '.join(TASKS)}"
     )

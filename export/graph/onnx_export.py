@@ -55,7 +55,7 @@ def onnx_from_module(module: Network, dipole_op: DipoleOp = DEFAULT) -> onnx.Mod
         example_tensors(module.inputs, sizes),
         [axes if tensor.is_volume else None for tensor in module.inputs],
         [tensor.name for tensor in module.inputs],
-        module.output.name,
+        [tensor.name for tensor in (module.output, *module.further_outputs)],
     )
     model = lower_dipole(model, dipole_op)
     try:

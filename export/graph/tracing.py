@@ -19,7 +19,7 @@ def trace(
     tensors: Sequence[Tensor],
     dynamic_shapes: Sequence[Any],
     inputs: Sequence[str],
-    output: str,
+    outputs: Sequence[str],
 ) -> onnx.ModelProto:
     """Return the graph of a module, its dipole operators as nodes ``qsm::DipoleConv``.
 
@@ -31,7 +31,7 @@ def trace(
         An example of each input.
     dynamic_shapes
         The free axes of each, as ``torch.export`` takes them.
-    inputs, output
+    inputs, outputs
         The names they get.
 
     Returns
@@ -54,7 +54,7 @@ def trace(
                 dynamo=True,
                 dynamic_shapes=tuple(dynamic_shapes),
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=list(outputs),
                 custom_translation_table=TRANSLATION,
                 verbose=False,
             )

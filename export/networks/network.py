@@ -9,10 +9,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.card import Anchor, GeometryLimits, Pipeline, PriorMap, TensorInfo
+from qsm_deploy.runtime.card.card import (
+    Anchor,
+    GeometryLimits,
+    PadFront,
+    Pipeline,
+    PriorMap,
+    TensorInfo,
+    Tiles,
+)
 
 VOLUME = ("n", 1, "x", "y", "z")
 LOCAL_FIELD = TensorInfo("local_field_ppm", "ppm", VOLUME)
+TOTAL_FIELD = TensorInfo("total_field_ppm", "ppm", VOLUME)
+R2_PRIME = TensorInfo("r2prime_hz", "Hz", VOLUME)
 MASK = TensorInfo("mask", "1", VOLUME)
 PHASE = TensorInfo("phase_rad", "rad", VOLUME)
 VOXEL_SIZE = TensorInfo("voxel_size_mm", "mm", (3,))
@@ -20,6 +30,8 @@ ECHO_TIME = TensorInfo("echo_time_s", "s", (1,))
 FIELD_NOISE = TensorInfo("field_noise_ppm", "ppm", (1,))
 FIELD_STRENGTH = TensorInfo("field_strength_t", "T", (1,))
 CHI = TensorInfo("chi_ppm", "ppm", VOLUME)
+CHI_POSITIVE = TensorInfo("chi_positive_ppm", "ppm", VOLUME)
+CHI_NEGATIVE = TensorInfo("chi_negative_ppm", "ppm", VOLUME)
 
 ANY_GEOMETRY = GeometryLimits(None, None, None, None)
 AXIAL_1MM = GeometryLimits((1.0, 1.0, 1.0), 0.1, (0.0, 0.0, 1.0), 2.0)
@@ -45,12 +57,14 @@ class Choices:
 
 
 class Network(nn.Module):
-    """Volumes (n, c, x, y, z), and numbers that hold for all of them, to one volume.
+    """Volumes (n, c, x, y, z), and numbers that hold for all of them, to one volume or several.
 
     Attributes
     ----------
     inputs, output
-        What ``forward`` takes, in order, and returns.
+        What ``forward`` takes, in order, and returns; a tuple with ``further_outputs``.
+    further_outputs
+        What it returns after the first.
     pipeline
         What the runtime does besides running the graph.
     geometry
@@ -61,17 +75,24 @@ class Network(nn.Module):
         Maps of the whole volume that the runtime makes for inputs of their names.
     anchor
         What the map keeps of one of these.
+    pad_front
+        How much of the padding to the divisor lies in front.
+    tiles
+        The blocks that it is run on, of a network that its authors run so.
     normalisation, constants
         Numbers of the method for the card, by name.
     """
 
     inputs: tuple[TensorInfo, ...] = (LOCAL_FIELD,)
     output: TensorInfo = CHI
+    further_outputs: tuple[TensorInfo, ...] = ()
     pipeline: Pipeline = "cnn"
     geometry: GeometryLimits = AXIAL_1MM
     why_whole: str | None = None
     priors: tuple[PriorMap, ...] = ()
     anchor: Anchor | None = None
+    pad_front: PadFront = "ceil"
+    tiles: Tiles | None = None
     normalisation: Mapping[str, float] = {}
     constants: Mapping[str, float] = {}
 

@@ -34,13 +34,25 @@ RANGES: dict[str, tuple[float, float]] = {  # of what is there; runtime/c/card_c
     "constants.cg_steps": (1, 1000),
 }
 MOST_ORIENTATIONS = 3
+MOST_TILE = 4096  # voxels a side
 
-Pipeline = Literal["cnn", "lpcnn", "modl", "spinet", "after"]
+Pipeline = Literal["cnn", "lpcnn", "modl", "spinet", "nextqsm", "after"]
+Task = Literal[
+    "local_field->chi",
+    "total_field->chi",
+    "phase->chi",
+    "total_field->local_field",
+    "phase->local_field",
+    "local_field+chi+r2prime->chi_positive+chi_negative",
+]
+PadFront = Literal["ceil", "floor", "none"]  # of what is missing to the divisor
 GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 # what a graph may take and give besides prior maps, and its unit
 UNITS = {
     "local_field_ppm": "ppm",
+    "total_field_ppm": "ppm",
     "phase_rad": "rad",
+    "r2prime_hz": "Hz",
     "mask": "1",
     "field_noise_ppm": "ppm",
     "voxel_size_mm": "mm",
@@ -51,12 +63,29 @@ UNITS = {
     "rough_chi_ppm": "ppm",
     "prior_output": "1",
     "chi_ppm": "ppm",
+    "chi_positive_ppm": "ppm",
+    "chi_negative_ppm": "ppm",
 }
+# what a network of one graph takes first, takes besides, and gives
+TASKS: dict[Task, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "local_field->chi": ("local_field_ppm", (), ("chi_ppm",)),
+    "total_field->chi": ("total_field_ppm", (), ("chi_ppm",)),
+    "phase->chi": ("phase_rad", (), ("chi_ppm",)),
+    "total_field->local_field": ("total_field_ppm", (), ("local_field_ppm",)),
+    "phase->local_field": ("phase_rad", (), ("local_field_ppm",)),
+    "local_field+chi+r2prime->chi_positive+chi_negative": (
+        "local_field_ppm",
+        ("chi_ppm", "r2prime_hz"),
+        ("chi_positive_ppm", "chi_negative_ppm"),
+    ),
+}
+MAPS_TAKEN = ("chi_ppm", "r2prime_hz")  # volumes besides the first input that are no prior maps
 # what the loops around the unrolled ones compute with
 LOOPS: dict[Pipeline, tuple[str, ...]] = {
     "lpcnn": ("alpha", "iterations", "chi_mean", "chi_std"),
     "modl": ("step", "iterations", "chi_mean", "chi_std", "field_mean", "field_std"),
     "spinet": ("lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"),
+    "nextqsm": ("iterations", "lambda_1"),
 }
 UNROLLED = tuple(LOOPS)
 FIELD = "local_field_ppm"
@@ -65,10 +94,11 @@ FIELDS = TV_MAPS[1:]  # those that give a field
 MOST_STEPS = 1000  # of a prior map
 # what the first input of each pipeline may be
 FIRST_INPUTS: dict[Pipeline, tuple[str, ...]] = {
-    "cnn": ("local_field_ppm", "phase_rad"),
+    "cnn": ("local_field_ppm", "total_field_ppm", "phase_rad"),
     "lpcnn": ("prior_input",),
     "modl": ("prior_input",),
     "spinet": ("prior_input",),
+    "nextqsm": ("prior_input",),
     "after": ("local_field_ppm", "rough_chi_ppm"),
 }
 
@@ -141,6 +171,39 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Blocks of one size at fixed places, for a network that its authors run so.
+
+    A block of ``size`` voxels gives the ``kept`` ones in its middle; these begin every ``stride``
+    voxels, from 0. What lies ``beyond`` the volume is zero or as its edge. ``blend`` is ``none``
+    where they do not overlap; ``mean``, with the last block flush with the end; or ``ramp``, where
+    each fades over what it shares with the one before, axis after axis, the third outermost.
+    """
+
+    size: tuple[int, int, int]
+    kept: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    beyond: Literal["zero", "edge"]
+    blend: Literal["none", "mean", "ramp"]
+
+    def contradictions(self) -> Iterator[str]:
+        """Tell along which axes they do not cover a volume."""
+        for size, kept, stride in zip(self.size, self.kept, self.stride, strict=True):
+            shared = kept - stride
+            fits = {
+                "none": shared == 0,
+                "mean": size == kept and shared >= 0,
+                "ramp": 2 <= shared <= kept / 2,
+            }
+            inside = stride >= 1 and 1 <= kept <= size <= MOST_TILE and (size - kept) % 2 == 0
+            if not (inside and fits[self.blend]):
+                yield (
+                    f"tiles of {size} voxels, {kept} kept every {stride}, blend {self.blend}: "
+                    "they do not cover a volume so"
+                )
+
+
+@dataclass(frozen=True)
 class MemoryUse:
     """Peak memory of one inference, ``fixed_bytes + bytes_per_voxel * voxels``, as measured."""
 
@@ -164,12 +227,13 @@ class ModelCard:
     ``patchable`` is ``split`` where the graph is the CNN of an unrolled network: it runs in
     patches, the steps between its calls on the whole volume. ``why_whole`` says why one is not.
     ``axes`` are the ends that x, y and z of the training's arrays run to. ``priors`` come in the
-    order in which they are made.
+    order in which they are made. ``further_outputs`` follow the first; ``pad_front`` says how much
+    of the padding lies in front; ``tiles`` are the blocks of a network that runs on nothing else.
     """
 
     schema: int
     network: str
-    task: Literal["local_field->chi", "phase->chi"]
+    task: Task
     pipeline: Pipeline
     inputs: tuple[TensorInfo, ...]
     output: TensorInfo
@@ -191,6 +255,9 @@ class ModelCard:
     axes: str = RAS
     priors: tuple[PriorMap, ...] = ()
     anchor: Anchor | None = None
+    further_outputs: tuple[TensorInfo, ...] = ()
+    pad_front: PadFront = "ceil"
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         if found := "; ".join(self._contradictions()):
@@ -204,6 +271,11 @@ class ModelCard:
         count = int(self.inputs[0].shape[1]) if self.pipeline == "cnn" else 1
         return range(count, count + 1)
 
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """All that the graph gives, in order."""
+        return (self.output, *self.further_outputs)
+
     def _contradictions(self) -> Iterator[str]:
         names = [tensor.name for tensor in self.inputs]
         first = FIRST_INPUTS[self.pipeline]
@@ -211,8 +283,9 @@ class ModelCard:
             yield f"pipeline {self.pipeline} takes {' or '.join(first)} first, the card {names}"
         if len(set(names)) < len(names):
             yield f"an input twice in {names}"
-        if (self.patchable == "split") != (self.pipeline in UNROLLED):
+        if self.patchable != "no" and (self.patchable == "split") != (self.pipeline in UNROLLED):
             yield f"pipeline {self.pipeline} is patchable: {self.patchable}"
+        yield from self._task_contradictions(names)
         if (self.why_whole is None) != (self.patchable != "no"):
             yield f"patchable is {self.patchable}, why_whole is {self.why_whole}"
         if self.patchable != "no" and None in (
@@ -224,6 +297,22 @@ class ModelCard:
         yield from self._tensor_contradictions()
         yield from self._geometry_contradictions()
         yield from self._number_contradictions()
+
+    def _task_contradictions(self, names: list[str]) -> Iterator[str]:
+        first, besides, given = TASKS[self.task]
+        gives = tuple(tensor.name for tensor in self.outputs)
+        if self.pipeline != "cnn":
+            if self.further_outputs:
+                yield f"pipeline {self.pipeline} gives one output, not {gives}"
+        elif names and (names[0], gives) != (first, given):
+            yield f"{self.task} takes {first} first and gives {given}, not {names[0]} and {gives}"
+        elif set(MAPS_TAKEN) & set(names[1:]) != set(besides):
+            yield f"{self.task} takes {besides or 'no map'} besides, not {names[1:]}"
+        if self.tiles is None:
+            return
+        if self.pipeline != "cnn" or self.patchable != "no" or self.priors:
+            yield "tiles are for one graph that runs on nothing else, without prior maps"
+        yield from self.tiles.contradictions()
 
     @property
     def needs_one_field(self) -> bool:
@@ -266,9 +355,10 @@ class ModelCard:
         units = UNITS | {prior.name: "ppm" for prior in self.priors}
         if self.inputs and not self.inputs[0].is_volume:
             yield f"{self.inputs[0].name}, the first input, is no volume"
-        if not self.output.is_volume:
-            yield f"{self.output.name}, the output, is no volume"
-        for tensor in (*self.inputs, self.output):
+        for output in self.outputs:
+            if not output.is_volume:
+                yield f"{output.name}, the output, is no volume"
+        for tensor in (*self.inputs, *self.outputs):
             if tensor.name not in units:
                 yield f"an unknown tensor {tensor.name}"
             elif tensor.unit != units[tensor.name]:

@@ -298,8 +298,14 @@ def test_any_other_json_is_refused(value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": CARD.inputs[::-1]}, "local_field_ppm or phase_rad first, the card .'tv'"),
-        ({"inputs": ()}, r"takes local_field_ppm or phase_rad first, the card \[\]"),
+        (
+            {"inputs": CARD.inputs[::-1]},
+            "total_field_ppm or phase_rad first, the card .'tv'",
+        ),
+        (
+            {"inputs": ()},
+            r"total_field_ppm or phase_rad first, the card \[\]",
+        ),
         ({"inputs": (*CARD.inputs, CARD.inputs[0])}, "an input twice"),
         ({"pipeline": "lpcnn"}, "takes prior_input first"),
         ({"output": TensorInfo("chi_ppm", "ppb", GRID)}, "chi_ppm in ppb, expected ppm"),
