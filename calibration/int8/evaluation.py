@@ -65,7 +65,7 @@ class Int8Evaluation:
 
     def _maps(self, session: Session, chosen: slice) -> Iterator[Volume]:
         for scan, made in zip(self._scans[chosen], self._made[chosen], strict=True):
-            plan = plan_whole(scan.mask.shape, self._card.divisor)
+            plan = plan_whole(scan.mask.shape, self._card.divisor, self._card.pad_front)
             yield network_output(session, scan, plan, made=made)
 
 

@@ -79,7 +79,8 @@ def sample_patches(
         corners = _corners(scan.mask, share, size, card.divisor, rng)
         if session is not None:
             recorder = _Recorder(session, scan.mask, corners, size)
-            network_output(recorder, scan, plan_whole(scan.mask.shape, card.divisor))
+            plan = plan_whole(scan.mask.shape, card.divisor, card.pad_front)
+            network_output(recorder, scan, plan)
             found += recorder.patches
         elif card.patchable == "yes":
             inputs = network_inputs(card, scan)

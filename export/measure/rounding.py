@@ -86,7 +86,7 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
         Of the graph.
     """
     scan = calcified_scan(card)
-    plan = plan_whole(SHAPE, module.divisor)
+    plan = plan_whole(SHAPE, card.divisor, card.pad_front)
     rounded = RoundedRun(model)
     made = prior_maps(card.priors, scan)
     exact = network_output(ModuleSession(module, card), scan, plan, made=made)

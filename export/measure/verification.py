@@ -82,7 +82,7 @@ def measure_differences(
     differences = []
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
-        plan = plan_whole(shape, module.divisor)
+        plan = plan_whole(shape, card.divisor, card.pad_front)
         made = prior_maps(card.priors, scan)
         expected = network_output(reference, scan, plan, made=made)
         for backend, session in sessions.items():

@@ -158,7 +158,7 @@ def smallest_patch(card: ModelCard) -> int:
 
 
 def _whole(workload: Demand, reason: str) -> Decision:
-    plan = plan_whole(workload.scan.mask.shape, workload.card.divisor)
+    plan = plan_whole(workload.scan.mask.shape, workload.card.divisor, workload.card.pad_front)
     return Decision(plan, reason, True, workload.peak_bytes(plan))
 
 
@@ -196,7 +196,7 @@ def _whole_or_patches(workload: Demand, options: PatchOptions, limit_bytes: floa
 def _in_patches(workload: Demand, options: PatchOptions, size: int, reason: str) -> Decision:
     card = workload.card
     overlap, blend = overlap_and_blend(card, options, size)
-    plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)
+    plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend, card.pad_front)
     return Decision(plan, reason, _is_exact(card, plan), workload.peak_bytes(plan))
 
 

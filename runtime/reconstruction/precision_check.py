@@ -29,14 +29,14 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
     dict
         ``max_abs_error_ppb`` and ``relative_error`` (norm of the difference by norm), in the mask.
     """
-    divisor = session.card.divisor
+    divisor, front = session.card.divisor, session.card.pad_front
     size = divisor * math.ceil(SAMPLE_VOXELS / divisor)
     fullest = max(
-        plan_patches(scan.mask, divisor, size, 0, "crop"),
+        plan_patches(scan.mask, divisor, size, 0, "crop", front),
         key=lambda p: int(scan.mask[p.inside].sum()),
     )
     sample = scan.cut(fullest.inside)
-    plan = plan_whole(sample.mask.shape, divisor)
+    plan = plan_whole(sample.mask.shape, divisor, front)
     made = prior_maps(session.card.priors, sample)
     exact, got = (network_output(s, sample, plan, made=made) for s in (reference, session))
     error_ppb = difference_ppb(got, exact, sample.mask)
