@@ -134,7 +134,7 @@ class Engine:
             warnings.warn(note, stacklevel=2)
         made = self._reconstructor.run(planned, Stages())
         self.findings = made.findings.pop("inversion", {}) | made.findings
-        return on_device(scan.axes.turn_back(made.chi_ppm), device)
+        return on_device(scan.axes.turn_back(made.map_ppm), device)
 
 
 def open_engine(path: Path | str, device: int = 0) -> Engine:

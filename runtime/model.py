@@ -223,7 +223,7 @@ class Model:
         made = self.reconstructor.run(planned, Stages(), done)
         for note in made.findings.get("notes", ()):
             warnings.warn(note, stacklevel=2)
-        return scan.axes.turn_back(made.chi_ppm)
+        return scan.axes.turn_back(made.map_ppm)
 
     def run(
         self,

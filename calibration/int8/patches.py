@@ -11,8 +11,8 @@ from qsm_deploy.kernels.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_outputs
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Precision, Session
 
@@ -79,8 +79,7 @@ def sample_patches(
         corners = _corners(scan.mask, share, size, card.divisor, rng)
         if session is not None:
             recorder = _Recorder(session, scan.mask, corners, size)
-            plan = plan_whole(scan.mask.shape, card.divisor, card.pad_front)
-            network_output(recorder, scan, plan)
+            network_outputs(recorder, scan, plan_for(card, scan.mask.shape))
             found += recorder.patches
         elif card.patchable == "yes":
             inputs = network_inputs(card, scan)

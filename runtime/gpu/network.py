@@ -13,7 +13,7 @@ from qsm_deploy.runtime.gpu.reconstruction import DeviceJob, network_job, recons
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import Network, network_task
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -59,7 +59,7 @@ class GpuNetwork(Network[GpuSession]):
             made = Made(*reconstruct_on_device(job, stages, done))
         else:
             plan = task.decision.plan
-            made = Made(network_output(self.session, task.scan, plan, stages, done))
+            made = Made(network_outputs(self.session, task.scan, plan, stages, done)[0])
         self.used()
         return made
 

@@ -230,7 +230,7 @@ def run_scan(
         made = reconstructor.run(planned, stages, bar.update)
     notes = made.findings.pop("notes", [])
     if measured.quantity == "local_field_ppm":
-        notes += doubt_of_sign(made.chi_ppm, measured.mask, measured.geometry)
+        notes += doubt_of_sign(made.map_ppm, measured.mask, measured.geometry)
     for note in notes:
         log.warn(note)
     run["input"]["notes"] += notes
@@ -238,17 +238,17 @@ def run_scan(
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
     outputs = request.outputs
-    files = _map_files(request, run, made.chi_ppm, measured, stages) | (kept or {})
+    files = _map_files(request, run, made.map_ppm, measured, stages) | (kept or {})
     try:
         run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
-        files |= _draw(outputs, run, made.chi_ppm, measured, stages)
+        files |= _draw(outputs, run, made.map_ppm, measured, stages)
         run |= report.resources(stages, measured, planned.task.decision)
         if outputs.report is not None:
             files[outputs.report] = report.json_bytes(run)
     finally:  # the map outlives what fails after it
         write_together(files, force=outputs.force)
     log.stage("")
-    return Finished(run, planned, made.chi_ppm)
+    return Finished(run, planned, made.map_ppm)
 
 
 def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
@@ -263,13 +263,13 @@ def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[s
 
         with stages("field residual"):
             findings["field_residual"] = field_residual(
-                made.chi_ppm, scan.measured[0], scan.mask, scan.geometry
+                made.map_ppm, scan.measured[0], scan.mask, scan.geometry
             )
     if scan.truth_ppm is not None:
         from qsm_deploy.runtime.metrics.metrics import all_metrics
 
         with stages("metrics"):
-            findings["metrics"] = all_metrics(made.chi_ppm, scan.truth_ppm, scan.mask, scan.labels)
+            findings["metrics"] = all_metrics(made.map_ppm, scan.truth_ppm, scan.mask, scan.labels)
     return findings
 
 

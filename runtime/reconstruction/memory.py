@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
@@ -103,7 +103,12 @@ class Workload:
 
             stages["prepare"] += prior_bytes(card.priors, scan)
         # the inputs besides the field, the sum of patches, and, if it is the map, that in the mask
-        volumes = FLOAT * voxels * (inputs + (card.patchable != "split"))
+        volumes = FLOAT * voxels * (inputs + len(card.outputs) * (card.pipeline not in UNROLLED))
+        if card.tiles is not None:
+            around = math.prod(a.padded + a.size for a in plan.axes)
+            volumes += FLOAT * around * (inputs + len(card.outputs))
+        if len(scan.measured) > 1 and card.inputs[0].name == "phase_rad":
+            volumes += 3 * FLOAT * voxels  # the sum over the echoes, and a term of it
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
         if card.patchable == "split":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.card.card import PadFront
+from qsm_deploy.runtime.card.card import PadFront, TileBlend
 
 Blend = Literal["hann", "gaussian", "crop"]
 
@@ -90,7 +90,7 @@ class PatchPlan:
     axes: tuple[Axis, Axis, Axis]
     whole: bool
     overlap: int
-    blend: Blend
+    blend: Blend | TileBlend
 
     @property
     def patch_shape(self) -> tuple[int, int, int]:
