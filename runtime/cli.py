@@ -69,6 +69,7 @@ def _run(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.job.one_scan import run_field, run_request
     from qsm_deploy.runtime.job.request import (
         beside,
+        gives_of,
         make_request,
         maker_from,
         models_and_fields,
@@ -85,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> str:
     begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
     output = arguments.output
     if until == "chi" and output is None:
-        output = next((beside(path) for path in begins if path is not None), None)
+        gives = gives_of(models)
+        output = next((beside(path, gives) for path in begins if path is not None), None)
     request = make_request(
         fields,
         **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},
@@ -107,12 +109,13 @@ def _run(arguments: argparse.Namespace) -> str:
         log.tell(report.field_text(made))
         return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, host_from(arguments), log)
+    outputs = "\n".join(map(str, request.outputs.given))
     if arguments.json:
         return report.json_line(finished.report)
     if arguments.dry_run:
-        return report.dry_run_text(finished.report, finished.planned.limit_bytes, output)
+        return report.dry_run_text(finished.report, finished.planned.limit_bytes, outputs)
     log.tell(report.result_text(finished.report))
-    return str(output)
+    return outputs
 
 
 def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker: "Maker") -> str:

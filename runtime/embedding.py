@@ -116,7 +116,7 @@ class Engine:
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
-        wants, needs = wants or Wants(), inversion.needs
+        wants, needs = wants or Wants(), self._reconstructor.needs
         affine = affine_from(axes, grid.voxel_size_mm)
         stays = {axes_of(affine, grid), axes_named(needs.axes)} == {STORED}
         stays &= wants.allow_geometry or not deviations(needs.geometry, grid)

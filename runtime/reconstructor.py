@@ -192,7 +192,7 @@ class Reconstructor:
         needs = self.inversion.needs
         if (needs.quantity, needs.gives) != ("local_field_ppm", (CHI,)):
             raise UsageError(
-                f"--data-consistency makes a susceptibility map explain its local field; "
+                "--data-consistency needs a local field and a map of it; "
                 f"{needs.network} takes {needs.quantity} and gives {', '.join(needs.gives)}"
             )
 

@@ -353,8 +353,6 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         field_strength_t=reading.field_strength_t,
         more_echo_times_s=times[1:],
         echo_weights=_weights(files.magnitude, first, mask, times) if several else None,
-        chi_ppm=None if files.chi is None else truth_of_file(files.chi, first, mask),
-        r2prime_hz=None if files.r2prime is None else _trust(files.r2prime, first, mask),
         truth_ppm=None if files.truth is None else truth_of_file(files.truth, first, mask),
         labels=None if files.labels is None else labels_of_file(files.labels, first),
         magnitude=None if several else _magnitude(files.magnitude, first, mask),
@@ -363,6 +361,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         scale=scale,
         b0_from=b0_from,
         notes=notes,
+        **maps_of_files(files, first, mask),
     ).canonical()
     if scan.quantity == "phase_rad":
         notes += undo_half_turns(scan.measured, scan.mask, scan.axes)
@@ -513,6 +512,16 @@ def truth_of_file(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> N
         raise DataError(f"{path}: {error}") from None
     require_variation(truth[mask].astype(np.float64))
     return truth
+
+
+def maps_of_files(files: ScanFiles, volume: NiftiVolume, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the maps that a network takes besides its field, by name, if there are files."""
+    found: dict[str, Any] = {}
+    if files.chi is not None:
+        found["chi_ppm"] = truth_of_file(files.chi, volume, mask)
+    if files.r2prime is not None:
+        found["r2prime_hz"] = _trust(files.r2prime, volume, mask)
+    return found
 
 
 def _magnitude(
