@@ -42,7 +42,8 @@ Priors = dict[str, Volume]
 
 def reconstructed(session: Session, scan: Scan, made: Priors) -> tuple[Volume, float]:
     """Return a map, and the seconds of inference."""
-    plan = plan_whole(scan.mask.shape, session.card.divisor)
+    card = session.card
+    plan = plan_whole(scan.mask.shape, card.divisor, card.pad_front)
     stages = Stages()
     chi = network_outputs(session, scan, plan, stages, made=made)
     return chi, stages.seconds["inference"]

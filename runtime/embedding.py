@@ -201,7 +201,7 @@ def _require_field_alone(card: ModelCard) -> None:
     made = {prior.name for prior in card.priors}
     if taken - made - {FIELD, "mask"} or is_called_by_host(card):
         raise UsageError(
-            f"{card.network} takes more than a local field and its mask, or steps between its "
+            f"{card.network} takes other than a local field and its mask, or steps between its "
             "runs; use qsm-run, or export it in one graph (--form unrolled)"
         )
 

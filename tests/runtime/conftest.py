@@ -66,7 +66,7 @@ def tkd_card(card: ModelCard) -> ModelCard:
 
 @pytest.fixture
 def write_model(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a model with a card: chi is a factor times the last input.
+    """Return a function that writes a model with a card: it gives a factor times the last input.
 
     With the factor of 2 no test passes by returning its input; ``nan`` makes a broken network.
     """
@@ -75,12 +75,13 @@ def write_model(tmp_path: Path) -> Callable[..., Path]:
         taken = {t.name: t.shape for t in card.inputs} if card else {"local_field_ppm": SHAPE}
         names = list(taken)
         values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, taken[n]) for n in names]
-        output = helper.make_tensor_value_info("chi_ppm", TensorProto.FLOAT, SHAPE)
+        gives = card.output.name if card else "chi_ppm"
+        output = helper.make_tensor_value_info(gives, TensorProto.FLOAT, SHAPE)
         constant = onnx.numpy_helper.from_array(np.float32(factor), "factor")
         nodes = [helper.make_node("Mul", [names[-1], "factor"], ["chi"])]
         zero = onnx.numpy_helper.from_array(np.float32(0), "zero")
         nodes.append(helper.make_node("Mul", [names[0], "zero"], ["nothing"]))  # uses every input
-        nodes.append(helper.make_node("Add", ["chi", "nothing"], ["chi_ppm"]))
+        nodes.append(helper.make_node("Add", ["chi", "nothing"], [gives]))
         graph = helper.make_graph(nodes, "twice", values, [output], [constant, zero])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         if card is not None:
