@@ -13,6 +13,12 @@ FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
 FORM = ("unrolled", "split")
 DIPOLE_OP = ("matmul", "function", "plugin")
 IN_THE_GRAPH = {"dipole_op": ("form", "unrolled")}
+IQSM_MARKS = (
+    "EncodeConvs.0.EncodeConv.0.weight",
+    "EncodeConvs.3.EncodeConv.0.weight",
+    "FinalConv.weight",
+)
+OF_IQFM = frozenset({"iqfm", "lfs"})
 
 SPECS = (
     NetworkSpec(
@@ -187,15 +193,28 @@ SPECS = (
         parameters=4_305_409,
         divisor=16,
         gmac_64=15.85,
-        marks=(
-            "EncodeConvs.0.EncodeConv.0.weight",
-            "EncodeConvs.3.EncodeConv.0.weight",
-            "FinalConv.weight",
-        ),
+        marks=IQSM_MARKS,
         published=Weights(
             "https://huggingface.co/sunhongfu/iQSM (a U-net file and a LoT file)", "none declared"
         ),
         doi="10.1016/j.neuroimage.2022.119410",
+        foreign_words=OF_IQFM,
+    ),
+    NetworkSpec(
+        name="iqfm",
+        module="iqfm",
+        inputs=PHASE,
+        output="local_field_ppm",
+        parameters=4_305_409,
+        divisor=16,
+        gmac_64=15.85,
+        marks=IQSM_MARKS,
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM (iQFM_40_v2.pth and LoTLayer_lfs_40_v2.pth)",
+            "none declared",
+        ),
+        doi="10.1016/j.neuroimage.2022.119410",
+        foreign_words=frozenset({"iqsm", "chi"}),
     ),
     NetworkSpec(
         name="iqsm-plus",
@@ -210,6 +229,7 @@ SPECS = (
             "none declared",
         ),
         doi="10.48550/arXiv.2311.07823",
+        foreign_words=OF_IQFM,
     ),
     NetworkSpec(
         name="after-qsm",

@@ -11,7 +11,7 @@ from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.ghpa import AXES, PLANES
-from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.loopnet import LoopNet
@@ -28,9 +28,9 @@ from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.runtime.card.card import LOOPS
 
 
-def iqsm(features: int) -> IQSM:
+def iqsm(features: int, kind: type[IQSM] = IQSM) -> IQSM:
     unet = EncoderDecoder(features, base=2, depth=1)
-    return IQSM(unet, LotLayer(features), unet.divisor)
+    return kind(unet, LotLayer(features), unet.divisor)
 
 
 def iqsm_plus() -> FoldedIQSMPlus:
@@ -79,6 +79,7 @@ SMALL: dict[str, Callable[[], Network]] = {
     "spinet-qsm": lambda: prior(wide_resnet(2, width=2, blocks=1), 2, "spinet"),
     "iqsm v1": lambda: iqsm(1),
     "iqsm v2": lambda: iqsm(3),
+    "iqfm": lambda: iqsm(3, IQFM),
     "iqsm-plus": iqsm_plus,
     "after-qsm recon": lambda: AfterRecon(base=2, depth=1),
     "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),

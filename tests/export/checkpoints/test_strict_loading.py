@@ -17,7 +17,7 @@ from qsm_deploy.export.networks.after_qsm import RECON, REFINE, AfterRecon, Afte
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
-from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import IQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.loopnet import LoopNet
@@ -133,6 +133,9 @@ FILES = {
     "iqsm": Published(
         lambda: without_unet_and_lot(IQSM(*iqsm_layers()[1:], divisor=16)), write_lot_apart
     ),
+    "iqfm": Published(
+        lambda: without_unet_and_lot(IQFM(*iqsm_layers()[1:], divisor=16)), write_lot_apart
+    ),
     "iqsm-plus": Published(lambda: without_unet_and_lot(IQSMPlus(*iqsm_layers())), write_lot_apart),
     "after-qsm": Published(
         lambda: (
@@ -141,6 +144,9 @@ FILES = {
         ),
         write_halves,
     ),
+}
+OF_ONE_FORMAT = {
+    name: pair for pair in (("qsmnet", "qsmnet-plus"), ("iqsm", "iqfm")) for name in pair
 }
 # keys that may lack: settings with a default, the half of the other part, the optimiser's, counters
 OPTIONAL = ("setting_", REFINE, "/Adam", "power", "num_batches_tracked")
@@ -230,11 +236,10 @@ def test_a_wrong_shape_is_named(name: str, wrong: str, states) -> None:
 
 @each_network
 def test_another_networks_file_is_recognised(name: str, states) -> None:
-    of_one_format = ("qsmnet", "qsmnet-plus")
-    for other in states.keys() - {name, *(of_one_format if name in of_one_format else ())}:
-        likely = of_one_format if other in of_one_format else (other,)
+    for other in states.keys() - {name, *OF_ONE_FORMAT.get(name, ())}:
+        likely = " or ".join(OF_ONE_FORMAT.get(other, (other,)))
         assert refusal(name, states[other]).startswith(f"these are not the weights of {name}: ")
-        advice = f"look like {' or '.join(likely)}: pass --model {likely[0]}"
+        advice = f"look like {likely}: pass --model {likely}"
         assert refusal(name, states[other]).endswith(advice)
 
 
