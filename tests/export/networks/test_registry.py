@@ -13,6 +13,7 @@ from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
 from qsm_deploy.export.networks.blocks import ConvBlock
+from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus, IQSMPlus
@@ -25,12 +26,14 @@ from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
+from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.kernels.errors import UsageError, WeightsError
+from tests.export.small import SEPARATION
 
 SIZE = 64
 
@@ -60,6 +63,8 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "iqfm": (lambda: IQFM(*iqsm_layers()[1:], divisor=16),),
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
+    "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
+    "susep-net": (lambda: SusepNet(64, SEPARATION),),
 }
 # what the published weights are trained in, where it is more than the graph
 TRAINED: dict[str, Callable[[], nn.Module]] = {
@@ -99,7 +104,8 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
     network = without_storage(GRAPHS[name][0])
     (row,) = [row for row in list_rows() if row["network"] == name]
     assert row["inputs"] == {info.name: info.unit for info in network.inputs}
-    assert row["output"] == {network.output.name: network.output.unit}
+    outputs = (network.output, *network.further_outputs)
+    assert row["output"] == {info.name: info.unit for info in outputs}
     assert tuple(row["inputs"]) == REGISTRY[name].inputs
 
 
