@@ -141,6 +141,7 @@ def export_network(
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
     refuse_models(files, spec.name)
+    spec.refuse_foreign(files)
     state = load_state(*files, fits=recognise, say=say)
     refuse_quantised(state)
     direction = None

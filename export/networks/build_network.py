@@ -39,7 +39,7 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
         names = " or ".join(other.name for other in likely)
         raise WeightsError(
             f"these are not the weights of {spec.name}: {what}; these keys look like {names}: "
-            f"pass --model {likely[0].name}"
+            f"pass --model {names}"
         )
     module = importlib.import_module(f"qsm_deploy.export.networks.{spec.module}")
     return require_network(module.network_from_state(state, choices), spec.name)
