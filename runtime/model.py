@@ -347,7 +347,8 @@ def run(
         b0_direction, voxel_size, negate, chi, r2prime, patch, overlap, blend, data_consistency,
         dc_iterations, allow_geometry, memory_limit, magnitude, noise_map, phase, real, imag,
         echo_times, phase_scale, total_field, local_field, quality, r2star, brain_mask,
-        background_removal, erode, until; and ``method`` with what is said to it. Without ``output`` no map is written.
+        background_removal, erode, until; and ``method`` with what is said to it. Without
+        ``output`` no map is written.
         Notes are issued as warnings, and stand in the report.
 
     Raises
