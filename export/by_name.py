@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "qsm-export"
 OPTIONS = ("residual", "form", "orientations", "dipole_op", "part")  # what is chosen of a network
-PASSED = ("weights", "normalisation", "b0_direction", *COMMON, *OPTIONS)
+OF_NETWORKS = ("normalisation", "b0_direction", *OPTIONS)  # what other exports have not
+PASSED = ("weights", *COMMON, *OF_NETWORKS)
 
 
 def export_network(

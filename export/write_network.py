@@ -158,8 +158,11 @@ def write_network(
             verified = replace(verified, reference=f"{verified.reference} {instead}")
             say(f"verified the same network {instead}")
         say("measuring the receptive field")
-        receptive_field = cached_receptive_field(
-            card, lambda: measure_receptive_field(module, card)
+        # where it was probed, code that may have changed decides it and not the weights alone
+        receptive_field = (
+            cached_receptive_field(card, lambda: measure_receptive_field(module, card))
+            if module.reach is None
+            else measure_receptive_field(module, card)
         )
         memory: dict[str, MemoryUse] = {}
         for backend in graphs.running:
@@ -205,6 +208,14 @@ class Named(Protocol):
     @property
     def doi(self) -> str | None:
         """Of the paper that describes it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The same, of a network that is none of those known."""
+
+    name: str
+    doi: str | None
 
 
 @dataclass(frozen=True)

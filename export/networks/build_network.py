@@ -29,7 +29,8 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
         If a key is missing, left over, of another shape, or not finite, or the keys are those of
         another network; the message names the key and that network.
     UsageError
-        If its file cannot be imported, a choice that the network needs was not made, or its class lacks what the export asks.
+        If its file cannot be imported, a choice that the network needs was not made, or its class
+        lacks what the export asks.
     """
     likely = recognise(state)
     if likely and spec not in likely:
