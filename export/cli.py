@@ -261,7 +261,7 @@ def _exported(arguments: argparse.Namespace, say: Callable[[str], None]) -> "Exp
                 "--card is for --module and --onnx; the networks of --list have theirs"
             )
         given = {name: getattr(arguments, name) for name in PASSED}
-        return export_network(arguments.model, **given, **about)
+        return export_network(arguments.model, **(given | common))
     if arguments.module is None and arguments.onnx is None:
         raise UsageError(
             "name a network with --model, of which --list shows those known, or your own with "

@@ -169,7 +169,8 @@ def _gather(a: Attributes, x: Value, index: Value) -> Value:
     if isinstance(index, int):
         return x.select(axis, index)
     at = torch.as_tensor(index)
-    return x.index_select(axis, at.flatten()).unflatten(axis, at.shape)
+    shape = (*x.shape[:axis], *at.shape, *x.shape[axis:][1:])
+    return x.index_select(axis, at.flatten()).reshape(shape)
 
 
 def _slice(
@@ -272,8 +273,8 @@ def _unsqueeze(a: Attributes, x: Value, axes: Value = None) -> Value:
 def _split(a: Attributes, x: Tensor, split: Value = None) -> tuple[Tensor, ...]:
     axis, split = a.get("axis", 0), _given(a, "split", split)
     if split is None:
-        return x.chunk(a["num_outputs"], dim=axis)
-    return x.split(split, dim=axis)
+        return torch.chunk(x, a["num_outputs"], dim=axis)
+    return torch.split(x, split, dim=axis)
 
 
 def _instance_norm(a: Attributes, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def _wrapped(module: nn.Module, groups: Sequence[Sequence[str]], stated: Stated)
         if s != Scaling(0.0, 1.0)
         for what, value in (("mean", s.mean), ("std", s.std))
     }
-    return network
+    return network.eval()
 
 
 def _require_normalisation(stated: Stated, names: Sequence[str]) -> None:
