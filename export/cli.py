@@ -4,13 +4,18 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.calibration.budgets import DEFAULTS
 from qsm_deploy.export.int8.arguments import add_int8, int8_result, int8_text, positive
+from qsm_deploy.export.networks.network_spec import flag
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
+
+if TYPE_CHECKING:
+    from qsm_deploy.export.write_network import Exported
 
 NAME = "qsm-export"
 OUTPUT_HELP = (
@@ -29,6 +34,8 @@ examples:
   qsm-export --model tv-unet --int8 --calibration maps/ -o tv-unet.onnx --layers layers.json
   qsm-export --model lpcnn --weights Bmodel.pkl --orientations 2
   qsm-export --model modl-qsm --weights last.h5 --dipole-op plugin
+  qsm-export --module net.py:build --weights w.pth --card card.toml -o mine.onnx
+  qsm-export --onnx theirs.onnx --card card.toml --fp16 -o mine.plan
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
 
 exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot be exported or a missing library,
@@ -54,7 +61,23 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--model", metavar="NAME", help="the network; --list names them")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="NAME", help="the network; --list names them")
+    which.add_argument(
+        "--module",
+        metavar="FILE.py:FUNCTION",
+        help="a network of your own: what the function returns, a torch.nn.Module; or "
+        "package.module:function (docs/own-network.md)",
+    )
+    which.add_argument(
+        "--onnx", type=Path, metavar="FILE", help="an ONNX file that something else made"
+    )
+    p.add_argument(
+        "--card",
+        type=Path,
+        metavar="FILE.toml",
+        help="for --module and --onnx: what neither says of itself; what is missing is named",
+    )
     p.add_argument(
         "--weights",
         type=Path,
@@ -225,24 +248,46 @@ def _describe(arguments: argparse.Namespace) -> str:
     return json.dumps(found) if arguments.json else describe_text(found)
 
 
+def _exported(arguments: argparse.Namespace, say: Callable[[str], None]) -> "Exported":
+    """Export what was named: a network that is known, a module, or an ONNX file."""
+    from qsm_deploy.export.by_name import OF_NETWORKS, PASSED, export_network
+    from qsm_deploy.export.order import COMMON
+
+    common: dict[str, Any] = {name: getattr(arguments, name) for name in COMMON}
+    common |= {"say": say, "bar": sys.stderr.isatty() and not arguments.quiet}
+    if arguments.model is not None:
+        if arguments.card is not None:
+            raise UsageError(
+                "--card is for --module and --onnx; the networks of --list have theirs"
+            )
+        given = {name: getattr(arguments, name) for name in PASSED}
+        return export_network(arguments.model, **(given | common))
+    if arguments.module is None and arguments.onnx is None:
+        raise UsageError(
+            "name a network with --model, of which --list shows those known, or your own with "
+            "--module or --onnx"
+        )
+    if strange := [name for name in OF_NETWORKS if getattr(arguments, name)]:
+        raise UsageError(f"{flag(strange[0])} is for the networks of --list, with --model")
+    from qsm_deploy.export.own.export import export_module, export_onnx
+
+    if arguments.onnx is not None:
+        if arguments.weights:
+            raise UsageError(f"--weights: {arguments.onnx} holds its own; leave them out")
+        return export_onnx(arguments.onnx, arguments.card, **common)
+    return export_module(arguments.module, arguments.card, weights=arguments.weights, **common)
+
+
 def _export(arguments: argparse.Namespace) -> str:
 
     def say(line: str) -> None:
         if not arguments.quiet:
             print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
-    if arguments.model is None:
-        raise UsageError("name a network with --model; --list shows those known")
-    from qsm_deploy.export.by_name import PASSED, export_network
     from qsm_deploy.kernels.geometry import shape_text
     from qsm_deploy.runtime.card.read import PLAN
 
-    exported = export_network(
-        arguments.model,
-        **{name: getattr(arguments, name) for name in PASSED},
-        say=say,
-        bar=sys.stderr.isatty() and not arguments.quiet,
-    )
+    exported = _exported(arguments, say)
     card = exported.card
     if arguments.json:
         result = {

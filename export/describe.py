@@ -7,7 +7,7 @@ from typing import Any
 
 from qsm_deploy.export.checkpoints.file_kind import stand_in
 from qsm_deploy.export.networks.network_spec import NetworkSpec, flag
-from qsm_deploy.export.networks.registry import REGISTRY, recognise
+from qsm_deploy.export.networks.registry import additions, known_networks, recognise
 from qsm_deploy.kernels.errors import CardError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import TASKS, UNITS, ModelCard, Task, parse_card
 from qsm_deploy.runtime.card.plan_file import PlanFile, read_plan
@@ -137,13 +137,14 @@ def list_rows() -> list[dict[str, Any]]:
             "licence": spec.published.licence,
             "doi": spec.doi,
         }
-        for spec in REGISTRY.values()
+        for spec in known_networks().values()
     ]
 
 
 def list_text(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as people read them."""
-    return "\n".join(line for row in rows for line in _lines(row))
+    """Return the rows as people read them, then what was refused of other packages."""
+    refused = (f"refused: {name}, {why}" for name, why in additions().refused.items())
+    return "\n".join([*(line for row in rows for line in _lines(row)), *refused])
 
 
 def _lines(row: dict[str, Any]) -> list[str]:

@@ -1,10 +1,10 @@
-"""The whole export: build, trace, verify, measure, write; the file appears last, or not at all."""
+"""The whole export: trace, verify, measure, write; the file appears last, or not at all."""
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import onnx
 
@@ -12,7 +12,6 @@ from qsm_deploy.calibration.budgets import budgets_for
 from qsm_deploy.calibration.int8.calibration import Int8Choices, read_calibration
 from qsm_deploy.calibration.int8.choice import Int8Result
 from qsm_deploy.calibration.int8.table import row_dicts
-from qsm_deploy.export.checkpoints.state import StateDict, state_sha256
 from qsm_deploy.export.graph.dipole_lowering import DEFAULT, RUN_BY, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module, with_card
 from qsm_deploy.export.graph.reduced_precision import with_precision
@@ -27,9 +26,7 @@ from qsm_deploy.export.measure.rounding import (
     verification_from,
 )
 from qsm_deploy.export.measure.verification import Difference, measure_differences
-from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.networks.network_spec import NetworkSpec
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import (
     SCHEMA,
@@ -68,12 +65,10 @@ class Exported:
 
 
 def write_network(
-    spec: NetworkSpec,
-    state: StateDict,
+    module: Network,
+    card: ModelCard,
     output: Path,
     *,
-    licence: str,
-    choices: Choices,
     precision: GraphPrecision = "fp32",
     plan: PlanChoices | None = None,
     int8: Int8Choices | None = None,
@@ -89,16 +84,12 @@ def write_network(
 
     Parameters
     ----------
-    spec
-        The network.
-    state
-        Its weights.
+    module
+        The network, in evaluation mode.
+    card
+        What is known of it, as :func:`provisional_card` says it.
     output
         The file to write; the card goes to ``.json`` beside it.
-    licence
-        Of the weights.
-    choices
-        What the user chose of what the weights do not say.
     precision
         What the graph computes in where it tolerates it.
     plan
@@ -122,8 +113,6 @@ def write_network(
     ------
     UsageError
         If an output exists and ``force`` is false, or the engine has not what was chosen.
-    WeightsError
-        If the weights are not this network's.
     ExportError
         If it cannot be written as ONNX, or the engine refuses it.
     MissingDependencyError
@@ -132,20 +121,15 @@ def write_network(
         If it differs from PyTorch by more than the gate; no file is left.
     """
     layers_path = plan.layers if plan else int8.layers if int8 else None
-    targets = {output, fp16_output or output}
-    reports = [layers_path] if layers_path else []
-    for path in (*targets, *(target.with_suffix(".json") for target in targets), *reports):
-        check_writable(path, force=force)
-    module = build_network(spec, state, choices)
+    check_outputs({output, fp16_output or output}, layers_path, force=force)
     if plan:
         profile = profile_from(plan.shapes, module.divisor, patchable=module.why_whole is None)
         built = plan_target(plan).options() | {"shapes": str(profile)}
-        if choices.options.get("dipole_op") == "plugin":
+        if card.options.get("dipole_op") == "plugin":
             prepare_plugin(plan.engine)
-    card = provisional_card(spec, module, choices, licence, state_sha256(state))
     maps = None if int8 is None else read_calibration(card, int8, say)
     say("tracing")
-    dipole_op = cast(DipoleOp, choices.options.get("dipole_op", DEFAULT))
+    dipole_op = cast(DipoleOp, card.options.get("dipole_op", DEFAULT))
     exact = _trace(module, dipole_op, precision)
     found = None
     if int8 is not None and maps is not None:
@@ -174,8 +158,11 @@ def write_network(
             verified = replace(verified, reference=f"{verified.reference} {instead}")
             say(f"verified the same network {instead}")
         say("measuring the receptive field")
-        receptive_field = cached_receptive_field(
-            card, lambda: measure_receptive_field(module, card)
+        # where it was probed, code that may have changed decides it and not the weights alone
+        receptive_field = (
+            cached_receptive_field(card, lambda: measure_receptive_field(module, card))
+            if module.reach is None
+            else measure_receptive_field(module, card)
         )
         memory: dict[str, MemoryUse] = {}
         for backend in graphs.running:
@@ -194,6 +181,41 @@ def write_network(
         files[layers_path] = report.encode()
     write_together(files, force=force)
     return Exported(output, card_path, len(data), card, tuple(differences), rounding, found)
+
+
+def check_outputs(targets: set[Path], layers: Path | None, *, force: bool) -> None:
+    """Refuse what could not be written in the end, the cards beside the files too.
+
+    Raises
+    ------
+    UsageError
+        If one exists and ``force`` is false.
+    DataError
+        If its folder is none.
+    """
+    reports = [layers] if layers else []
+    for path in (*targets, *(target.with_suffix(".json") for target in targets), *reports):
+        check_writable(path, force=force)
+
+
+class Named(Protocol):
+    """What a card says of a network besides what its module says."""
+
+    @property
+    def name(self) -> str:
+        """Of the network."""
+
+    @property
+    def doi(self) -> str | None:
+        """Of the paper that describes it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The same, of a network that is none of those known."""
+
+    name: str
+    doi: str | None
 
 
 @dataclass(frozen=True)
@@ -280,7 +302,7 @@ def _for_people(card: ModelCard) -> str:
 
 
 def provisional_card(
-    spec: NetworkSpec, module: Network, choices: Choices, licence: str, sha256: str
+    spec: Named, module: Network, choices: Choices, licence: str, sha256: str
 ) -> ModelCard:
     """Return the card as far as it is known before anything is measured."""
     patchable: Literal["yes", "no", "split"] = "yes" if module.why_whole is None else "no"
@@ -309,6 +331,7 @@ def provisional_card(
         licence=licence,
         doi=spec.doi,
         made_by=made_by(),
+        axes=module.axes,
         priors=module.priors,
         anchor=module.anchor,
         further_outputs=module.further_outputs,

@@ -22,6 +22,8 @@ TRAINING_ONLY = frozenset({"BatchNormalization", "Dropout", "RandomNormal", "Ran
 def onnx_from_module(module: Network, dipole_op: DipoleOp = DEFAULT) -> onnx.ModelProto:
     """Trace a network for any batch and any spatial size that its divisor divides.
 
+    One that computes at the size of its tiles only is traced for that, and for one volume.
+
     Parameters
     ----------
     module
@@ -46,10 +48,11 @@ def onnx_from_module(module: Network, dipole_op: DipoleOp = DEFAULT) -> onnx.Mod
     divisor = module.divisor
     cell = divisor * math.ceil(SMALLEST_CELL / divisor)
     sizes = {"n": 2, "x": 2 * cell, "y": 3 * cell, "z": 4 * cell}
-    axes: dict[int, Any] = {0: Dim("n")}
-    axes |= {
+    axes: dict[int, Any] | None = {0: Dim("n")} | {
         2 + i: divisor * Dim(axis) if divisor > 1 else Dim(axis) for i, axis in enumerate("xyz")
     }
+    if module.only_tiles and module.tiles is not None:
+        sizes, axes = {"n": 1} | dict(zip("xyz", module.tiles.size, strict=True)), None
     model = trace(
         module,
         example_tensors(module.inputs, sizes),

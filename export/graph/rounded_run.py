@@ -10,7 +10,6 @@ it. An engine that fuses them multiplies the integers, which is the same but for
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,12 +18,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
-from torch.nn import functional
 
+from qsm_deploy.export.graph.torch_operators import OPERATORS, Attributes
 from qsm_deploy.kernels.errors import ExportError
 
 REDUCED = (torch.float16, torch.bfloat16)
-Attributes = Mapping[str, Any]
 
 
 class RoundedRun:
@@ -106,56 +104,6 @@ def _tensor(stored: onnx.TensorProto) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _convolution(attributes: Attributes, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-    chosen = {
-        "stride": attributes.get("strides", 1),
-        "dilation": attributes.get("dilations", 1),
-        "groups": attributes.get("group", 1),
-    }
-    x, padding = _padded(attributes, x)
-    convolve: Callable[..., Tensor] = getattr(functional, f"conv{x.ndim - 2}d")
-    return convolve(x, weight, bias, padding=padding, **chosen)
-
-
-def _transposed(attributes: Attributes, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-    _require_unpadded(attributes)
-    return functional.conv_transpose3d(
-        x, weight, bias, stride=attributes.get("strides", 1), groups=attributes.get("group", 1)
-    )
-
-
-def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
-    _require_unpadded(attributes)
-    return functional.max_pool3d(x, attributes["kernel_shape"], attributes["strides"])
-
-
-def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
-    _require_unpadded(attributes)
-    return functional.avg_pool3d(x, attributes["kernel_shape"], attributes["strides"])
-
-
-def _padded(attributes: Attributes, x: Tensor) -> tuple[Tensor, Sequence[int] | int]:
-    pads = attributes.get("pads")
-    if pads is None:
-        return x, 0
-    half = len(pads) // 2
-    if pads[:half] == pads[half:]:
-        return x, pads[:half]
-    both = [n for pair in zip(pads[:half][::-1], pads[half:][::-1], strict=True) for n in pair]
-    return functional.pad(x, both), 0
-
-
-def _require_unpadded(attributes: Attributes) -> None:
-    odd = [name for name in ("pads", "output_padding") if any(attributes.get(name, ()))]
-    odd += ["dilations"] * any(n != 1 for n in attributes.get("dilations", ()))
-    if odd or attributes.get("ceil_mode", 0):
-        raise ExportError(f"an operator with {', '.join(odd) or 'ceil_mode'} cannot be run here")
-
-
-def _gelu(attributes: Attributes, x: Tensor) -> Tensor:
-    return functional.gelu(x, approximate=attributes.get("approximate", b"none").decode())
-
-
 def _quantise(attributes: Attributes, x: Tensor, scale: Tensor) -> Tensor:
     y = torch.round(x.float() / _along(scale, attributes, x.ndim))  # halves to even
     return y.clamp_(-128, 127).to(torch.int8)
@@ -177,18 +125,4 @@ def _along(scale: Tensor, attributes: Attributes, rank: int) -> Tensor:
 QDQ: dict[str, Callable[[Attributes, Tensor, Tensor], Tensor]] = {
     "QuantizeLinear": _quantise,
     "DequantizeLinear": _dequantise,
-}
-OPERATORS: dict[str, Callable[..., Tensor]] = {
-    "Conv": _convolution,
-    "ConvTranspose": _transposed,
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
-    "Relu": lambda attributes, x: torch.relu(x),
-    "LeakyRelu": lambda attributes, x: functional.leaky_relu(x, attributes.get("alpha", 0.01)),
-    "Sigmoid": lambda attributes, x: torch.sigmoid(x),
-    "Gelu": _gelu,
-    "Add": lambda attributes, x, y: x + y,
-    "Sub": lambda attributes, x, y: x - y,
-    "Mul": lambda attributes, x, y: x * y,
-    "Concat": lambda attributes, *parts: torch.cat(parts, dim=attributes["axis"]),
 }

@@ -1,6 +1,7 @@
 """From a PyTorch module to an ONNX graph, without what the exporter says of itself."""
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -45,14 +46,18 @@ def trace(
     ExportError
         If it cannot be traced.
     """
-    name = type(module).__name__
+    name, shapes = type(module).__name__, tuple(dynamic_shapes)
+    if any(
+        p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()
+    ):
+        shapes = (shapes,)  # to PyTorch they are one argument
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
                 module,
                 tuple(tensors),
                 dynamo=True,
-                dynamic_shapes=tuple(dynamic_shapes),
+                dynamic_shapes=shapes,
                 input_names=list(inputs),
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATION,

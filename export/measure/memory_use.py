@@ -26,7 +26,7 @@ SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))
 
 
 def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = SHAPES) -> MemoryUse:
-    """Return the line through the peaks at two shapes.
+    """Return the line through the peaks at two shapes, or that of a tile where there are tiles.
 
     Parameters
     ----------
@@ -35,19 +35,29 @@ def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = S
     backend
         One that is installed.
     shapes
-        Two sizes, the smaller first, multiples of the divisor.
+        Two sizes, the smaller first; rounded up to multiples of the divisor.
 
     Raises
     ------
     ExportError
         If a measurement fails.
     """
+    card = load_card(path)
+    if card.tiles is not None:  # nothing else is ever run
+        peak = _peak_in_new_process(path, backend, card.tiles.size)
+        return MemoryUse(max(0, peak - math.prod(card.tiles.size)), 1)
+    fitting = [_rounded_up(shape, card.divisor) for shape in shapes]
     (small, large), (low, high) = (
-        [math.prod(shape) for shape in shapes],
-        [_peak_in_new_process(path, backend, shape) for shape in shapes],
+        [math.prod(shape) for shape in fitting],
+        [_peak_in_new_process(path, backend, shape) for shape in fitting],
     )
     slope = max(0.0, (high - low) / (large - small))
     return MemoryUse(max(0, round(low - slope * small)), math.ceil(slope))
+
+
+def _rounded_up(shape: Shape, divisor: int) -> Shape:
+    x, y, z = (divisor * math.ceil(n / divisor) for n in shape)
+    return x, y, z
 
 
 def peak_bytes(path: Path, backend: Backend, shape: Shape) -> int:

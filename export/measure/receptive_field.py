@@ -1,5 +1,8 @@
 """How far an output voxel sees: what the layers allow, and what the weights make of it."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +14,7 @@ from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard, ReceptiveField
 
 ENERGY_KEPT = 0.999999
-LONGEST = 4096
+FIRST, LONGEST = 32, 4096
 # Trained dipole networks see farthest along B0, here the last axis: in a (160, 160, 160) box
 # the energy of IR2QSM's gradient ends 33, 34 and 57 voxels from its voxel, in this box at 58.
 BOX = (48, 48, 192)
@@ -23,16 +26,35 @@ def measure_receptive_field(module: Network, card: ModelCard) -> ReceptiveField:
     """Return the theoretical receptive field and the measured halo [voxels to each side]."""
     if module.why_whole is not None:
         return ReceptiveField(None, None, ENERGY_KEPT)
-    theoretical = theoretical_receptive_field(module)
+    known = module.reach
+    theoretical = theoretical_receptive_field(module) if known is None else known
     halo = min(theoretical, effective_halo(module, card, theoretical))
     return ReceptiveField(theoretical, halo, ENERGY_KEPT)
 
 
-def theoretical_receptive_field(module: Network) -> int:
+def theoretical_receptive_field(
+    module: Network,
+    *,
+    axis: int = 0,
+    positions: Sequence[int] | None = None,
+    first: int = FIRST,
+    longest: int = LONGEST,
+) -> int:
     """Return how far one input voxel reaches at most, over all positions on the pooling grid.
 
     A NaN spreads through every layer exactly as far as the layer looks, whatever the weights;
     a long thin volume is enough to see how far.
+
+    Parameters
+    ----------
+    module
+        In evaluation mode.
+    axis
+        Along which to look.
+    positions
+        On the pooling grid; by default all.
+    first, longest
+        How long the volume is at first, in divisors, and at most, in voxels.
 
     Raises
     ------
@@ -40,27 +62,38 @@ def theoretical_receptive_field(module: Network) -> int:
         If it has no end.
     """
     divisor = module.divisor
-    length = 32 * divisor
-    while length <= LONGEST:
+    length = first * divisor
+    while length <= longest:
         middle = length // 2
-        sizes = {"n": divisor, "x": length, "y": divisor, "z": divisor}
-        tensors = example_tensors(module.inputs, sizes)
-        for tensor, info in zip(tensors, module.inputs, strict=True):
-            for i in range(divisor if info.is_volume and info.name != "mask" else 0):
-                tensor[i, :, middle + i] = float("nan")
-        with torch.inference_mode():
-            reached = module(*tensors).isnan().any(dim=-1).any(dim=-1).any(dim=1)
-        distance = [
-            int((torch.nonzero(row)[:, 0] - middle - i).abs().max())
-            for i, row in enumerate(reached)
-        ]
-        if max(distance) < middle - divisor:
-            return max(distance)
+        distances = []
+        for i in range(divisor) if positions is None else positions:
+            distances.append(_reach(module, axis, length, middle + i))
+            if distances[-1] >= middle - divisor:
+                break
+        else:
+            return max(distances)
         length *= 2
     raise ExportError(
-        f"{type(module).__name__} sees farther than {LONGEST // 2} voxels; "
+        f"{type(module).__name__} sees farther than {longest // 2} voxels; "
         "only convolutional networks can be run in patches"
     )
+
+
+def _reach(module: Network, axis: int, length: int, at: int) -> int:
+    """Return how far along an axis the inputs at one place are seen."""
+    sizes = {"n": 1} | {name: module.divisor for name in "xyz"} | {"xyz"[axis]: length}
+    tensors = example_tensors(module.inputs, sizes)
+    for tensor, info in zip(tensors, module.inputs, strict=True):
+        if info.is_volume and info.name != "mask":
+            tensor.select(2 + axis, at).fill_(float("nan"))
+    with torch.inference_mode():
+        outputs = module(*tensors)
+    reached = [
+        y.isnan().movedim(2 + axis, 0).flatten(1).any(dim=1)
+        for y in (outputs if isinstance(outputs, tuple) else (outputs,))
+    ]
+    seen = torch.nonzero(torch.stack(reached).any(dim=0))[:, 0]
+    return int((seen - at).abs().max()) if len(seen) else 0
 
 
 def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
@@ -70,7 +103,11 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     phantom's field, the largest of a few voxels counts.
     """
     inputs = phantom_inputs(card, phantom_scan(card, HEAD))
-    box = [min(b, card.divisor * -(-(2 * theoretical + 16) // card.divisor)) for b in BOX]
+    d, enough = card.divisor, 2 * theoretical + 16
+    box = [
+        d * min(math.ceil(b / d), math.ceil(enough / d), n // d)
+        for b, n in zip(BOX, HEAD, strict=True)
+    ]
     x, y, z = (slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(HEAD, box, strict=True))
     tensors, sources = [], []
     for name, value in inputs.items():
@@ -82,11 +119,12 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     for parameter in trained:  # keeps activations from being stored for the weights' gradients
         parameter.requires_grad_(False)
     try:
-        output = module(*tensors)
+        outputs = module(*tensors)
+        output = torch.cat(outputs, dim=1) if isinstance(outputs, tuple) else outputs
         halos = []
         for offset in OFF_CENTRE:
             i, j, k = (n // 2 + o for n, o in zip(box, offset, strict=True))
-            gradients = torch.autograd.grad(output[0, 0, i, j, k], sources, retain_graph=True)
+            gradients = torch.autograd.grad(output[0, :, i, j, k].sum(), sources, retain_graph=True)
             energy = sum(
                 ((g[0].double().numpy() ** 2).sum(axis=0) for g in gradients), np.zeros(box)
             )

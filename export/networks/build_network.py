@@ -1,14 +1,14 @@
 """From a state dict to the module that it belongs to, or to the name of the one it looks like."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from qsm_deploy.export.networks.network import Choices, Network, require_network
 from qsm_deploy.export.networks.network_spec import NetworkSpec
-from qsm_deploy.export.networks.registry import recognise
-from qsm_deploy.kernels.errors import WeightsError
+from qsm_deploy.export.networks.registry import REGISTRY, recognise
+from qsm_deploy.kernels.errors import UsageError, WeightsError
 
 
 def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choices) -> Network:
@@ -29,7 +29,8 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
         If a key is missing, left over, of another shape, or not finite, or the keys are those of
         another network; the message names the key and that network.
     UsageError
-        If a choice that the network needs was not made, or its class lacks what the export asks.
+        If its file cannot be imported, a choice that the network needs was not made, or its class
+        lacks what the export asks.
     """
     likely = recognise(state)
     if likely and spec not in likely:
@@ -41,5 +42,24 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
             f"these are not the weights of {spec.name}: {what}; these keys look like {names}: "
             f"pass --model {names}"
         )
-    module = importlib.import_module(f"qsm_deploy.export.networks.{spec.module}")
-    return require_network(module.network_from_state(state, choices), spec.name)
+    return require_network(_builder(spec)(state, choices), spec.name)
+
+
+def _builder(spec: NetworkSpec) -> Callable[[Mapping[str, Tensor], Choices], object]:
+    """Return the function of the network's file, which may be another package's."""
+    if spec.name in REGISTRY:
+        module = importlib.import_module(f"qsm_deploy.export.networks.{spec.module}")
+    else:
+        try:
+            module = importlib.import_module(spec.module)
+        except Exception as error:  # whatever somebody's file raises
+            raise UsageError(
+                f"--model {spec.name}: {spec.module} cannot be imported ({error}); mend or "
+                "uninstall that package"
+            ) from error
+    build: Callable[[Mapping[str, Tensor], Choices], object] | None = getattr(
+        module, "network_from_state", None
+    )
+    if build is None:
+        raise UsageError(f"--model {spec.name}: {spec.module} has no network_from_state")
+    return build

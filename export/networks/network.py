@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from qsm_deploy.kernels.ends import RAS
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import (
     Anchor,
@@ -75,6 +76,12 @@ class Network(nn.Module):
         Maps of the whole volume that the runtime makes for inputs of their names.
     anchor
         What the map keeps of one of these.
+    axes
+        The ends that x, y and z of the training's arrays run to.
+    reach
+        How far an output voxel sees at most [voxels], where that is known before it is measured.
+    only_tiles
+        Whether it computes at the size of its tiles and no other.
     pad_front
         How much of the padding to the divisor lies in front.
     tiles
@@ -91,6 +98,9 @@ class Network(nn.Module):
     why_whole: str | None = None
     priors: tuple[PriorMap, ...] = ()
     anchor: Anchor | None = None
+    axes: str = RAS
+    reach: int | None = None
+    only_tiles: bool = False
     pad_front: PadFront = "ceil"
     tiles: Tiles | None = None
     normalisation: Mapping[str, float] = {}

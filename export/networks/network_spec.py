@@ -27,7 +27,7 @@ class NetworkSpec:
     name
         What ``--model`` calls it.
     module
-        The file under ``networks`` that builds it.
+        The file under ``networks`` that builds it; of an entry point the dotted path of one.
     inputs
         The names of what its graph takes, with the default options.
     parameters

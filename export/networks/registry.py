@@ -1,9 +1,13 @@
 """The networks that can be exported."""
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from qsm_deploy.export.networks.network_spec import NetworkSpec, Weights
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.card.card import UNITS
 
 OWN_LICENCE = "as qsm-deploy"
 FIELD = ("local_field_ppm",)
@@ -280,7 +284,44 @@ SPECS = (
         doi="10.48550/arXiv.2506.13293",
     ),
 )
-REGISTRY = {spec.name: spec for spec in SPECS}
+REGISTRY = {spec.name: spec for spec in SPECS}  # those of this package
+GROUP = "qsm_deploy.networks"  # of entry points, with which other packages add theirs
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What other packages add: networks by name, and why those that are refused are."""
+
+    specs: Mapping[str, NetworkSpec]
+    refused: Mapping[str, str]
+
+
+@functools.cache
+def additions() -> Additions:
+    """Return the networks of the entry points that are installed."""
+    specs: dict[str, NetworkSpec] = {}
+    refused: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            spec = entry.load()
+        except Exception as error:  # of somebody's package: whatever it raises
+            lines = str(error).strip().splitlines() or [""]
+            refused[entry.name] = f"{entry.value}: {type(error).__name__}: {lines[0]}"
+            continue
+        if not isinstance(spec, NetworkSpec):
+            refused[entry.name] = f"{entry.value} is no NetworkSpec, but a {type(spec).__name__}"
+        elif spec.output not in UNITS:
+            refused[entry.name] = f"{entry.value}: its output {spec.output} is none that is known"
+        elif spec.name in REGISTRY or spec.name in specs:
+            refused[entry.name] = f"{entry.value}: a network is called {spec.name} already"
+        else:
+            specs[spec.name] = spec
+    return Additions(specs, refused)
+
+
+def known_networks() -> Mapping[str, NetworkSpec]:
+    """Return the networks of this package, and those that others add."""
+    return {**REGISTRY, **additions().specs}
 
 
 def network_spec(name: str) -> NetworkSpec:
@@ -289,11 +330,17 @@ def network_spec(name: str) -> NetworkSpec:
     Raises
     ------
     UsageError
-        If there is none.
+        If there is none, or an entry point of that name was refused; the message says why.
     """
-    if name not in REGISTRY:
-        raise UsageError(f"--model {name}: no such network; known are {', '.join(REGISTRY)}")
-    return REGISTRY[name]
+    known = known_networks()
+    if name in known:
+        return known[name]
+    if name in (refused := additions().refused):
+        raise UsageError(
+            f"--model {name}: its entry point cannot be used ({refused[name]}); mend or uninstall "
+            "that package"
+        )
+    raise UsageError(f"--model {name}: no such network; known are {', '.join(known)}")
 
 
 def recognise(keys: Collection[str]) -> tuple[NetworkSpec, ...]:
@@ -302,7 +349,7 @@ def recognise(keys: Collection[str]) -> tuple[NetworkSpec, ...]:
     The most telling marks win; networks that share a format come together.
     """
     names = {key.removeprefix("Unet.") for key in keys}
-    fitting = [spec for spec in SPECS if names.issuperset(spec.marks)]
+    fitting = [s for s in known_networks().values() if s.marks and names.issuperset(s.marks)]
     most = max((len(spec.marks) for spec in fitting), default=0)
     first = next((spec for spec in fitting if len(spec.marks) == most), None)
     return tuple(spec for spec in fitting if first and spec.marks == first.marks)

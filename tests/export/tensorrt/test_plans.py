@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from qsm_deploy.export import by_name
-from qsm_deploy.export.by_name import choose_output
+from qsm_deploy.export import order
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.measure import rounding as rounding_error
+from qsm_deploy.export.order import choose_output
 from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.runtime.card.card import parse_card
 from qsm_deploy.runtime.card.plan_file import read_plan
@@ -114,7 +114,7 @@ def same_as_the_onnx_file(capsys) -> None:
 def test_the_suffix_decides_or_what_is_installed(
     given, engine, precision, installed, expected, monkeypatch
 ) -> None:
-    monkeypatch.setattr(by_name, "installed_engines", lambda: installed)
+    monkeypatch.setattr(order, "installed_engines", lambda: installed)
     path = None if given is None else Path(given)
     output, chosen, why = choose_output(path, engine, "net", precision)
     assert (str(output), chosen) == expected
