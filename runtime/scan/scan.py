@@ -289,6 +289,8 @@ class Reading:
             )
         sign = -1.0 if self.negate else 1.0
         echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
+        if self.quantity == "phase_rad":
+            echo_time_s = next(iter(self.echo_times_s), None)  # each echo has its own
         factor = ppm_per_unit(units, echo_time_s=echo_time_s, field_strength_t=field_strength_t)
         return sign if self.quantity == "phase_rad" else sign * factor
 
@@ -349,7 +351,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         first.directed_affine,
         quantity=reading.quantity,
         more_b0_directions=more,
-        echo_time_s=reading.echo_time_s,
+        echo_time_s=times[0] if times else reading.echo_time_s,
         field_strength_t=reading.field_strength_t,
         more_echo_times_s=times[1:],
         echo_weights=_weights(files.magnitude, first, mask, times) if several else None,

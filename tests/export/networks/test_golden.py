@@ -139,6 +139,12 @@ def golden(row: Row, shared: Path) -> Golden:
 
 @pytest.fixture(scope="module")
 def network(row: Row, golden: Golden, shared: Path, formula_state: Callable[..., State]) -> Network:
+    return network_of(row, golden, shared, formula_state)
+
+
+def network_of(
+    row: Row, golden: Golden, shared: Path, formula_state: Callable[..., State]
+) -> Network:
     """Return what the list of published keys builds: strict loading compares both."""
     state = formula_state(
         {
