@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
@@ -63,6 +64,7 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "iqfm": (lambda: IQFM(*iqsm_layers()[1:], divisor=16),),
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
+    "bfrnet": (BFRnet,),
     "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
     "susep-net": (lambda: SusepNet(64, SEPARATION),),
 }
