@@ -109,18 +109,14 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> BFRnet:
         raise WeightsError(f"{twice} is the name of two layers; pass the file for this network")
     depth = count_parts(named, "EncoderSection{}Oct", first=1)
     layers = dict(authors_layers(depth))
-    known = {
-        _only_words(f"{layer}.{what}"): f"{layer}.{what}"
-        for layer in layers.values()
-        for what in SUFFIXES
+    authors_keys = {
+        f"{ours}.{what}": f"{theirs}.{what}" for ours, theirs in layers.items() for what in SUFFIXES
     }
+    known = {_only_words(theirs): theirs for theirs in authors_keys.values()}
     given = {known.get(name, key): state[key] for name, key in named.items()}
     first = "Input-Conv-HH.weight"
     require_keys(given, [first, "EncoderSection-1-Oct1-Conv-HH.weight"], "bfrnet")
     network = BFRnet(channels_of(given, first), depth)
-    authors_keys = {
-        f"{ours}.{what}": f"{theirs}.{what}" for ours, theirs in layers.items() for what in SUFFIXES
-    }
     ours = {theirs: key for key, theirs in authors_keys.items()}
     own_state = {ours.get(key, key): value for key, value in given.items()}
     load_strictly(network, own_state, authors_keys=authors_keys)

@@ -258,7 +258,7 @@ SPECS = (
         marks=("Input-Conv-HH.weight", "Final-ConvolutionLayer.weight"),
         published=Weights(
             "https://www.dropbox.com/sh/q678oapc65evrfa/AADh2CGeUzhHh6q9t3Fe3fVVa "
-            "(BFRnet_L2_64PS_24BS_45Epo_NewHCmix.mat); export it in MATLAB as docs/networks.md says",
+            "(BFRnet_L2_64PS_24BS_45Epo_NewHCmix.mat); export it as docs/networks.md says",
             "GPL-3.0",
         ),
         doi="10.1016/j.zemedi.2022.08.001",

@@ -33,6 +33,7 @@ from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+from qsm_deploy.export.write_network import task_of
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from tests.export.small import SEPARATION
 
@@ -109,6 +110,7 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
     outputs = (network.output, *network.further_outputs)
     assert row["output"] == {info.name: info.unit for info in outputs}
     assert tuple(row["inputs"]) == REGISTRY[name].inputs
+    assert row["task"] == task_of(network)
 
 
 def test_convolutions_are_counted_by_hand() -> None:
