@@ -94,6 +94,7 @@ def export_network(
     order = Order(spec.name, *asked, chosen)
     options = spec.chosen_options({name: chosen.get(name) for name in OPTIONS})
     with needs_extra("export", NAME):
+        from qsm_deploy.export.checkpoints.matlab_onnx import load_matlab_onnx
         from qsm_deploy.export.checkpoints.normalisation import load_normalisation
         from qsm_deploy.export.checkpoints.state import load_state, state_sha256
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
@@ -109,9 +110,12 @@ def export_network(
     else:
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
-    refuse_models(files, spec.name)
+    refuse_models(files, spec)
     spec.refuse_foreign(files)
-    state = load_state(*files, fits=recognise, say=say)
+    if spec.onnx_weights and [path.suffix.lower() for path in files] == [ONNX]:
+        state = load_matlab_onnx(files[0])
+    else:
+        state = load_state(*files, fits=recognise, say=say)
     refuse_quantised(state)
     direction = None
     if b0_direction is not None:

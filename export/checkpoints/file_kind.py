@@ -49,7 +49,8 @@ OTHERS = (
     (
         rb"MATLAB [57]\.\d MAT-file",
         "a MATLAB file, in which no network here has its weights; means and deviations go to "
-        "--normalisation",
+        "--normalisation; of a DAGNetwork, as BFRnet's, pass what MATLAB writes by "
+        "exportONNXNetwork(net,'BFRnet.onnx','OpsetVersion',13)",
     ),
     (rb".{128}DICM", "a DICOM image, no weights; convert it to NIfTI for qsm-run"),
     (rb".{344}n[+i]1\0|.{4}n[+i]2\0", "a NIfTI volume, no weights; qsm-run takes it as FIELD"),

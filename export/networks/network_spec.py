@@ -51,6 +51,8 @@ class NetworkSpec:
         Of an option that makes sense with one value of another, that other and its value.
     bundled
         A file in the weights folder and where it comes from, if weights come along.
+    onnx_weights
+        Whether its weights are read from an ONNX file of MATLAB too.
     foreign_words
         Words in the name of a file that its keys cannot tell from another network's, if they say
         that it is one.
@@ -70,6 +72,7 @@ class NetworkSpec:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only_with: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     bundled: tuple[str, Weights] | None = None
+    onnx_weights: bool = False
     foreign_words: frozenset[str] = frozenset()
 
     def bundled_file(self) -> Path:

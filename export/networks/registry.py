@@ -10,7 +10,7 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import UNITS
 
 OWN_LICENCE = "as qsm-deploy"
-FIELD = ("local_field_ppm",)
+FIELD, TOTAL = ("local_field_ppm",), ("total_field_ppm",)
 FIELD_MASK = (*FIELD, "mask")
 MAPS = (*FIELD, "chi_ppm", "r2prime_hz", "mask")
 PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
@@ -250,6 +250,23 @@ SPECS = (
         ),
         doi="10.48550/arXiv.2211.13942",
         options={"part": ("recon", "refine")},
+    ),
+    NetworkSpec(
+        name="bfrnet",
+        module="bfrnet",
+        inputs=TOTAL,
+        output="local_field_ppm",
+        parameters=19_822_273,
+        divisor=8,
+        gmac_64=318.27,
+        marks=("Input-Conv-HH.weight", "Final-ConvolutionLayer.weight"),
+        published=Weights(
+            "https://www.dropbox.com/sh/q678oapc65evrfa/AADh2CGeUzhHh6q9t3Fe3fVVa "
+            "(BFRnet_L2_64PS_24BS_45Epo_NewHCmix.mat); export it as docs/networks.md says",
+            "GPL-3.0",
+        ),
+        doi="10.1016/j.zemedi.2022.08.001",
+        onnx_weights=True,
     ),
     NetworkSpec(
         name="chi-sepnet",

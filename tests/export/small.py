@@ -8,6 +8,7 @@ from torch import nn
 
 from qsm_deploy.export.networks import chi_sepnet, loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
@@ -87,6 +88,7 @@ SMALL: dict[str, Callable[[], Network]] = {
     "iqsm v2": lambda: iqsm(3),
     "iqfm": lambda: iqsm(3, IQFM),
     "iqsm-plus": iqsm_plus,
+    "bfrnet": lambda: BFRnet(base=2, depth=1),
     "chi-sepnet": lambda: ChiSepnet((2,) * 5, 3, TORCH, SEPARATION),
     "susep-net": lambda: SusepNet(2, SEPARATION),
     "after-qsm recon": lambda: AfterRecon(base=2, depth=1),

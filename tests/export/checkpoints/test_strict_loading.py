@@ -15,6 +15,7 @@ from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.networks import chi_sepnet, susep_net
 from qsm_deploy.export.networks.after_qsm import RECON, REFINE, AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet, authors_layers
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.build_network import build_network
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
@@ -120,6 +121,18 @@ def iqsm_layers() -> tuple[ConvBlock, EncoderDecoder, LotLayer]:
     return ConvBlock(3, 3), EncoderDecoder(3, base=2, depth=4), LotLayer(3)
 
 
+def bfrnet_state() -> State:
+    """Return a small BFRnet's weights under the names of the authors' layers."""
+    layers = dict(authors_layers(depth=2))
+    keys = {key: key.rpartition(".") for key in BFRnet(base=1).state_dict()}
+    state = BFRnet(base=1).state_dict()
+    return {
+        f"{layers[layer]}.{what}": state[key]
+        for key, (layer, _, what) in keys.items()
+        if what != "num_batches_tracked"
+    }
+
+
 @dataclass(frozen=True)
 class Published:
     """A small network's weights, and how its authors write them to files."""
@@ -151,6 +164,7 @@ FILES = {
         lambda: ChiSepnet((2, 2, 3, 3, 4), 3, TORCH, SEPARATION), write_wrapped("state_dict")
     ),
     "susep-net": published(lambda: SusepNet(2, SEPARATION), write_pickle),
+    "bfrnet": Published(bfrnet_state, write_safetensors),
     "lpcnn": published(lambda: LPCNN(wide_resnet(1, 4, 2)), write_wrapped("model_state")),
     "spinet-qsm": published(lambda: SpinetWeights(wide_resnet(2, 4, 2)), write_pickle),
     "iqsm": Published(

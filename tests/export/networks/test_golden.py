@@ -108,6 +108,16 @@ ROWS = {
         golden="iqfm",
         keys="iqfm",
     ),
+    "bfrnet": Row(
+        network="bfrnet",
+        inputs=lambda golden: [golden["total_field"]],
+        outputs=lambda golden, given: [
+            (given[0] * golden["mask"], golden["local_field"]),
+            (golden["total_field"] - given[0], golden["background"]),
+        ],
+        golden="bfrnet",
+        keys="bfrnet",
+    ),
     "chi-sepnet": Row(
         network="chi-sepnet",
         inputs=separation_inputs,
@@ -194,6 +204,7 @@ def test_equals_every_golden_voxel(row: Row, golden: Golden, network: Network) -
 # those of the rows above
 TRACED = {
     "iqfm": 2,
+    "bfrnet": 4,
     "chi-sepnet": 16,
     "susep-net": 8,
 }

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
@@ -32,6 +33,7 @@ from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+from qsm_deploy.export.write_network import task_of
 from qsm_deploy.kernels.errors import UsageError, WeightsError
 from tests.export.small import SEPARATION
 
@@ -63,6 +65,7 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "iqfm": (lambda: IQFM(*iqsm_layers()[1:], divisor=16),),
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
+    "bfrnet": (BFRnet,),
     "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
     "susep-net": (lambda: SusepNet(64, SEPARATION),),
 }
@@ -107,6 +110,7 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
     outputs = (network.output, *network.further_outputs)
     assert row["output"] == {info.name: info.unit for info in outputs}
     assert tuple(row["inputs"]) == REGISTRY[name].inputs
+    assert row["task"] == task_of(network)
 
 
 def test_convolutions_are_counted_by_hand() -> None:
