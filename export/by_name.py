@@ -10,6 +10,7 @@ from qsm_deploy.export.order import ABOUT_INT8, ABOUT_PLANS, COMMON, Order, give
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GraphPrecision
+from qsm_deploy.runtime.card.read import ONNX
 from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour
 from qsm_deploy.runtime.job.request import PathLike
