@@ -111,7 +111,7 @@ def export_network(
     else:
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
-    refuse_models(files, spec)
+    refuse_models(files, spec.name, may_be_onnx=spec.onnx_weights)
     spec.refuse_foreign(files)
     if spec.onnx_weights and [path.suffix.lower() for path in files] == [ONNX]:
         state = load_matlab_onnx(files[0])

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from qsm_deploy.calibration.int8.qdq import is_quantised
-from qsm_deploy.export.networks.network_spec import NetworkSpec
 from qsm_deploy.kernels.errors import CardError, EngineError, WeightsError
 from qsm_deploy.runtime.card.read import ONNX, load_card
 
 
-def refuse_models(paths: list[Path], spec: NetworkSpec) -> None:
-    """Refuse ONNX files among the weights, but those that are the weights of a network.
+def refuse_models(paths: list[Path], network: str, *, may_be_onnx: bool = False) -> None:
+    """Refuse ONNX files among the weights, but those that such a network's may be.
 
     Raises
     ------
@@ -35,11 +34,11 @@ def refuse_models(paths: list[Path], spec: NetworkSpec) -> None:
         instead = "pass the weights that it was made from"
         said = None
         with contextlib.suppress(CardError, EngineError):
-            if (said := load_card(path).network) != spec.name:
-                raise WeightsError(f"{path}: its card says {said}, not {spec.name}; {instead}")
+            if (said := load_card(path).network) != network:
+                raise WeightsError(f"{path}: its card says {said}, not {network}; {instead}")
         if is_quantised(model):
             raise WeightsError(f"{path}: quantised to INT8 already; {instead}")
-        if said or not spec.onnx_weights:
+        if said or not may_be_onnx:
             raise WeightsError(f"{path}: an exported model, no weights; {instead}")
 
 
