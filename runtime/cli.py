@@ -86,14 +86,14 @@ def _run(arguments: argparse.Namespace) -> str:
     begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
     output = arguments.output
     if until == "chi" and output is None:
-        gives = gives_of(models)
+        gives = gives_of(maker)
         output = next((beside(path, gives) for path in begins if path is not None), None)
     request = make_request(
         fields,
         **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},
         until=until,
         output=output,
-        inputs=models,
+        maker=maker,
         evaluates=arguments.json and not arguments.dry_run,
     )
     log = TerminalLog(quiet=arguments.quiet)
@@ -131,10 +131,9 @@ def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker:
         steps = {}
     elif arguments.total_field and not echoes:
         steps = {name: steps[name] for name in ("quality", "background")}
-    if isinstance(maker, Method):
-        steps["inversion"] = {"by": maker.name, **maker.said()}
-    else:
-        steps["inversion"] = {"by": ", ".join(path.name for path in maker)}
+    said = maker.said() if isinstance(maker, Method) else {}
+    names = [maker] if isinstance(maker, Method) else maker
+    steps["inversion"] = {"by": ", ".join(one.name for one in names), **said}
     return stages_text(steps)
 
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from qsm_deploy.runtime.job.request import (
     paths_of,
     wants_from,
 )
-from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.network import Network
 from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
@@ -125,7 +123,7 @@ class Model:
 
     def __init__(self, reconstructor: Reconstructor, maker: Maker) -> None:
         self.reconstructor = reconstructor
-        self._models: tuple[Path, ...] = () if isinstance(maker, Method) else tuple(maker)
+        self._maker = maker
 
     def __repr__(self) -> str:
         """Return its name."""
@@ -247,7 +245,7 @@ class Model:
         **options: Any,
     ) -> Result:
         """Reconstruct files with the opened model; see :func:`run` for the options."""
-        request = make_request(paths_of(field), inputs=self._models, **_one_direction(options))
+        request = make_request(paths_of(field), maker=self._maker, **_one_direction(options))
         return _run(request, self.reconstructor, Stages(), progress)
 
 
@@ -357,8 +355,7 @@ def run(
         As the command line does, one subclass for each cause.
     """
     maker = _maker(model, {name: options.pop(name) for name in METHOD & options.keys()})
-    models = () if isinstance(maker, Method) else maker
-    request = make_request(paths_of(field), inputs=models, **_one_direction(options))
+    request = make_request(paths_of(field), maker=maker, **_one_direction(options))
     stages = Stages()
     with stages("load"):
         host = Host(backend, device, precision, threads, plan_cache)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.network import Network
 
 CUDA = re.compile(r"cuda:(\d+)")
-Maker = Sequence[Path] | Method  # what makes a map: models, or a method that needs none
+# what makes a map: models, a method, or models and a method that takes the field that they give
+Maker = Sequence[Path | Method] | Method
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Planned:
         departures = self.prepared.departures
         own = [*self.task.scan.notes, *(f"outside the training: {d}" for d in departures)]
         return list(dict.fromkeys([*(self.before.notes if self.before else ()), *own]))
+
+
+def models_of(maker: Maker) -> tuple[Path, ...]:
+    """Return the models among what makes a map."""
+    return () if isinstance(maker, Method) else tuple(m for m in maker if isinstance(m, Path))
 
 
 class Reconstructor:
@@ -329,7 +335,7 @@ def open_reconstructor(
     ----------
     maker
         One file, the two parts of AFTER-QSM, or several of which each takes what the one before
-        gives, in any order; or a method.
+        gives, in any order; a method, or models and a method that takes the field that they give.
     host
         Where.
     log
@@ -352,11 +358,12 @@ def open_reconstructor(
         why = "the default method" if maker.name == DEFAULT else "asked for"
         return Reconstructor(_method(maker, host), why)
     log = log or TerminalLog(quiet=True)
-    networks, why = _opened(maker, host, log, memory_limit, stays=stays)
-    if missing := instead_of_gpu(host.device, maker):
+    models = models_of(maker)
+    networks, why = _opened(models, host, log, memory_limit, stays=stays)
+    if missing := instead_of_gpu(host.device, models):
         session = networks[0].session
         log.warn(
-            f"{maker[0]}: {missing}; its {session.card.precision} graph runs on the CPU instead, "
+            f"{models[0]}: {missing}; its {session.card.precision} graph runs on the CPU instead, "
             f"in {session.backend}, computed in {session.precision}"
         )
     parts = [network for network in networks if network.card.pipeline == "after"]
@@ -368,6 +375,8 @@ def open_reconstructor(
         if host.precision not in ("auto", "fp32"):
             raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
         inversions.append(TwoNetworks(*ordered))
+    for method in (one for one in maker if isinstance(one, Method)):
+        inversions.append(_method(method, Host(device=host.device, threads=host.threads)))
     chain: Reconstructor | None = None
     for inversion in in_turn(inversions):
         chain = Reconstructor(inversion, why, missing, chain)

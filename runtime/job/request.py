@@ -16,7 +16,7 @@ from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
-from qsm_deploy.runtime.reconstructor import Maker
+from qsm_deploy.runtime.reconstructor import Maker, models_of
 from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
@@ -169,7 +169,7 @@ def make_request(
     voxel_size: Sequence[float] | None = None,
     negate: bool = False,
     phase_scale: str | None = None,
-    inputs: Sequence[Path] = (),
+    maker: Maker = (),
     evaluates: bool = False,
     dry_run: bool = False,
     **wanted: Any,
@@ -199,8 +199,8 @@ def make_request(
         Whether existing outputs are overwritten.
     units, echo_time, echo_times, field_strength, b0_direction, voxel_size, negate, phase_scale
         How the fields are to be understood; see :func:`reading_from`.
-    inputs
-        What else is read, and must not be written over.
+    maker
+        What makes the map: its models are read, and must not be written over.
     evaluates
         Whether the field residual is computed though no report is written.
     dry_run
@@ -227,6 +227,7 @@ def make_request(
     mask_path, truth_path, labels_path, params_path, chi_path, r2prime_path = paths = [
         _path(p) for p in (mask, truth, labels, params, chi, r2prime)
     ]
+    inputs = models_of(maker)
     require_files(inputs, "model file")
     require_files([*map(Path, fields), *phases, *signal, *paths])
     begins = beginning_of(
@@ -278,7 +279,7 @@ def make_request(
         phase_scale=phase_scale,
     )
     keeps = begins.keeps
-    gives = gives_of(inputs)
+    gives = gives_of(maker)
     given = {} if out_path is None else output_files(out_path, gives)
     outputs = Outputs(
         given.pop(gives[0], None),
@@ -334,7 +335,8 @@ def maker_from(
     Raises
     ------
     UsageError
-        If both are named, there is no such method, or it does not take what is said to it.
+        If a method is named besides models of a map, there is none of that name, or it does not
+        take what is said to it.
     """
     options: dict[str, Any] = {
         "alpha": alpha,
@@ -343,14 +345,16 @@ def maker_from(
         "threshold": threshold,
         "lam": lam,
     }
-    if models and method is not None:
+    after: list[Path | Method] = [*models]
+    if models and method is not None and gives_of(models) == (CHI,):
         raise UsageError(f"{models[0]} is a model, and --method {method} needs none; drop one")
-    if not models and method not in BUNDLED:
-        return Method(method or DEFAULT, **options)
+    if (not models or method is not None) and method not in BUNDLED:
+        made_by = Method(method or DEFAULT, **options)
+        return [*after, made_by] if after else made_by
     for name, value in options.items():
         if value not in (None, False):
             raise UsageError(f"--{name} is for methods, not for networks; drop it or the network")
-    return tuple(models) or (BUNDLED[str(method)],)
+    return tuple(models) if method is None else (*models, BUNDLED[method])
 
 
 def models_alone(files: Iterable[Path]) -> list[Path]:
@@ -508,15 +512,17 @@ def paths_of(given: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return tuple(Path(path) for path in given)
 
 
-def gives_of(models: Sequence[Path]) -> tuple[str, ...]:
-    """Return what models, or a method, give in the end, by the names in cards.
+def gives_of(maker: Maker) -> tuple[str, ...]:
+    """Return what is given in the end, by the names in cards.
 
     Raises
     ------
     QsmDeployError
         As :func:`load_card`.
     """
-    given = [TASKS[load_card(path).task][2] for path in models]
+    if isinstance(maker, Method) or any(isinstance(one, Method) for one in maker):
+        return (CHI,)
+    given = [TASKS[load_card(path).task][2] for path in models_of(maker)]
     return max(given, key=lambda names: [*MAP_NAMES].index(names[0]), default=(CHI,))
 
 

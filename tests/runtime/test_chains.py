@@ -142,3 +142,19 @@ def test_the_tiles_of_a_card_are_the_plan(card, write_model, total, field, capsy
     assert made.report["plan"]["patch_shape"] == [12, 12, 12]
     assert main([str(model), str(total), "--patch", "16", "-q"]) == 2
     assert "has tiles of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["tkd", "tv"])
+def test_a_method_takes_the_field_that_a_network_gives(
+    method, models, total, field, tmp_path
+) -> None:
+    local = tmp_path / "local.nii.gz"
+    mask = ["-m", str(total), "-q"]
+    removal = [str(models["removal"]), str(total), *mask, "-o", str(local)]
+    chained, apart = tmp_path / "chained.nii.gz", tmp_path / "apart.nii.gz"
+    assert main(removal) == 0
+    assert main([str(local), *mask, "--method", method, "-o", str(apart)]) == 0
+    command = [str(models["removal"]), str(total), *mask, "--method", method]
+    assert main([*command, "-o", str(chained)]) == 0
+    np.testing.assert_allclose(stored(chained), stored(apart), atol=1e-7)
+    assert np.abs(stored(chained)).max() > 0

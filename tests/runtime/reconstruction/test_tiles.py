@@ -64,7 +64,8 @@ def by_hand(volume: np.ndarray, tiles: Tiles, network) -> np.ndarray:
                         w = 1 - t / (shared - 1)
                         plane = [slice(None)] * 3
                         plane[axis] = t
-                        tile[*plane] = w * before[*plane] + (1 - w) * tile[*plane]
+                        at_t = tuple(plane)
+                        tile[at_t] = w * before[at_t] + (1 - w) * tile[at_t]
                 total[here] = tile
     return total[tuple(slice(0, n) for n in volume.shape)]
 
