@@ -21,11 +21,13 @@ from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
 # far enough apart for a slope, the smaller one little but the fixed part, multiples of every power
-# of two up to 16, and not slow
+# of two up to 16, and not slow; rounded up to the divisor
 SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))
 
 
-def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = SHAPES) -> MemoryUse:
+def measure_memory(
+    path: Path, backend: Backend, shapes: tuple[Shape, Shape] | None = None
+) -> MemoryUse:
     """Return the line through the peaks at two shapes.
 
     Parameters
@@ -35,19 +37,29 @@ def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = S
     backend
         One that is installed.
     shapes
-        Two sizes, the smaller first, multiples of the divisor.
+        Two sizes, the smaller first, multiples of the divisor; by default near :data:`SHAPES`.
 
     Raises
     ------
     ExportError
         If a measurement fails.
     """
+    if shapes is None:
+        divisor = load_card(path).divisor
+        first, second = (shape_for(divisor, shape) for shape in SHAPES)
+        shapes = first, second
     (small, large), (low, high) = (
         [math.prod(shape) for shape in shapes],
         [_peak_in_new_process(path, backend, shape) for shape in shapes],
     )
     slope = max(0.0, (high - low) / (large - small))
     return MemoryUse(max(0, round(low - slope * small)), math.ceil(slope))
+
+
+def shape_for(divisor: int, shape: Shape) -> Shape:
+    """Return a shape rounded up to multiples of a divisor."""
+    x, y, z = (divisor * math.ceil(n / divisor) for n in shape)
+    return x, y, z
 
 
 def peak_bytes(path: Path, backend: Backend, shape: Shape) -> int:
