@@ -34,7 +34,10 @@ SUFFIXES: dict[str, Format] = {
     ".npz": "npz",
 }
 MADE_FROM = "pass the weights that it was made from"
-TENSORFLOW = "of TensorFlow; save its variables by name as docs/qsmnet-weights.md says"
+TENSORFLOW = (
+    "of TensorFlow; save its variables by name as docs/qsmnet-weights.md says (NeXtQSM's authors "
+    "publish .weights.h5 files beside it: pass these)"
+)
 TENSORFLOW_SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")  # bare numbers: only the name tells
 TENSORFLOW_INDEX = bytes.fromhex("57fb808b247547db")  # at the end
 OTHERS = (

@@ -269,6 +269,22 @@ SPECS = (
         onnx_weights=True,
     ),
     NetworkSpec(
+        name="nextqsm",
+        module="nextqsm",
+        inputs=TOTAL,
+        output="local_field_ppm",
+        parameters=38_907_362,
+        divisor=64,
+        gmac_64=8.88,
+        marks=("encoder/cnn/layers/conv3d/vars/0", "last_conv/layers/conv3d/vars/0"),
+        published=Weights(
+            "https://osf.io/zqfdc (nextqsm-weights.tar: two .weights.h5 and the lambdas.npy)",
+            "none declared",
+        ),
+        doi="10.1016/j.media.2022.102700",
+        options={"part": ("bf", "vn")},
+    ),
+    NetworkSpec(
         name="chi-sepnet",
         module="chi_sepnet",
         inputs=MAPS,

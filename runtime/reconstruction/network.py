@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.threads import using_threads, workers
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import (
@@ -197,4 +197,4 @@ def network_task(scan: Scan, demand: Demand, wants: Wants, limit_bytes: float) -
 
 def rounds(card: ModelCard) -> int:
     """Return how often a network runs in one reconstruction."""
-    return int(card.constants["iterations"]) if card.patchable == "split" else 1
+    return int(card.constants["iterations"]) if card.pipeline in UNROLLED else 1

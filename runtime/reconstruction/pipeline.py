@@ -7,7 +7,7 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
@@ -167,7 +167,7 @@ def network_outputs(
     """
     stages = stages or Stages()
     card = session.card
-    if card.patchable == "split":
+    if card.pipeline in UNROLLED:
         from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 
         with stages("inference"):

@@ -21,6 +21,7 @@ from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
@@ -88,6 +89,8 @@ SMALL: dict[str, Callable[[], Network]] = {
     "iqsm v2": lambda: iqsm(3),
     "iqfm": lambda: iqsm(3, IQFM),
     "iqsm-plus": iqsm_plus,
+    "nextqsm bf": lambda: NextQsmField((2, 3)),
+    "nextqsm vn": lambda: NextQsmPrior((2, 3), [1.0]),
     "bfrnet": lambda: BFRnet(base=2, depth=1),
     "chi-sepnet": lambda: ChiSepnet((2,) * 5, 3, TORCH, SEPARATION),
     "susep-net": lambda: SusepNet(2, SEPARATION),

@@ -146,10 +146,10 @@ def test_the_tiles_of_a_card_are_the_plan(card, write_model, total, field, capsy
 
 @pytest.mark.parametrize("method", ["tkd", "tv"])
 def test_a_method_takes_the_field_that_a_network_gives(
-    method, models, total, field, tmp_path
+    method, models, total, field, write_volume, tmp_path
 ) -> None:
     local = tmp_path / "local.nii.gz"
-    mask = ["-m", str(total), "-q"]
+    mask = ["-m", str(write_volume((field != 0).astype(np.uint8), "mask.nii.gz")), "-q"]
     removal = [str(models["removal"]), str(total), *mask, "-o", str(local)]
     chained, apart = tmp_path / "chained.nii.gz", tmp_path / "apart.nii.gz"
     assert main(removal) == 0

@@ -27,6 +27,7 @@ from qsm_deploy.export.networks.loopnet import LoopNet
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
@@ -133,6 +134,19 @@ def bfrnet_state() -> State:
     }
 
 
+def nextqsm_state() -> State:
+    """Return the weights of a narrow NeXtQSM, part bf, under Keras names and axes."""
+    state = {}
+    for key, value in NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict().items():
+        block, *level, what = key.removeprefix("bf.").split(".")
+        kind = "conv3d_transpose" if block == "decoder" else "conv3d"
+        cnn = "".join("/cnn" if number == "0" else f"/cnn_{number}" for number in level)
+        index = ("weight", "bias").index(what)
+        turned = value.permute(2, 3, 4, 1, 0) if value.ndim == 5 else value
+        state[f"{block}{cnn}/layers/{kind}/vars/{index}"] = turned
+    return state
+
+
 @dataclass(frozen=True)
 class Published:
     """A small network's weights, and how its authors write them to files."""
@@ -165,6 +179,7 @@ FILES = {
     ),
     "susep-net": published(lambda: SusepNet(2, SEPARATION), write_pickle),
     "bfrnet": Published(bfrnet_state, write_safetensors),
+    "nextqsm": Published(nextqsm_state, write_h5),
     "lpcnn": published(lambda: LPCNN(wide_resnet(1, 4, 2)), write_wrapped("model_state")),
     "spinet-qsm": published(lambda: SpinetWeights(wide_resnet(2, 4, 2)), write_pickle),
     "iqsm": Published(
@@ -226,7 +241,7 @@ each_network = pytest.mark.parametrize("name", list(REGISTRY))
 def test_its_own_file_is_taken_whole(name: str, files, states, tmp_path) -> None:
     loaded = load_state(*files[name].write(states[name], tmp_path))
     assert loaded.keys() == states[name].keys()
-    assert built(name, loaded).divisor in (1, 2, 4, 8, 16)
+    assert built(name, loaded).divisor in (1, 2, 4, 8, 16, 64)
 
 
 @each_network

@@ -14,7 +14,7 @@ from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime import run
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField
-from tests.export.networks.test_golden import ROWS, TOLERANCE, State, network_of
+from tests.export.networks.test_golden import ROWS, TOLERANCE, State, built
 
 Golden = Mapping[str, np.ndarray]
 
@@ -39,7 +39,7 @@ def model(
 
     def written(name: str, golden: Golden) -> Path:
         row = ROWS[name]
-        network = network_of(row, golden, shared, formula_state)
+        network = built(row, golden, shared, formula_state)
         spec = REGISTRY[row.network]
         choices = Choices(spec.chosen_options(row.options))
         card = provisional_card(spec, network, choices, "none", "0" * 64)

@@ -24,6 +24,7 @@ from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
@@ -38,6 +39,7 @@ from qsm_deploy.kernels.errors import UsageError, WeightsError
 from tests.export.small import SEPARATION
 
 SIZE = 64
+NEXTQSM_WIDTHS = (16, 32, 64, 128, 256, 512, 512)
 
 
 def qsmnet(kernel: int, flavour: Flavour) -> QSMnet:
@@ -66,6 +68,10 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
     "bfrnet": (BFRnet,),
+    "nextqsm": (
+        lambda: NextQsmField(NEXTQSM_WIDTHS),
+        lambda: NextQsmPrior(NEXTQSM_WIDTHS[:6], [1.0] * 6),
+    ),
     "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
     "susep-net": (lambda: SusepNet(64, SEPARATION),),
 }
