@@ -171,7 +171,7 @@ class TestTheGraphAsAModule:
         assert [o.name for o in model.graph.output] == SEPARATING["outputs"]
         tiles = {"size": [16] * 3, "kept": [16] * 3, "stride": [8] * 3}
         card = stated_in(SEPARATING | {"tiles": tiles | {"beyond": "zero", "blend": "mean"}})
-        with pytest.raises(UsageError, match="tiles of 16x16x16, but .* at 32x32x16"):
+        with pytest.raises(UsageError, match=r"tiles of 16x16x16, but .* at 32x32x16"):
             network_from_module(module, card, size=SIZE)
 
     @pytest.mark.parametrize(
