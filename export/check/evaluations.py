@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsm_deploy.export.networks.registry import REGISTRY, SPECS, recognise
+from qsm_deploy.export.networks.registry import SPECS, known_networks, recognise
 from qsm_deploy.kernels.errors import CardError, EngineError, UsageError, WeightsError
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.graph import require_bounded_graph
@@ -241,7 +241,7 @@ def _unoptimised(path: Path, threads: int) -> Session:
 
 
 def _bundled(card: ModelCard) -> Path:
-    spec = REGISTRY.get(card.network)
+    spec = known_networks().get(card.network)
     if spec is None or spec.bundled is None:
         raise UsageError(
             f"no weights of {card.network} are bundled: pass --reference WEIGHTS, or another "
@@ -259,7 +259,12 @@ def _module(card: ModelCard, weights: Sequence[Path], normalisation: Sequence[Pa
     from qsm_deploy.export.networks.network import Choices
     from qsm_deploy.export.write_network import provisional_card
 
-    spec = REGISTRY[card.network]
+    spec = known_networks().get(card.network)
+    if spec is None:
+        raise UsageError(
+            f"{card.network} is none of the networks of qsm-export --list: pass another engine of "
+            "it with --reference, such as its .onnx in fp32"
+        )
     options = {name: value for name, value in card.options.items() if name in spec.options}
     choices = Choices(options, load_normalisation(normalisation), card.geometry.b0_direction)
     state = load_state(*weights, fits=recognise)

@@ -37,6 +37,7 @@ def theoretical_receptive_field(
     *,
     axis: int = 0,
     positions: Sequence[int] | None = None,
+    across: int = 1,
     first: int = FIRST,
     longest: int = LONGEST,
 ) -> int:
@@ -53,8 +54,10 @@ def theoretical_receptive_field(
         Along which to look.
     positions
         On the pooling grid; by default all.
+    across
+        How wide the volume is, in divisors.
     first, longest
-        How long the volume is at first, in divisors, and at most, in voxels.
+        How long it is at first, in divisors, and at most, in voxels.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def theoretical_receptive_field(
         middle = length // 2
         distances = []
         for i in range(divisor) if positions is None else positions:
-            distances.append(_reach(module, axis, length, middle + i))
+            distances.append(_reach(module, axis, (length, across * divisor), middle + i))
             if distances[-1] >= middle - divisor:
                 break
         else:
@@ -79,9 +82,10 @@ def theoretical_receptive_field(
     )
 
 
-def _reach(module: Network, axis: int, length: int, at: int) -> int:
-    """Return how far along an axis the inputs at one place are seen."""
-    sizes = {"n": 1} | {name: module.divisor for name in "xyz"} | {"xyz"[axis]: length}
+def _reach(module: Network, axis: int, size: tuple[int, int], at: int) -> int:
+    """Return how far the inputs at one place are seen along an axis, in a volume of that size."""
+    length, width = size
+    sizes = {"n": 1} | dict.fromkeys("xyz", width) | {"xyz"[axis]: length}
     tensors = example_tensors(module.inputs, sizes)
     for tensor, info in zip(tensors, module.inputs, strict=True):
         if info.is_volume and info.name != "mask":

@@ -105,11 +105,12 @@ def _wrapped(module: nn.Module, groups: Sequence[Sequence[str]], stated: Stated)
     assert stated.normalisation is not None
     assert stated.geometry is not None
     names = [name for group in groups for name in group]
-    _require_normalisation(stated, names)
     given = stated.normalisation
     masked = frozenset(name for name in names if name in given and given[name].masked)
     if masked and MASK.name not in names:
         names.append(MASK.name)
+    inputs = _in_order(names, stated)
+    _require_normalisation(stated, names)
     network = OwnNetwork(
         module,
         groups,
@@ -118,7 +119,7 @@ def _wrapped(module: nn.Module, groups: Sequence[Sequence[str]], stated: Stated)
         masked,
         {name: s.at_least for name, s in given.items() if s.at_least is not None},
     )
-    network.inputs = _in_order(names, stated)
+    network.inputs = inputs
     for group in groups:
         if len(group) > 1 and not all(TENSORS[name].is_volume for name in group):
             raise UsageError(f"{stated.where}: {', '.join(group)} cannot be channels of one volume")

@@ -18,8 +18,10 @@ MOST_VOXELS = 2**20  # of one run: seconds and a gigabyte for the largest networ
 # of a volume to see how far a network sees, in divisors and in voxels: shorter than for networks
 # whose receptive field is known to end
 FIRST, LONGEST = 8, 1024
+WIDE = 16  # voxels, of that volume
 SAME = 1e-4  # of the largest value; rounding makes 1e-6
 NO_END = "every voxel sees more of the volume than a patch could hold"
+NOT_SEEN = "how far a voxel sees could not be measured"
 NOT_ALIKE = "what it computes depends on where in the volume a voxel lies"
 
 
@@ -104,6 +106,10 @@ def find_reach(network: OwnNetwork, say: Callable[[str], None]) -> None:
         except ExportError:
             network.multiple, network.why_whole = smallest, NO_END
             return
+        except Exception as error:  # a user's code: whatever it raises on a thin volume
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            network.multiple, network.why_whole = smallest, f"{NOT_SEEN} ({reason})"
+            return
         if _alike(network, reach):
             network.reach = reach
             if divisor > smallest:
@@ -114,12 +120,13 @@ def find_reach(network: OwnNetwork, say: Callable[[str], None]) -> None:
 
 def _reaches(network: OwnNetwork) -> Iterator[int]:
     divisor = network.multiple
-    longest = min(LONGEST, max(FIRST * divisor, MOST_VOXELS // divisor**2))
+    across = max(2, math.ceil(WIDE / divisor)) if divisor <= WIDE else 1
+    longest = min(LONGEST, max(FIRST * divisor, MOST_VOXELS // (across * divisor) ** 2))
     first = max(FIRST, 2 * math.ceil(SMALLEST / divisor))
     positions = sorted({0, divisor // 2, divisor - 1})
     for axis in range(3):
         yield theoretical_receptive_field(
-            network, axis=axis, positions=positions, first=first, longest=longest
+            network, axis=axis, positions=positions, across=across, first=first, longest=longest
         )
 
 
