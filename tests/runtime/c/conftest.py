@@ -22,6 +22,7 @@ from qsm_deploy.runtime.card.card import (
     MemoryUse,
     ModelCard,
     ReceptiveField,
+    Tiles,
 )
 from qsm_deploy.runtime.card.plan_file import plan_bytes
 from qsm_deploy.runtime.card.read import load_card
@@ -404,6 +405,19 @@ def fake_models(
         "nan": replace(card, options={"fake": "nan"}),
         "eroded": constants(1.0),
         "lps": replace(card, axes="LPS"),
+        "total": replace(
+            card,
+            task="total_field->chi",
+            inputs=(replace(card.inputs[0], name="total_field_ppm"),),
+            constants={"field_sign": -1.0},
+            pad_front="floor",
+        ),
+        "tiles": replace(
+            card,
+            tiles=Tiles((8,) * 3, (8,) * 3, (3,) * 3, "zero", "mean"),
+            patchable="no",
+            why_whole="so it is",
+        ),
         "erodes-all": constants(4096.0),
         "axial": replace(card, geometry=GeometryLimits((1.0,) * 3, 0.05, (0.0, 0.0, 1.0), 5.0)),
     }

@@ -339,6 +339,14 @@ void what_goes_wrong_inside_comes_out_as_a_status(const std::string &folder) {
     qsm_params allowed = good;
     allowed.allow_geometry = 1;
     REQUIRE(run("/axial.onnx", allowed) == QSM_OK);
+    REQUIRE(run("/total.onnx", good) == QSM_OK);
+    REQUIRE(run("/tiles.onnx", good) == QSM_OK);
+    qsm_params fitted = good;
+    fitted.data_consistency_lambda = 0.01;
+    REQUIRE(run("/total.onnx", fitted) == QSM_USAGE_ERROR);
+    qsm_params cut = good;
+    cut.patch = 8;
+    REQUIRE(run("/tiles.onnx", cut) == QSM_USAGE_ERROR);
 }
 
 void methods_need_no_model() {
@@ -458,7 +466,7 @@ void a_gpu_gives_what_the_host_gives(const std::string &folder) {
     };
     for (const Case &at : {Case{"/cnn", 0, -1}, Case{"/cnn", 8, -1}, Case{"/tkd", 8, -1},
                            Case{"/tkd", 0, 0}, Case{"/tkd", 0, 2}, Case{"/priors", 8, -1},
-                           Case{"/priors", 0, 2}}) {
+                           Case{"/priors", 0, 2}, Case{"/total", 8, -1}, Case{"/tiles", 0, 0}}) {
         const Engine host(folder + at.name + ".onnx"), plan(folder + at.name + ".plan");
         const Input input(7, 11, 6, QSM_Z_FASTEST);
         qsm_params params = params_of(QSM_Z_FASTEST, at.patch);

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
 from qsm_deploy.runtime.card.plan_file import read_plan
 from tests.runtime.card.malformed_plans import MALFORMED
 
@@ -29,13 +31,15 @@ def changed(card: dict[str, Any], path: str, value: Any) -> str:
 
 
 @pytest.fixture
-def refused_models(fake_models: Path) -> dict[str, Path]:
+def refused_models(fake_models: Path, card: ModelCard) -> dict[str, Path]:
     """Return models that must be refused, by what is wrong."""
+    taken = TensorInfo("phase_rad", "rad", card.output.shape)
+    phase = replace(card, task="phase->chi", inputs=(taken,))
     text = (fake_models / "tkd.onnx").read_text()
-    card = json.loads(text)
+    fields = json.loads(text)
 
-    def prior(**fields: Any) -> str:
-        return changed(card, "priors", [card["priors"][0] | fields])
+    def prior(**said: Any) -> str:
+        return changed(fields, "priors", [fields["priors"][0] | said])
 
     texts = {
         "empty": "",
@@ -53,14 +57,14 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "a huge number": text.replace('"divisor":4', '"divisor":1e999'),
         "a long number": text.replace('"divisor":4', f'"divisor":{"9" * 400}'),
         "control character": text.replace("tkd-twice", "tkd\ntwice"),
-        "schema": changed(card, "schema", 2),
-        "missing field": changed(card, "output.unit", ...),
-        "unknown field": changed(card, "memory.openvino.more", 1),
-        "divisor of zero": changed(card, "divisor", 0),
-        "divisor of text": changed(card, "divisor", "4"),
-        "divisor with a point": changed(card, "divisor", 4.0),
-        "divisor beyond reason": changed(card, "divisor", 2**40),
-        "tkd of before": changed(card, "tkd", {"threshold": 0.2}),
+        "schema": changed(fields, "schema", 2),
+        "missing field": changed(fields, "output.unit", ...),
+        "unknown field": changed(fields, "memory.openvino.more", 1),
+        "divisor of zero": changed(fields, "divisor", 0),
+        "divisor of text": changed(fields, "divisor", "4"),
+        "divisor with a point": changed(fields, "divisor", 4.0),
+        "divisor beyond reason": changed(fields, "divisor", 2**40),
+        "tkd of before": changed(fields, "tkd", {"threshold": 0.2}),
         "method": prior(method="medi"),
         "no threshold": prior(threshold=None),
         "large threshold": prior(threshold=0.7),
@@ -68,21 +72,24 @@ def refused_models(fake_models: Path) -> dict[str, Path]:
         "steps beyond reason": prior(steps=10**9),
         "of nothing": prior(of="tv_field_ppm"),
         "name taken": prior(name="mask"),
-        "no priors": changed(card, "priors", []),
-        "no inputs": changed(card, "inputs", []),
-        "pipeline": changed(card, "pipeline", "magic"),
-        "unrolled": changed(card, "pipeline", "lpcnn"),
-        "phase": changed(card, "task", "phase->chi"),
-        "why_whole": changed(card, "patchable", "no"),
-        "endless": changed(card, "receptive_field.halo", None),
-        "memory": changed(card, "memory", {}),
-        "negative memory": changed(card, "memory.openvino.fixed_bytes", -5),
-        "one limit": changed(card, "geometry.voxel_tolerance", 0.1),
-        "two-vector": changed(card, "geometry.voxel_size_mm", [1, 1]),
-        "constants": changed(card, "constants", {"a": True}),
-        "unit": changed(card, "output.unit", "ppb"),
-        "no axes": changed(card, "axes", "LPR"),
-        "axes of null": changed(card, "axes", None),
+        "no priors": changed(fields, "priors", []),
+        "no inputs": changed(fields, "inputs", []),
+        "pipeline": changed(fields, "pipeline", "magic"),
+        "unrolled": changed(fields, "pipeline", "lpcnn"),
+        "phase": phase.to_json(),
+        "another task": changed(fields, "task", "total_field->chi"),
+        "further outputs": changed(fields, "further_outputs", [fields["output"]]),
+        "tiles": changed(fields, "tiles", {"size": [8, 8]}),
+        "why_whole": changed(fields, "patchable", "no"),
+        "endless": changed(fields, "receptive_field.halo", None),
+        "memory": changed(fields, "memory", {}),
+        "negative memory": changed(fields, "memory.openvino.fixed_bytes", -5),
+        "one limit": changed(fields, "geometry.voxel_tolerance", 0.1),
+        "two-vector": changed(fields, "geometry.voxel_size_mm", [1, 1]),
+        "constants": changed(fields, "constants", {"a": True}),
+        "unit": changed(fields, "output.unit", "ppb"),
+        "no axes": changed(fields, "axes", "LPR"),
+        "axes of null": changed(fields, "axes", None),
     }
     paths = {}
     for n, (what, content) in enumerate(texts.items()):
@@ -151,7 +158,7 @@ def test_damaged_cards_and_parameters_under_sanitizers(
     fuzz = build_fake("address,undefined", source="fuzz.cpp")
     cards = [
         fake_models / f"{name}.onnx"
-        for name in ("cnn", "tkd", "priors", "eroded", "lps", "axial", "nan")
+        for name in ("cnn", "tkd", "priors", "eroded", "lps", "total", "tiles", "axial", "nan")
     ]
     models = [str(path) for path in (*cards, fake_models / "both.plan")]
     said = drive(fuzz, str(fake_models), str(FUZZ_RUNS), str(FUZZ_SECONDS), *models)
