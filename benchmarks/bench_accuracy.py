@@ -180,12 +180,12 @@ def rows_of(name: str, maker: Maker, scan: Scan, case: Case) -> Iterator[Row]:
     told = {key: float(f"{found[key]:.4g}") for key in FOUND if key in found}
     yield {
         "method": name,
-        **scores(made.chi_ppm, case),
+        **scores(made.map_ppm, case),
         **told,
         "seconds": round(seconds, 2),
     }
     if name == "ir2qsm":
-        consistent, _ = AUTO.apply(made.chi_ppm, scan, Stages())
+        consistent, _ = AUTO.apply(made.map_ppm, scan, Stages())
         yield {"method": f"{name}, data consistency", **scores(consistent, case)}
 
 

@@ -50,7 +50,7 @@ def network_map(session: Session, scan: Scan) -> tuple[Volume, Row]:
     card = session.card
     reconstructor = reconstructor_of(session, Path(card.network))
     planned = reconstructor.plan(scan, Wants(PatchOptions("off")))
-    chi = reconstructor.run(planned, Stages()).chi_ppm
+    chi = reconstructor.run(planned, Stages()).map_ppm
     return chi, {"resampled": "resampled" in planned.prepared.facts}
 
 

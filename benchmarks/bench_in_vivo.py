@@ -127,7 +127,7 @@ def main() -> None:
         planned = reconstructor.plan(scan, Wants(allow_geometry=not isinstance(maker, Method)))
         outside[name] = list(planned.prepared.departures)
         made = reconstructor.run(planned, Stages())
-        maps[name] = made.chi_ppm
+        maps[name] = made.map_ppm
         print(name, made.findings.get("inversion", ""))
     rows = [
         say({"map": name, "outside_training": outside.get(name, []), **row})

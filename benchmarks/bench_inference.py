@@ -88,7 +88,7 @@ def measure(model: Path, state_file: Path, head: Phantom, repeats: int) -> list[
     found = contenders(model, state_file)
     card, mask = found[0].card, head.mask
     scan = scan_from_phantom(card, head)
-    rows = compare(found, scan, plan_whole(mask.shape, card.divisor), repeats)
+    rows = compare(found, scan, plan_whole(mask.shape, card.divisor, card.pad_front), repeats)
     references = {"eager": rows[0].chi_ppm[mask].astype(np.float64)}
     if mask.size <= LARGEST_FLOAT64:
         network = load_network(state_file).double()

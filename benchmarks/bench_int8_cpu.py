@@ -29,7 +29,7 @@ from qsm_deploy.kernels.geometry import Geometry, Volume
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
@@ -42,9 +42,10 @@ Priors = dict[str, Volume]
 
 def reconstructed(session: Session, scan: Scan, made: Priors) -> tuple[Volume, float]:
     """Return a map, and the seconds of inference."""
-    plan = plan_whole(scan.mask.shape, session.card.divisor)
+    card = session.card
+    plan = plan_whole(scan.mask.shape, card.divisor, card.pad_front)
     stages = Stages()
-    chi = network_output(session, scan, plan, stages, made=made)
+    chi = network_outputs(session, scan, plan, stages, made=made)
     return chi, stages.seconds["inference"]
 
 

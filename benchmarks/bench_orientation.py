@@ -134,7 +134,7 @@ class AsAxial(Reconstructor):
         """Return its map of a turned scan, brought back."""
         wants = Wants(correction=correction)
         planned = self.planned(prepare(self._needs, scan, wants), wants)
-        return self.run(planned, Stages()).chi_ppm
+        return self.run(planned, Stages()).map_ppm
 
     def ignoring(self, scan: Scan) -> Volume:
         """Return its map where B0 is taken for the third axis."""
@@ -146,7 +146,7 @@ def map_of(
 ) -> Volume:
     """Return a map as qsm-run makes it."""
     wants = Wants(correction=correction, **how)
-    return reconstructor.run(reconstructor.plan(scan, wants), Stages()).chi_ppm
+    return reconstructor.run(reconstructor.plan(scan, wants), Stages()).map_ppm
 
 
 def rows_of(case: Case, ir2qsm: Reconstructor, unet: AsAxial, *, steps: bool) -> Iterator[Row]:

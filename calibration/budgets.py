@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 
 # what may be budgeted, larger is worse, and what it needs besides the two maps
 METRICS = {
@@ -78,7 +78,7 @@ def budgets_for(card: ModelCard, given: Sequence[tuple[str, float]]) -> dict[str
         If there are no defaults for its precision and none was given.
     """
     precision: str = card.precision
-    if precision == "fp32" and card.patchable == "split":
+    if precision == "fp32" and card.pipeline in UNROLLED:
         precision = "split"
     found = dict(DEFAULTS.get(precision, {})) | dict(given)
     if not found:

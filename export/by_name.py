@@ -10,6 +10,7 @@ from qsm_deploy.export.order import ABOUT_INT8, ABOUT_PLANS, COMMON, Order, give
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import GraphPrecision
+from qsm_deploy.runtime.card.read import ONNX
 from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour
 from qsm_deploy.runtime.job.request import PathLike
@@ -94,6 +95,7 @@ def export_network(
     order = Order(spec.name, *asked, chosen)
     options = spec.chosen_options({name: chosen.get(name) for name in OPTIONS})
     with needs_extra("export", NAME):
+        from qsm_deploy.export.checkpoints.matlab_onnx import load_matlab_onnx
         from qsm_deploy.export.checkpoints.normalisation import load_normalisation
         from qsm_deploy.export.checkpoints.state import load_state, state_sha256
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
@@ -109,8 +111,12 @@ def export_network(
     else:
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
-    refuse_models(files, spec.name)
-    state = load_state(*files, fits=recognise, say=say)
+    refuse_models(files, spec.name, may_be_onnx=spec.onnx_weights)
+    spec.refuse_foreign(files)
+    if spec.onnx_weights and [path.suffix.lower() for path in files] == [ONNX]:
+        state = load_matlab_onnx(files[0])
+    else:
+        state = load_state(*files, fits=recognise, say=say)
     refuse_quantised(state)
     direction = None
     if b0_direction is not None:

@@ -211,7 +211,11 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
         "what they compute, which ONNX Runtime runs, or as the bare nodes, which only TensorRT "
         "with the plugin runs and no check here",
     )
-    group.add_argument("--part", choices=("recon", "refine"), help="which CNN of after-qsm")
+    group.add_argument(
+        "--part",
+        choices=("recon", "refine", "bf", "vn"),
+        help="which CNN of after-qsm (recon, refine), or of nextqsm (bf, vn)",
+    )
     group.add_argument(
         "--normalisation",
         type=Path,

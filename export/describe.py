@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.export.checkpoints.file_kind import stand_in
-from qsm_deploy.export.networks.network_spec import flag
+from qsm_deploy.export.networks.network_spec import NetworkSpec, flag
 from qsm_deploy.export.networks.registry import additions, known_networks, recognise
 from qsm_deploy.kernels.errors import CardError, UsageError, WeightsError
-from qsm_deploy.runtime.card.card import UNITS, ModelCard, parse_card
+from qsm_deploy.runtime.card.card import TASKS, UNITS, ModelCard, Task, parse_card
 from qsm_deploy.runtime.card.plan_file import PlanFile, read_plan
 from qsm_deploy.runtime.card.read import ONNX, PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.atomic import write_atomically
@@ -124,12 +124,13 @@ def list_rows() -> list[dict[str, Any]]:
     return [
         {
             "network": spec.name,
+            "task": _task(spec),
             "parameters": spec.parameters,
             "divisor": spec.divisor,
             "gmac_64": spec.gmac_64,
             # a name that is none of these is a prior map's
             "inputs": {name: UNITS.get(name, "ppm") for name in spec.inputs},
-            "output": {spec.output: UNITS[spec.output]},
+            "output": {name: UNITS[name] for name in (spec.output, *spec.further_outputs)},
             "options": {name: list(values) for name, values in spec.options.items()},
             "bundled_weights": spec.bundled[1].source if spec.bundled else None,
             "published_weights": spec.published.source,
@@ -150,6 +151,7 @@ def _lines(row: dict[str, Any]) -> list[str]:
     options = (f"{flag(name)} {'|'.join(values)}" for name, values in row["options"].items())
     return [
         row["network"],
+        f"  task               {row['task']}",
         f"  size               {row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3",
         f"  grid               multiples of {row['divisor']}",
         f"  inputs             {_with_units(row['inputs'])}",
@@ -160,6 +162,16 @@ def _lines(row: dict[str, Any]) -> list[str]:
         f"  licence            {row['licence']}",
         f"  doi                {row['doi'] or 'none'}",
     ]
+
+
+def _task(spec: NetworkSpec) -> Task:
+    """Return what a network does, by the names of what it takes first and gives.
+
+    What it is to a loop or a chain around it is a part of making a map.
+    """
+    ends = spec.inputs[0], (spec.output, *spec.further_outputs)
+    found = (task for task, (first, _, gives) in TASKS.items() if (first, gives) == ends)
+    return next(found, "local_field->chi")
 
 
 def _with_units(tensors: dict[str, str]) -> str:

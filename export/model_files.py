@@ -13,8 +13,8 @@ from qsm_deploy.kernels.errors import CardError, EngineError, WeightsError
 from qsm_deploy.runtime.card.read import ONNX, load_card
 
 
-def refuse_models(paths: list[Path], network: str) -> None:
-    """Refuse ONNX files among the weights.
+def refuse_models(paths: list[Path], network: str, *, may_be_onnx: bool = False) -> None:
+    """Refuse ONNX files among the weights, but those that such a network's may be.
 
     Raises
     ------
@@ -32,12 +32,14 @@ def refuse_models(paths: list[Path], network: str) -> None:
                 f"{path}: no weights, and damaged; pass the authors' file"
             ) from error
         instead = "pass the weights that it was made from"
+        said = None
         with contextlib.suppress(CardError, EngineError):
             if (said := load_card(path).network) != network:
                 raise WeightsError(f"{path}: its card says {said}, not {network}; {instead}")
         if is_quantised(model):
             raise WeightsError(f"{path}: quantised to INT8 already; {instead}")
-        raise WeightsError(f"{path}: an exported model, no weights; {instead}")
+        if said or not may_be_onnx:
+            raise WeightsError(f"{path}: an exported model, no weights; {instead}")
 
 
 def refuse_quantised(state: Mapping[str, Tensor]) -> None:

@@ -69,6 +69,7 @@ def _run(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.job.one_scan import run_field, run_request
     from qsm_deploy.runtime.job.request import (
         beside,
+        gives_of,
         make_request,
         maker_from,
         models_and_fields,
@@ -85,13 +86,14 @@ def _run(arguments: argparse.Namespace) -> str:
     begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
     output = arguments.output
     if until == "chi" and output is None:
-        output = next((beside(path) for path in begins if path is not None), None)
+        gives = gives_of(maker)
+        output = next((beside(path, gives) for path in begins if path is not None), None)
     request = make_request(
         fields,
         **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},
         until=until,
         output=output,
-        inputs=models,
+        maker=maker,
         evaluates=arguments.json and not arguments.dry_run,
     )
     log = TerminalLog(quiet=arguments.quiet)
@@ -107,12 +109,13 @@ def _run(arguments: argparse.Namespace) -> str:
         log.tell(report.field_text(made))
         return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, host_from(arguments), log)
+    outputs = "\n".join(map(str, request.outputs.given))
     if arguments.json:
         return report.json_line(finished.report)
     if arguments.dry_run:
-        return report.dry_run_text(finished.report, finished.planned.limit_bytes, output)
+        return report.dry_run_text(finished.report, finished.planned.limit_bytes, outputs)
     log.tell(report.result_text(finished.report))
-    return str(output)
+    return outputs
 
 
 def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker: "Maker") -> str:
@@ -128,10 +131,9 @@ def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker:
         steps = {}
     elif arguments.total_field and not echoes:
         steps = {name: steps[name] for name in ("quality", "background")}
-    if isinstance(maker, Method):
-        steps["inversion"] = {"by": maker.name, **maker.said()}
-    else:
-        steps["inversion"] = {"by": ", ".join(path.name for path in maker)}
+    said = maker.said() if isinstance(maker, Method) else {}
+    names = [maker] if isinstance(maker, Method) else maker
+    steps["inversion"] = {"by": ", ".join(one.name for one in names), **said}
     return stages_text(steps)
 
 

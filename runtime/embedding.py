@@ -116,7 +116,7 @@ class Engine:
         inside = _mask(mask, device)
         x, y, z = inside.shape
         grid = Geometry((x, y, z), vector(voxel_size_mm), vector(b0_direction))
-        wants, needs = wants or Wants(), inversion.needs
+        wants, needs = wants or Wants(), self._reconstructor.needs
         affine = affine_from(axes, grid.voxel_size_mm)
         stays = {axes_of(affine, grid), axes_named(needs.axes)} == {STORED}
         stays &= wants.allow_geometry or not deviations(needs.geometry, grid)
@@ -134,7 +134,7 @@ class Engine:
             warnings.warn(note, stacklevel=2)
         made = self._reconstructor.run(planned, Stages())
         self.findings = made.findings.pop("inversion", {}) | made.findings
-        return on_device(scan.axes.turn_back(made.chi_ppm), device)
+        return on_device(scan.axes.turn_back(made.map_ppm), device)
 
 
 def open_engine(path: Path | str, device: int = 0) -> Engine:
@@ -201,7 +201,7 @@ def _require_field_alone(card: ModelCard) -> None:
     made = {prior.name for prior in card.priors}
     if taken - made - {FIELD, "mask"} or is_called_by_host(card):
         raise UsageError(
-            f"{card.network} takes more than a local field and its mask, or steps between its "
+            f"{card.network} takes other than a local field and its mask, or steps between its "
             "runs; use qsm-run, or export it in one graph (--form unrolled)"
         )
 

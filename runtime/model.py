@@ -3,8 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from qsm_deploy.runtime.job.request import (
     paths_of,
     wants_from,
 )
-from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.network import Network
 from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
@@ -47,8 +45,10 @@ class Result:
     Attributes
     ----------
     chi_ppm
-        (x, y, z) float32 susceptibility [ppm], 0 outside the mask; ``None`` of a dry run, and of
-        one until a field, which is the scan's.
+        (x, y, z) float32 susceptibility, or what else is given first [ppm], 0 outside the mask;
+        ``None`` of a dry run, and of one until a field, which is the scan's.
+    maps
+        All that is given, by the names in cards.
     report
         Everything that decided the result and what was found, as ``--report`` writes it.
     scan
@@ -58,6 +58,7 @@ class Result:
     chi_ppm: Volume | None
     report: dict[str, Any]
     scan: Scan
+    maps: dict[str, Volume] = field(default_factory=dict)
 
     def figure(
         self, slices: Sequence[float] | None = None, window: Sequence[float] | None = None
@@ -122,7 +123,7 @@ class Model:
 
     def __init__(self, reconstructor: Reconstructor, maker: Maker) -> None:
         self.reconstructor = reconstructor
-        self._models: tuple[Path, ...] = () if isinstance(maker, Method) else tuple(maker)
+        self._maker = maker
 
     def __repr__(self) -> str:
         """Return its name."""
@@ -149,10 +150,12 @@ class Model:
         *,
         voxel_size_mm: Sequence[float],
         b0_direction: Sequence[float] | Sequence[Sequence[float]],
-        echo_time_s: float | None = None,
+        echo_time_s: float | Sequence[float] | None = None,
         field_strength_t: float | None = None,
         magnitude: Any = None,
         noise_ppm: Any = None,
+        chi_ppm: Any = None,
+        r2prime_hz: Any = None,
         axes: Any = None,
         progress: Progress | None = None,
         **wanted: Any,
@@ -162,9 +165,9 @@ class Model:
         Parameters
         ----------
         field_ppm
-            (x, y, z) local field [ppm]; (n, x, y, z) for n orientations; a wrapped phase [rad] for
-            a network that takes one. On a GPU, if the model is on one: anything that speaks
-            ``__cuda_array_interface__`` or DLPack, float32.
+            (x, y, z) local field [ppm], or what else the network takes: a total field, a wrapped
+            phase [rad]; (n, x, y, z) for n orientations or n echoes. On a GPU, if the model is on
+            one: anything that speaks ``__cuda_array_interface__`` or DLPack, float32.
         mask
             (x, y, z), non-zero inside; ``None`` takes where the field is not zero.
         voxel_size_mm
@@ -172,9 +175,12 @@ class Model:
         b0_direction
             In voxel axes, of any non-zero norm; n of them for n orientations.
         echo_time_s, field_strength_t
-            Of a phase.
+            Of a phase; a time for each of n echoes.
         magnitude, noise_ppm
-            (x, y, z) signal and noise of the field, for the methods that take them.
+            (x, y, z) signal and noise of the field, for the methods that take them; the signal of
+            each of n echoes.
+        chi_ppm, r2prime_hz
+            (x, y, z) susceptibility [ppm] and R2' [Hz], for networks that take them.
         axes
             Where x, y and z run to: letters such as ``LPS``, or the affine to RAS [mm]. With it
             the map of one head is the same in every order of storage.
@@ -186,8 +192,9 @@ class Model:
 
         Returns
         -------
-        (x, y, z) float32 array
-            Susceptibility [ppm], 0 outside the mask; on the GPU if the field was there.
+        (x, y, z) float32 array, or a dict of them
+            Susceptibility, or what else the network gives [ppm], 0 outside the mask; on the GPU if
+            the field was there. Of a network that gives several, by their names in its card.
 
         Raises
         ------
@@ -195,12 +202,11 @@ class Model:
             As the command line does, one subclass for each cause.
         """
         wants = wants_from(**wanted)
-        inversion = self.reconstructor.inversion
         if is_on_device(field_ppm):
             from qsm_deploy.runtime.embedding import Engine
 
-            if magnitude is not None or noise_ppm is not None:
-                raise UsageError("a field on the GPU is taken alone; drop magnitude and noise_ppm")
+            if any(v is not None for v in (magnitude, noise_ppm, chi_ppm, r2prime_hz)):
+                raise UsageError("a field on the GPU is taken alone; drop the other volumes")
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
             return engine.reconstruct(field_ppm, mask, **grid, axes=axes, wants=wants)
@@ -209,7 +215,9 @@ class Model:
             mask,
             voxel_size_mm=voxel_size_mm,
             b0_direction=b0_direction,
-            quantity=inversion.needs.quantity,
+            quantity=self.reconstructor.needs.quantity,
+            chi_ppm=chi_ppm,
+            r2prime_hz=r2prime_hz,
             echo_time_s=echo_time_s,
             field_strength_t=field_strength_t,
             magnitude=magnitude,
@@ -223,7 +231,11 @@ class Model:
         made = self.reconstructor.run(planned, Stages(), done)
         for note in made.findings.get("notes", ()):
             warnings.warn(note, stacklevel=2)
-        return scan.axes.turn_back(made.chi_ppm)
+        first = scan.axes.turn_back(made.map_ppm)
+        if not made.further:
+            return first
+        further = {name: scan.axes.turn_back(volume) for name, volume in made.further.items()}
+        return {self.reconstructor.needs.gives[0]: first, **further}
 
     def run(
         self,
@@ -233,7 +245,7 @@ class Model:
         **options: Any,
     ) -> Result:
         """Reconstruct files with the opened model; see :func:`run` for the options."""
-        request = make_request(paths_of(field), inputs=self._models, **_one_direction(options))
+        request = make_request(paths_of(field), maker=self._maker, **_one_direction(options))
         return _run(request, self.reconstructor, Stages(), progress)
 
 
@@ -252,7 +264,8 @@ def open_model(
     Parameters
     ----------
     model
-        An ONNX file or a plan of qsm-export, or both parts of AFTER-QSM; ``None`` is a method.
+        An ONNX file or a plan of qsm-export, both parts of AFTER-QSM, or several of which each
+        takes what the one before gives; ``None`` is a method.
     backend
         ``onnxruntime`` or ``openvino`` on the CPU; ``auto`` takes the fastest that is installed.
     device
@@ -329,10 +342,11 @@ def run(
     **options
         The flags of ``qsm-run``, by their names: mask, output, report, figure, slices, window,
         out_units, force, dry_run, truth, labels, params, units, echo_time, field_strength,
-        b0_direction, voxel_size, negate, patch, overlap, blend, data_consistency, dc_iterations,
-        allow_geometry, memory_limit, magnitude, noise_map, phase, real, imag, echo_times,
-        phase_scale, total_field, local_field, quality, r2star, brain_mask, background_removal,
-        erode, until; and ``method`` with what is said to it. Without ``output`` no map is written.
+        b0_direction, voxel_size, negate, chi, r2prime, patch, overlap, blend, data_consistency,
+        dc_iterations, allow_geometry, memory_limit, magnitude, noise_map, phase, real, imag,
+        echo_times, phase_scale, total_field, local_field, quality, r2star, brain_mask,
+        background_removal, erode, until; and ``method`` with what is said to it. Without
+        ``output`` no map is written.
         Notes are issued as warnings, and stand in the report.
 
     Raises
@@ -341,8 +355,7 @@ def run(
         As the command line does, one subclass for each cause.
     """
     maker = _maker(model, {name: options.pop(name) for name in METHOD & options.keys()})
-    models = () if isinstance(maker, Method) else maker
-    request = make_request(paths_of(field), inputs=models, **_one_direction(options))
+    request = make_request(paths_of(field), maker=maker, **_one_direction(options))
     stages = Stages()
     with stages("load"):
         host = Host(backend, device, precision, threads, plan_cache)
@@ -361,9 +374,10 @@ def _run(
         return Result(None, made, scan.turned(scan.axes.inverse))
     measured, kept = measured_scan(request, reconstructor, log, stages)
     finished = run_scan(request, reconstructor, measured, log, stages, kept)
-    scan, chi = finished.planned.prepared.measured, finished.chi_ppm
-    back = None if chi is None else scan.axes.turn_back(chi)
-    return Result(back, finished.report, scan.turned(scan.axes.inverse))
+    scan = finished.scan or finished.planned.prepared.measured
+    maps = {name: scan.axes.turn_back(volume) for name, volume in finished.maps.items()}
+    first = next(iter(maps.values()), None)
+    return Result(first, finished.report, scan.turned(scan.axes.inverse), maps)
 
 
 def _one_direction(options: dict[str, Any]) -> dict[str, Any]:

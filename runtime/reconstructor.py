@@ -7,21 +7,28 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from qsm_deploy.kernels.errors import EngineError, QsmDeployError, UsageError
+from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.read import PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import (
+    CHI,
     Done,
     Inversion,
     Made,
+    Needs,
     Task,
     Wants,
+    grid_facts,
     require_finite,
 )
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
@@ -32,7 +39,8 @@ if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.network import Network
 
 CUDA = re.compile(r"cuda:(\d+)")
-Maker = Sequence[Path] | Method  # what makes a map: models, or a method that needs none
+# what makes a map: models, a method, or models and a method that takes the field that they give
+Maker = Sequence[Path | Method] | Method
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,27 @@ class Planned:
         What was asked for.
     limit_bytes
         The memory that it may take.
+    before
+        What makes the map that this one takes, of a chain.
     """
 
     prepared: Prepared
     task: Task
     wants: Wants
     limit_bytes: float
+    before: "Planned | None" = None
 
     @property
     def notes(self) -> list[str]:
         """What the user should know before the map is made, a line each."""
         departures = self.prepared.departures
-        return [*self.task.scan.notes, *(f"outside the training: {d}" for d in departures)]
+        own = [*self.task.scan.notes, *(f"outside the training: {d}" for d in departures)]
+        return list(dict.fromkeys([*(self.before.notes if self.before else ()), *own]))
+
+
+def models_of(maker: Maker) -> tuple[Path, ...]:
+    """Return the models among what makes a map."""
+    return () if isinstance(maker, Method) else tuple(m for m in maker if isinstance(m, Path))
 
 
 class Reconstructor:
@@ -102,6 +119,8 @@ class Reconstructor:
         Why it runs where it does.
     missing_gpu
         What is missing where a plan runs on the CPU without anybody having said so.
+    before
+        What makes a map that it takes, the field or one beside it, of another quantity.
     """
 
     def __init__(
@@ -109,9 +128,20 @@ class Reconstructor:
         inversion: Inversion,
         why_backend: str = "asked for",
         missing_gpu: str | None = None,
+        before: "Reconstructor | None" = None,
     ) -> None:
         self.inversion, self.why_backend = inversion, why_backend
-        self.missing_gpu = missing_gpu
+        self.missing_gpu, self.before = missing_gpu, before
+
+    @property
+    def needs(self) -> Needs:
+        """What is taken of a scan, and given in the end."""
+        own = self.inversion.needs
+        if self.before is None:
+            return own
+        first = self.before.needs
+        maps = tuple(name for name in (*first.maps, *own.maps) if name not in first.gives)
+        return replace(first, maps=maps, gives=own.gives)
 
     def plan(self, measured: Scan, wants: Wants) -> Planned:
         """Return what will be done with a scan; nothing is computed but another grid's field.
@@ -135,10 +165,58 @@ class Reconstructor:
         MemoryLimitError
             If it does not fit the memory, not even in patches.
         """
+        before = None
+        if self.before is not None:
+            before = self.before.plan(measured, replace(wants, correction=None))
+            unmade = np.broadcast_to(np.float32(0), before.prepared.measured.mask.shape)
+            measured = self._handed_on(before.prepared.measured, unmade)
         self.inversion.require_fields(len(measured.measured))
         if wants.correction is not None:
+            self._require_correctable()
             wants.correction.require(measured)
-        return self.planned(prepare(self.inversion.needs, measured, wants), wants)
+        planned = self.planned(prepare(self.inversion.needs, measured, wants), wants)
+        if before is None:
+            return planned
+        first = {
+            "model": self._first_facts(),
+            "geometry": grid_facts(before.prepared.scan.geometry),
+            "plan": before.task.decision.facts(),
+        }
+        task = replace(
+            planned.task,
+            runs=before.task.runs + planned.task.runs,
+            notes=before.task.notes + planned.task.notes,
+            facts=planned.task.facts | {"first_part": first | before.task.facts},
+        )
+        return replace(planned, task=task, before=before)
+
+    def _first_facts(self) -> dict[str, Any]:
+        assert self.before is not None  # or there is no first part
+        return cast(dict[str, Any], self.before.inversion.facts()["model"])
+
+    def _require_correctable(self) -> None:
+        needs = self.inversion.needs
+        if (needs.quantity, needs.gives) != ("local_field_ppm", (CHI,)):
+            raise UsageError(
+                "--data-consistency needs a local field and a map of it; "
+                f"{needs.network} takes {needs.quantity} and gives {', '.join(needs.gives)}"
+            )
+
+    def _handed_on(self, scan: Scan, made: Volume) -> Scan:
+        """Return the acquisition with what the part before made of it."""
+        assert self.before is not None  # or nothing is handed on
+        if self.before.needs.gives == (CHI,):
+            return replace(scan, chi_ppm=made)
+        return replace(
+            scan,
+            measured=made[None],
+            quantity="local_field_ppm",
+            magnitude=None,
+            noise_ppm=None,
+            misfit=None,
+            echo_weights=None,
+            more_echo_times_s=(),
+        )
 
     def planned(self, prepared: Prepared, wants: Wants) -> Planned:
         """Return what will be done with a scan that is prepared."""
@@ -168,16 +246,28 @@ class Reconstructor:
         EngineError
             If what runs it fails, or the map is not finite.
         """
+        between: dict[str, Volume] = {}
+        if self.before is not None and planned.before is not None:
+            earlier = self.before.run(planned.before, stages, done)
+            assert earlier.scan is not None  # as below
+            scan = self._handed_on(earlier.scan, earlier.map_ppm)
+            between = earlier.between | {self.before.needs.gives[0]: earlier.map_ppm}
+            planned = self.planned(
+                prepare(self.inversion.needs, scan, planned.wants), planned.wants
+            )
         prepared, wants = planned.prepared, planned.wants
         measured = prepared.measured
         made = self.inversion.make(planned.task, stages, done)
+        made.scan, made.between = measured, between
         if not wants.any_values:
-            require_finite(made.chi_ppm)
+            for volume in (made.map_ppm, *made.further.values()):
+                require_finite(volume)
         if prepared.back:
             with stages("bring back"):
-                made.chi_ppm = prepared.brought_back(made.chi_ppm)
+                made.map_ppm = prepared.brought_back(made.map_ppm)
+                made.further = {n: prepared.brought_back(v) for n, v in made.further.items()}
         if wants.correction is not None and "data_consistency" not in made.findings:
-            made.chi_ppm, step = wants.correction.apply(made.chi_ppm, measured, stages)
+            made.map_ppm, step = wants.correction.apply(made.map_ppm, measured, stages)
             made.findings["data_consistency"] = step
         return made
 
@@ -244,7 +334,8 @@ def open_reconstructor(
     Parameters
     ----------
     maker
-        One file, or the two parts of AFTER-QSM in any order; or a method.
+        One file, the two parts of AFTER-QSM, or several of which each takes what the one before
+        gives, in any order; a method, or models and a method that takes the field that they give.
     host
         Where.
     log
@@ -267,21 +358,56 @@ def open_reconstructor(
         why = "the default method" if maker.name == DEFAULT else "asked for"
         return Reconstructor(_method(maker, host), why)
     log = log or TerminalLog(quiet=True)
-    networks, why = _opened(maker, host, log, memory_limit, stays=stays)
-    if missing := instead_of_gpu(host.device, maker):
+    models = models_of(maker)
+    networks, why = _opened(models, host, log, memory_limit, stays=stays)
+    if missing := instead_of_gpu(host.device, models):
         session = networks[0].session
         log.warn(
-            f"{maker[0]}: {missing}; its {session.card.precision} graph runs on the CPU instead, "
+            f"{models[0]}: {missing}; its {session.card.precision} graph runs on the CPU instead, "
             f"in {session.backend}, computed in {session.precision}"
         )
-    if len(networks) == 1 and networks[0].card.pipeline != "after":
-        return Reconstructor(networks[0], why, missing)
-    from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
+    parts = [network for network in networks if network.card.pipeline == "after"]
+    inversions: list[Inversion] = [n for n in networks if n.card.pipeline != "after"]
+    if parts:
+        from qsm_deploy.runtime.reconstruction.after import TwoNetworks, in_order
 
-    ordered = [networks[n] for n in in_order([network.card for network in networks])]
-    if host.precision not in ("auto", "fp32"):
-        raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
-    return Reconstructor(TwoNetworks(*ordered), why, missing)
+        ordered = [parts[n] for n in in_order([network.card for network in parts])]
+        if host.precision not in ("auto", "fp32"):
+            raise UsageError("the two parts of after-qsm run in fp32 only; drop --precision")
+        inversions.append(TwoNetworks(*ordered))
+    for method in (one for one in maker if isinstance(one, Method)):
+        inversions.append(_method(method, Host(device=host.device, threads=host.threads)))
+    chain: Reconstructor | None = None
+    for inversion in in_turn(inversions):
+        chain = Reconstructor(inversion, why, missing, chain)
+    assert chain is not None  # there is a model
+    return chain
+
+
+def in_turn(inversions: Sequence[Inversion]) -> list[Inversion]:
+    """Return what makes a map in an order in which each takes what the one before gives.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    places = {"local_field_ppm": 0, CHI: 1}
+    ordered = sorted(inversions, key=lambda one: places.get(one.needs.gives[0], 2))
+    for one, following in pairwise(ordered):
+        given, taken = one.needs.gives[0], following.needs
+        fits = given == taken.quantity or (
+            given in taken.maps and one.needs.quantity == taken.quantity
+        )
+        if given == CHI and given in taken.maps:
+            fits = taken.quantity in (one.needs.quantity, *(o.needs.gives[0] for o in ordered))
+        if not fits:
+            takes = " and ".join((taken.quantity, *taken.maps))
+            raise UsageError(
+                f"{one.needs.network} gives {given}, {taken.network} takes {takes}: they do not "
+                "follow each other; one model runs alone, or each takes what the one before gives"
+            )
+    return ordered
 
 
 def _method(method: Method, host: Host) -> Inversion:

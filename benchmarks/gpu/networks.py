@@ -69,7 +69,8 @@ class Networks:
 
     def whole(self, name: str, scan: Scan) -> PatchPlan:
         """Return the plan of the whole volume."""
-        return plan_whole(scan.mask.shape, self.card(name).divisor)
+        card = self.card(name)
+        return plan_whole(scan.mask.shape, card.divisor, card.pad_front)
 
     def torch_session(self, name: str, mode: str) -> TorchSession:
         """Return PyTorch as an engine."""

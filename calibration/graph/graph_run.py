@@ -26,7 +26,7 @@ class GraphRun:
     Parameters
     ----------
     model
-        With one output of its own.
+        With outputs of its own.
     within
         Names of tensors to see besides it.
     """
@@ -34,9 +34,9 @@ class GraphRun:
     def __init__(self, model: onnx.ModelProto, within: Sequence[str] = ()) -> None:
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
-        self._output = whole.graph.output[0].name
+        self._outputs = [output.name for output in whole.graph.output]
         self._within = list(within)
-        seen = {self._output}
+        seen = set(self._outputs)
         for name in self._within:
             if name not in seen:
                 whole.graph.output.append(helper.make_empty_tensor_value_info(name))
@@ -49,9 +49,8 @@ class GraphRun:
         )
 
     def run(self, inputs: Tensors) -> NDArray[np.float32]:
-        """Return the graph's output."""
-        output: NDArray[np.float32] = self._session.run([self._output], dict(inputs))[0]
-        return output
+        """Return the graph's outputs, one after the other along the channels."""
+        return np.concatenate(self._session.run(self._outputs, dict(inputs)), axis=1)
 
     def look(self, inputs: Tensors) -> Iterator[NDArray[np.float32]]:
         """Yield the tensors within, some at a time: all of a large network take gigabytes."""
@@ -61,10 +60,10 @@ class GraphRun:
 
 
 class GraphRunner(Protocol):
-    """Runs a graph of one output."""
+    """Runs a graph."""
 
     def run(self, inputs: Tensors) -> NDArray[np.float32]:
-        """Return its output."""
+        """Return its outputs, one after the other along the channels."""
 
 
 class GraphSession:

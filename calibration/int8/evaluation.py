@@ -10,9 +10,9 @@ from qsm_deploy.calibration.graph.graph_run import GraphRun, GraphSession
 from qsm_deploy.calibration.int8.map_error import MapError, map_error, worst
 from qsm_deploy.kernels.bounding_box import box_at, corner_around
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -61,12 +61,18 @@ class Int8Evaluation:
         chosen = slice(-1, None) if last else slice(None)
         maps = self._maps(session, chosen)
         rows = zip(maps, self._exact[chosen], self._scans[chosen], strict=True)
-        return worst([map_error(*row) for row in rows])
+        return worst(
+            [
+                map_error(*pair, scan)
+                for got, exact, scan in rows
+                for pair in zip(got, exact, strict=True)
+            ]
+        )
 
     def _maps(self, session: Session, chosen: slice) -> Iterator[Volume]:
         for scan, made in zip(self._scans[chosen], self._made[chosen], strict=True):
-            plan = plan_whole(scan.mask.shape, self._card.divisor)
-            yield network_output(session, scan, plan, made=made)
+            plan = plan_for(self._card, scan.mask.shape)
+            yield network_outputs(session, scan, plan, made=made)
 
 
 def middle_of(scan: Scan, size: int, divisor: int) -> Scan:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.bounding_box import Corner, box_at, corner_around
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.terminal import Progress, no_progress
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_outputs
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Precision, Session
 
@@ -73,13 +73,13 @@ def sample_patches(
     rng = np.random.default_rng(seed)
     size = max(1, round(size / card.divisor)) * card.divisor
     shares = [len(part) for part in np.array_split(np.arange(max(count, len(scans))), len(scans))]
-    session = open_session() if card.patchable == "split" else None
+    session = open_session() if card.pipeline in UNROLLED else None
     found: list[CalibrationPatch] = []
     for scan, share in progress(list(zip(scans, shares, strict=True)), "taking patches"):
         corners = _corners(scan.mask, share, size, card.divisor, rng)
         if session is not None:
             recorder = _Recorder(session, scan.mask, corners, size)
-            network_output(recorder, scan, plan_whole(scan.mask.shape, card.divisor))
+            network_outputs(recorder, scan, plan_for(card, scan.mask.shape))
             found += recorder.patches
         elif card.patchable == "yes":
             inputs = network_inputs(card, scan)

@@ -19,7 +19,7 @@ from qsm_deploy.runtime.reconstruction.preparation import prepare
 from qsm_deploy.runtime.scan.agreement import varies
 from qsm_deploy.runtime.scan.geometry_limits import deviations
 from qsm_deploy.runtime.scan.params import Params, load_params
-from qsm_deploy.runtime.scan.scan import Quantity, Reading, Scan, ScanFiles, load_scan
+from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.scan.unit_names import FieldUnit
 
 PHANTOMS = "phantoms"
@@ -80,7 +80,7 @@ def load_calibration(
         scans = _phantoms(card, progress)
         return CalibrationData(tuple(scans), _digest(scans), ())
     files = find_volumes(Path(source))
-    quantity: Quantity = "phase_rad" if card.task == "phase->chi" else "local_field_ppm"
+    quantity = needs_of(card).quantity
     notes: list[str] = []
     scans = []
     for one in progress(files, "reading calibration maps"):

@@ -144,7 +144,7 @@ def reconstruct_in(session: Session, scan: Scan, plan: PatchPlan) -> Volume:
     """Return the map that a session makes."""
     reconstructor = reconstructor_of(session, NO_FILE)
     planned = reconstructor.plan(scan, Wants(layout=plan, allow_geometry=True))
-    return reconstructor.run(planned, Stages()).chi_ppm
+    return reconstructor.run(planned, Stages()).map_ppm
 
 
 def _warmed_up(
@@ -157,7 +157,7 @@ def _warmed_up(
         session = contender.open()
     reconstructor = reconstructor_of(session, contender.path)
     planned = reconstructor.plan(scan, Wants(layout=plan, allow_geometry=True))
-    chi = reconstructor.run(planned, stages).chi_ppm
+    chi = reconstructor.run(planned, stages).map_ppm
     on_gpu = contender.device != CPU
     return (reconstructor, planned), Measured(
         contender,

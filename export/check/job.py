@@ -256,7 +256,7 @@ def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -
         log.stage(f"{what}, {way.name}: {case.where}")
         wants = Wants(layout=case.plan, any_values=True)
         planned = reconstructor.planned(case.prepared, wants)
-        found.append(reconstructor.run(planned, Stages()).chi_ppm)
+        found.append(reconstructor.run(planned, Stages()).map_ppm)
     return found
 
 

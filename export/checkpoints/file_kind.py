@@ -34,7 +34,10 @@ SUFFIXES: dict[str, Format] = {
     ".npz": "npz",
 }
 MADE_FROM = "pass the weights that it was made from"
-TENSORFLOW = "of TensorFlow; save its variables by name as docs/qsmnet-weights.md says"
+TENSORFLOW = (
+    "of TensorFlow; save its variables by name as docs/qsmnet-weights.md says (NeXtQSM's authors "
+    "publish .weights.h5 files beside it: pass these)"
+)
 TENSORFLOW_SHARD = re.compile(r"\.data-\d{5}-of-\d{5}$")  # bare numbers: only the name tells
 TENSORFLOW_INDEX = bytes.fromhex("57fb808b247547db")  # at the end
 OTHERS = (
@@ -49,7 +52,8 @@ OTHERS = (
     (
         rb"MATLAB [57]\.\d MAT-file",
         "a MATLAB file, in which no network here has its weights; means and deviations go to "
-        "--normalisation",
+        "--normalisation; of a DAGNetwork, as BFRnet's, pass what MATLAB writes by "
+        "exportONNXNetwork(net,'BFRnet.onnx','OpsetVersion',13)",
     ),
     (rb".{128}DICM", "a DICOM image, no weights; convert it to NIfTI for qsm-run"),
     (rb".{344}n[+i]1\0|.{4}n[+i]2\0", "a NIfTI volume, no weights; qsm-run takes it as FIELD"),

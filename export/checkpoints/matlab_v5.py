@@ -1,4 +1,4 @@
-"""Numbers in MATLAB 5 files, which ``save`` writes with -v6 and -v7.
+"""Numbers in MATLAB 5 files, also in structures, which ``save`` writes with -v6 and -v7.
 
 scipy reads them too, but a damaged byte in the wrong place ends the process (a type code indexes
 a C table unchecked), and numbers are a small part of the format.
@@ -25,12 +25,17 @@ NUMBERS = {
     **{1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4"},
     **{7: "f4", 9: "f8", 12: "i8", 13: "u8"},
 }
-NUMERIC_CLASSES = range(6, 16)  # double, single and the integers; not text, cells or structures
+NUMERIC_CLASSES = range(6, 16)  # double, single and the integers; not text or cells
+STRUCTURE = 2
+DEEPEST = 8  # structures in each other
 COMPLEX = 0x0800
 
 
 def load_mat(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays of real numbers in a MATLAB 5 file, without axes of length one.
+
+    Those in a structure have its name before theirs, as in ``all.chi.mean``; arrays of structures
+    are passed over.
 
     Raises
     ------
@@ -62,17 +67,42 @@ def _variables(data: bytes, order: str) -> Iterator[tuple[str, NDArray[Any]]]:
         yield from _numbers(content, order)
 
 
-def _numbers(matrix: bytes, order: str) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Give name and values of a matrix, or nothing if it is not one of real numbers."""
+def _numbers(
+    matrix: bytes, order: str, within: tuple[str, ...] = ()
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Give name and values of a matrix, or nothing if it is not one of real numbers.
+
+    ``within`` are the names of the structures around it and its own, which stands in these.
+    """
+    if not matrix:  # MATLAB's for an empty field
+        return
     (_, flags), *parts = _elements(matrix, order)
     (flag,) = struct.unpack_from(f"{order}I", flags)
+    if flag & 0xFF == STRUCTURE and len(within) < DEEPEST:
+        yield from _fields(parts, order, within)
     if flag & 0xFF not in NUMERIC_CLASSES or flag & COMPLEX:
         return
     (_, shape), (_, name), (kind, values) = parts
     array = np.frombuffer(values, np.dtype(order + NUMBERS[kind]))
     array = array.reshape(np.frombuffer(shape, np.dtype(f"{order}i4")), order="F").squeeze()
-    if name:  # what objects refer to stands in a matrix without one
-        yield name.decode("ascii"), array.astype(array.dtype.newbyteorder("="))
+    names = within or (name.decode("ascii"),)
+    if all(names):  # what objects refer to stands in a matrix without one
+        yield ".".join(names), array.astype(array.dtype.newbyteorder("="))
+
+
+def _fields(
+    parts: list[tuple[int, bytes]], order: str, within: tuple[str, ...]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Give what is in a structure, if it is a single one."""
+    (_, shape), (_, name), (_, length), (_, names), *values = parts
+    if np.frombuffer(shape, np.dtype(f"{order}i4")).prod() != 1:
+        return
+    (each,) = struct.unpack_from(f"{order}i", length)
+    fields = [names[at : at + each] for at in range(0, len(names), each)]
+    outer = within or (name.decode("ascii"),)
+    for field, (_, value) in zip(fields, values, strict=True):
+        inner = field.partition(b"\0")[0].decode("ascii")
+        yield from _numbers(value, order, (*outer, inner))
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:

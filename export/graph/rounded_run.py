@@ -42,10 +42,10 @@ class RoundedRun:
         self.largest: dict[str, float] = {}
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return the graph's one output."""
+        """Return the graph's outputs, one after the other along the channels."""
         values = self.weights | {name: torch.from_numpy(array) for name, array in inputs.items()}
         uses = Counter(name for node in self.graph.node for name in node.input)
-        wanted = self.graph.output[0].name
+        wanted = [output.name for output in self.graph.output]
         with torch.inference_mode():
             for node in self.graph.node:
                 given = [values[name] if name else None for name in node.input]
@@ -53,9 +53,9 @@ class RoundedRun:
                     values[name] = value
                 for name in node.input:
                     uses[name] -= 1
-                    if not uses[name] and name != wanted:
+                    if not uses[name] and name not in wanted:
                         values.pop(name, None)
-        output: NDArray[np.float32] = values[wanted].numpy()
+        output: NDArray[np.float32] = torch.cat([values[name] for name in wanted], dim=1).numpy()
         return output
 
     def _compute(self, node: onnx.NodeProto, given: Sequence[Tensor | None]) -> list[Tensor]:

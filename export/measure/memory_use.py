@@ -21,7 +21,7 @@ from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
 
 # far enough apart for a slope, the smaller one little but the fixed part, multiples of every power
-# of two up to 16, and not slow
+# of two up to 16, and not slow; rounded up to the divisor
 SHAPES: tuple[Shape, Shape] = ((32, 32, 32), (112, 96, 96))
 
 
@@ -46,7 +46,7 @@ def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = S
     if card.tiles is not None:  # nothing else is ever run
         peak = _peak_in_new_process(path, backend, card.tiles.size)
         return MemoryUse(max(0, peak - math.prod(card.tiles.size)), 1)
-    fitting = [_rounded_up(shape, card.divisor) for shape in shapes]
+    fitting = [shape_for(card.divisor, shape) for shape in shapes]
     (small, large), (low, high) = (
         [math.prod(shape) for shape in fitting],
         [_peak_in_new_process(path, backend, shape) for shape in fitting],
@@ -55,7 +55,8 @@ def measure_memory(path: Path, backend: Backend, shapes: tuple[Shape, Shape] = S
     return MemoryUse(max(0, round(low - slope * small)), math.ceil(slope))
 
 
-def _rounded_up(shape: Shape, divisor: int) -> Shape:
+def shape_for(divisor: int, shape: Shape) -> Shape:
+    """Return a shape rounded up to multiples of a divisor."""
     x, y, z = (divisor * math.ceil(n / divisor) for n in shape)
     return x, y, z
 

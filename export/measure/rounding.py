@@ -22,9 +22,9 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import GraphPrecision, ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb, distribution_ppb
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 
 # a box of an adult head with its calcification in the middle; small heads have smaller ones
@@ -86,11 +86,11 @@ def measure_rounding(model: onnx.ModelProto, module: Network, card: ModelCard) -
         Of the graph.
     """
     scan = calcified_scan(card)
-    plan = plan_whole(SHAPE, module.divisor)
+    plan = plan_for(card, SHAPE)
     rounded = RoundedRun(model)
     made = prior_maps(card.priors, scan)
-    exact = network_output(ModuleSession(module, card), scan, plan, made=made)
-    got = network_output(rounded_session(rounded, card), scan, plan, made=made)
+    exact = network_outputs(ModuleSession(module, card), scan, plan, made=made)
+    got = network_outputs(rounded_session(rounded, card), scan, plan, made=made)
     error = distribution_ppb(difference_ppb(got, exact, scan.mask))
     limit = LIMITS[card.precision]
     activations = {name: value / limit for name, value in rounded.largest.items()}

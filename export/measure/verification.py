@@ -16,9 +16,9 @@ from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
 from qsm_deploy.runtime.card.card import ModelCard, Verification
 from qsm_deploy.runtime.metrics.difference import difference_ppb
-from qsm_deploy.runtime.reconstruction.patches import plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_inputs, network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Precision
@@ -52,7 +52,9 @@ class ModuleSession:
         """Run the module once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
         given = [torch.from_numpy(tensors[tensor.name]) for tensor in self.card.inputs]
         with torch.inference_mode():
-            output: NDArray[np.float32] = self.module(*given).numpy()
+            outputs = self.module(*given)
+        joined = torch.cat(outputs, dim=1) if isinstance(outputs, tuple) else outputs
+        output: NDArray[np.float32] = joined.numpy()
         return output
 
 
@@ -82,11 +84,11 @@ def measure_differences(
     differences = []
     for shape in SHAPES:
         scan = phantom_scan(card, shape)
-        plan = plan_whole(shape, module.divisor)
+        plan = plan_for(card, shape)
         made = prior_maps(card.priors, scan)
-        expected = network_output(reference, scan, plan, made=made)
+        expected = network_outputs(reference, scan, plan, made=made)
         for backend, session in sessions.items():
-            got = network_output(session, scan, plan, made=made)
+            got = network_outputs(session, scan, plan, made=made)
             error = difference_ppb(got, expected, scan.mask)
             differences.append(Difference(backend, shape, float(np.abs(error).max())))
     return differences

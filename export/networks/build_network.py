@@ -40,7 +40,7 @@ def build_network(spec: NetworkSpec, state: Mapping[str, Tensor], choices: Choic
         names = " or ".join(other.name for other in likely)
         raise WeightsError(
             f"these are not the weights of {spec.name}: {what}; these keys look like {names}: "
-            f"pass --model {likely[0].name}"
+            f"pass --model {names}"
         )
     return require_network(_builder(spec)(state, choices), spec.name)
 

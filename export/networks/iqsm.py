@@ -1,8 +1,9 @@
-"""iQSM: wrapped phase of one echo straight to susceptibility.
+"""iQSM: wrapped phase of one echo straight to susceptibility; iQFM: to the local field.
 
 A LoT layer makes the phase into features, a U-net adds to the first of them, and a quarter of the
 sum is the susceptibility. The two published versions differ in the layer: one fixed Laplacian, or
-sixteen learned kernels.
+sixteen learned kernels. Their scripts pad with the larger half in front, and with the smaller.
+iQFM is the same network, trained for the field: nothing in its weights tells it from iQSM.
 
 The phase must have the sign of the training data, ``phase = -gamma dB TE``; with the
 other sign the features are the opposite of any that the U-net knows.
@@ -22,6 +23,7 @@ from qsm_deploy.export.networks.network import (
     AXIAL_1MM,
     ECHO_TIME,
     FIELD_STRENGTH,
+    LOCAL_FIELD,
     MASK,
     PHASE,
     Choices,
@@ -75,6 +77,12 @@ class IQSM(Network):
         return chi
 
 
+class IQFM(IQSM):
+    """As :class:`IQSM`, to ``local_field_ppm``."""
+
+    output = LOCAL_FIELD
+
+
 def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> IQSM:
     """Build the network that a state dict describes: version, width and depth from its shapes.
 
@@ -91,15 +99,23 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> IQSM:
     WeightsError
         If a key is missing, left over or of the wrong shape.
     """
+    return iqsm_from_state(state, IQSM)
+
+
+def iqsm_from_state(state: Mapping[str, Tensor], kind: type[IQSM]) -> IQSM:
+    """Build an iQSM or an iQFM; see :func:`network_from_state`."""
+    name = kind.__name__.lower()
     whole = whole_state(state)
     unet = {key.removeprefix(UNET): value for key, value in whole.items() if key.startswith(UNET)}
-    features, base, depth = encoder_decoder_size(unet, "iqsm")
+    features, base, depth = encoder_decoder_size(unet, name)
     if features == 1:
         whole.setdefault(f"{LOT}conv_x", fixed_laplacian())
-    require_lot_file(whole, "iqsm")
+    require_lot_file(whole, name)
     plain = EncoderDecoder(features, base, depth)
-    network = IQSM(plain, LotLayer(features), plain.divisor)
+    network = kind(plain, LotLayer(features), plain.divisor)
     load_strictly(network, whole)
+    if features > 1:
+        network.pad_front = "floor"
     return network.eval()
 
 

@@ -1,6 +1,7 @@
 """What is known about a network before its weights are there."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class NetworkSpec:
         Keys of its checkpoint that together tell it from the other networks.
     published
         The weights of its authors.
-    output
-        The name of what its graph gives.
+    output, further_outputs
+        The names of what its graph gives.
     doi
         Of the paper that describes it.
     options
@@ -50,6 +51,11 @@ class NetworkSpec:
         Of an option that makes sense with one value of another, that other and its value.
     bundled
         A file in the weights folder and where it comes from, if weights come along.
+    onnx_weights
+        Whether its weights are read from an ONNX file of MATLAB too.
+    foreign_words
+        Words in the name of a file that its keys cannot tell from another network's, if they say
+        that it is one.
     """
 
     name: str
@@ -61,10 +67,13 @@ class NetworkSpec:
     marks: tuple[str, ...]
     published: Weights
     output: str = "chi_ppm"
+    further_outputs: tuple[str, ...] = ()
     doi: str | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     only_with: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     bundled: tuple[str, Weights] | None = None
+    onnx_weights: bool = False
+    foreign_words: frozenset[str] = frozenset()
 
     def bundled_file(self) -> Path:
         """Return the weights that come with this package.
@@ -80,6 +89,22 @@ class NetworkSpec:
             f"no weights of {self.name} are bundled; get them at {self.published.source} "
             "and pass the file with --weights"
         )
+
+    def refuse_foreign(self, paths: Sequence[Path]) -> None:
+        """Refuse files whose names say that they are another network's of the same keys.
+
+        Raises
+        ------
+        WeightsError
+            If there is one; under the wrong name its map would be called what it is not.
+        """
+        for path in paths:
+            words = re.split(r"[^a-z]+|v(?=\d)", path.name.lower())
+            if found := self.foreign_words.intersection(words):
+                raise WeightsError(
+                    f"{path}: {min(found)!r} in its name is none of {self.name}'s, and its keys "
+                    f"cannot tell; pass another --model, or rename a file that is {self.name}'s"
+                )
 
     def chosen_options(self, chosen: Mapping[str, str | None]) -> dict[str, str]:
         """Return a value for every option that makes sense, the default where none was chosen.

@@ -71,13 +71,8 @@ class ConvLayer(nn.Module):
         return y
 
 
-class QSMnet(Network):
-    """Local field and mask to susceptibility, (n, 1, x, y, z), field and susceptibility in ppm.
-
-    The authors pad the normalised field with zeros, and in PyTorch they mask it before that. A
-    field that is padded in ppm would be off by its mean, so the graph masks what it normalised.
-    The TensorFlow version does not mask: its air is at ``-field_mean / field_std`` instead of 0,
-    the same where the mean is 0 as in the published QSMnet and QSMnet+.
+class FiveResolutions(Network):
+    """The U-net of QSMnet and of chi-sepnet, which differ in what they take and give.
 
     Parameters
     ----------
@@ -88,10 +83,10 @@ class QSMnet(Network):
     flavour
         Which implementation it follows.
     normalisation
-        ``field_mean``, ``field_std``, ``chi_mean``, ``chi_std`` [ppm] of the training data.
+        Means and standard deviations of the training data.
     """
 
-    inputs = (LOCAL_FIELD, MASK)
+    channels_in = channels_out = 1
 
     def __init__(
         self,
@@ -103,7 +98,7 @@ class QSMnet(Network):
         super().__init__()
         self.skip_first = flavour.skip_first
         self.normalisation = dict(normalisation)
-        before = 1
+        before = self.channels_in
         for name, c in zip((*ENCODERS, "l_conv"), channels, strict=True):
             self._add_pair(name, before, c, kernel, flavour)
             before = c
@@ -112,7 +107,7 @@ class QSMnet(Network):
             self.add_module(up, nn.ModuleDict({"deconv": deconv}))
             self._add_pair(name, 2 * c, c, kernel, flavour)
             before = c
-        self.out = nn.ModuleDict({"conv": nn.Conv3d(before, 1, kernel_size=1)})
+        self.out = nn.ModuleDict({"conv": nn.Conv3d(before, self.channels_out, kernel_size=1)})
 
     def _add_pair(self, name: str, before: int, after: int, kernel: int, flavour: Flavour) -> None:
         self.add_module(f"{name}1", ConvLayer(before, after, kernel, flavour))
@@ -123,10 +118,8 @@ class QSMnet(Network):
         """Every spatial size must be a multiple of this."""
         return int(2 ** len(ENCODERS))
 
-    def forward(self, local_field_ppm: Tensor, mask: Tensor) -> Tensor:
-        """Return ``chi_ppm``."""
-        mean, std, chi_mean, chi_std = (self.normalisation[name] for name in NUMBERS)
-        v = (local_field_ppm - mean) / std * mask
+    def unet(self, v: Tensor) -> Tensor:
+        """Map (n, channels_in, x, y, z) to (n, channels_out, x, y, z)."""
         skips: list[Tensor] = []
         for name in ENCODERS:
             skips.append(self._pair(name, v))
@@ -135,13 +128,31 @@ class QSMnet(Network):
         for up, name in DECODERS.items():
             both = [self.get_submodule(f"{up}.deconv")(v), skips.pop()]
             v = self._pair(name, torch.cat(both[::-1] if self.skip_first else both, dim=1))
-        chi: Tensor = self.out["conv"](v) * chi_std + chi_mean
-        return chi
+        y: Tensor = self.out["conv"](v)
+        return y
 
     def _pair(self, name: str, v: Tensor) -> Tensor:
         for n in (1, 2):
             v = self.get_submodule(f"{name}{n}")(v)
         return v
+
+
+class QSMnet(FiveResolutions):
+    """Local field and mask to susceptibility, (n, 1, x, y, z), field and susceptibility in ppm.
+
+    The authors pad the normalised field with zeros, and in PyTorch they mask it before that. A
+    field that is padded in ppm would be off by its mean, so the graph masks what it normalised.
+    The TensorFlow version does not mask: its air is at ``-field_mean / field_std`` instead of 0,
+    the same where the mean is 0 as in the published QSMnet and QSMnet+. The normalisation is
+    ``field_mean``, ``field_std``, ``chi_mean``, ``chi_std`` [ppm].
+    """
+
+    inputs = (LOCAL_FIELD, MASK)
+
+    def forward(self, local_field_ppm: Tensor, mask: Tensor) -> Tensor:
+        """Return ``chi_ppm``."""
+        mean, std, chi_mean, chi_std = (self.normalisation[name] for name in NUMBERS)
+        return self.unet((local_field_ppm - mean) / std * mask) * chi_std + chi_mean
 
 
 def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> QSMnet:
@@ -166,17 +177,28 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> QSMnet:
         authors_keys = {ours: theirs for theirs, ours in torch_keys().items()}
         state = state_from_tf1(state)
         flavour = Flavour(epsilon=1e-3, slope=_slope(given), skip_first=True)
-    widths = [f"{name}2.conv.bias" for name in (*ENCODERS, "l_conv")]
-    require_keys(state, [*widths, "conv11.conv.weight"], "qsmnet")
+    network = QSMnet(*sizes_in(state, "qsmnet"), flavour, _numbers(given))
+    load_strictly(network, state, authors_keys=authors_keys)
+    return network.eval()
+
+
+def sizes_in(state: Mapping[str, Tensor], name: str) -> tuple[list[int], int]:
+    """Return the channels and the kernel of the U-net that a state dict describes.
+
+    Raises
+    ------
+    WeightsError
+        If a key is missing, or is of no such layer.
+    """
+    widths = [f"{layer}2.conv.bias" for layer in (*ENCODERS, "l_conv")]
+    require_keys(state, [*widths, "conv11.conv.weight"], name)
     kernel, *others = [*state["conv11.conv.weight"].shape[2:], 0]
     if others != [kernel, kernel, 0] or kernel % 2 == 0:
         raise WeightsError(
             f"conv11.conv.weight has shape {tuple(state['conv11.conv.weight'].shape)}, expected "
             "kernels as long as wide, of an odd number of voxels; pass the file for this network"
         )
-    network = QSMnet([channels_of(state, key) for key in widths], kernel, flavour, _numbers(given))
-    load_strictly(network, state, authors_keys=authors_keys)
-    return network.eval()
+    return [channels_of(state, key) for key in widths], kernel
 
 
 def _numbers(given: Mapping[str, NDArray[Any]]) -> dict[str, float]:

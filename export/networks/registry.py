@@ -10,13 +10,21 @@ from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import UNITS
 
 OWN_LICENCE = "as qsm-deploy"
-FIELD = ("local_field_ppm",)
+FIELD, TOTAL = ("local_field_ppm",), ("total_field_ppm",)
 FIELD_MASK = (*FIELD, "mask")
+MAPS = (*FIELD, "chi_ppm", "r2prime_hz", "mask")
 PHASE = ("phase_rad", "mask", "echo_time_s", "field_strength_t")
 FIELD_GEOMETRY = (*FIELD_MASK, "voxel_size_mm", "b0_direction")
 FORM = ("unrolled", "split")
 DIPOLE_OP = ("matmul", "function", "plugin")
 IN_THE_GRAPH = {"dipole_op": ("form", "unrolled")}
+IQSM_MARKS = (
+    "EncodeConvs.0.EncodeConv.0.weight",
+    "EncodeConvs.3.EncodeConv.0.weight",
+    "FinalConv.weight",
+)
+QSMNET_MARKS = ("conv11.conv.weight", "l_conv1.conv.weight")
+OF_IQFM = frozenset({"iqfm", "lfs"})
 
 SPECS = (
     NetworkSpec(
@@ -135,7 +143,7 @@ SPECS = (
         parameters=22_581_217,
         divisor=16,
         gmac_64=59.45,
-        marks=("conv11.conv.weight", "l_conv1.conv.weight"),
+        marks=QSMNET_MARKS,
         published=Weights("https://github.com/minjoony/qsmnet_torch (*.pth.tar)", "none declared"),
         doi="10.1016/j.neuroimage.2018.06.030",
     ),
@@ -191,15 +199,28 @@ SPECS = (
         parameters=4_305_409,
         divisor=16,
         gmac_64=15.85,
-        marks=(
-            "EncodeConvs.0.EncodeConv.0.weight",
-            "EncodeConvs.3.EncodeConv.0.weight",
-            "FinalConv.weight",
-        ),
+        marks=IQSM_MARKS,
         published=Weights(
             "https://huggingface.co/sunhongfu/iQSM (a U-net file and a LoT file)", "none declared"
         ),
         doi="10.1016/j.neuroimage.2022.119410",
+        foreign_words=OF_IQFM,
+    ),
+    NetworkSpec(
+        name="iqfm",
+        module="iqfm",
+        inputs=PHASE,
+        output="local_field_ppm",
+        parameters=4_305_409,
+        divisor=16,
+        gmac_64=15.85,
+        marks=IQSM_MARKS,
+        published=Weights(
+            "https://huggingface.co/sunhongfu/iQSM (iQFM_40_v2.pth and LoTLayer_lfs_40_v2.pth)",
+            "none declared",
+        ),
+        doi="10.1016/j.neuroimage.2022.119410",
+        foreign_words=frozenset({"iqsm", "chi"}),
     ),
     NetworkSpec(
         name="iqsm-plus",
@@ -214,6 +235,7 @@ SPECS = (
             "none declared",
         ),
         doi="10.48550/arXiv.2311.07823",
+        foreign_words=OF_IQFM,
     ),
     NetworkSpec(
         name="after-qsm",
@@ -228,6 +250,71 @@ SPECS = (
         ),
         doi="10.48550/arXiv.2211.13942",
         options={"part": ("recon", "refine")},
+    ),
+    NetworkSpec(
+        name="bfrnet",
+        module="bfrnet",
+        inputs=TOTAL,
+        output="local_field_ppm",
+        parameters=19_822_273,
+        divisor=8,
+        gmac_64=318.27,
+        marks=("Input-Conv-HH.weight", "Final-ConvolutionLayer.weight"),
+        published=Weights(
+            "https://www.dropbox.com/sh/q678oapc65evrfa/AADh2CGeUzhHh6q9t3Fe3fVVa "
+            "(BFRnet_L2_64PS_24BS_45Epo_NewHCmix.mat); export it as docs/networks.md says",
+            "GPL-3.0",
+        ),
+        doi="10.1016/j.zemedi.2022.08.001",
+        onnx_weights=True,
+    ),
+    NetworkSpec(
+        name="nextqsm",
+        module="nextqsm",
+        inputs=TOTAL,
+        output="local_field_ppm",
+        parameters=38_907_362,
+        divisor=64,
+        gmac_64=8.88,
+        marks=("encoder/cnn/layers/conv3d/vars/0", "last_conv/layers/conv3d/vars/0"),
+        published=Weights(
+            "https://osf.io/zqfdc (nextqsm-weights.tar: two .weights.h5 and the lambdas.npy)",
+            "none declared",
+        ),
+        doi="10.1016/j.media.2022.102700",
+        options={"part": ("bf", "vn")},
+    ),
+    NetworkSpec(
+        name="chi-sepnet",
+        module="chi_sepnet",
+        inputs=MAPS,
+        output="chi_positive_ppm",
+        further_outputs=("chi_negative_ppm",),
+        parameters=22_582_978,
+        divisor=16,
+        gmac_64=59.91,
+        marks=QSMNET_MARKS,
+        published=Weights(
+            "https://github.com/SNU-LIST/chi_sepnet (xsepnet.pth.tar)", "SNU academic"
+        ),
+        doi="10.1002/hbm.70136",
+    ),
+    NetworkSpec(
+        name="susep-net",
+        module="susep_net",
+        inputs=MAPS,
+        output="chi_positive_ppm",
+        further_outputs=("chi_negative_ppm",),
+        parameters=51_434_754,
+        divisor=8,
+        gmac_64=263.82,
+        marks=("Unet_encoder.enc1.conv.0.weight", "QSM_encoder.fc_pos.0.conv.0.weight"),
+        published=Weights(
+            "https://drive.google.com/drive/folders/1oxgbs4BJ7m3tl2Z_GPj4BwdKxZLyywVP "
+            "(SUSEPNet.pth and norm/all_mean_std.mat)",
+            "none declared",
+        ),
+        doi="10.48550/arXiv.2506.13293",
     ),
 )
 REGISTRY = {spec.name: spec for spec in SPECS}  # those of this package

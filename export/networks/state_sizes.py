@@ -1,6 +1,6 @@
 """Widths and depths of a network, read off the shapes and names of its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 
 from torch import Tensor
@@ -25,7 +25,7 @@ def channels_of(state: Mapping[str, Tensor], key: str, axis: int = 0) -> int:
     return shape[axis]
 
 
-def count_parts(state: Mapping[str, Tensor], start_of_key: str, first: int = 0) -> int:
+def count_parts(state: Collection[str], start_of_key: str, first: int = 0) -> int:
     """Return how many numbers in a row, from ``first`` on, have a key.
 
     One key of a part is enough, so that the lack of another one is not taken for a smaller
@@ -34,7 +34,7 @@ def count_parts(state: Mapping[str, Tensor], start_of_key: str, first: int = 0) 
     Parameters
     ----------
     state
-        Tensors by name.
+        The keys.
     start_of_key
         What the keys of a part start with, ``{}`` in the place of its number.
     first

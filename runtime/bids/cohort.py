@@ -14,7 +14,7 @@ from qsm_deploy.kernels.errors import (
 )
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
-from qsm_deploy.runtime.bids.output import Derivative, claim
+from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
@@ -24,7 +24,7 @@ from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import within_process
-from qsm_deploy.runtime.job.one_scan import measured_scan, read_scan, run_scan
+from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run_scan
 from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
@@ -133,12 +133,16 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
     cohort = replace(cohort, wants=within_process(cohort.wants, host.device, maker))
     limit = cohort.wants.memory_limit
     reconstructor = open_reconstructor(maker, host, log, memory_limit=limit)
-    reconstructor.inversion.require_fields(1)
-    if reconstructor.inversion.needs.quantity != "local_field_ppm":
+    needs = reconstructor.needs
+    if needs.quantity == "local_field_ppm":
+        reconstructor.inversion.require_fields(1)
+    if needs.maps or needs.gives[0] not in SUFFIXES:
         raise UsageError(
-            f"{reconstructor.inversion.name} takes the wrapped phase of one echo, --bids "
-            "reconstructs from local fields; run it on each file"
+            f"{needs.network} takes {' and '.join((needs.quantity, *needs.maps))} and gives "
+            f"{' and '.join(needs.gives)}, which --bids does not find or name; run it on each "
+            "recording"
         )
+    derivative = replace(derivative, gives=needs.gives[0])
     facts = reconstructor.inversion.facts()["model"]
     wanted = wanted_facts(facts, cohort.out_units, cohort.wants.correction)
     made = maps_that_stay(derivative, recordings, wanted, force=cohort.force, resume=cohort.resume)
@@ -226,6 +230,11 @@ class _Run:
     ) -> tuple[Request, Scan, dict[Path, bytes]]:
         """Return what is done with a recording, its local field, and the maps on the way."""
         cohort = self.cohort
+        if recording.source == "localfield" and self.reconstructor.needs.quantity != LOCAL:
+            raise DataError(
+                f"{recording.name}: a local field, and {self.reconstructor.needs.network} begins "
+                "before; pass --bids-input megre"
+            )
         if recording.source == "localfield":
             image = recording.local_field()
             mask = recording.mask(image)

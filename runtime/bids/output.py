@@ -15,9 +15,13 @@ from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
+from qsm_deploy.runtime.reconstruction.inversion import CHI
 from qsm_deploy.runtime.scan.params import load_json_object
 
 BIDS_VERSION = "1.10.0"
+# of what is given
+SUFFIXES = {CHI: "Chimap", "local_field_ppm": "desc-local_fieldmap"}
+DESCRIPTIONS = {CHI: "Magnetic susceptibility", "local_field_ppm": "Field of the sources inside"}
 SOURCE = "source"  # the name of the input in links and BIDS URIs
 
 
@@ -31,18 +35,24 @@ class Derivative:
         Its folder.
     dataset
         The dataset that it is made of.
+    gives
+        What is made of each recording, by its name in cards.
     """
 
     root: Path
     dataset: Path
+    gives: str = CHI
 
     def chi(self, recording: Recording) -> Path:
         """Return where the map of a recording goes."""
-        return self.root / recording.folder / f"{recording.name}_Chimap.nii.gz"
+        return self._file(recording, ".nii.gz")
 
     def sidecar(self, recording: Recording) -> Path:
         """Return where what is known of the map goes."""
-        return self.root / recording.folder / f"{recording.name}_Chimap.json"
+        return self._file(recording, ".json")
+
+    def _file(self, recording: Recording, ending: str) -> Path:
+        return self.root / recording.folder / f"{recording.name}_{SUFFIXES[self.gives]}{ending}"
 
     def require_ours(self) -> None:
         """Check that the folder is free, or was made by this program.
@@ -106,7 +116,7 @@ class Derivative:
         inside = [p.relative_to(self.dataset).as_posix() for p in paths]
         stated = {} if strength is None else {"MagneticFieldStrength": strength}
         return {
-            "Description": "Magnetic susceptibility",
+            "Description": DESCRIPTIONS[self.gives],
             "Units": units,
             "SkullStripped": True,  # it is zero outside the mask
             "GeneratedBy": [{"Name": NAME, "Version": version()}],

@@ -1,5 +1,5 @@
-// Reads a card word for word: an unknown or a missing field is an error; `axes` and `priors` came
-// later, and may be missing.
+// Reads a card word for word: an unknown or a missing field is an error; what came later may be
+// missing.
 #include "card.h"
 
 #include <algorithm>
@@ -178,6 +178,26 @@ Anchor anchor_from(const Json &value, const std::string &where) {
     return anchor;
 }
 
+Tiles tiles_from(const Json &value, const std::string &where) {
+    Fields fields(value, where);
+    const auto three = [&](const char *name) {
+        return three_from(fields.take(name), fields.name(name), integer_from);
+    };
+    Tiles tiles{three("size"), three("kept"), three("stride"),
+                word_from(fields.take("beyond"), fields.name("beyond"), {"zero", "edge"}),
+                word_from(fields.take("blend"), fields.name("blend"), {"none", "mean", "ramp"})};
+    fields.end();
+    return tiles;
+}
+
+std::vector<TensorInfo> tensors_from(const Json &value, const std::string &where) {
+    return list_from(value, where, tensor_from);
+}
+
+std::vector<PriorMap> priors_from(const Json &value, const std::string &where) {
+    return list_from(value, where, prior_from);
+}
+
 MemoryUse memory_from(const Json &value, const std::string &where) {
     Fields fields(value, where);
     MemoryUse use{integer_from(fields.take("fixed_bytes"), fields.name("fixed_bytes")),
@@ -221,11 +241,10 @@ Card card_from(const Json &json) {
     Card card;
     take("schema", integer_from);
     card.network = take("network", string_from);
-    card.task = take("task", word({"local_field->chi", "phase->chi"}));
-    card.pipeline = take("pipeline", word({"cnn", "lpcnn", "modl", "spinet", "after"}));
-    card.inputs = take("inputs", [](const Json &value, const std::string &where) {
-        return list_from(value, where, tensor_from);
-    });
+    card.task = take("task", word(task_names()));
+    card.pipeline =
+        take("pipeline", word({"cnn", "lpcnn", "modl", "spinet", "nextqsm", "after"}));
+    card.inputs = take("inputs", tensors_from);
     card.output = take("output", tensor_from);
     card.divisor = take("divisor", integer_from);
     card.patchable = take("patchable", word({"yes", "no", "split"}));
@@ -243,15 +262,15 @@ Card card_from(const Json &json) {
     });
     for (const char *name : {"weights_sha256", "licence", "made_by"}) take(name, string_from);
     take("doi", optional(string_from));
-    if (const Json *axes = fields.find("axes")) {
-        card.axes = string_from(*axes, fields.name("axes"));
-    }
-    if (const Json *priors = fields.find("priors")) {
-        card.priors = list_from(*priors, fields.name("priors"), prior_from);
-    }
-    if (const Json *anchor = fields.find("anchor")) {
-        card.anchor = optional_from(*anchor, fields.name("anchor"), anchor_from);
-    }
+    const auto later = [&](const char *name, auto &to, auto read) {
+        if (const Json *found = fields.find(name)) to = read(*found, fields.name(name));
+    };
+    later("axes", card.axes, string_from);
+    later("priors", card.priors, priors_from);
+    later("anchor", card.anchor, optional(anchor_from));
+    later("further_outputs", card.further_outputs, tensors_from);
+    later("pad_front", card.pad_front, word({"ceil", "floor", "none"}));
+    later("tiles", card.tiles, optional(tiles_from));
     const Json *tkd = json.find("tkd");
     if (tkd && tkd->kind == Json::kNull) fields.find("tkd");  // from before there were prior maps
     fields.end();

@@ -49,6 +49,12 @@ struct Anchor {
     double threshold;
 };
 
+// Blocks of one size at fixed places, for a network that its authors run so.
+struct Tiles {
+    std::vector<int64_t> size, kept, stride;  // 3 each [voxels]
+    std::string beyond, blend;
+};
+
 struct MemoryUse {
     int64_t fixed_bytes, bytes_per_voxel;
 };
@@ -57,20 +63,28 @@ struct Card {
     std::string network, task, pipeline, patchable, precision, axes = "RAS";
     std::vector<TensorInfo> inputs;
     TensorInfo output;
+    std::vector<TensorInfo> further_outputs;
     int64_t divisor;
+    std::string pad_front = "ceil";  // how much of the padding to the divisor lies in front
     std::optional<std::string> why_whole;
     ReceptiveField receptive_field;
     GeometryLimits geometry;
     std::vector<PriorMap> priors;  // in the order in which they are made
     std::optional<Anchor> anchor;
+    std::optional<Tiles> tiles;
     std::map<std::string, double> normalisation, constants;
     std::map<std::string, std::string> options;
     std::map<std::string, MemoryUse> memory;
     std::string json;  // as it was read
+
+    std::vector<TensorInfo> outputs() const;  // all that the graph gives, in order
 };
 
 // Throws an Error with QSM_ENGINE_ERROR if it is no card of this schema, or contradicts itself.
 Card parse_card(const std::string &json);
+
+// What a network may be for.
+std::vector<std::string> task_names();
 
 // What makes a card contradict itself, one line, "" for nothing.
 std::string contradictions(const Card &card);

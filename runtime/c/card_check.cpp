@@ -13,21 +13,43 @@ namespace {
 
 // What a graph may take and give besides prior maps, and its unit.
 const std::map<std::string, std::string> kUnits = {
-    {"local_field_ppm", "ppm"}, {"field_noise_ppm", "ppm"},
-    {"phase_rad", "rad"},       {"mask", "1"},
-    {"voxel_size_mm", "mm"},    {"b0_direction", "1"},
-    {"echo_time_s", "s"},       {"field_strength_t", "T"},
-    {"prior_input", "1"},       {"rough_chi_ppm", "ppm"},
-    {"prior_output", "1"},      {"chi_ppm", "ppm"}};
+    {"local_field_ppm", "ppm"},  {"total_field_ppm", "ppm"},
+    {"phase_rad", "rad"},        {"r2prime_hz", "Hz"},
+    {"mask", "1"},               {"field_noise_ppm", "ppm"},
+    {"voxel_size_mm", "mm"},     {"b0_direction", "1"},
+    {"echo_time_s", "s"},        {"field_strength_t", "T"},
+    {"prior_input", "1"},        {"rough_chi_ppm", "ppm"},
+    {"prior_output", "1"},       {"chi_ppm", "ppm"},
+    {"chi_positive_ppm", "ppm"}, {"chi_negative_ppm", "ppm"}};
+
+// What a network of one graph takes first, takes besides, and gives.
+struct Task {
+    std::string first;
+    std::vector<std::string> besides, given;
+};
+
+const std::map<std::string, Task> kTasks = {
+    {"local_field->chi", {"local_field_ppm", {}, {"chi_ppm"}}},
+    {"total_field->chi", {"total_field_ppm", {}, {"chi_ppm"}}},
+    {"phase->chi", {"phase_rad", {}, {"chi_ppm"}}},
+    {"total_field->local_field", {"total_field_ppm", {}, {"local_field_ppm"}}},
+    {"phase->local_field", {"phase_rad", {}, {"local_field_ppm"}}},
+    {"local_field+chi+r2prime->chi_positive+chi_negative",
+     {"local_field_ppm", {"chi_ppm", "r2prime_hz"}, {"chi_positive_ppm", "chi_negative_ppm"}}}};
+
+// Volumes besides the first input that are no prior maps, in the order in which tasks have them.
+const std::vector<std::string> kMapsTaken = {"chi_ppm", "r2prime_hz"};
 
 const std::string kField = "local_field_ppm";
 constexpr int64_t kMostSteps = 1000;  // of a prior map
+constexpr int64_t kMostTile = 4096;   // voxels a side
 
 const std::map<std::string, std::vector<std::string>> kFirstInputs = {
-    {"cnn", {"local_field_ppm", "phase_rad"}},
+    {"cnn", {"local_field_ppm", "total_field_ppm", "phase_rad"}},
     {"lpcnn", {"prior_input"}},
     {"modl", {"prior_input"}},
     {"spinet", {"prior_input"}},
+    {"nextqsm", {"prior_input"}},
     {"after", {"local_field_ppm", "rough_chi_ppm"}}};
 
 struct Range {
@@ -60,15 +82,16 @@ std::vector<Range> ranges(const Card &card) {
 const std::map<std::string, std::vector<const char *>> kLoops = {
     {"lpcnn", {"alpha", "iterations", "chi_mean", "chi_std"}},
     {"modl", {"step", "iterations", "chi_mean", "chi_std", "field_mean", "field_std"}},
-    {"spinet", {"lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"}}};
+    {"spinet", {"lambda", "p", "iterations", "cg_steps", "chi_mean", "chi_std"}},
+    {"nextqsm", {"iterations", "lambda_1"}}};
 
 bool contains(const std::vector<std::string> &all, const std::string &one) {
     return std::find(all.begin(), all.end(), one) != all.end();
 }
 
-std::vector<std::string> input_names(const Card &card) {
+std::vector<std::string> names_of(const std::vector<TensorInfo> &tensors) {
     std::vector<std::string> names;
-    for (const TensorInfo &tensor : card.inputs) names.push_back(tensor.name);
+    for (const TensorInfo &tensor : tensors) names.push_back(tensor.name);
     return names;
 }
 
@@ -85,7 +108,7 @@ bool is_prior(const Card &card, const std::string &name) {
 
 // In the order in which they are made.
 std::string prior_contradiction(const Card &card) {
-    const std::vector<std::string> names = input_names(card);
+    const std::vector<std::string> names = names_of(card.inputs);
     const bool needs_one_field = !card.priors.empty() || contains(names, "field_noise_ppm");
     const bool is_one = names[0] == kField && card.inputs[0].is_volume() &&
                         card.inputs[0].shape[1].number == 1;
@@ -199,18 +222,69 @@ std::string number_contradiction(const Card &card) {
     return "";
 }
 
+// Along which axis they do not cover a volume.
+std::string tiles_contradiction(const Tiles &tiles) {
+    for (size_t axis = 0; axis < 3; ++axis) {
+        const int64_t size = tiles.size[axis], kept = tiles.kept[axis];
+        const int64_t stride = tiles.stride[axis], shared = kept - stride;
+        const bool inside = stride >= 1 && 1 <= kept && kept <= size && size <= kMostTile &&
+                            (size - kept) % 2 == 0;
+        const bool fits = tiles.blend == "none"   ? shared == 0
+                          : tiles.blend == "mean" ? size == kept && shared >= 0
+                                                  : 2 <= shared && 2 * shared <= kept;
+        if (inside && fits) continue;
+        return text("tiles of %lld voxels, %lld kept every %lld, blend ",
+                    static_cast<long long>(size), static_cast<long long>(kept),
+                    static_cast<long long>(stride)) +
+               tiles.blend + ": they do not cover a volume so";
+    }
+    return "";
+}
+
+std::string task_contradiction(const Card &card, const std::vector<std::string> &names) {
+    const Task &task = kTasks.at(card.task);
+    const std::vector<std::string> gives = names_of(card.outputs());
+    if (card.pipeline != "cnn") {
+        if (!card.further_outputs.empty()) {
+            return "pipeline " + card.pipeline + " gives one output, not " + joined(gives);
+        }
+    } else if (names[0] != task.first || gives != task.given) {
+        return card.task + " takes " + task.first + " first and gives " + joined(task.given) +
+               ", not " + names[0] + " and " + joined(gives);
+    } else {
+        std::vector<std::string> maps;
+        for (const std::string &map : kMapsTaken) {
+            if (std::count(names.begin() + 1, names.end(), map)) maps.push_back(map);
+        }
+        if (maps != task.besides) {
+            return card.task + " takes " +
+                   (task.besides.empty() ? "no map" : joined(task.besides)) + " besides, not " +
+                   joined({names.begin() + 1, names.end()});
+        }
+    }
+    if (!card.tiles) return "";
+    if (card.pipeline != "cnn" || card.patchable != "no" || !card.priors.empty()) {
+        return "tiles are for one graph that runs on nothing else, without prior maps";
+    }
+    return tiles_contradiction(*card.tiles);
+}
+
 std::string pipeline_contradiction(const Card &card) {
-    std::vector<std::string> names = input_names(card);
+    const std::vector<std::string> names = names_of(card.inputs);
     const auto &first = kFirstInputs.at(card.pipeline);
     if (names.empty() || !contains(first, names[0])) {
         return "pipeline " + card.pipeline + " takes another first input than " +
                (names.empty() ? "none" : names[0]);
     }
-    std::sort(names.begin(), names.end());
-    if (std::adjacent_find(names.begin(), names.end()) != names.end()) return "an input twice";
-    if ((card.patchable == "split") != (kLoops.count(card.pipeline) == 1)) {
+    std::vector<std::string> sorted = names;
+    std::sort(sorted.begin(), sorted.end());
+    if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) return "an input twice";
+    const bool unrolled = kLoops.count(card.pipeline) == 1;
+    if (card.patchable != "no" && (card.patchable == "split") != unrolled) {
         return "pipeline " + card.pipeline + " is patchable: " + card.patchable;
     }
+    const std::string found = task_contradiction(card, names);
+    if (!found.empty()) return found;
     if (card.why_whole.has_value() != (card.patchable == "no")) {
         return "patchable is " + card.patchable + ", why_whole does not go with it";
     }
@@ -219,11 +293,25 @@ std::string pipeline_contradiction(const Card &card) {
         return "patchable is " + card.patchable + ", but the receptive field has no end";
     }
     if (!card.inputs[0].is_volume()) return names[0] + ", the first input, is no volume";
-    if (!card.output.is_volume()) return card.output.name + ", the output, is no volume";
+    for (const TensorInfo &output : card.outputs()) {
+        if (!output.is_volume()) return output.name + ", the output, is no volume";
+    }
     return "";
 }
 
 }  // namespace
+
+std::vector<std::string> task_names() {
+    std::vector<std::string> names;
+    for (const auto &[name, task] : kTasks) names.push_back(name);
+    return names;
+}
+
+std::vector<TensorInfo> Card::outputs() const {
+    std::vector<TensorInfo> all = {output};
+    all.insert(all.end(), further_outputs.begin(), further_outputs.end());
+    return all;
+}
 
 std::string contradictions(const Card &card) {
     std::string found = pipeline_contradiction(card);
@@ -231,7 +319,9 @@ std::string contradictions(const Card &card) {
     for (const TensorInfo &tensor : card.inputs) {
         if (found.empty()) found = tensor_contradiction(card, tensor);
     }
-    if (found.empty()) found = tensor_contradiction(card, card.output);
+    for (const TensorInfo &tensor : card.outputs()) {
+        if (found.empty()) found = tensor_contradiction(card, tensor);
+    }
     if (found.empty()) found = geometry_contradiction(card.geometry);
     if (found.empty()) found = axes_contradiction(card.axes);
     return found.empty() ? number_contradiction(card) : found;
@@ -241,28 +331,43 @@ void require_supported(const Card &card) {
     const auto refuse = [&](const std::string &why) {
         throw Error(QSM_ENGINE_ERROR, card.network + " " + why);
     };
-    if (card.task != "local_field->chi") {
-        refuse("takes a phase, this library takes local fields; use the Python runtime, qsm-run");
-    }
-    if (card.patchable == "split" || card.pipeline != "cnn") {
+    const std::string python = "; use the Python runtime, qsm-run";
+    if (card.pipeline != "cnn") {
+        const bool has_forms = kLoops.count(card.pipeline) && card.pipeline != "nextqsm";
         refuse("is the CNN of pipeline " + card.pipeline +
-               ", whose other steps this library does not know; use the Python runtime, qsm-run, "
-               "or export it as one graph (qsm-export --list says which option)");
+               ", whose other steps this library does not know" + python +
+               (has_forms ? ", or export it as one graph (qsm-export --list says which option)"
+                          : ""));
+    }
+    if (card.inputs[0].name == "phase_rad") {
+        refuse("takes a phase, this library takes fields" + python);
     }
     if (card.inputs[0].shape[1].number != 1) {
-        refuse("takes several fields, this library takes one; use the Python runtime, qsm-run");
+        refuse("takes several fields, this library takes one" + python);
     }
-    const std::vector<std::string> known = {kField, "mask", "field_noise_ppm", "voxel_size_mm",
-                                            "b0_direction"};
+    if (!card.further_outputs.empty()) {
+        refuse("gives " + joined(names_of(card.outputs())) + ", this library gives one map" +
+               python);
+    }
+    const auto unmasked = card.constants.find("unmasked");
+    if (unmasked != card.constants.end() && unmasked->second != 0) {
+        refuse("takes the field outside the mask too, which this library does not read" + python);
+    }
+    if (card.tiles && (card.tiles->beyond != "zero" || card.tiles->blend == "ramp")) {
+        refuse("runs in tiles that lie beyond the volume as its edge, or fade (blend ramp), which "
+               "this library does not do" +
+               python);
+    }
+    const std::vector<std::string> known = {kField,          "total_field_ppm", "mask",
+                                            "field_noise_ppm", "voxel_size_mm", "b0_direction"};
     for (const TensorInfo &tensor : card.inputs) {
         if (!contains(known, tensor.name) && !is_prior(card, tensor.name)) {
-            refuse("takes " + tensor.name +
-                   ", which this library cannot give; use the Python runtime, qsm-run");
+            refuse("takes " + tensor.name + ", which this library cannot give" + python);
         }
     }
-    if (card.output.name != "chi_ppm" || card.output.shape[1].number != 1) {
+    if (card.output.shape[1].number != 1) {
         refuse("gives " + card.output.name + " of " + std::to_string(card.output.shape[1].number) +
-               " channels, expected chi_ppm of one; export it again");
+               " channels, expected one; export it again");
     }
     if (card.memory.empty()) {
         refuse("has no memory measurements in its card; export it again");
@@ -271,13 +376,14 @@ void require_supported(const Card &card) {
 
 void require_names(const std::string &path, const Card &card, std::vector<std::string> inputs,
                    const std::vector<std::string> &outputs) {
-    std::vector<std::string> stated = input_names(card);
+    std::vector<std::string> stated = names_of(card.inputs);
+    const std::vector<std::string> gives = names_of(card.outputs());
     const std::string shown = joined(stated), seen = joined(inputs);
     std::sort(stated.begin(), stated.end());
     std::sort(inputs.begin(), inputs.end());
-    if (stated == inputs && outputs == std::vector<std::string>{card.output.name}) return;
+    if (stated == inputs && outputs == gives) return;
     throw Error(QSM_ENGINE_ERROR, path + ": the card contradicts the graph: inputs " + shown +
-                                      " -> " + card.output.name + ", the graph has " + seen +
+                                      " -> " + joined(gives) + ", the graph has " + seen +
                                       " -> " + joined(outputs) + "; export it again");
 }
 

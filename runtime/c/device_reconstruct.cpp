@@ -145,6 +145,7 @@ class DeviceRun {
         const double patch = double(Geometry::voxels_of(plan.patch_shape()));
         double volumes = 0;
         for (const TensorInfo &tensor : card.inputs) volumes += tensor.is_volume() ? 1 : 0;
+        volumes += field_sign(card) != 1;                           // the field itself
         const double held = voxels * (kFloat * (volumes + 1) + 1);  // and the map, and the mask
         std::vector<StageMemory> stages;
         const auto scratch = session_.scratch_bytes(tensors(plan.patch_shape(), nullptr));
@@ -193,7 +194,7 @@ Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_param
     return chi;
 }
 
-Scan scan_from_device(const qsm_scan &given, const Layout &layout, void *stream) {
+Scan scan_from_device(const qsm_scan &given, const Layout &layout, FieldKind kind, void *stream) {
     const size_t voxels = geometry_from(given, layout.axes).voxels();  // checked before anything is copied
     const Gpu &gpu = Gpu::get();
     Volume field(voxels);
@@ -203,7 +204,7 @@ Scan scan_from_device(const qsm_scan &given, const Layout &layout, void *stream)
     qsm_scan here = given;
     here.local_field_ppm = field.data();
     here.mask = mask.data();
-    return scan_from(here, layout);
+    return scan_from(here, layout, kind);
 }
 
 }  // namespace qsm::host

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "data_consistency.h"
+#include "network_inputs.h"
 #include "total_variation.h"
 
 namespace qsm::host {
@@ -48,6 +49,7 @@ std::vector<StageMemory> HostMemory::stages(const PatchPlan &plan) const {
     for (const TensorInfo &tensor : card.inputs) {
         if (tensor.is_volume()) inputs += double(tensor.shape[1].number);
     }
+    if (field_sign(card) != 1) held += kFloat * voxels;  // the field, as the network takes it
     std::vector<StageMemory> stages;
     if (prepare_bytes > 0) stages.push_back({"prepare", held + prepare_bytes});
     stages.push_back({"inference", held + kFloat * (voxels + patch) * inputs + session});

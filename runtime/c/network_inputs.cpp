@@ -7,17 +7,26 @@ namespace qsm::host {
 namespace {
 
 // Of the scan as it is.
-Volume known(const std::string &name, const Scan &scan) {
+Volume known(const Card &card, const std::string &name, const Scan &scan) {
     const auto three = [](const double (&v)[3]) {
         return Volume{float(v[0]), float(v[1]), float(v[2])};
     };
     if (name == "mask") return Volume(scan.mask.begin(), scan.mask.end());
     if (name == "voxel_size_mm") return three(scan.geometry.voxel_size_mm);
     if (name == "b0_direction") return three(scan.geometry.b0_direction);
-    return {};  // the field
+    const auto sign = static_cast<float>(field_sign(card));
+    if (sign == 1) return {};  // the field
+    Volume field = scan.local_field_ppm;
+    for (float &value : field) value *= sign;
+    return field;
 }
 
 }  // namespace
+
+double field_sign(const Card &card) {
+    const auto sign = card.constants.find("field_sign");
+    return sign == card.constants.end() ? 1 : sign->second;
+}
 
 std::vector<Volume> network_inputs(const Card &card, const Scan &scan, int threads,
                                    Caller &caller) {
@@ -25,7 +34,7 @@ std::vector<Volume> network_inputs(const Card &card, const Scan &scan, int threa
     std::vector<Volume> inputs;
     for (const TensorInfo &tensor : card.inputs) {
         const auto found = made.find(tensor.name);
-        inputs.push_back(found == made.end() ? known(tensor.name, scan) : std::move(found->second));
+        inputs.push_back(found == made.end() ? known(card, tensor.name, scan) : std::move(found->second));
     }
     return inputs;
 }

@@ -11,10 +11,14 @@
 
 namespace qsm::host {
 
-// Returns the values of each input of a card, in order; none for the field, which the scan holds.
+// Returns the values of each input of a card, in order; none for the field, which the scan holds,
+// unless its sign is another.
 // What is made of the field for it are steps of the caller's.
 std::vector<Volume> network_inputs(const Card &card, const Scan &scan, int threads,
                                    Caller &caller);
+
+// Returns what a network wants its field multiplied with.
+double field_sign(const Card &card);
 
 // Returns which input a name is.
 size_t input_index(const Card &card, const std::string &name);

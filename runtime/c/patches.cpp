@@ -60,8 +60,9 @@ void normalise(std::vector<std::vector<double>> &windows, const std::vector<int6
 
 // Covers `box` of an axis with evenly spread patches on the divisor's grid; `patch` of 0 takes one.
 Axis cover(int32_t length, int64_t divisor, Side box, int64_t patch, int64_t overlap,
-           qsm_blend blend) {
-    const int64_t low = (ceil_to(length, divisor) - length + 1) / 2;
+           qsm_blend blend, const std::string &front) {
+    const int64_t missing = ceil_to(length, divisor) - length;
+    const int64_t low = front == "none" ? 0 : (missing + (front == "ceil")) / 2;
     const int64_t first = floor_to(box.start + low, divisor);
     const int64_t extent = ceil_to(box.stop + low - first, divisor);
     const int64_t size = patch ? std::min(patch, extent) : extent;
@@ -77,6 +78,28 @@ Axis cover(int32_t length, int64_t divisor, Side box, int64_t patch, int64_t ove
     }
     normalise(windows, steps, extent, blend == QSM_BLEND_CROP);
     for (const auto &window : windows) axis.windows.emplace_back(window.begin(), window.end());
+    return axis;
+}
+
+// Covers an axis with tiles of which the middle is kept, the last flush with the end if it may be.
+Axis tile(int32_t length, int64_t size, int64_t kept, int64_t stride, bool flush) {
+    const int64_t count = 1 + (std::max<int64_t>(0, length - kept) + stride - 1) / stride;
+    const int64_t margin = (size - kept) / 2, end = std::max<int64_t>(length, kept);
+    std::vector<size_t> starts;
+    std::vector<int32_t> covered(static_cast<size_t>(end + stride));
+    for (int64_t n = 0; n < count; ++n) {
+        starts.push_back(size_t(flush ? std::min(n * stride, end - kept) : n * stride));
+        for (size_t i = 0; i < size_t(kept); ++i) ++covered[starts.back() + i];
+    }
+    Axis axis{length, int32_t(size), {}, {}};
+    for (const size_t start : starts) {
+        std::vector<float> window(static_cast<size_t>(size));
+        for (size_t i = 0; i < size_t(kept); ++i) {
+            window[size_t(margin) + i] = 1 / float(covered[start + i]);
+        }
+        axis.starts.push_back(int32_t(start) - int32_t(margin));
+        axis.windows.push_back(std::move(window));
+    }
     return axis;
 }
 
@@ -140,16 +163,16 @@ bool touches(const qsm_cuda_patch &box, const std::vector<uint8_t> &mask) {
     return false;
 }
 
-PatchPlan plan_whole(const Shape &shape, int32_t divisor) {
+PatchPlan plan_whole(const Shape &shape, int32_t divisor, const std::string &front) {
     PatchPlan plan{{}, true, 0, QSM_BLEND_CROP};
     for (size_t n = 0; n < 3; ++n) {
-        plan.axes[n] = cover(shape[n], divisor, {0, shape[n]}, 0, 0, QSM_BLEND_CROP);
+        plan.axes[n] = cover(shape[n], divisor, {0, shape[n]}, 0, 0, QSM_BLEND_CROP, front);
     }
     return plan;
 }
 
 PatchPlan plan_patches(const Box &mask_box, const Shape &shape, int32_t divisor, int32_t patch,
-                       int32_t overlap, qsm_blend blend) {
+                       int32_t overlap, qsm_blend blend, const std::string &front) {
     if (patch % divisor || patch <= 0) {
         throw Error(QSM_USAGE_ERROR,
                     text("patch %d is not a multiple of the network's divisor %d", patch, divisor));
@@ -165,7 +188,17 @@ PatchPlan plan_patches(const Box &mask_box, const Shape &shape, int32_t divisor,
     for (size_t n = 0; n < 3; ++n) {
         const Side grown{std::max<int32_t>(0, mask_box[n].start - margin),
                          int32_t(std::min<int64_t>(shape[n], int64_t{mask_box[n].stop} + margin))};
-        plan.axes[n] = cover(shape[n], divisor, grown, patch, overlap, blend);
+        plan.axes[n] = cover(shape[n], divisor, grown, patch, overlap, blend, front);
+    }
+    return plan;
+}
+
+PatchPlan plan_tiles(const Shape &shape, const Tiles &tiles) {
+    PatchPlan plan{{}, false, 0, QSM_BLEND_CROP};
+    for (size_t n = 0; n < 3; ++n) {
+        const int64_t kept = tiles.kept[n], stride = tiles.stride[n];
+        plan.axes[n] = tile(shape[n], tiles.size[n], kept, stride, tiles.blend == "mean");
+        plan.overlap = std::max(plan.overlap, int32_t(kept - stride));
     }
     return plan;
 }

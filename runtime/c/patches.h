@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "card.h"
 #include "patch_rows.h"
 #include "qsm_runtime.h"
 #include "scan.h"
@@ -49,13 +50,16 @@ Box bounding_box(const std::vector<uint8_t> &mask, const Shape &shape);
 // Whether a patch touches the mask.
 bool touches(const qsm_cuda_patch &box, const std::vector<uint8_t> &mask);
 
-// The whole volume at once, padded to the divisor.
-PatchPlan plan_whole(const Shape &shape, int32_t divisor);
+// The whole volume at once, padded to the divisor; `front` is pad_front of a card.
+PatchPlan plan_whole(const Shape &shape, int32_t divisor, const std::string &front);
 
 // Patches of `patch` voxels that share `overlap` at least, over a mask's bounding box grown by half
 // of that. Throws a usage error if patch, overlap and divisor do not go together.
 PatchPlan plan_patches(const Box &mask_box, const Shape &shape, int32_t divisor, int32_t patch,
-                       int32_t overlap, qsm_blend blend);
+                       int32_t overlap, qsm_blend blend, const std::string &front);
+
+// Tiles of a card, with zeros beyond the volume; where they overlap, each counts alike.
+PatchPlan plan_tiles(const Shape &shape, const Tiles &tiles);
 
 }  // namespace qsm::host
 

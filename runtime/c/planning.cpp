@@ -57,9 +57,10 @@ Decision decision_for(const Demand &demand, PatchPlan plan, std::string reason, 
 }
 
 Decision whole(const Demand &demand, std::string reason) {
-    return decision_for(demand,
-                        plan_whole(demand.scan.geometry.shape, int32_t(demand.card.divisor)),
-                        std::move(reason), true);
+    const Card &card = demand.card;
+    return decision_for(
+        demand, plan_whole(demand.scan.geometry.shape, int32_t(card.divisor), card.pad_front),
+        std::move(reason), true);
 }
 
 Decision in_patches(const Demand &demand, const qsm_params &params, const Box &box, int32_t patch,
@@ -67,11 +68,23 @@ Decision in_patches(const Demand &demand, const qsm_params &params, const Box &b
     const Card &card = demand.card;
     const Overlap overlap = overlap_and_blend(card, params, patch);
     PatchPlan plan = plan_patches(box, demand.scan.geometry.shape, int32_t(card.divisor), patch,
-                                  overlap.voxels, overlap.blend);
+                                  overlap.voxels, overlap.blend, card.pad_front);
     const bool exact =
         plan.count() == 1 || (overlap.blend == QSM_BLEND_CROP &&
                               overlap.voxels >= 2 * *card.receptive_field.theoretical);
     return decision_for(demand, std::move(plan), std::move(reason), exact);
+}
+
+Decision in_tiles(const Demand &demand, const qsm_params &params) {
+    const Card &card = demand.card;
+    if (params.patch != QSM_PATCH_AUTO || params.overlap != QSM_OVERLAP_AUTO ||
+        params.blend != QSM_BLEND_AUTO) {
+        throw Error(QSM_USAGE_ERROR,
+                    card.network + " runs in tiles of its own: " + *card.why_whole +
+                        "; leave patch, overlap and blend as they are");
+    }
+    return decision_for(demand, plan_tiles(demand.scan.geometry.shape, *card.tiles),
+                        *card.why_whole, true);
 }
 
 // Of those that fit the one that computes least, an exact one first; the smallest if none fits. The
@@ -135,7 +148,7 @@ double Decision::peak_bytes() const {
 }
 
 Decision decide_at_once(const Shape &grid, const char *method, double bytes, double limit_bytes) {
-    Decision decision{plan_whole(grid, 1), method, true, {{method, bytes}}};
+    Decision decision{plan_whole(grid, 1, "none"), method, true, {{method, bytes}}};
     require_indexable(decision.plan);
     require_fit(decision, limit_bytes, false);
     return decision;
@@ -145,6 +158,7 @@ Decision decide(const Demand &demand, const qsm_params &params, double limit_byt
     const Card &card = demand.card;
     const bool patchable = card.patchable == "yes";
     const auto chosen = [&]() -> Decision {
+        if (card.tiles) return in_tiles(demand, params);
         if (params.patch == QSM_PATCH_OFF || (params.patch == QSM_PATCH_AUTO && !patchable)) {
             if (params.overlap != QSM_OVERLAP_AUTO || params.blend != QSM_BLEND_AUTO) {
                 throw Error(QSM_USAGE_ERROR,

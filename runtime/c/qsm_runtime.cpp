@@ -25,6 +25,11 @@ struct qsm_engine {
 
     const Card &card() const { return on_cpu ? on_cpu->card() : on_gpu->card(); }
 
+    FieldKind takes() const {
+        const bool total = method == Method::kNone && card().inputs[0].name == "total_field_ppm";
+        return total ? FieldKind::kTotal : FieldKind::kLocal;
+    }
+
     Layout layout(const qsm_scan &scan, const qsm_params &params) const {
         const Axes canonical = canonical_axes(params.axes, scan.b0_direction);
         return {static_cast<qsm_memory_order>(params.memory_order),
@@ -158,7 +163,7 @@ qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan, const qsm_p
         require_pointer("scan", scan);
         require_pointer("chi_ppm", chi_ppm);
         const qsm_params params = checked(given);
-        Scan copy = scan_from(*scan, engine->layout(*scan, params));
+        Scan copy = scan_from(*scan, engine->layout(*scan, params), engine->takes());
         require_params_of(engine->method, params);
         const std::lock_guard<std::mutex> lock(engine->in_use);
         if (engine->on_gpu) Gpu::get().use(engine->context);
@@ -195,7 +200,7 @@ qsm_status qsm_reconstruct_device(qsm_engine *engine, const qsm_scan *scan, cons
         }
         const std::lock_guard<std::mutex> lock(engine->in_use);
         Gpu::get().use(engine->context);
-        Scan copy = scan_from_device(*scan, engine->layout(*scan, params), stream);
+        Scan copy = scan_from_device(*scan, engine->layout(*scan, params), engine->takes(), stream);
         if (copy.layout.axes == Axes{}) {
             reconstruct_on_device(*engine->on_gpu, copy, params, engine->threads, chi_ppm, stream);
         } else {

@@ -1,5 +1,6 @@
 /* libqsm_runtime: from a local field to a susceptibility map, by a network that qsm-export wrote or
- * by a method that needs none.
+ * by a method that needs none. Networks that take the total field, or make a local field of it, are
+ * called alike.
  *
  *     qsm_engine *engine = NULL;
  *     if (qsm_engine_open("tv-unet.onnx", NULL, &engine) != QSM_OK) {
@@ -94,7 +95,8 @@ typedef struct qsm_engine qsm_engine;
 
 /* One acquisition. */
 typedef struct qsm_scan {
-    const float *local_field_ppm; /* shape voxels; not read outside the mask */
+    const float *local_field_ppm; /* shape voxels; not read outside the mask. The total field for a
+                                     network that takes that: qsm_engine_card() says its task */
     const uint8_t *mask;          /* shape voxels, nonzero inside */
     int32_t shape[3];             /* voxels along (x, y, z) */
     double voxel_size_mm[3];      /* along (x, y, z), 0.01 to 100 mm */
@@ -178,8 +180,9 @@ QSM_API qsm_status qsm_engine_open_method(const char *method, const qsm_params *
 /* The network's model card as JSON, valid until the engine is closed; NULL without a network. */
 QSM_API const char *qsm_engine_card(const qsm_engine *engine);
 
-/* Write the susceptibility [ppm] into shape voxels at `chi_ppm`, 0 outside the mask. `chi_ppm` may
- * be the memory of the field. `params` may be NULL for the defaults. */
+/* Write the susceptibility [ppm] into shape voxels at `chi_ppm`, 0 outside the mask; of a network
+ * for another task its output, such as a local field [ppm]. `chi_ppm` may be the memory of the
+ * field. `params` may be NULL for the defaults. */
 QSM_API qsm_status qsm_reconstruct(qsm_engine *engine, const qsm_scan *scan,
                                    const qsm_params *params, float *chi_ppm);
 

@@ -20,7 +20,7 @@ Volume reconstruct_on_device(DeviceSession &session, Scan &scan, const qsm_param
 void mask_finite(Volume &chi, const std::vector<uint8_t> &mask, const char *whose);
 
 // Reads a scan whose volumes lie on a GPU, behind the work of a stream.
-Scan scan_from_device(const qsm_scan &scan, const Layout &layout, void *stream);
+Scan scan_from_device(const qsm_scan &scan, const Layout &layout, FieldKind kind, void *stream);
 
 }  // namespace qsm::host
 

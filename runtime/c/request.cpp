@@ -123,6 +123,10 @@ void require_params(const qsm_params &params) {
 }
 
 void prepare(Scan &scan, const Card &card, const qsm_params &params, const Caller &caller) {
+    if (correction_from(params) != Correction::kNone && card.task != "local_field->chi") {
+        throw Error(QSM_USAGE_ERROR, "data_consistency_lambda is for a map of a local field, " +
+                                         card.network + " is for " + card.task + "; leave it 0");
+    }
     const auto erosion = card.constants.find("mask_erosion_voxels");
     if (erosion != card.constants.end() && erosion->second > 0) erode_mask(scan, erosion->second);
     for (const std::string &note : scan.notes) caller.log(QSM_LOG_WARNING, note);

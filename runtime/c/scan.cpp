@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "error.h"
 #include "k_space.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr double kUsualP99Ppm[] = {0.002, 0.3};
 constexpr double kLargestP99Ppm = 1;  // local fields of tissue stay below
+constexpr double kTotalDeviationPpm[] = {0.002, 3};  // of any part of a head
 constexpr int32_t kLongestAxis = 1 << 20;
 
 // Where the caller's memory holds our first voxel, and how far the next along our axes lie.
@@ -69,12 +71,30 @@ double percentile_99(Volume values) {
     return *below + (rank - std::floor(rank)) * double(*above - *below);
 }
 
-void require_ppm(Scan &scan) {
+Volume values_inside(const Scan &scan) {
     Volume inside;
     inside.reserve(size_t(std::count(scan.mask.begin(), scan.mask.end(), 1)));
     for (size_t n = 0; n < scan.mask.size(); ++n) {
         if (scan.mask[n]) inside.push_back(scan.local_field_ppm[n]);
     }
+    return inside;
+}
+
+void require_total_ppm(const Scan &scan) {
+    const Volume inside = values_inside(scan);
+    const double mean =
+        std::accumulate(inside.begin(), inside.end(), 0.0) / double(inside.size());
+    double squared = 0;
+    for (const float value : inside) squared += (value - mean) * (value - mean);
+    const double deviation = std::sqrt(squared / double(inside.size()));
+    if (deviation >= kTotalDeviationPpm[0] && deviation <= kTotalDeviationPpm[1]) return;
+    throw Error(QSM_DATA_ERROR,
+                text("the total field varies by %.3g ppm, in a head it is %g to %g: check its unit",
+                     deviation, kTotalDeviationPpm[0], kTotalDeviationPpm[1]));
+}
+
+void require_ppm(Scan &scan) {
+    Volume inside = values_inside(scan);
     if (std::all_of(inside.begin(), inside.end(), [](float v) { return v == 0; })) {
         throw Error(QSM_DATA_ERROR,
                     "the field is zero in the whole mask; check the field and the mask");
@@ -145,7 +165,7 @@ Geometry geometry_from(const qsm_scan &scan, const Axes &axes) {
     return geometry;
 }
 
-Scan scan_from(const qsm_scan &given, const Layout &layout) {
+Scan scan_from(const qsm_scan &given, const Layout &layout, FieldKind kind) {
     Scan scan{layout, geometry_from(given, layout.axes), {}, {}, {}};
     scan.local_field_ppm.resize(scan.geometry.voxels());
     scan.mask.resize(scan.geometry.voxels());
@@ -168,7 +188,11 @@ Scan scan_from(const qsm_scan &given, const Layout &layout) {
                          "out of the mask, or repair the field",
                          bad, inside));
     }
-    require_ppm(scan);
+    if (kind == FieldKind::kTotal) {
+        require_total_ppm(scan);
+    } else {
+        require_ppm(scan);
+    }
     return scan;
 }
 

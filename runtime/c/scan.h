@@ -38,7 +38,7 @@ struct Layout {
 struct Scan {
     Layout layout;
     Geometry geometry;  // as the volumes, in our axes
-    Volume local_field_ppm;     // 0 outside the mask that was given
+    Volume local_field_ppm;     // or a total field; 0 outside the mask that was given
     std::vector<uint8_t> mask;  // 0 or 1
     std::vector<std::string> notes;
 };
@@ -48,8 +48,11 @@ constexpr size_t kScanBytes = sizeof(float) + 1;  // of a voxel
 // Checks pointers, sizes and directions; the volumes are not looked at.
 Geometry geometry_from(const qsm_scan &scan, const Axes &axes);
 
+// Of the sources inside the mask, or of all.
+enum class FieldKind { kLocal, kTotal };
+
 // Copies and checks the volumes.
-Scan scan_from(const qsm_scan &scan, const Layout &layout);
+Scan scan_from(const qsm_scan &scan, const Layout &layout, FieldKind kind);
 
 // Takes all voxels within a radius of the mask's outside out of it.
 void erode_mask(Scan &scan, double radius_voxels);

@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of what is there; runtime/c/card_c
     "constants.cg_steps": (1, 1000),
 }
 MOST_ORIENTATIONS = 3
+MOST_ECHOES = 64
 MOST_TILE = 4096  # voxels a side
 
 Pipeline = Literal["cnn", "lpcnn", "modl", "spinet", "nextqsm", "after"]
@@ -45,6 +46,7 @@ Task = Literal[
     "phase->local_field",
     "local_field+chi+r2prime->chi_positive+chi_negative",
 ]
+TileBlend = Literal["none", "mean", "ramp"]
 PadFront = Literal["ceil", "floor", "none"]  # of what is missing to the divisor
 GraphPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 # what a graph may take and give besides prior maps, and its unit
@@ -184,7 +186,7 @@ class Tiles:
     kept: tuple[int, int, int]
     stride: tuple[int, int, int]
     beyond: Literal["zero", "edge"]
-    blend: Literal["none", "mean", "ramp"]
+    blend: TileBlend
 
     def contradictions(self) -> Iterator[str]:
         """Tell along which axes they do not cover a volume."""
@@ -265,9 +267,11 @@ class ModelCard:
 
     @property
     def field_counts(self) -> range:
-        """How many fields, of one orientation each, a reconstruction takes."""
+        """How many fields, of one orientation each, or echoes of a phase it takes."""
         if self.pipeline == "lpcnn":
             return range(1, MOST_ORIENTATIONS + 1)
+        if self.inputs[0].name == "phase_rad":
+            return range(1, MOST_ECHOES + 1)
         count = int(self.inputs[0].shape[1]) if self.pipeline == "cnn" else 1
         return range(count, count + 1)
 

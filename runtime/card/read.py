@@ -154,9 +154,10 @@ def read_card(path: Path, text: str | None, inputs: list[str], outputs: list[str
     """
     card = card_from(text, path)
     stated = [tensor.name for tensor in card.inputs]
-    if sorted(stated) != sorted(inputs) or [card.output.name] != outputs:
+    gives = [tensor.name for tensor in card.outputs]
+    if sorted(stated) != sorted(inputs) or gives != outputs:
         raise CardError(
-            f"{path}: the card contradicts the graph: inputs {stated} -> {card.output.name}, "
+            f"{path}: the card contradicts the graph: inputs {stated} -> {', '.join(gives)}, "
             f"the graph has {inputs} -> {', '.join(outputs)}; export it again"
         )
     return card

@@ -25,7 +25,7 @@ from qsm_deploy.runtime.reconstruction.pipeline import input_shapes, network_inp
 from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 
-FIELD = "local_field_ppm"
+FIELD, SIGNED = "local_field_ppm", "signed field"
 FLOAT, DOUBLE = 4, 8
 NUMBERS = 3  # dot products that are needed at the same time
 WORKERS = 2  # patches in flight, each on a stream of its own
@@ -184,6 +184,8 @@ class DeviceWorkload(DeviceWork):
         own = {"total": FLOAT * self.voxels, "inside": self.voxels}
         own |= {f"windows {n}": axis.windows.nbytes for n, axis in enumerate(plan.axes)}
         own |= {"sums": NUMBERS * DOUBLE, "dot": DOT_WORKSPACE_BYTES}
+        if self.signs_field:
+            own[SIGNED] = volumes[FIELD]
         numbers = {name: values.nbytes for name, values in self.numbers.items()}
         if taken := volumes.keys() & {*own, "chi"}:
             raise CardError(f"the name {min(taken)} of a prior map is taken on a GPU; rename it")
@@ -213,6 +215,16 @@ class DeviceWorkload(DeviceWork):
         """What the network takes besides volumes."""
         names = (t.name for t in self.card.inputs if not t.is_volume)
         return {name: network_input(self.card, self.scan, name) for name in names}
+
+    @property
+    def field_sign(self) -> float:
+        """What the network wants its field multiplied with."""
+        return self.card.constants.get("field_sign", 1)
+
+    @property
+    def signs_field(self) -> bool:
+        """Whether what the network takes is not the field that the others take."""
+        return FIELD in self.channels and self.field_sign != 1
 
     @property
     def compares(self) -> bool:

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qsm_deploy.kernels.errors import UnservedShapeError
+from qsm_deploy.kernels.errors import EngineError, UnservedShapeError
+from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.arrays import DeviceView
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
@@ -13,7 +14,7 @@ from qsm_deploy.runtime.gpu.reconstruction import DeviceJob, network_job, recons
 from qsm_deploy.runtime.gpu.session import GpuSession
 from qsm_deploy.runtime.reconstruction.inversion import Done, Made, Task, Wants
 from qsm_deploy.runtime.reconstruction.network import Network, network_task
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -22,10 +23,11 @@ class GpuNetwork(Network[GpuSession]):
     """An engine on a GPU; all calls must come from the thread that opened it.
 
     Most networks go from field to map there. Those whose loop or whose grid is the host's business
-    are called by it, patch by patch.
+    are called by it, patch by patch; those in tiles or of several outputs are an ``EngineError``.
     """
 
     def __init__(self, session: GpuSession, model: Path, *, stays: bool = True) -> None:
+        require_known(session.card)
         super().__init__(session, model, device=session.device, stays=stays)
 
     def limit_bytes(self) -> float:
@@ -46,7 +48,7 @@ class GpuNetwork(Network[GpuSession]):
         return self._task(scan, measured, wants, limit_bytes)
 
     def _task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
-        if scan is not measured or scan.quantity == "phase_rad":
+        if scan is not measured or self.card.task != "local_field->chi":
             demand = self.session.workload(scan)
         else:
             demand = self.session.workload(scan, wants.correction, evaluates=wants.evaluates)
@@ -59,7 +61,7 @@ class GpuNetwork(Network[GpuSession]):
             made = Made(*reconstruct_on_device(job, stages, done))
         else:
             plan = task.decision.plan
-            made = Made(network_output(self.session, task.scan, plan, stages, done))
+            made = Made(network_outputs(self.session, task.scan, plan, stages, done)[0])
         self.used()
         return made
 
@@ -80,3 +82,23 @@ class GpuNetwork(Network[GpuSession]):
         assert isinstance(task.demand, DeviceWorkload)
         work = replace(task.demand, field=field)
         return network_job(self.place, work, task.decision.plan), {}
+
+
+def require_known(card: ModelCard) -> None:
+    """Check that what a network needs besides its engine is there on a GPU.
+
+    Raises
+    ------
+    EngineError
+        If not.
+    """
+    lacking = {
+        "runs in tiles of its own": card.tiles is not None,
+        f"gives {len(card.outputs)} maps": bool(card.further_outputs),
+        f"is a part of {card.pipeline}": card.pipeline == "nextqsm",
+    }
+    if found := [what for what, needed in lacking.items() if needed]:
+        raise EngineError(
+            f"{card.network} {' and '.join(found)}, which is not done on a GPU; run it with "
+            "--device cpu: a plan has its graph inside"
+        )

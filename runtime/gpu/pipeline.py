@@ -4,7 +4,7 @@ Run on an H100 with PyTorch as the engine.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from qsm_deploy.runtime.card.card import Anchor
 from qsm_deploy.runtime.gpu.device import Holdings
 from qsm_deploy.runtime.gpu.dipole import closed_form, iterative_form
 from qsm_deploy.runtime.gpu.engines.inference import DeviceSession
-from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, WORKERS, DeviceWorkload
+from qsm_deploy.runtime.gpu.layout import FIELD, FLOAT, SIGNED, WORKERS, DeviceWorkload
 from qsm_deploy.runtime.gpu.patches import DevicePatches, Worker
 from qsm_deploy.runtime.gpu.prior_maps import DevicePriors
 from qsm_deploy.runtime.gpu.run import DeviceRun, Place
@@ -105,18 +105,30 @@ class DevicePipeline(DeviceRun):
         mask = work.scan.mask
         inside = [patch for patch in plan if mask[patch.inside].any()]
         self._device.zero(at["total"], FLOAT * work.voxels, self._stream)
+        volumes = {name: at[name] for name in work.channels}
+        if work.signs_field:
+            self._sign_field()
+            volumes[FIELD] = at[SIGNED]
         DevicePatches(
             self._device,
             self._library,
             self._holdings,
             work.session,
-            {name: at[name] for name in work.channels},
+            volumes,
             work.channels,
             (at["windows 0"], at["windows 1"], at["windows 2"]),
             at["total"],
             self._workers(min(len(inside), WORKERS)),
         ).run(inside, self._stream, done)
         self._masked(at["total"], at["chi"])
+
+    def _sign_field(self) -> None:
+        work, shape, at = self._work, self._work.scan.mask.shape, self._at
+        channels = work.channels[FIELD]
+        box = PatchBox(shape, (0, 0, 0), shape, channels)
+        self._library.patch_gather(box, at[FIELD], at[SIGNED], self._stream)
+        vectors = replace(self._vectors, count=channels * work.voxels)
+        vectors.combine(work.field_sign - 1, at[FIELD], 1, at[SIGNED])
 
     def _anchor(self, anchor: Anchor) -> None:
         """Keep some of a prior map, as ``..inversion.prior_maps.anchored`` does."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UnservedShapeError
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.gpu.device import Holdings, send
 from qsm_deploy.runtime.gpu.engines.inference import DeviceBackend, DeviceSession
 from qsm_deploy.runtime.gpu.engines.tensorrt import TensorRtSession
@@ -83,7 +83,7 @@ class GpuSession:
 
 def is_called_by_host(card: ModelCard) -> bool:
     """Tell whether a network's loop or grid is the host's business."""
-    return card.patchable == "split" or card.pipeline == "after"
+    return card.pipeline in UNROLLED or card.pipeline == "after"
 
 
 class _Call:

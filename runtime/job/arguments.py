@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME = "qsm-run"
 # flags of one acquisition, of the field, of the reconstruction, of what is written
 FILES = (
-    *("mask", "truth", "labels", "magnitude", "noise_map", "params"),
+    *("mask", "truth", "labels", "magnitude", "noise_map", "chi", "r2prime", "params"),
     *("phase", "real", "imag", "total_field", "local_field", "quality", "r2star", "brain_mask"),
 )
 STEPS = ("echo_times", "background_removal", "erode")
@@ -55,6 +55,8 @@ examples:
   qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
   qsm-run recon.onnx refine.onnx field.nii.gz -m mask.nii.gz
+  qsm-run bfrnet.onnx ir2qsm.onnx total.nii.gz -m mask.nii.gz   # each takes what the last gave
+  qsm-run chi-sepnet.onnx local.nii.gz --chi chi.nii.gz --r2prime r2prime.nii.gz -m mask.nii.gz
   qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
   qsm-run ir2qsm.onnx --bids study --participant-label 01 02
 
@@ -80,9 +82,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="MODEL.onnx made by qsm-export (both parts of after-qsm), else a --method; "
-        "FIELD (.nii or .nii.gz), "
-        "for some networks one for each orientation, registered, or a wrapped phase",
+        help="MODEL.onnx made by qsm-export (several where each takes what the one before gives), "
+        "else a --method; FIELD (.nii or .nii.gz), local or total as the network takes it, for "
+        "some one for each orientation, registered, or the wrapped phase of each echo",
     )
     p.add_argument(
         "-m",
@@ -90,7 +92,17 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="above 0 inside the brain; else where FIELD is not 0, or found on the magnitude",
     )
-    p.add_argument("-o", "--output", type=Path, help="susceptibility map; default FIELD_chi.nii.gz")
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="susceptibility map, or what else a network gives; default FIELD_chi.nii.gz, "
+        "FIELD_localfield.nii.gz, or FIELD_chi-positive.nii.gz and FIELD_chi-negative.nii.gz",
+    )
+    p.add_argument(
+        "--chi", type=Path, metavar="FILE", help="susceptibility [ppm], for networks that part it"
+    )
+    p.add_argument("--r2prime", type=Path, metavar="FILE", help="R2' [Hz], for the same")
     _add_echoes(p.add_argument_group("from phase and magnitude, or from a total field"))
     add_method(p.add_argument_group("without a model of your own"))
     _add_bids(p.add_argument_group("a whole dataset"))

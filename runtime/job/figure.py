@@ -3,7 +3,7 @@
 import importlib.util
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,14 +14,16 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, shape_text, vect
 from qsm_deploy.runtime.job.planes import PLANES, Planes, centre_of, voxel_at
 from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes
 from qsm_deploy.runtime.scan.params import Vector
-from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.scan import Quantity, Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
 
+CHI_NAME = "susceptibility χ"
 FIELD_WINDOW_PPM = (-0.05, 0.05)
+TOTAL_WINDOW_PPM = (-0.5, 0.5)
 CHI_WINDOW_PPM = (-0.1, 0.2)
 PHASE_WINDOW_RAD = (-math.pi, math.pi)
 ERROR_WINDOW_PPM = (-0.05, 0.05)
@@ -58,6 +60,13 @@ class Row(NamedTuple):
     colours: str = "gray"
 
 
+_MEASURED: dict[Quantity, Callable[[Volume], Row]] = {
+    "local_field_ppm": lambda field: Row("local field", field, FIELD_WINDOW_PPM),
+    "total_field_ppm": lambda field: Row("total field", field, TOTAL_WINDOW_PPM),
+    "phase_rad": lambda phase: Row("phase", phase, PHASE_WINDOW_RAD, "rad"),
+}
+
+
 def scan_figure(
     scan: Scan,
     chi_ppm: Volume,
@@ -67,6 +76,7 @@ def scan_figure(
     unit: str = "ppm",
     slices: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
+    name: str = CHI_NAME,
 ) -> "Figure":
     """Return the picture of a reconstruction: field, map, and with a truth that and the error.
 
@@ -85,6 +95,8 @@ def scan_figure(
         default the centre of the mask.
     window
         Of susceptibility, in its unit; by default -0.1 to 0.2 ppm.
+    name
+        What the map is called, if it is no susceptibility.
 
     Raises
     ------
@@ -105,10 +117,8 @@ def scan_figure(
         return Row(name, volume, (low, high), unit, factor)
 
     rows = [
-        Row("phase", scan.measured[0], PHASE_WINDOW_RAD, "rad")
-        if scan.quantity == "phase_rad"
-        else Row("local field", scan.measured[0], FIELD_WINDOW_PPM),
-        of_chi("susceptibility χ", chi_ppm),
+        _MEASURED[scan.quantity](scan.measured[0]),
+        of_chi(name, chi_ppm),
     ]
     if scan.truth_ppm is not None:
         error = (factor * ERROR_WINDOW_PPM[0], factor * ERROR_WINDOW_PPM[1])

@@ -15,10 +15,9 @@ import nibabel as nib
 from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
-from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, available_bytes
-from qsm_deploy.runtime.reconstructor import Maker, gpu_number
+from qsm_deploy.runtime.reconstructor import Maker, gpu_number, models_of
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
 
@@ -42,7 +41,7 @@ def within_process(wants: Wants, device: str, maker: Maker) -> Wants:
     MemoryLimitError
         If the program alone takes as much.
     """
-    limit, models = wants.memory_limit, () if isinstance(maker, Method) else maker
+    limit, models = wants.memory_limit, models_of(maker)
     if limit is None or gpu_number(device, models) is not None:
         return wants
     if limit <= (taken := rss_bytes()):

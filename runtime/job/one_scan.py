@@ -1,8 +1,8 @@
 """One scan from its files to its map, judged, drawn and written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from qsm_deploy.runtime.job.memory_limit import (
     require_memory_to_load,
     within_process,
 )
-from qsm_deploy.runtime.job.request import Outputs, Request
+from qsm_deploy.runtime.job.request import MAP_NAMES, Outputs, Request
 from qsm_deploy.runtime.metrics.sign import doubt_of_sign
-from qsm_deploy.runtime.reconstruction.inversion import CPU, Made
+from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made, Needs
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import (
     Host,
@@ -30,8 +30,15 @@ from qsm_deploy.runtime.reconstructor import (
     open_reconstructor,
 )
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
-from qsm_deploy.runtime.scan.scan import Scan, load_scan
+from qsm_deploy.runtime.scan.scan import Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
+
+LOCAL: Final = "local_field_ppm"
+TITLES = {
+    LOCAL: "local field",
+    CHI: "susceptibility χ",
+    "chi_positive_ppm": "paramagnetic χ+",
+}  # of what is drawn
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,16 @@ class Finished:
         Everything that decided the result, and what was found.
     planned
         What was to be done.
-    chi_ppm
-        The map, unless nothing but its plan was asked for.
+    maps
+        What is given, by the names in cards; nothing if only its plan was asked for.
+    scan
+        What it was made of, unless nothing was.
     """
 
     report: dict[str, Any]
     planned: Planned
-    chi_ppm: Volume | None
+    maps: dict[str, Volume] = field(default_factory=dict)
+    scan: Scan | None = None
 
 
 def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
@@ -63,14 +73,39 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
     QsmDeployError
         If a file cannot be read, or is not what it should be.
     """
-    reconstructor.inversion.require_fields(len(request.files.fields))
-    quantity = reconstructor.inversion.needs.quantity
+    needs = reconstructor.needs
+    _first_of(reconstructor).inversion.require_fields(len(request.files.fields))
+    if (needs.quantity, needs.gives) == ("phase_rad", (LOCAL,)) and request.files.mask is None:
+        raise UsageError(f"{needs.network} needs the mask of the brain; pass it with -m")
+    _require_maps(needs, request.files)
     files, limit = request.files, request.wants.memory_limit
     volumes = (*files.fields, files.mask, files.truth, files.labels, files.noise_map)
     if reconstructor.inversion.facts()["backend"]["device"] != CPU:
         limit = None  # that of the GPU
     require_memory_to_load((*volumes, *files.magnitude), limit)
-    return load_scan(request.files, replace(request.reading, quantity=quantity))
+    reading = replace(request.reading, quantity=needs.quantity, keeps_outside=needs.unmasked)
+    return load_scan(request.files, reading)
+
+
+def _first_of(reconstructor: Reconstructor) -> Reconstructor:
+    """Return the first part of a chain."""
+    return reconstructor if reconstructor.before is None else _first_of(reconstructor.before)
+
+
+def _require_maps(needs: Needs, files: ScanFiles) -> None:
+    """Refuse maps that are missing, or that nothing takes.
+
+    Raises
+    ------
+    UsageError
+        If there is one.
+    """
+    for name, path in ((CHI, files.chi), ("r2prime_hz", files.r2prime)):
+        flag = f"--{name.rpartition('_')[0]}"
+        if name in needs.maps and path is None:
+            raise UsageError(f"{needs.network} takes {name} besides the field; pass {flag} FILE")
+        if name not in needs.maps and path is not None:
+            raise UsageError(f"{flag} is for networks that take it, {needs.network} does not")
 
 
 def measured_scan(
@@ -85,26 +120,60 @@ def measured_scan(
     QsmDeployError
         As :func:`read_scan`, or if a step on the way to the field fails.
     """
-    needs = reconstructor.inversion.needs
-    if request.begins.steps is None:
+    needs, begins = reconstructor.needs, request.begins
+    if begins.steps is None:
         with stages("load"):
             return read_scan(request, reconstructor), {}
-    if needs.quantity != "local_field_ppm":
-        raise UsageError(
-            f"{needs.network} takes the wrapped phase of one echo, not a local field: pass it as "
-            "FIELD with --units rad, without --phase"
-        )
-    reconstructor.inversion.require_fields(1)
-    request = replace(request, begins=_beside(request.begins, reconstructor))
     on_cpu = reconstructor.inversion.facts()["backend"]["device"] == CPU
+    limit_bytes = (on_cpu and request.wants.memory_limit) or available_bytes()
+    if needs.quantity != "local_field_ppm":
+        _require_default_steps(needs.network, begins)
+    if needs.quantity == "phase_rad":
+        return _phase_scan(request, reconstructor, stages, limit_bytes), {}
+    _first_of(reconstructor).inversion.require_fields(1)
+    _require_maps(needs, request.files)
+    if needs.quantity == "total_field_ppm":
+        keeps = {name: path for name, path in begins.keeps.items() if name != "local_field"}
+        reading = replace(request.reading, keeps_outside=needs.unmasked)
+        begins = replace(begins, until="total-field", keeps=keeps)
+        request = replace(request, begins=begins, reading=reading)
+    else:
+        request = replace(request, begins=_beside(begins, reconstructor))
     scan, kept = field_scan(
-        request,
-        log,
-        stages,
-        limit_bytes=(on_cpu and request.wants.memory_limit) or available_bytes(),
-        keeps_magnitude=needs.magnitude,
+        request, log, stages, limit_bytes=limit_bytes, keeps_magnitude=needs.magnitude
     )
     return scan if needs.takes_noise else replace(scan, noise_ppm=None), kept
+
+
+def _require_default_steps(network: str, begins: Beginning) -> None:
+    """Refuse steps to a local field where a network takes none."""
+    from qsm_deploy.runtime.local_field.from_echoes import STEPS
+
+    if begins.steps != STEPS:
+        raise UsageError(
+            f"--background-removal and --erode are for a local field, {network} takes none; drop "
+            "them"
+        )
+
+
+def _phase_scan(
+    request: Request, reconstructor: Reconstructor, stages: Stages, limit_bytes: float
+) -> Scan:
+    """Return the wrapped phase of all echoes, for a network that takes it."""
+    from qsm_deploy.runtime.local_field.scans import phase_scan
+
+    begins, needs = request.begins, reconstructor.needs
+    if begins.images is None:
+        raise UsageError(f"{needs.network} takes the wrapped phase; pass it with --phase")
+    if unmade := begins.keeps.keys() - {"local_field"}:
+        name = min(unmade).replace("_", "-")
+        raise UsageError(f"{needs.network} makes no {name} on its way; drop --{name}")
+    if request.files.mask is None:
+        raise UsageError(f"{needs.network} needs the mask of the brain; pass it with -m")
+    with stages("load"):
+        scan = phase_scan(begins.images, request.files, request.reading, limit_bytes)
+    _first_of(reconstructor).inversion.require_fields(len(scan.measured))
+    return scan
 
 
 def _beside(begins: Beginning, reconstructor: Reconstructor) -> Beginning:
@@ -160,8 +229,10 @@ def field_scan(
         with stages("load"):
             require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit_bytes)
             scan = load_scan(files, replace(request.reading, quantity="total_field_ppm"))
+    if files.chi is not None or files.r2prime is not None:
+        scan = scans.with_maps(scan, files)
     if request.dry_run:
-        return replace(scan, quantity="local_field_ppm"), {}
+        return scan if begins.until == "total-field" else replace(scan, quantity=LOCAL), {}
     if begins.until != "total-field":
         with log.progress(steps.remove.steps) as bar:
             scan = scans.local_field_scan(
@@ -223,14 +294,16 @@ def run_scan(
     log.tell(f"{reconstructor.inversion.name}: {reconstructor.why_backend}")
     run = report.describe_run(request, reconstructor, planned)
     if request.dry_run:
-        return Finished(run, planned, None)
+        return Finished(run, planned)
     for note in planned.task.notes:
         log.warn(note)
     with log.progress(planned.task.runs) as bar, memory_errors():
         made = reconstructor.run(planned, stages, bar.update)
+    measured = made.scan or measured
+    gives = reconstructor.needs.gives
     notes = made.findings.pop("notes", [])
-    if measured.quantity == "local_field_ppm":
-        notes += doubt_of_sign(made.chi_ppm, measured.mask, measured.geometry)
+    if measured.quantity == "local_field_ppm" and gives == (CHI,):
+        notes += doubt_of_sign(made.map_ppm, measured.mask, measured.geometry)
     for note in notes:
         log.warn(note)
     run["input"]["notes"] += notes
@@ -238,17 +311,20 @@ def run_scan(
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
     outputs = request.outputs
-    files = _map_files(request, run, made.chi_ppm, measured, stages) | (kept or {})
+    files = _map_files(request, run, made, gives, stages) | (kept or {})
+    files |= _between_files(request, made, stages)
     try:
-        run |= _judge(made, measured, stages, evaluates=request.wants.evaluates)
-        files |= _draw(outputs, run, made.chi_ppm, measured, stages)
+        evaluates = request.wants.evaluates and gives == (CHI,)
+        run |= _judge(made, measured, stages, evaluates=evaluates)
+        files |= _draw(outputs, run, made.map_ppm, measured, stages, gives[0])
         run |= report.resources(stages, measured, planned.task.decision)
         if outputs.report is not None:
             files[outputs.report] = report.json_bytes(run)
     finally:  # the map outlives what fails after it
         write_together(files, force=outputs.force)
     log.stage("")
-    return Finished(run, planned, made.chi_ppm)
+    volumes = (made.map_ppm, *made.further.values())
+    return Finished(run, planned, dict(zip(gives, volumes, strict=True)), measured)
 
 
 def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
@@ -263,37 +339,55 @@ def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[s
 
         with stages("field residual"):
             findings["field_residual"] = field_residual(
-                made.chi_ppm, scan.measured[0], scan.mask, scan.geometry
+                made.map_ppm, scan.measured[0], scan.mask, scan.geometry
             )
     if scan.truth_ppm is not None:
         from qsm_deploy.runtime.metrics.metrics import all_metrics
 
         with stages("metrics"):
-            findings["metrics"] = all_metrics(made.chi_ppm, scan.truth_ppm, scan.mask, scan.labels)
+            findings["metrics"] = all_metrics(made.map_ppm, scan.truth_ppm, scan.mask, scan.labels)
     return findings
 
 
 def _map_files(
-    request: Request, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages
+    request: Request, run: dict[str, Any], made: Made, gives: tuple[str, ...], stages: Stages
 ) -> dict[Path, bytes]:
-    """Return the sidecar and the map, if they are to be written."""
-    outputs = request.outputs
-    if outputs.chi is None or outputs.sidecar is None:
+    """Return the sidecars and the maps, if they are to be written."""
+    outputs, files = request.outputs, dict[Path, bytes]()
+    volumes = (made.map_ppm, *made.further.values())
+    with stages("write"):
+        for path, sidecar, name, volume in zip(
+            outputs.given, outputs.sidecars, gives, volumes, strict=False
+        ):
+            files[sidecar] = report.json_bytes({**request.labels, **run})
+            said = f"{MAP_NAMES[name]} [{outputs.units}] {run['title']}"
+            files[path] = _nifti(volume, outputs.units, made, said, path)
+    return files
+
+
+def _between_files(request: Request, made: Made, stages: Stages) -> dict[Path, bytes]:
+    """Return the local field that a part of a chain gave, if it is to be kept."""
+    path = request.outputs.maps.get("local_field")
+    if path is None or LOCAL not in made.between:
         return {}
     with stages("write"):
-        volume = chi * np.float32(PPB_PER_PPM) if outputs.units == "ppb" else chi
-        nifti = nifti_bytes(
-            scan.axes.turn_back(volume),
-            None,
-            description=f"chi [{outputs.units}] {run['title']}",
-            like=scan.header,
-            compress=outputs.chi.name.endswith(".gz"),
-        )
-    return {outputs.sidecar: report.json_bytes({**request.labels, **run}), outputs.chi: nifti}
+        return {path: _nifti(made.between[LOCAL], "ppm", made, "local field [ppm]", path)}
+
+
+def _nifti(volume: Volume, unit: str, made: Made, description: str, path: Path) -> bytes:
+    scan = made.scan
+    assert scan is not None  # it was made of one
+    return nifti_bytes(
+        scan.axes.turn_back(volume * np.float32(PPB_PER_PPM) if unit == "ppb" else volume),
+        None,
+        description=description,
+        like=scan.header,
+        compress=path.name.endswith(".gz"),
+    )
 
 
 def _draw(
-    outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages
+    outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages, name: str
 ) -> dict[Path, bytes]:
     """Return the picture, if there is to be one."""
     if outputs.figure is None:
@@ -309,6 +403,7 @@ def _draw(
             unit=outputs.units,
             slices=outputs.slices,
             window=outputs.window,
+            name=TITLES[name],
         )
         return {outputs.figure: png_of(picture)}
 

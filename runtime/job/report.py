@@ -19,6 +19,7 @@ from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 
+READ = ("mask", "truth", "labels", "noise_map", "chi", "r2prime")
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
 METRIC_TEXT = {
@@ -57,13 +58,14 @@ def describe_run(
         | inversion["backend"],
         "input": {
             "fields": [path.name for path in files.fields],
-            **{n: _name(getattr(files, n)) for n in ("mask", "truth", "labels", "noise_map")},
+            **{n: _name(getattr(files, n)) for n in READ},
             "magnitude": [path.name for path in files.magnitude],
             "params": _name(request.params),
             "quantity": scan.quantity,
             "units": request.reading.units or ("rad" if scan.quantity == "phase_rad" else "ppm"),
             "scale": scan.scale,
             "echo_time_s": scan.echo_time_s,
+            **({"more_echo_times_s": list(more)} if (more := scan.more_echo_times_s) else {}),
             "field_strength_t": scan.field_strength_t,
             "mask_voxels": int(np.count_nonzero(measured.mask)),
             "notes": scan.notes,
@@ -157,7 +159,7 @@ def json_line(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
+def dry_run_text(run: dict[str, Any], limit_bytes: float, outputs: str) -> str:
     """Return what a run would do, a fact per line."""
     geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
     stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
@@ -179,7 +181,7 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, chi: Path) -> str:
         f"limit {memory_text(limit_bytes)}",
         **_field_memory(run),
         "by stage": stages,
-        "would write": str(chi),
+        "would write": ", ".join(outputs.splitlines()),
     }
     return _table(rows)
 
@@ -225,7 +227,7 @@ def _first_rows(first: dict[str, Any]) -> dict[str, str]:
     return {
         "first model": first["model"]["file"],
         "on the grid": f"{_shape(geometry['shape'])}, "
-        f"{vector_text(tuple(geometry['voxel_size_mm']))} mm, along B0",
+        f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
         "in": f"{_plan(plan)}: {plan['why']}",
         "taking": f"{memory_text(plan['predicted_peak_bytes'])} predicted",
     }

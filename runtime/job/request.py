@@ -7,20 +7,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.card.read import ONNX, PLAN
+from qsm_deploy.runtime.card.card import TASKS
+from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
 from qsm_deploy.runtime.job.beginning import Beginning, Until, beginning_of
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
-from qsm_deploy.runtime.reconstruction.inversion import Wants
+from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions, PatchSize
-from qsm_deploy.runtime.reconstructor import Maker
+from qsm_deploy.runtime.reconstructor import Maker, models_of
 from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
 
+# what is given, in the order in which one follows another, as files are called
+MAP_NAMES = {
+    "local_field_ppm": "localfield",
+    CHI: "chi",
+    "chi_positive_ppm": "chi-positive",
+    "chi_negative_ppm": "chi-negative",
+}
 OutUnits = Literal["ppm", "ppb"]
 MODEL_SUFFIXES = (ONNX, PLAN)
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -33,8 +41,10 @@ class Outputs:
 
     Attributes
     ----------
-    chi, sidecar
-        The map and what is said of it; a run that writes neither has its map in memory only.
+    chi
+        The map, or what else is given; a run that writes none has its map in memory only.
+    further
+        What is given after the first, by the names in cards.
     report, figure
         If they were asked for.
     units
@@ -55,17 +65,24 @@ class Outputs:
     slices: Sequence[float] | None = None
     window: Sequence[float] | None = None
     maps: Mapping[str, Path] = field(default_factory=dict)
+    further: Mapping[str, Path] = field(default_factory=dict)
 
     @property
-    def sidecar(self) -> Path | None:
-        """Beside the map, JSON."""
-        return None if self.chi is None else self.chi.with_name(f"{_stem(self.chi)}.json")
+    def given(self) -> tuple[Path, ...]:
+        """The files of all that is given, in order."""
+        return () if self.chi is None else (self.chi, *self.further.values())
+
+    @property
+    def sidecars(self) -> tuple[Path, ...]:
+        """What is said of each, beside it, JSON."""
+        return tuple(path.with_name(f"{_stem(path)}.json") for path in self.given)
 
     def check(self, inputs: Iterable[Path | None]) -> None:
         """Refuse outputs that collide or cannot be written, before any work is done."""
         read = {path.resolve() for path in inputs if path is not None}
         written: set[Path] = set()
-        for path in (self.chi, self.sidecar, self.report, self.figure, *self.maps.values()):
+        written_too = (self.report, self.figure, *self.maps.values())
+        for path in (*self.given, *self.sidecars, *written_too):
             if path is None:
                 continue
             if path.resolve() in read:
@@ -74,10 +91,11 @@ class Outputs:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
             written.add(path.resolve())
             check_writable(path, force=self.force)
-        if self.sidecar is not None and self.sidecar.exists():
-            from qsm_deploy.runtime.console.sidecar import require_replaceable
+        for sidecar in self.sidecars:
+            if sidecar.exists():
+                from qsm_deploy.runtime.console.sidecar import require_replaceable
 
-            require_replaceable(self.sidecar)
+                require_replaceable(sidecar)
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,8 @@ def make_request(
     labels: PathLike | None = None,
     magnitude: PathLike | Sequence[PathLike] | None = None,
     noise_map: PathLike | None = None,
+    chi: PathLike | None = None,
+    r2prime: PathLike | None = None,
     params: PathLike | None = None,
     output: PathLike | None = None,
     report: PathLike | None = None,
@@ -149,7 +169,7 @@ def make_request(
     voxel_size: Sequence[float] | None = None,
     negate: bool = False,
     phase_scale: str | None = None,
-    inputs: Sequence[Path] = (),
+    maker: Maker = (),
     evaluates: bool = False,
     dry_run: bool = False,
     **wanted: Any,
@@ -166,6 +186,8 @@ def make_request(
         :func:`beginning_of`.
     mask, truth, labels, magnitude, noise_map, params
         Files that are read besides: a magnitude or one of each echo, a noise map in ppm.
+    chi, r2prime
+        Susceptibility [ppm] and R2' [Hz], for networks that take them.
     output, report, figure
         Files that are written; without ``output`` no map is.
     slices, window
@@ -177,8 +199,8 @@ def make_request(
         Whether existing outputs are overwritten.
     units, echo_time, echo_times, field_strength, b0_direction, voxel_size, negate, phase_scale
         How the fields are to be understood; see :func:`reading_from`.
-    inputs
-        What else is read, and must not be written over.
+    maker
+        What makes the map: its models are read, and must not be written over.
     evaluates
         Whether the field residual is computed though no report is written.
     dry_run
@@ -202,9 +224,10 @@ def make_request(
         if phases or signal or not (reals and imags):
             raise UsageError("--real and --imag go together, in place of --phase and --magnitude")
         phases, signal = reals, imags
-    mask_path, truth_path, labels_path, params_path = paths = [
-        _path(p) for p in (mask, truth, labels, params)
+    mask_path, truth_path, labels_path, params_path, chi_path, r2prime_path = paths = [
+        _path(p) for p in (mask, truth, labels, params, chi, r2prime)
     ]
+    inputs = models_of(maker)
     require_files(inputs, "model file")
     require_files([*map(Path, fields), *phases, *signal, *paths])
     begins = beginning_of(
@@ -237,8 +260,10 @@ def make_request(
         () if reals else signal,
         begins.noise_map,
         begins.quality,
+        chi_path,
+        r2prime_path,
     )
-    chi, report_path, figure_path = map(_path, (output, report, figure))
+    out_path, report_path, figure_path = map(_path, (output, report, figure))
     if phases:
         _require_phase(units, echo_time)
         units = "rad"
@@ -254,7 +279,21 @@ def make_request(
         phase_scale=phase_scale,
     )
     keeps = begins.keeps
-    outputs = Outputs(chi, report_path, figure_path, out_units, force, slices, window, keeps)
+    gives = gives_of(maker)
+    given = {} if out_path is None else output_files(out_path, gives)
+    outputs = Outputs(
+        given.pop(gives[0], None),
+        report_path,
+        figure_path,
+        out_units,
+        force,
+        slices,
+        window,
+        keeps,
+        given,
+    )
+    if truth is not None and len(gives) > 1:
+        raise UsageError(f"--truth is of one map, {' and '.join(gives)} are made; drop it")
     _require_names(outputs)
     outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
@@ -296,7 +335,8 @@ def maker_from(
     Raises
     ------
     UsageError
-        If both are named, there is no such method, or it does not take what is said to it.
+        If a method is named besides models of a map, there is none of that name, or it does not
+        take what is said to it.
     """
     options: dict[str, Any] = {
         "alpha": alpha,
@@ -305,14 +345,16 @@ def maker_from(
         "threshold": threshold,
         "lam": lam,
     }
-    if models and method is not None:
+    after: list[Path | Method] = [*models]
+    if models and method is not None and gives_of(models) == (CHI,):
         raise UsageError(f"{models[0]} is a model, and --method {method} needs none; drop one")
-    if not models and method not in BUNDLED:
-        return Method(method or DEFAULT, **options)
+    if (not models or method is not None) and method not in BUNDLED:
+        made_by = Method(method or DEFAULT, **options)
+        return [*after, made_by] if after else made_by
     for name, value in options.items():
         if value not in (None, False):
             raise UsageError(f"--{name} is for methods, not for networks; drop it or the network")
-    return tuple(models) or (BUNDLED[str(method)],)
+    return tuple(models) if method is None else (*models, BUNDLED[method])
 
 
 def models_alone(files: Iterable[Path]) -> list[Path]:
@@ -470,14 +512,38 @@ def paths_of(given: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return tuple(Path(path) for path in given)
 
 
-def beside(field: Path) -> Path:
-    """Return where a field's map goes unless told otherwise."""
-    return field.with_name(f"{_stem(field)}_chi.nii.gz")
+def gives_of(maker: Maker) -> tuple[str, ...]:
+    """Return what is given in the end, by the names in cards.
+
+    Raises
+    ------
+    QsmDeployError
+        As :func:`load_card`.
+    """
+    if isinstance(maker, Method) or any(isinstance(one, Method) for one in maker):
+        return (CHI,)
+    given = [TASKS[load_card(path).task][2] for path in models_of(maker)]
+    return max(given, key=lambda names: [*MAP_NAMES].index(names[0]), default=(CHI,))
+
+
+def output_files(output: Path, gives: Sequence[str]) -> dict[str, Path]:
+    """Return where each of what is given goes: one as it was said, several with their names."""
+    if len(gives) == 1:
+        return {gives[0]: output}
+    end = output.name[len(_stem(output)) :]
+    return {name: output.with_name(f"{_stem(output)}_{MAP_NAMES[name]}{end}") for name in gives}
+
+
+def beside(field: Path, gives: Sequence[str]) -> Path:
+    """Return where what is made of a field goes unless told otherwise."""
+    name = f"_{MAP_NAMES[gives[0]]}" if len(gives) == 1 else ""
+    return field.with_name(f"{_stem(field)}{name}.nii.gz")
 
 
 def _require_names(outputs: Outputs) -> None:
-    if outputs.chi is not None and not outputs.chi.name.endswith((".nii", ".nii.gz")):
-        raise UsageError(f"--output {outputs.chi} must end in .nii or .nii.gz")
+    for path in outputs.given[:1]:
+        if not path.name.endswith((".nii", ".nii.gz")):
+            raise UsageError(f"--output {path} must end in .nii or .nii.gz")
     for name, path in outputs.maps.items():
         if not path.name.endswith((".nii", ".nii.gz")):
             raise UsageError(f"--{name.replace('_', '-')} {path} must end in .nii or .nii.gz")

@@ -18,19 +18,78 @@ from qsm_deploy.runtime.local_field.from_echoes import (
     total_field_from_echoes,
 )
 from qsm_deploy.runtime.scan.axes import axes_of
+from qsm_deploy.runtime.scan.nifti import load_volumes
 from qsm_deploy.runtime.scan.scan import (
     Reading,
     Scan,
     ScanFiles,
+    echo_weights,
     labels_of_file,
+    maps_of_files,
     mask_of_file,
     truth_of_file,
 )
 from qsm_deploy.runtime.scan.units import require_ppm
+from qsm_deploy.runtime.scan.wraps import undo_half_turns
 
 TOTAL, LOCAL, NOISE = "total_field", "local_field", "noise_map"
 QUALITY, R2_STAR, BRAIN = "quality", "r2star", "brain_mask"
 UNITS = {TOTAL: "ppm", LOCAL: "ppm", NOISE: "ppm", QUALITY: "1", R2_STAR: "1/s", BRAIN: "1"}
+
+
+def phase_scan(images: EchoImages, files: ScanFiles, reading: Reading, limit_bytes: float) -> Scan:
+    """Return a scan of the wrapped phase of all echoes, for a network that takes it.
+
+    Parameters
+    ----------
+    images
+        The echoes.
+    files
+        A mask; truth and labels.
+    reading
+        What the user states.
+    limit_bytes
+        The memory that the echoes may take.
+
+    Raises
+    ------
+    QsmDeployError
+        As :func:`load_echoes` and :func:`mask_of_file`.
+    """
+    loaded = load_echoes(images, reading, limit_bytes)
+    first, echoes, notes = loaded.first, loaded.echoes, loaded.notes
+    assert files.mask is not None  # whoever calls has seen to it
+    mask = mask_of_file(files.mask, first, notes)
+    times, weights = echoes.echo_times_s, None
+    if images.magnitude:
+        weights = echo_weights(echoes.magnitude, times) * mask
+    scan = Scan(
+        echoes.phase_rad * mask,
+        mask,
+        echoes.geometry,
+        first.header,
+        first.directed_affine,
+        quantity="phase_rad",
+        echo_time_s=times[0],
+        more_echo_times_s=tuple(times[1:]),
+        field_strength_t=echoes.field_strength_t,
+        echo_weights=weights,
+        truth_ppm=None if files.truth is None else truth_of_file(files.truth, first, mask),
+        labels=None if files.labels is None else labels_of_file(files.labels, first),
+        b0_from=loaded.b0_from,
+        notes=notes,
+        facts={"phase_scales": loaded.scales, "negated": reading.negate},
+    ).canonical()
+    notes += undo_half_turns(scan.measured, scan.mask, scan.axes)
+    return scan
+
+
+def with_maps(scan: Scan, files: ScanFiles) -> Scan:
+    """Return a scan with the maps that are taken besides its field."""
+    first, *_ = load_volumes(files.fields[0])
+    maps = maps_of_files(files, first, scan.axes.turn_back(scan.mask))
+    turned: dict[str, Any] = {name: scan.axes.turn(volume) for name, volume in maps.items()}
+    return replace(scan, **turned)
 
 
 DRY = Steps(

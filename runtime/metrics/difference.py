@@ -15,11 +15,11 @@ def difference_ppb(
     Parameters
     ----------
     chi_ppm, reference_ppm
-        (x, y, z) susceptibility [ppm]; where one is not finite, nor is the difference.
+        (..., x, y, z) maps [ppm]; where one is not finite, nor is the difference.
     mask
         (x, y, z) bool, True inside.
     """
-    difference: Samples = chi_ppm[mask].astype(np.float64) - reference_ppm[mask]
+    difference: Samples = (chi_ppm[..., mask].astype(np.float64) - reference_ppm[..., mask]).ravel()
     return difference * PPB_PER_PPM
 
 

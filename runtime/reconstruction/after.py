@@ -99,7 +99,7 @@ class TwoNetworks:
         scan = task.scan
         with stages("prepare"):
             turned = grid.scan_with(scan, grid.turn(scan.measured[0])[None])
-        rough = self.first.make(replace(before, scan=turned), stages, done).chi_ppm
+        rough = self.first.make(replace(before, scan=turned), stages, done).map_ppm
         require_finite(rough)
         with stages("prepare"):
             rough = grid.turn_back(rough, scan.mask.shape) * scan.mask

@@ -5,14 +5,14 @@ A network in a session is one kind; it need not be a network. Nobody who has one
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from qsm_deploy.kernels.ends import RAS
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.kernels.geometry import Geometry, Volume
-from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard
+from qsm_deploy.runtime.card.card import TASKS, GeometryLimits, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.reconstruction.planning import Decision, PatchOptions
@@ -21,6 +21,7 @@ from qsm_deploy.runtime.scan.scan import Quantity, Scan
 if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.correction import Correction
 
+CHI = "chi_ppm"
 CPU = "cpu"  # where an inversion runs, by its facts
 Done = Callable[[], object]
 
@@ -64,6 +65,8 @@ class Needs:
 
     The grid's axes run where the letters say, as in the training. A magnitude that is needed is
     looked for where nobody names one; a noise map that is taken is passed on where it is made.
+    ``maps`` are volumes that are taken besides, ``gives`` what is made, by the names in cards; a
+    field that is ``unmasked`` is one of the whole head.
     """
 
     network: str
@@ -74,17 +77,24 @@ class Needs:
     magnitude: bool = False
     takes_noise: bool = False
     axes: str = RAS
+    maps: tuple[str, ...] = ()
+    gives: tuple[str, ...] = (CHI,)
+    unmasked: bool = False
 
 
 def needs_of(card: ModelCard) -> Needs:
     """Return what a network takes, by its card."""
+    taken, maps, gives = TASKS[card.task]
     return Needs(
         card.network,
-        "phase_rad" if card.task == "phase->chi" else "local_field_ppm",
+        cast(Quantity, taken),
         card.field_counts,
         card.geometry,
         card.constants.get("mask_erosion_voxels", 0),
         axes=card.axes,
+        maps=maps,
+        gives=gives,
+        unmasked=bool(card.constants.get("unmasked")),
     )
 
 
@@ -128,10 +138,28 @@ class Task:
 
 @dataclass
 class Made:
-    """A map [ppm], 0 outside the mask, and what was found out on the way, for the report."""
+    """What was made, 0 outside the mask.
 
-    chi_ppm: Volume
+    Attributes
+    ----------
+    map_ppm
+        (x, y, z) susceptibility, or what else a network gives first [ppm].
+    findings
+        What was found out on the way, for the report.
+    further
+        Further outputs, by the names in cards.
+    scan
+        The acquisition that it was made of, as it is for it; that of a chain's last part is made
+        by the part before.
+    between
+        What the parts before gave, by the names in cards.
+    """
+
+    map_ppm: Volume
     findings: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, Volume] = field(default_factory=dict)
+    scan: Scan | None = None
+    between: dict[str, Volume] = field(default_factory=dict)
 
 
 def require_finite(chi_ppm: Volume) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.card.card import MemoryUse, ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, MemoryUse, ModelCard
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
@@ -25,8 +25,9 @@ SAMPLE_VOXELS = 64  # a side, of what a lower precision is compared on
 FLOAT = 4  # bytes of a float32 voxel
 LOAD = 14  # per voxel: the compressed and the raw file, its float32 copy and what was read before
 TRANSFORM = 13  # per padded voxel: input, spectrum and output of a real transform, and its result
-# per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up
-UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185}
+# per voxel: estimates and spectra; a backend keeps its memory between its calls, so both add up.
+# NeXtQSM's are of the padded grid, which is the whole plan's patch
+UNROLLED_STEP = {"lpcnn": 33, "modl": 45, "spinet": 185, "nextqsm": 40}
 TURN, TURN_BACK = 50, 22  # per voxel of the larger grid: splines in double precision
 METRICS = 60  # per voxel of the mask's box: doubles
 PICTURE = 7  # per voxel: the panels of a figure
@@ -103,12 +104,18 @@ class Workload:
 
             stages["prepare"] += prior_bytes(card.priors, scan)
         # the inputs besides the field, the sum of patches, and, if it is the map, that in the mask
-        volumes = FLOAT * voxels * (inputs + (card.patchable != "split"))
+        volumes = FLOAT * voxels * (inputs + len(card.outputs) * (card.pipeline not in UNROLLED))
+        if card.tiles is not None:
+            around = math.prod(a.padded + a.size for a in plan.axes)
+            volumes += FLOAT * around * (inputs + len(card.outputs))
+        if len(scan.measured) > 1 and card.inputs[0].name == "phase_rad":
+            volumes += 3 * FLOAT * voxels  # the sum over the echoes, and a term of it
         session = use.fixed_bytes + use.bytes_per_voxel * patch
         stages["inference"] = held + volumes + FLOAT * patch * inputs + session
-        if card.patchable == "split":
+        if card.pipeline in UNROLLED:
             each = FLOAT * (len(scan.measured) - 1)  # the projection of each further field
-            stages["inference"] += (UNROLLED_STEP[card.pipeline] + each) * voxels
+            grid = patch if plan.whole else voxels
+            stages["inference"] += (UNROLLED_STEP[card.pipeline] + each) * grid
         if self.compares_precision:
             sample = min(voxels, SAMPLE_VOXELS**3)
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.threads import using_threads, workers
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import (
@@ -20,7 +20,7 @@ from qsm_deploy.runtime.reconstruction.inversion import (
     needs_of,
 )
 from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
-from qsm_deploy.runtime.reconstruction.pipeline import network_output, require_field_count
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs, require_field_count
 from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
@@ -161,7 +161,8 @@ class CpuNetwork(Network[Session]):
     def make(self, task: Task, stages: Stages, done: Done) -> Made:
         """Return the map, and how far a lower precision is from FP32 on a sample."""
         with using_threads(self.threads or workers()):
-            made = Made(network_output(self.session, task.scan, task.decision.plan, stages, done))
+            maps = network_outputs(self.session, task.scan, task.decision.plan, stages, done)
+            made = Made(maps[0], further=dict(zip(self.needs.gives[1:], maps[1:], strict=True)))
             if self._compares_precision:
                 from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 
@@ -196,4 +197,4 @@ def network_task(scan: Scan, demand: Demand, wants: Wants, limit_bytes: float) -
 
 def rounds(card: ModelCard) -> int:
     """Return how often a network runs in one reconstruction."""
-    return int(card.constants["iterations"]) if card.patchable == "split" else 1
+    return int(card.constants["iterations"]) if card.pipeline in UNROLLED else 1

@@ -1,7 +1,7 @@
 """Overlapped patches whose windows sum to one; the whole volume is the plan with one patch.
 
-A plan works on the volume padded to the network's divisor, with the padding of the published
-scripts: the larger half in front. Patch origins are multiples of the divisor, so that pooling
+A plan works on the volume padded to the network's divisor as its published script does it: as a
+rule with the larger half in front. Patch origins are multiples of the divisor, so that pooling
 grids line up with the whole volume's and a patch whose halo covers the receptive field is exact.
 Patches have one size and lie on a grid, so windows are products of one-dimensional ones,
 normalised along each axis: they sum to one at every voxel, and nothing is divided afterwards.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.bounding_box import Box, bounding_box
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.runtime.card.card import PadFront, TileBlend
 
 Blend = Literal["hann", "gaussian", "crop"]
 
@@ -89,7 +90,7 @@ class PatchPlan:
     axes: tuple[Axis, Axis, Axis]
     whole: bool
     overlap: int
-    blend: Blend
+    blend: Blend | TileBlend
 
     @property
     def patch_shape(self) -> tuple[int, int, int]:
@@ -151,14 +152,19 @@ class PatchPlan:
         return total
 
 
-def plan_whole(shape: tuple[int, ...], divisor: int) -> PatchPlan:
+def plan_whole(shape: tuple[int, ...], divisor: int, front: PadFront = "ceil") -> PatchPlan:
     """Return the plan that runs the whole volume, padded to the divisor, at once."""
-    x, y, z = (_axis(n, divisor, (0, n), None, 0, "crop") for n in shape)
+    x, y, z = (_axis(n, divisor, front, (0, n), None, 0, "crop") for n in shape)
     return PatchPlan((x, y, z), whole=True, overlap=0, blend="crop")
 
 
 def plan_patches(
-    mask: NDArray[np.bool_], divisor: int, patch: int, overlap: int, blend: Blend
+    mask: NDArray[np.bool_],
+    divisor: int,
+    patch: int,
+    overlap: int,
+    blend: Blend,
+    front: PadFront = "ceil",
 ) -> PatchPlan:
     """Return a plan of overlapped patches over the mask's bounding box.
 
@@ -175,6 +181,8 @@ def plan_patches(
     blend
         ``crop`` takes each voxel from the patch it lies deepest in, at least ``overlap / 2``;
         ``hann`` and ``gaussian`` fade from one patch to the next.
+    front
+        How much of the padding to the divisor lies in front.
 
     Raises
     ------
@@ -192,18 +200,25 @@ def plan_patches(
         )
     box = bounding_box(mask, margin=math.ceil(overlap / 2))
     x, y, z = (
-        _axis(n, divisor, (side.start, side.stop), patch, overlap, blend)
+        _axis(n, divisor, front, (side.start, side.stop), patch, overlap, blend)
         for n, side in zip(mask.shape, box, strict=True)
     )
     return PatchPlan((x, y, z), whole=False, overlap=overlap, blend=blend)
 
 
 def _axis(
-    length: int, divisor: int, box: tuple[int, int], patch: int | None, overlap: int, blend: Blend
+    length: int,
+    divisor: int,
+    front: PadFront,
+    box: tuple[int, int],
+    patch: int | None,
+    overlap: int,
+    blend: Blend,
 ) -> Axis:
     """Cover ``box`` of an axis with evenly spread patches on the divisor's grid."""
     padded = divisor * math.ceil(length / divisor)
-    low = math.ceil((padded - length) / 2)
+    missing = padded - length
+    low = {"ceil": math.ceil(missing / 2), "floor": missing // 2, "none": 0}[front]
     first = (box[0] + low) // divisor * divisor
     extent = divisor * math.ceil((box[1] + low - first) / divisor)
     size = extent if patch is None else min(patch, extent)

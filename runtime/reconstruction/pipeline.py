@@ -1,19 +1,21 @@
 """From what was measured to a susceptibility map, whole or in patches."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.card.card import ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.inversion import require_finite
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
-PHASE_SIGN = "phase_sign"  # of the phase that a network takes, where a higher field counts as +
+# of the phase or the field that a network takes, where a higher field counts as +
+PHASE_SIGN, FIELD_SIGN = "phase_sign", "field_sign"
 
 
 def network_inputs(
@@ -59,6 +61,21 @@ def _phase_rad(card: ModelCard, scan: Scan) -> Volume:
     return phase
 
 
+def _field_ppm(card: ModelCard, scan: Scan) -> Volume:
+    sign = card.constants.get(FIELD_SIGN, 1)
+    return scan.measured if sign == 1 else np.float32(sign) * scan.measured
+
+
+def _volume(name: str, flag: str) -> Callable[[ModelCard, Scan], Volume]:
+    def taken(card: ModelCard, scan: Scan) -> Volume:
+        volume: Volume | None = getattr(scan, name)
+        if volume is None:
+            raise DataError(f"{card.network} takes {name} besides the field; pass {flag} FILE")
+        return volume[None]
+
+    return taken
+
+
 def _number(name: str, value: float | None) -> Volume:
     if value is None:
         flag = name.rsplit("_", 1)[0].replace("_", "-")
@@ -67,7 +84,10 @@ def _number(name: str, value: float | None) -> Volume:
 
 
 _INPUTS: dict[str, Callable[[ModelCard, Scan], Volume]] = {
-    "local_field_ppm": lambda card, scan: scan.measured,
+    "local_field_ppm": _field_ppm,
+    "total_field_ppm": _field_ppm,
+    "chi_ppm": _volume("chi_ppm", "--chi"),
+    "r2prime_hz": _volume("r2prime_hz", "--r2prime"),
     "phase_rad": _phase_rad,
     "rough_chi_ppm": lambda card, scan: scan.measured,
     "mask": lambda card, scan: scan.mask[None].astype(np.float32),
@@ -96,7 +116,7 @@ def reconstruct(
     stages: Stages,
     done: Callable[[], object] = lambda: None,
 ) -> Volume:
-    """Return the susceptibility map of one acquisition.
+    """Return the first map that a network makes of one acquisition.
 
     Parameters
     ----------
@@ -115,7 +135,7 @@ def reconstruct(
     Returns
     -------
     (x, y, z) float32 array
-        Susceptibility [ppm], 0 outside the mask.
+        Susceptibility, or what else it gives first [ppm], 0 outside the mask.
 
     Raises
     ------
@@ -127,12 +147,13 @@ def reconstruct(
         If the backend fails, or the result is not finite.
     """
     require_field_count(session.card, len(scan.measured))
-    chi = network_output(session, scan, plan, stages, done)
-    require_finite(chi)
-    return chi
+    maps = network_outputs(session, scan, plan, stages, done)
+    require_finite(maps)
+    first: Volume = maps[0]
+    return first
 
 
-def network_output(
+def network_outputs(
     session: Session,
     scan: Scan,
     plan: PatchPlan,
@@ -140,28 +161,51 @@ def network_output(
     done: Callable[[], object] = lambda: None,
     made: Mapping[str, Volume] | None = None,
 ) -> Volume:
-    """Return what :func:`reconstruct` does, finite or not; ``made`` as for network_inputs."""
+    """Return the (k, x, y, z) maps that a network gives, finite or not, 0 outside the mask.
+
+    The rest as :func:`reconstruct`; ``made`` as for :func:`network_inputs`.
+    """
     stages = stages or Stages()
     card = session.card
-    if card.patchable == "split":
+    if card.pipeline in UNROLLED:
         from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
 
         with stages("inference"):
             return reconstruct_unrolled(
                 card, scan, lambda volume: _run(session, plan, {"prior_input": volume}, scan, done)
-            )
+            )[None]
+    if len(scan.measured) > 1 and scan.quantity == "phase_rad":
+        return _of_echoes(scan, lambda echo: network_outputs(session, echo, plan, stages, done))
     with stages("prepare"):
         inputs = network_inputs(card, scan, done, made)
     with stages("inference"):
-        chi: Volume = _run(session, plan, inputs, scan, done)[0] * scan.mask
+        maps: Volume = _run(session, plan, inputs, scan, done) * scan.mask
     if card.anchor is not None:
         from qsm_deploy.runtime.reconstruction.prior_maps import anchored
 
         prior = inputs[card.anchor.prior][0]
         del inputs
         with stages("anchor"):
-            chi = anchored(card.anchor, chi, prior, scan)
-    return chi
+            maps = anchored(card.anchor, maps[0], prior, scan)[None]
+    return maps
+
+
+def _of_echoes(scan: Scan, run: Callable[[Scan], Volume]) -> Volume:
+    """Return the mean of the maps of all echoes, by the weight of each, 0 where none has one.
+
+    Gao et al., NeuroImage 259:119410 (2022), doi 10.1016/j.neuroimage.2022.119410.
+    """
+    times = np.array([scan.echo_time_s, *scan.more_echo_times_s], dtype=np.float32)
+    weights = scan.echo_weights
+    if weights is None:
+        weights = np.broadcast_to((times**2)[:, None, None, None], scan.measured.shape)
+    total: Volume | np.float32 = np.float32(0)
+    for phase, time, weight in zip(scan.measured, times, weights, strict=True):
+        echo = replace(scan, measured=phase[None], echo_time_s=float(time), more_echo_times_s=())
+        total = total + weight * run(echo)
+    summed = weights.sum(axis=0)
+    mean: Volume = np.where(summed > 0, total / np.where(summed > 0, summed, 1), 0)
+    return mean.astype(np.float32)
 
 
 def require_field_count(card: ModelCard, count: int) -> None:
@@ -174,7 +218,9 @@ def require_field_count(card: ModelCard, count: int) -> None:
     """
     if count not in card.field_counts:
         least, most = card.field_counts[0], card.field_counts[-1]
-        takes = "one field" if most == 1 else f"{least} to {most} fields" if least < most else most
+        kind = "phase" if card.inputs[0].name == "phase_rad" else "field"
+        several = f"{least} to {most}" if least < most else f"{most}"
+        takes = f"one {kind}" if most == 1 else f"{several} {kind}s"
         again = "; export it with --orientations" if "orientations" in card.options else ""
         raise UsageError(
             f"{card.network} takes {takes}, {count} were given{again}; the model, if named, comes "

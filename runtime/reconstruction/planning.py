@@ -10,6 +10,7 @@ from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShape
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.reconstruction.patches import Blend, PatchPlan, plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 
 PatchSize = int | Literal["auto", "off"]
@@ -86,7 +87,9 @@ def decide(workload: Demand, options: PatchOptions, limit_bytes: float) -> Decis
         If the engine was built for no shape that would do.
     """
     card = workload.card
-    if options.patch == "off" or (options.patch == "auto" and card.patchable == "no"):
+    if card.tiles is not None:
+        chosen = _in_tiles(workload, options)
+    elif options.patch == "off" or (options.patch == "auto" and card.patchable == "no"):
         if (options.overlap, options.blend) != (None, None):
             raise UsageError("--overlap and --blend need patches; drop them or pass --patch N")
         why = "asked for" if options.patch == "off" else f"{card.why_whole}"
@@ -157,8 +160,18 @@ def smallest_patch(card: ModelCard) -> int:
     return card.divisor * math.ceil(least / card.divisor)
 
 
+def _in_tiles(workload: Demand, options: PatchOptions) -> Decision:
+    card = workload.card
+    if options != PatchOptions():
+        raise UsageError(
+            f"{card.network} has tiles of its own; drop --patch, --overlap and --blend"
+        )
+    plan = plan_for(card, workload.scan.mask.shape)
+    return Decision(plan, f"{card.why_whole}", True, workload.peak_bytes(plan))
+
+
 def _whole(workload: Demand, reason: str) -> Decision:
-    plan = plan_whole(workload.scan.mask.shape, workload.card.divisor)
+    plan = plan_whole(workload.scan.mask.shape, workload.card.divisor, workload.card.pad_front)
     return Decision(plan, reason, True, workload.peak_bytes(plan))
 
 
@@ -196,7 +209,7 @@ def _whole_or_patches(workload: Demand, options: PatchOptions, limit_bytes: floa
 def _in_patches(workload: Demand, options: PatchOptions, size: int, reason: str) -> Decision:
     card = workload.card
     overlap, blend = overlap_and_blend(card, options, size)
-    plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend)
+    plan = plan_patches(workload.scan.mask, card.divisor, size, overlap, blend, card.pad_front)
     return Decision(plan, reason, _is_exact(card, plan), workload.peak_bytes(plan))
 
 

@@ -1,22 +1,29 @@
 """The loops of the unrolled networks around their exported prior, on the whole volume.
 
 The prior is the CNN; it runs in patches or whole, which is the same where patches keep its halo.
-The Fourier steps are the dipole operator, without padding, as the authors train and run them.
+The Fourier steps are the dipole operator, without padding, as the authors train and run them;
+NeXtQSM's are of its own dipole, on a padded grid.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.dipole import dipole_convolve
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry, Volume
+from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.card.card import ModelCard, Pipeline
 from qsm_deploy.runtime.scan.scan import Scan
 
 Doubles = NDArray[np.float64]
 Numbers = Mapping[str, float]
 Prior = Callable[[Volume], Volume]
+NEXTQSM_CELL = 64  # that the sides of its grid are multiples of
+NEXTQSM_STEP = 100.0
 RESIDUAL = 1e-10  # of SpiNet's conjugate gradients, squared norm [ppm^2]
 SMALLEST_DIFFERENCE_PPM = 1e-6  # a smaller one would weigh more than any there is
 
@@ -115,6 +122,58 @@ def spinet(scan: Scan, prior: Prior, constants: Numbers, normalisation: Numbers)
     return chi
 
 
+def nextqsm(scan: Scan, prior: Prior, constants: Numbers, normalisation: Numbers) -> Volume:
+    """Step down the misfit of the field and the magnitude of a learned regulariser.
+
+    The misfit counts on the whole padded grid, also outside the mask. ``prior`` is the gradient of
+    the regulariser's sum. Cognolato et al., Med Image Anal 84:102700 (2023), doi
+    10.1016/j.media.2022.102700.
+
+    Raises
+    ------
+    DataError
+        If the field is 0 everywhere in the mask: steps are relative to it.
+    """
+    grid, mask = scan.geometry, scan.mask.astype(np.float32)
+    lack = [-n % NEXTQSM_CELL for n in grid.shape]
+    front = [math.ceil(n / 2) for n in lack]
+    around = [(f, n - f) for f, n in zip(front, lack, strict=True)]
+    inside = tuple(slice(f, f + n) for f, n in zip(front, grid.shape, strict=True))
+    dipole = nextqsm_dipole(tuple(n + more for n, more in zip(grid.shape, lack, strict=True)), grid)
+
+    def field_of(x: Volume) -> Volume:
+        spectrum = scipy.fft.fftn(x, workers=workers())
+        spectrum *= dipole
+        filtered = scipy.fft.ifftn(spectrum, overwrite_x=True, workers=workers()).real
+        field: Volume = filtered.copy()  # the imaginary part goes
+        return field
+
+    field = np.pad(scan.measured[0] * mask, around)
+    norm = np.linalg.norm(field)
+    if norm == 0:
+        raise DataError("the local field is 0 in the whole mask; nothing to reconstruct")
+    x: Volume = field[inside]
+    for step in range(1, int(constants["iterations"]) + 1):
+        residual = field_of(np.pad(x, around)) - field
+        scale = NEXTQSM_STEP / (norm * np.linalg.norm(residual))
+        misfit = np.float32(constants[f"lambda_{step}"] * scale) * field_of(residual)[inside]
+        x = (x - misfit - prior(x[None])[0] / np.float32(dipole.size)) * mask
+    return x
+
+
+def nextqsm_dipole(shape: tuple[int, ...], grid: Geometry) -> Volume:
+    """Return the dipole on the whole k-space grid, DC first; 1/3 at k = 0, unlike elsewhere."""
+    along, squared = np.zeros(shape), np.full(shape, float(np.finfo(np.float32).eps))
+    for axis, (n, size, b) in enumerate(
+        zip(shape, grid.voxel_size_mm, grid.b0_direction, strict=True)
+    ):
+        k = scipy.fft.fftfreq(n, size).reshape([n if a == axis else 1 for a in range(3)])
+        along += b * k
+        squared += k**2
+    dipole: Volume = (1 / 3 - along**2 / squared).astype(np.float32)
+    return dipole
+
+
 def _conjugate_gradients(grid: Geometry, w2: Doubles, b: Doubles, steps: int) -> Doubles:
     """Return x of ``(D^2 + w2) x = b`` for the (2, x, y, z) parts of a complex map, from 0.
 
@@ -149,4 +208,5 @@ _LOOPS: dict[Pipeline, Callable[[Scan, Prior, Numbers, Numbers], Volume]] = {
     "lpcnn": lpcnn,
     "modl": modl,
     "spinet": spinet,
+    "nextqsm": nextqsm,
 }

@@ -14,8 +14,8 @@ from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.orientations import SMALLEST_ANGLE_DEG, require_different
 from qsm_deploy.runtime.scan.params import Vector
-from qsm_deploy.runtime.scan.scan import Quantity, Scan, require_trust
-from qsm_deploy.runtime.scan.units import require_ppm, require_wrapped_phase
+from qsm_deploy.runtime.scan.scan import Quantity, Scan, echo_weights, require_trust
+from qsm_deploy.runtime.scan.units import require_ppm, require_total_ppm, require_wrapped_phase
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 
@@ -26,10 +26,12 @@ def scan_from_arrays(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] | Sequence[Sequence[float]],
     quantity: Quantity = "local_field_ppm",
-    echo_time_s: float | None = None,
+    echo_time_s: float | Sequence[float] | None = None,
     field_strength_t: float | None = None,
     magnitude: Any = None,
     noise_ppm: Any = None,
+    chi_ppm: Any = None,
+    r2prime_hz: Any = None,
     axes: str | ArrayLike | None = None,
 ) -> Scan:
     """Return a scan of arrays, in canonical axes.
@@ -37,7 +39,8 @@ def scan_from_arrays(
     Parameters
     ----------
     measured
-        (x, y, z) local field [ppm] or wrapped phase [rad]; (n, x, y, z) for n orientations.
+        (x, y, z) local or total field [ppm] or wrapped phase [rad]; (n, x, y, z) for n orientations
+        of a field or n echoes of a phase.
     mask
         (x, y, z), above 0 inside, or above a half for fractions; ``None`` takes where the first
         field is not zero.
@@ -48,9 +51,11 @@ def scan_from_arrays(
     quantity
         What was measured.
     echo_time_s, field_strength_t
-        Of a phase.
+        Of a phase; n times of n echoes.
     magnitude, noise_ppm
-        (x, y, z), 0 or more in the mask.
+        (x, y, z), 0 or more in the mask; (n, x, y, z) or one magnitude of n echoes.
+    chi_ppm, r2prime_hz
+        (x, y, z), for networks that take them.
     axes
         Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is not
         known: then nothing is flipped, and the axis nearest to B0 becomes the third.
@@ -78,6 +83,12 @@ def scan_from_arrays(
     if fields.shape[1:] != inside.shape:
         raise DataError(f"the field has shape {fields.shape[1:]}, the mask {inside.shape}")
     directions = np.atleast_2d(np.asarray(b0_direction, dtype=np.float64))
+    are_echoes = quantity == "phase_rad"
+    if are_echoes:
+        directions = np.repeat(directions[:1], len(fields), axis=0)
+    times = () if echo_time_s is None else tuple(np.atleast_1d(echo_time_s).tolist())
+    if are_echoes and len(fields) > 1 and len(times) != len(fields):
+        raise DataError(f"{len(fields)} phases and {len(times)} echo times; one for each is needed")
     if directions.shape != (len(fields), 3):
         raise GeometryError(
             f"{len(fields)} fields need as many B0 directions (x, y, z), got an array of shape "
@@ -85,7 +96,7 @@ def scan_from_arrays(
         )
     size = vector(voxel_size_mm)
     grids = [Geometry((x, y, z), size, vector(b)) for b in directions]
-    for n in range(1, len(grids)):
+    for n in range(1, 1 if are_echoes else len(grids)):
         require_different([grid.b0_direction for grid in grids[: n + 1]], f"field {n + 1}")
     for field in fields:
         values = field[inside].astype(np.float32)
@@ -96,10 +107,13 @@ def scan_from_arrays(
             )
         if quantity == "phase_rad":
             notes += require_wrapped_phase(values)
+        elif quantity == "total_field_ppm":
+            require_total_ppm(values, "ppm")
         else:
             refuse_other_than_field(values)
             require_unwrapped(field, inside, turn=None)
             notes += require_ppm(values, "ppm")
+    several = are_echoes and len(fields) > 1
     affine = affine_from(axes, size)
     notes += contradicted(axes, affine, grids[0])
     scan = Scan(
@@ -109,10 +123,14 @@ def scan_from_arrays(
         nib.Nifti1Header(),
         affine,
         quantity=quantity,
-        more_b0_directions=tuple(grid.b0_direction for grid in grids[1:]),
-        echo_time_s=echo_time_s,
+        more_b0_directions=() if are_echoes else tuple(grid.b0_direction for grid in grids[1:]),
+        echo_time_s=times[0] if times else None,
+        more_echo_times_s=times[1:] if are_echoes else (),
         field_strength_t=field_strength_t,
-        magnitude=_trust("magnitude", magnitude, inside),
+        echo_weights=_weights(magnitude, inside, times) if several else None,
+        magnitude=None if several else _trust("magnitude", magnitude, inside),
+        chi_ppm=None if chi_ppm is None else _map("chi_ppm", chi_ppm, inside),
+        r2prime_hz=_trust("r2prime_hz", r2prime_hz, inside),
         noise_ppm=_trust("noise_ppm", noise_ppm, inside),
         notes=notes,
     ).canonical()
@@ -180,6 +198,27 @@ def _trust(name: str, array: Any, mask: Mask) -> Volume | None:
         return require_trust(values, mask)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
+
+
+def _weights(magnitude: Any, mask: Mask, times_s: Sequence[float]) -> Volume | None:
+    """Return what each echo counts, by one magnitude of all or one of each."""
+    if magnitude is None:
+        return None
+    given = np.asarray(magnitude)
+    given = given[None] if given.ndim == 3 else given
+    if len(given) not in (1, len(times_s)):
+        raise DataError(f"{len(times_s)} phases and {len(given)} magnitudes; pass as many, or one")
+    signal = [_trust("magnitude", one, mask) for one in given]
+    return echo_weights(np.array(signal, dtype=np.float32), times_s)
+
+
+def _map(name: str, array: Any, mask: Mask) -> Volume:
+    values = np.asarray(array, dtype=np.float32)
+    if values.shape != mask.shape:
+        raise DataError(f"{name} has shape {values.shape}, the mask {mask.shape}")
+    if not np.isfinite(values[mask]).all():
+        raise DataError(f"{name}: NaN or Inf inside the mask; repair it")
+    return np.where(mask, values, np.float32(0))
 
 
 def mask_from(array: Any) -> tuple[Mask, list[str]]:

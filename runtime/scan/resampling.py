@@ -6,7 +6,6 @@ Along an axis of which a mask reaches both ends, as a slab does, the volume is t
 its ends and not for periodic, so that the one end does not run into the other.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -51,14 +50,7 @@ def resample_scan(scan: Scan, voxel_size_mm: tuple[float, float, float]) -> Scan
         measured = [np.arctan2(way(np.sin(m)), way(np.cos(m))) for m in scan.measured]
     else:
         measured = [way(m) for m in scan.measured]
-    return replace(
-        scan,
-        measured=np.stack(measured).astype(np.float32) * mask,
-        mask=mask,
-        geometry=finer,
-        truth_ppm=None,
-        labels=None,
-    )
+    return scan.on_grid(finer, mask, np.stack(measured).astype(np.float32) * mask, way)
 
 
 def resample_map(chi_ppm: Volume, mask: NDArray[np.bool_]) -> Volume:

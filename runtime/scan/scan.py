@@ -1,7 +1,8 @@
 """Everything about one acquisition that a reconstruction needs, read and checked once."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,8 +30,9 @@ from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
 STATED = "what was stated"
 Quantity = Literal["local_field_ppm", "total_field_ppm", "phase_rad"]
+TAKEN = ("chi_ppm", "r2prime_hz", "echo_weights")  # volumes that networks take besides
 # volumes of a scan that may be missing
-BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm", "misfit")
+BESIDES = ("truth_ppm", "labels", "magnitude", "noise_ppm", "misfit", *TAKEN)
 
 
 class ScanFiles(NamedTuple):
@@ -43,6 +45,8 @@ class ScanFiles(NamedTuple):
     magnitude: tuple[Path, ...] = ()  # of every echo
     noise_map: Path | None = None
     quality: Path | None = None
+    chi: Path | None = None
+    r2prime: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Scan:
     ----------
     measured
         (n, x, y, z) float32, 0 outside the mask: the local field [ppm] in each of n orientations,
-        or one field of all sources [ppm], or one wrapped phase [rad].
+        or one field of all sources [ppm], or the wrapped phase [rad] of each of n echoes. A field
+        of all sources may lie outside the mask too, for a network that takes the whole head.
     mask
         (x, y, z) bool, True inside.
     geometry
@@ -67,13 +72,18 @@ class Scan:
         What was measured.
     more_b0_directions
         Unit vectors in voxel axes of the orientations after the first.
-    echo_time_s, field_strength_t
-        Of a phase.
+    echo_time_s, field_strength_t, more_echo_times_s
+        Of a phase, and of the echoes after the first.
     truth_ppm, labels
         (x, y, z) true susceptibility and integer labels, if given.
     magnitude, noise_ppm, misfit
         (x, y, z) signal, of any scale, noise of the field [ppm], and what the echoes leave over
         their noise, if given.
+    chi_ppm, r2prime_hz
+        (x, y, z) susceptibility and reversible relaxation rate, for networks that take them.
+    echo_weights
+        (n, x, y, z) what each echo of a phase counts in the map, if it is not the square of its
+        time.
     scale
         What the stored volumes were multiplied by.
     axes
@@ -100,6 +110,10 @@ class Scan:
     magnitude: NDArray[np.float32] | None = None
     noise_ppm: NDArray[np.float32] | None = None
     misfit: NDArray[np.float32] | None = None
+    chi_ppm: NDArray[np.float32] | None = None
+    r2prime_hz: NDArray[np.float32] | None = None
+    echo_weights: NDArray[np.float32] | None = None
+    more_echo_times_s: tuple[float, ...] = ()
     scale: float = 1.0
     axes: Axes = STORED
     b0_from: str = STATED
@@ -147,6 +161,38 @@ class Scan:
             **changed,
         )
 
+    def on_grid(
+        self,
+        geometry: Geometry,
+        mask: NDArray[np.bool_],
+        measured: NDArray[np.float32],
+        way: Callable[[Volume], Volume],
+    ) -> "Scan":
+        """Return an acquisition of what was measured on another grid.
+
+        ``way`` brings there what is taken besides. A truth and its labels are left behind: they
+        belong to the original one.
+        """
+
+        def brought(name: str) -> Any:
+            volume = getattr(self, name)
+            if volume is None:
+                return None
+            there = way(volume) if volume.ndim == 3 else np.stack([way(v) for v in volume])
+            # interpolation may fall below what is never negative
+            inside: Volume = mask * (there if name == "chi_ppm" else np.maximum(there, 0))
+            return inside
+
+        return replace(
+            self,
+            measured=measured,
+            mask=mask,
+            geometry=geometry,
+            truth_ppm=None,
+            labels=None,
+            **{name: brought(name) for name in TAKEN},
+        )
+
     def cut(self, box: Box) -> "Scan":
         """Return the part in a box, which lies on the grid, as an acquisition of its own.
 
@@ -156,7 +202,7 @@ class Scan:
         x, y, z = mask.shape
         volumes = {name: getattr(self, name) for name in BESIDES}
         besides: dict[str, Any] = {
-            n: None if v is None else v[box].copy() for n, v in volumes.items()
+            n: None if v is None else v[(..., *box)].copy() for n, v in volumes.items()
         }
         return replace(
             self,
@@ -188,6 +234,8 @@ class Reading:
         file, the file over the header, and what differs is noted.
     more_b0_directions
         Stated B0 directions of the volumes after the first; empty takes those of their headers.
+    keeps_outside
+        Whether a field is kept outside the mask, for a network that takes the whole head.
     negate
         Whether the files have the opposite sign: a field that lowers the frequency counts as
         positive.
@@ -203,6 +251,7 @@ class Reading:
     more_b0_directions: tuple[Vector, ...] = ()
     negate: bool = False
     phase_scale: str | None = None
+    keeps_outside: bool = False
 
     @property
     def echo_times_s(self) -> tuple[float, ...]:
@@ -240,6 +289,8 @@ class Reading:
             )
         sign = -1.0 if self.negate else 1.0
         echo_time_s, field_strength_t = self.echo_time_s, self.field_strength_t
+        if self.quantity == "phase_rad":
+            echo_time_s = next(iter(self.echo_times_s), None)  # each echo has its own
         factor = ppm_per_unit(units, echo_time_s=echo_time_s, field_strength_t=field_strength_t)
         return sign if self.quantity == "phase_rad" else sign * factor
 
@@ -250,15 +301,16 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     Parameters
     ----------
     files
-        The NIfTI files, all on the grid of the first field; further fields may differ in the
-        orientation that their affines state.
+        The NIfTI files, all on the grid of the first field; further local fields may differ in the
+        orientation that their affines state, further phases are of later echoes.
     reading
         How the measured volumes are to be understood.
 
     Raises
     ------
     DataError
-        If a file is unreadable, the mask is empty, or values inside it are NaN or Inf.
+        If a file is unreadable, the mask is empty, values inside it are NaN or Inf, or several
+        phases have not as many echo times.
     GeometryError
         If a volume is on another grid, the geometry is invalid, or two fields have the same
         B0 direction.
@@ -267,9 +319,14 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     """
     notes: list[str] = []
     scale = reading.scale()
-    first, *others = [load_volume(path) for path in files.fields]
+    first = load_volume(files.fields[0])
+    are_echoes = reading.quantity == "phase_rad"
+    load = partial(load_on_grid, like=first) if are_echoes else load_volume
+    others = [load(path) for path in files.fields[1:]]
     ways: list[Axes] = []
-    if others:
+    times = _echo_times_s(reading, 1 + len(others)) if are_echoes else ()
+    several = are_echoes and bool(others)
+    if others and not are_echoes:
         from qsm_deploy.runtime.scan.orientations import stored_as_first
 
         ways = [stored_as_first(first, other) for other in others]
@@ -281,7 +338,7 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         [_inside(volume, mask, reading, notes, masked=masked) for volume in (first, *others)]
     )
     more: tuple[Vector, ...] = ()
-    if others or reading.more_b0_directions:
+    if not are_echoes and (others or reading.more_b0_directions):
         from qsm_deploy.runtime.scan.orientations import more_b0_directions
 
         more = more_b0_directions(geometry, first, others, ways, reading.more_b0_directions)
@@ -294,16 +351,19 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
         first.directed_affine,
         quantity=reading.quantity,
         more_b0_directions=more,
-        echo_time_s=reading.echo_time_s,
+        echo_time_s=times[0] if times else reading.echo_time_s,
         field_strength_t=reading.field_strength_t,
+        more_echo_times_s=times[1:],
+        echo_weights=_weights(files.magnitude, first, mask, times) if several else None,
         truth_ppm=None if files.truth is None else truth_of_file(files.truth, first, mask),
         labels=None if files.labels is None else labels_of_file(files.labels, first),
-        magnitude=_magnitude(files.magnitude, first, mask),
+        magnitude=None if several else _magnitude(files.magnitude, first, mask),
         noise_ppm=None if files.noise_map is None else _trust(files.noise_map, first, mask),
         misfit=None if files.quality is None else _trust(files.quality, first, mask),
         scale=scale,
         b0_from=b0_from,
         notes=notes,
+        **maps_of_files(files, first, mask),
     ).canonical()
     if scan.quantity == "phase_rad":
         notes += undo_half_turns(scan.measured, scan.mask, scan.axes)
@@ -336,6 +396,8 @@ def _inside(
             require_unwrapped(volume.data, mask, turn, stated=stated)
             measured = volume.data
         values: NDArray[np.float32] = np.where(mask, measured, np.float32(0))
+        if reading.keeps_outside:
+            values = np.nan_to_num(measured, nan=0.0, posinf=0.0, neginf=0.0)
         values *= np.float32(reading.scale())
         if reading.quantity == "phase_rad":
             found = require_wrapped_phase(values[mask])
@@ -454,6 +516,16 @@ def truth_of_file(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> N
     return truth
 
 
+def maps_of_files(files: ScanFiles, volume: NiftiVolume, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the maps that a network takes besides its field, by name, if there are files."""
+    found: dict[str, Any] = {}
+    if files.chi is not None:
+        found["chi_ppm"] = truth_of_file(files.chi, volume, mask)
+    if files.r2prime is not None:
+        found["r2prime_hz"] = _trust(files.r2prime, volume, mask)
+    return found
+
+
 def _magnitude(
     paths: tuple[Path, ...], volume: NiftiVolume, mask: NDArray[np.bool_]
 ) -> Volume | None:
@@ -461,6 +533,35 @@ def _magnitude(
     if not paths:
         return None
     return reduce(np.hypot, (_trust(path, volume, mask) for path in paths))
+
+
+def _echo_times_s(reading: Reading, count: int) -> tuple[float, ...]:
+    """Return the time of each of several phases, or of one if it is stated."""
+    times = reading.echo_times_s
+    if count > 1 and len(times) != count:
+        raise DataError(
+            f"{count} phases and {len(times)} echo times: state one for each with --echo-times"
+        )
+    return times
+
+
+def _weights(
+    paths: tuple[Path, ...], volume: NiftiVolume, mask: NDArray[np.bool_], times: Sequence[float]
+) -> Volume | None:
+    """Return what each echo counts: its magnitude by its time, squared."""
+    if not paths:
+        return None
+    if len(paths) not in (1, len(times)):
+        raise DataError(f"{len(times)} phases and {len(paths)} magnitudes; pass as many, or one")
+    signal = np.stack([_trust(path, volume, mask) for path in paths])
+    return echo_weights(signal, times)
+
+
+def echo_weights(signal: Volume, times_s: Sequence[float]) -> Volume:
+    """Return what each echo counts in a map of all: its magnitude by its time [s], squared."""
+    times = np.array(times_s, dtype=np.float32)
+    weights: Volume = (signal * times[:, None, None, None]) ** 2
+    return weights
 
 
 def _trust(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> Volume:

@@ -4,7 +4,7 @@ A grid holds everything that interpolation leaves of a masked volume, and little
 network computes is the larger part of a run.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -64,18 +64,8 @@ class TurnedGrid:
         return volume
 
     def scan_with(self, scan: Scan, measured: NDArray[np.float32]) -> Scan:
-        """Return an acquisition of what was measured, on this grid.
-
-        A truth and its labels are left behind: they belong to the original one.
-        """
-        return replace(
-            scan,
-            measured=measured,
-            mask=self.mask,
-            geometry=self.geometry,
-            truth_ppm=None,
-            labels=None,
-        )
+        """Return an acquisition of what was measured, on this grid."""
+        return scan.on_grid(self.geometry, self.mask, measured, self.turn)
 
     def _interpolate(
         self,

@@ -210,7 +210,7 @@ class MrdSession:
         with reconstructor.turn():
             made = reconstructor.make(source.scan, self.stages)
         with self.stages("encode"):
-            encoded = encode_chi(source.scan.axes.turn_back(made.chi_ppm))
+            encoded = encode_chi(source.scan.axes.turn_back(made.map_ppm))
         findings = made.findings
         del made
         for note in [*source.scan.notes, *findings["notes"]]:

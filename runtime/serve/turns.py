@@ -14,7 +14,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.request import maker_from
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstruction.inversion import Made, Needs, Wants
+from qsm_deploy.runtime.reconstruction.inversion import CHI, Made, Needs, Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -59,7 +59,7 @@ class TakingTurns:
     @property
     def needs(self) -> Needs:
         """What it takes."""
-        return self.reconstructor.inversion.needs
+        return self.reconstructor.needs
 
     @property
     def busy(self) -> bool:
@@ -155,11 +155,14 @@ def open_taking_turns(
     """
     worker, host = ThreadPoolExecutor(ONE), host or Host()
     reconstructor = worker.submit(open_reconstructor, maker, host).result()
-    needs = reconstructor.inversion.needs
-    takes = "phase" if needs.quantity == "phase_rad" else f"{needs.field_counts[0]} fields"
-    if needs.quantity == "phase_rad" or 1 not in needs.field_counts:
+    needs = reconstructor.needs
+    takes = [needs.quantity, *needs.maps]
+    if needs.quantity == "local_field_ppm" and 1 not in needs.field_counts:
+        takes = [f"{needs.field_counts[0]} fields"]
+    if (takes, needs.gives) != (["local_field_ppm"], (CHI,)):
         raise UsageError(
-            f"{reconstructor.inversion.name} takes {takes}; the server needs a network of one field"
+            f"{reconstructor.inversion.name} takes {' and '.join(takes)} and gives "
+            f"{' and '.join(needs.gives)}; the server needs a network of one local field to a map"
         )
     opened = TakingTurns(reconstructor, wants, worker, maker, host)
     opened.warm_up(warm_up_voxels)

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import onnx_file, read_card
-from qsm_deploy.runtime.sessions.open import cannot_load, require_output
+from qsm_deploy.runtime.sessions.open import cannot_load, joined_outputs
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 UNREADABLE = (
@@ -66,8 +66,8 @@ class OnnxRuntimeSession:
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
         try:
-            output = self._session.run(None, dict(tensors))[0]
+            outputs = self._session.run(None, dict(tensors))
         except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
             reason = str(error).splitlines()[0]
             raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error
-        return require_output(output, tensors, self.card)
+        return joined_outputs(outputs, tensors, self.card)

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,10 +105,10 @@ def cannot_load(path: Path, library: str, error: Exception) -> EngineError:
     return EngineError(f"{path}: {library} cannot load it ({text.splitlines()[-1]})")
 
 
-def require_output(
-    output: Any, tensors: Mapping[str, NDArray[np.float32]], card: ModelCard
+def joined_outputs(
+    outputs: Sequence[Any], tensors: Mapping[str, NDArray[np.float32]], card: ModelCard
 ) -> NDArray[np.float32]:
-    """Return what a model gave, if that is the volume that its card says.
+    """Return what a model gave as channels of one array, if these are the volumes of its card.
 
     Raises
     ------
@@ -116,11 +116,14 @@ def require_output(
         If its shape or its type is another.
     """
     shape = tensors[card.inputs[0].name].shape
-    expected = (shape[0], card.output.shape[1], *shape[2:])
-    seen = getattr(output, "shape", None), getattr(output, "dtype", type(output))
-    if seen != (expected, np.float32):
-        raise EngineError(
-            f"the model of {card.network} gives {seen[0]} of {seen[1]}, its card says {expected} "
-            "of float32; export the model again"
-        )
-    return cast(NDArray[np.float32], output)
+    for output, info in zip(outputs, card.outputs, strict=True):
+        expected = (shape[0], info.shape[1], *shape[2:])
+        seen = getattr(output, "shape", None), getattr(output, "dtype", type(output))
+        if seen != (expected, np.float32):
+            raise EngineError(
+                f"the model of {card.network} gives {seen[0]} of {seen[1]}, its card says "
+                f"{expected} of float32; export the model again"
+            )
+    return cast(
+        NDArray[np.float32], outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
+    )

@@ -12,7 +12,7 @@ from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import onnx_file, read_card
 from qsm_deploy.runtime.sessions.int8 import computed_precision
-from qsm_deploy.runtime.sessions.open import cannot_load, require_output
+from qsm_deploy.runtime.sessions.open import cannot_load, joined_outputs
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
 # OpenVINO tells its makers over the network that it was imported, from a thread that can hang an
@@ -73,7 +73,7 @@ class OpenVinoSession:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise EngineError(f"OpenVINO failed ({reason}); export the model again") from error
-        return require_output(results[0], tensors, self.card)
+        return joined_outputs(results.to_tuple(), tensors, self.card)
 
     def _require_bf16(self) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -36,8 +36,8 @@ class Session(Protocol):
 
         Returns
         -------
-        (n, 1, x, y, z) array
-            The card's output, owned by the caller.
+        (n, c, x, y, z) array
+            The card's outputs one after the other, owned by the caller.
         """
 
 

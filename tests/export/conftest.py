@@ -75,19 +75,31 @@ def run() -> Callable[..., Array]:
 def _run(
     model: nn.Module | onnx.ModelProto, *inputs: Tensor | Array, backend: str = "onnxruntime"
 ) -> Array:
+    return _outputs(model, *inputs, backend=backend)[0]
+
+
+def _outputs(
+    model: nn.Module | onnx.ModelProto, *inputs: Tensor | Array, backend: str = "onnxruntime"
+) -> list[Array]:
     if isinstance(model, nn.Module):
         with torch.inference_mode():
-            y: Array = model(*map(torch.as_tensor, inputs)).numpy()
-        return y
+            y = model(*map(torch.as_tensor, inputs))
+        return [part.numpy() for part in (y if isinstance(y, tuple) else (y,))]
     arrays = map(np.asarray, inputs)
     feeds = {info.name: array for info, array in zip(model.graph.input, arrays, strict=True)}
     data = model.SerializeToString()
     if backend == "onnxruntime":
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        return session.run(None, feeds)[0]
+        return session.run(None, feeds)
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(data), "CPU", settings)(feeds)[0]
+    return list(core.compile_model(core.read_model(data), "CPU", settings)(feeds).values())
+
+
+@pytest.fixture(scope="session")
+def outputs() -> Callable[..., list[Array]]:
+    """Return what runs a module, or a graph in a backend, and gives all its outputs."""
+    return _outputs
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from torch import nn
 
-from qsm_deploy.export.networks import loopnet, lpcnn, modl_qsm
+from qsm_deploy.export.networks import chi_sepnet, loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
+from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
 from qsm_deploy.export.networks.ghpa import AXES, PLANES
-from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.loopnet import LoopNet
@@ -19,7 +21,9 @@ from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
+from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
@@ -28,9 +32,9 @@ from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.runtime.card.card import LOOPS
 
 
-def iqsm(features: int) -> IQSM:
+def iqsm(features: int, kind: type[IQSM] = IQSM) -> IQSM:
     unet = EncoderDecoder(features, base=2, depth=1)
-    return IQSM(unet, LotLayer(features), unet.divisor)
+    return kind(unet, LotLayer(features), unet.divisor)
 
 
 def iqsm_plus() -> FoldedIQSMPlus:
@@ -60,6 +64,10 @@ def modl_gen() -> nn.Sequential:
     return wide_resnet(2, width=2, blocks=1, epsilon=EPSILON, last_bias=True)
 
 
+SEPARATION = dict.fromkeys(
+    (f"{name}_{what}" for name in chi_sepnet.AUTHORS_NUMBERS for what in ("mean", "std")), 0.5
+)
+
 # by the name in the registry, and what there is a choice of
 SMALL: dict[str, Callable[[], Network]] = {
     "ir2qsm input": lambda: IR2QSM((2, 4), iterations=2),
@@ -79,7 +87,13 @@ SMALL: dict[str, Callable[[], Network]] = {
     "spinet-qsm": lambda: prior(wide_resnet(2, width=2, blocks=1), 2, "spinet"),
     "iqsm v1": lambda: iqsm(1),
     "iqsm v2": lambda: iqsm(3),
+    "iqfm": lambda: iqsm(3, IQFM),
     "iqsm-plus": iqsm_plus,
+    "nextqsm bf": lambda: NextQsmField((2, 3)),
+    "nextqsm vn": lambda: NextQsmPrior((2, 3), [1.0]),
+    "bfrnet": lambda: BFRnet(base=2, depth=1),
+    "chi-sepnet": lambda: ChiSepnet((2,) * 5, 3, TORCH, SEPARATION),
+    "susep-net": lambda: SusepNet(2, SEPARATION),
     "after-qsm recon": lambda: AfterRecon(base=2, depth=1),
     "after-qsm refine": lambda: AfterRefine(2, 2, 1, 1, 2),
 }

@@ -187,7 +187,8 @@ def test_the_list_says_of_every_network_what_it_is(capsys) -> None:
         assert said["size"] == f"{row['parameters']:,} parameters, {row['gmac_64']:g} GMAC for 64^3"
         assert said["grid"] == f"multiples of {row['divisor']}"
         assert said["inputs"] == ", ".join(f"{n} [{unit}]" for n, unit in row["inputs"].items())
-        assert said["output"] in ("chi_ppm [ppm]", "prior_output [1]")
+        assert said["output"] == ", ".join(f"{n} [{unit}]" for n, unit in row["output"].items())
+        assert said["task"] == row["task"]
         assert said["published weights"] == row["published_weights"] != ""
         assert said["licence"] == row["licence"] != ""
         assert said["doi"] == (row["doi"] or "none")

@@ -60,6 +60,17 @@ def test_kernels_of_tensorflow_and_networks_that_share_a_file(capsys) -> None:
     assert "looks like qsmnet or qsmnet-plus\n" in text
 
 
+def test_iqsm_and_iqfm_are_the_same_to_it_and_a_name_that_contradicts_is_refused(
+    tmp_path, capsys
+) -> None:
+    path = tmp_path / "iQFM_40_v2.pth"
+    shapes = {f"EncodeConvs.{i}.EncodeConv.0.weight": torch.zeros(2, 2, 3, 3, 3) for i in range(4)}
+    torch.save(shapes | {"FinalConv.weight": torch.zeros(1, 2, 1, 1, 1)}, path)
+    assert "looks like iqsm or iqfm\n" in described(path, capsys)[0]
+    assert main(["--model", "iqsm", "--weights", str(path), "--force", "-q"]) == 7
+    assert "'iqfm' in its name is none of iqsm's" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 3, 3, 3)])
 def test_weights_of_no_known_network(shape: tuple[int, ...], tmp_path, capsys) -> None:
     save_file({"layer.weight": torch.zeros(shape)}, tmp_path / "w.safetensors")

@@ -66,22 +66,27 @@ def tkd_card(card: ModelCard) -> ModelCard:
 
 @pytest.fixture
 def write_model(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a model with a card: chi is a factor times the last input.
+    """Return a function that writes a model with a card: it gives a factor times the last input.
 
     With the factor of 2 no test passes by returning its input; ``nan`` makes a broken network.
+    Further outputs are twice, three times as much.
     """
 
     def write(card: ModelCard | None, name: str = "model.onnx", factor: float = 2.0) -> Path:
         taken = {t.name: t.shape for t in card.inputs} if card else {"local_field_ppm": SHAPE}
         names = list(taken)
         values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, taken[n]) for n in names]
-        output = helper.make_tensor_value_info("chi_ppm", TensorProto.FLOAT, SHAPE)
+        gives = [t.name for t in card.outputs] if card else ["chi_ppm"]
+        outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, SHAPE) for n in gives]
         constant = onnx.numpy_helper.from_array(np.float32(factor), "factor")
         nodes = [helper.make_node("Mul", [names[-1], "factor"], ["chi"])]
         zero = onnx.numpy_helper.from_array(np.float32(0), "zero")
         nodes.append(helper.make_node("Mul", [names[0], "zero"], ["nothing"]))  # uses every input
-        nodes.append(helper.make_node("Add", ["chi", "nothing"], ["chi_ppm"]))
-        graph = helper.make_graph(nodes, "twice", values, [output], [constant, zero])
+        given = "nothing"
+        for output in gives:
+            nodes.append(helper.make_node("Add", ["chi", given], [output]))
+            given = output
+        graph = helper.make_graph(nodes, "twice", values, outputs, [constant, zero])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         if card is not None:
             helper.set_model_props(model, {METADATA_KEY: card.to_json()})

@@ -11,7 +11,7 @@ from pathlib import Path
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.methods.method import Method
-from qsm_deploy.runtime.reconstructor import Maker
+from qsm_deploy.runtime.reconstructor import Maker, models_of
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.openrecon.label import (
     LABEL_NAME,
@@ -108,8 +108,9 @@ def write_package(folder: Path, maker: Maker, *, force: bool) -> str:
     if isinstance(maker, Method):
         models, said = {}, f"--method {maker.name}"
     else:
-        model = f"model{maker[0].suffix}"
-        models, said = {model: maker[0].read_bytes()}, f"/opt/{model}"
+        path = models_of(maker)[0]
+        model = f"model{path.suffix}"
+        models, said = {model: path.read_bytes()}, f"/opt/{model}"
     version = importlib.metadata.version("qsm-deploy")
     label = openrecon_label(version, opened.needs.network)
     encoded = encoded_label(label)

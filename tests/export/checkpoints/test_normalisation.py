@@ -25,7 +25,8 @@ def mat(request, tmp_path: Path) -> Path:
             "whole": np.uint8([[7]]),
             "grid": np.arange(24.0).reshape(2, 3, 4),
             "text": "leaky_relu",
-            "record": {"a": 1.0},
+            "record": {"a": 1.0, "text": "b", "deeper": {"mean": 2.0, "empty": np.zeros((0, 0))}},
+            "records": np.array([(1.0,), (2.0,)], dtype=[("a", object)]),
             "cells": np.array([1.0, "b"], dtype=object),
             "complex": np.array([1 + 2j]),
         },
@@ -36,6 +37,9 @@ def mat(request, tmp_path: Path) -> Path:
 
 def test_reads_the_numbers_of_a_mat_file_as_scipy_does(mat: Path) -> None:
     arrays = load_normalisation([mat])
+    in_structures = {"record.a": 1.0, "record.deeper.mean": 2.0}
+    assert {name: arrays.pop(name) for name in in_structures} == in_structures
+    assert arrays.pop("record.deeper.empty").size == 0
     assert arrays.keys() == {*NUMBERS, "single", "whole", "grid"}
     scipys = scipy.io.loadmat(mat, squeeze_me=True)
     for name, array in arrays.items():

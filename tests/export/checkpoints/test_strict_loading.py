@@ -13,31 +13,52 @@ from torch import Tensor, nn
 
 from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.cli import main
+from qsm_deploy.export.networks import chi_sepnet, susep_net
 from qsm_deploy.export.networks.after_qsm import RECON, REFINE, AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet, authors_layers
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.build_network import build_network
+from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
-from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import IQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.loopnet import LoopNet
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.network import Choices, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
+from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.kernels.errors import WeightsError
+from tests.export.small import SEPARATION
 
 State = Mapping[str, Tensor]
 TF1_WEIGHTS = Path(__file__).parents[1] / "networks" / "golden" / "qsmnet_tf1_weights.npz"
-NORMALISATION = {name: np.array(0.5) for name in ("input_mean", "label_mean")}
-NORMALISATION |= {name: np.array(0.5) for name in ("input_std", "label_std")}
-NORMALISATION["network_info"] = np.array(["relu", "qsmnet_deep"])
+TF1_NORMALISATION = {
+    f"{name}_{what}": np.array(0.5) for name in ("input", "label") for what in ("mean", "std")
+} | {"network_info": np.array(["relu", "qsmnet_deep"])}
+
+
+def normalisation_of(pattern_of: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return numbers under the authors' names, which are patterns."""
+    patterns = pattern_of.values()
+    return {p.format(what): np.array(0.5) for p in patterns for what in ("mean", "std")}
+
+
+NORMALISATION = {
+    "qsmnet": TF1_NORMALISATION,
+    "qsmnet-plus": TF1_NORMALISATION,
+    "qsmnet-torch": TF1_NORMALISATION,
+    "chi-sepnet": normalisation_of(chi_sepnet.AUTHORS_NUMBERS),
+    "susep-net": normalisation_of(susep_net.AUTHORS_NUMBERS),
+}
 STRANGER = "attention.weight"
 
 
@@ -101,6 +122,31 @@ def iqsm_layers() -> tuple[ConvBlock, EncoderDecoder, LotLayer]:
     return ConvBlock(3, 3), EncoderDecoder(3, base=2, depth=4), LotLayer(3)
 
 
+def bfrnet_state() -> State:
+    """Return a small BFRnet's weights under the names of the authors' layers."""
+    layers = dict(authors_layers(depth=2))
+    keys = {key: key.rpartition(".") for key in BFRnet(base=1).state_dict()}
+    state = BFRnet(base=1).state_dict()
+    return {
+        f"{layers[layer]}.{what}": state[key]
+        for key, (layer, _, what) in keys.items()
+        if what != "num_batches_tracked"
+    }
+
+
+def nextqsm_state() -> State:
+    """Return the weights of a narrow NeXtQSM, part bf, under Keras names and axes."""
+    state = {}
+    for key, value in NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict().items():
+        block, *level, what = key.removeprefix("bf.").split(".")
+        kind = "conv3d_transpose" if block == "decoder" else "conv3d"
+        cnn = "".join("/cnn" if number == "0" else f"/cnn_{number}" for number in level)
+        index = ("weight", "bias").index(what)
+        turned = value.permute(2, 3, 4, 1, 0) if value.ndim == 5 else value
+        state[f"{block}{cnn}/layers/{kind}/vars/{index}"] = turned
+    return state
+
+
 @dataclass(frozen=True)
 class Published:
     """A small network's weights, and how its authors write them to files."""
@@ -128,10 +174,19 @@ FILES = {
         lambda: QSMnet((2, 2, 3, 3, 4), 3, TORCH, dict.fromkeys(NUMBERS, 1.0)),
         write_wrapped("state_dict"),
     ),
+    "chi-sepnet": published(
+        lambda: ChiSepnet((2, 2, 3, 3, 4), 3, TORCH, SEPARATION), write_wrapped("state_dict")
+    ),
+    "susep-net": published(lambda: SusepNet(2, SEPARATION), write_pickle),
+    "bfrnet": Published(bfrnet_state, write_safetensors),
+    "nextqsm": Published(nextqsm_state, write_h5),
     "lpcnn": published(lambda: LPCNN(wide_resnet(1, 4, 2)), write_wrapped("model_state")),
     "spinet-qsm": published(lambda: SpinetWeights(wide_resnet(2, 4, 2)), write_pickle),
     "iqsm": Published(
         lambda: without_unet_and_lot(IQSM(*iqsm_layers()[1:], divisor=16)), write_lot_apart
+    ),
+    "iqfm": Published(
+        lambda: without_unet_and_lot(IQFM(*iqsm_layers()[1:], divisor=16)), write_lot_apart
     ),
     "iqsm-plus": Published(lambda: without_unet_and_lot(IQSMPlus(*iqsm_layers())), write_lot_apart),
     "after-qsm": Published(
@@ -141,6 +196,11 @@ FILES = {
         ),
         write_halves,
     ),
+}
+OF_ONE_FORMAT = {
+    name: pair
+    for pair in (("qsmnet", "qsmnet-plus"), ("iqsm", "iqfm"), ("qsmnet-torch", "chi-sepnet"))
+    for name in pair
 }
 # keys that may lack: settings with a default, the half of the other part, the optimiser's, counters
 OPTIONAL = ("setting_", REFINE, "/Adam", "power", "num_batches_tracked")
@@ -158,10 +218,8 @@ def states(files) -> dict[str, State]:
 
 def built(name: str, state: State) -> Network:
     spec = REGISTRY[name]
-    normalisation = NORMALISATION if name.startswith("qsmnet") else {}
-    return build_network(
-        spec, state, Choices(spec.chosen_options({}), normalisation, (0.0, 0.0, 1.0))
-    )
+    given = NORMALISATION.get(name, {})
+    return build_network(spec, state, Choices(spec.chosen_options({}), given, (0.0, 0.0, 1.0)))
 
 
 def refusal(name: str, state: State) -> str:
@@ -183,7 +241,7 @@ each_network = pytest.mark.parametrize("name", list(REGISTRY))
 def test_its_own_file_is_taken_whole(name: str, files, states, tmp_path) -> None:
     loaded = load_state(*files[name].write(states[name], tmp_path))
     assert loaded.keys() == states[name].keys()
-    assert built(name, loaded).divisor in (1, 2, 4, 8, 16)
+    assert built(name, loaded).divisor in (1, 2, 4, 8, 16, 64)
 
 
 @each_network
@@ -230,11 +288,10 @@ def test_a_wrong_shape_is_named(name: str, wrong: str, states) -> None:
 
 @each_network
 def test_another_networks_file_is_recognised(name: str, states) -> None:
-    of_one_format = ("qsmnet", "qsmnet-plus")
-    for other in states.keys() - {name, *(of_one_format if name in of_one_format else ())}:
-        likely = of_one_format if other in of_one_format else (other,)
+    for other in states.keys() - {name, *OF_ONE_FORMAT.get(name, ())}:
+        likely = " or ".join(OF_ONE_FORMAT.get(other, (other,)))
         assert refusal(name, states[other]).startswith(f"these are not the weights of {name}: ")
-        advice = f"look like {' or '.join(likely)}: pass --model {likely[0]}"
+        advice = f"look like {likely}: pass --model {likely}"
         assert refusal(name, states[other]).endswith(advice)
 
 

@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
+from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
 from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
-from qsm_deploy.export.networks.iqsm import IQSM
+from qsm_deploy.export.networks.iqsm import IQFM, IQSM
 from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus, IQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.networks.loopnet import LoopNet
@@ -22,17 +24,22 @@ from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
+from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
+from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
 from qsm_deploy.export.networks.unrolled import Prior
 from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.export.networks.xqsm import XQSM
 from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
+from qsm_deploy.export.write_network import task_of
 from qsm_deploy.kernels.errors import UsageError, WeightsError
+from tests.export.small import SEPARATION
 
 SIZE = 64
+NEXTQSM_WIDTHS = (16, 32, 64, 128, 256, 512, 512)
 
 
 def qsmnet(kernel: int, flavour: Flavour) -> QSMnet:
@@ -57,8 +64,16 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "modl-qsm": (ModlQsm,),
     "spinet-qsm": (lambda: Prior(wide_resnet(2), 2, "spinet", ANY_GEOMETRY, {}, {}),),
     "iqsm": (lambda: IQSM(*iqsm_layers()[1:], divisor=16),),
+    "iqfm": (lambda: IQFM(*iqsm_layers()[1:], divisor=16),),
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
+    "bfrnet": (BFRnet,),
+    "nextqsm": (
+        lambda: NextQsmField(NEXTQSM_WIDTHS),
+        lambda: NextQsmPrior(NEXTQSM_WIDTHS[:6], [1.0] * 6),
+    ),
+    "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
+    "susep-net": (lambda: SusepNet(64, SEPARATION),),
 }
 # what the published weights are trained in, where it is more than the graph
 TRAINED: dict[str, Callable[[], nn.Module]] = {
@@ -98,8 +113,10 @@ def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
     network = without_storage(GRAPHS[name][0])
     (row,) = [row for row in list_rows() if row["network"] == name]
     assert row["inputs"] == {info.name: info.unit for info in network.inputs}
-    assert row["output"] == {network.output.name: network.output.unit}
+    outputs = (network.output, *network.further_outputs)
+    assert row["output"] == {info.name: info.unit for info in outputs}
     assert tuple(row["inputs"]) == REGISTRY[name].inputs
+    assert row["task"] == task_of(network)
 
 
 def test_convolutions_are_counted_by_hand() -> None:
@@ -137,8 +154,8 @@ def test_ir2qsm_is_for_axial_1_mm_and_tv_unet_for_any_geometry() -> None:
 
 
 def test_an_unknown_network_is_a_usage_error_that_names_the_known() -> None:
-    with pytest.raises(UsageError, match=r"--model qsmgan.*ir2qsm, tv-unet"):
-        network_spec("qsmgan")
+    with pytest.raises(UsageError, match=r"--model deepqsm.*ir2qsm, tv-unet"):
+        network_spec("deepqsm")
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -155,6 +172,26 @@ def test_bundled_weights_are_found(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(network_spec_module, "WEIGHTS_FOLDER", tmp_path)
     (tmp_path / "ir2qsm-demo.safetensors").touch()
     assert REGISTRY["ir2qsm"].bundled_file() == tmp_path / "ir2qsm-demo.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "word"),
+    [
+        ("iqsm", "iQFM_40_v2.pth", "iqfm"),
+        ("iqsm", "LoTLayer_lfs_40_v2.pth", "lfs"),
+        ("iqsm-plus", "iqfmv2.pth", "iqfm"),
+        ("iqfm", "IQSM-50.pth", "iqsm"),
+        ("iqfm", "LPLayer_chi_50_v2.pth", "chi"),
+    ],
+)
+def test_a_file_named_as_another_network_of_the_same_keys_is_refused(name, file, word) -> None:
+    with pytest.raises(WeightsError, match=f"'{word}' in its name is none of {name}'s"):
+        REGISTRY[name].refuse_foreign([Path("own.pth"), Path(file)])
+
+
+def test_only_whole_words_of_the_files_own_name_count() -> None:
+    REGISTRY["iqfm"].refuse_foreign([Path("iQSM/chi/iQFM_40_v2.pth"), Path("machine.pth")])
+    REGISTRY["iqsm"].refuse_foreign([Path("iqfm/iQSM_50_v2.pth"), Path("halfsize.pth")])
 
 
 def test_options_have_defaults_and_strange_ones_are_refused() -> None:

@@ -18,7 +18,7 @@ from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import ReceptiveField
 from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.pipeline import network_output
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import Backend, Session
@@ -81,12 +81,12 @@ def test_one_graph_equals_the_cnn_in_patches(name, orientations, backend, scan, 
         more_b0_directions=scan.more_b0_directions[: orientations - 1],
     )
     whole = open_form(name, "unrolled", orientations, backend)
-    one_graph = network_output(whole, scan, plan_whole(scan.mask.shape, 1))
+    one_graph = network_outputs(whole, scan, plan_whole(scan.mask.shape, 1))
     split = open_form(name, "split", orientations, backend)
     sees = split.card.receptive_field.theoretical
     plan = plan_patches(scan.mask, 1, 2 * sees + 6, 2 * sees, "crop")
     assert plan.count > 4
-    in_patches = network_output(split, scan, plan)
+    in_patches = network_outputs(split, scan, plan)
     largest = np.abs(one_graph).max()
     assert largest > 1e-3
     assert np.abs(in_patches - one_graph).max() <= 1e-5 * largest

@@ -442,4 +442,4 @@ class TestFailures:
         tensor = replace(card.inputs[0], shape=("n", 2, "x", "y", "z"))
         two = write_model(replace(card, inputs=(tensor,)), "two.onnx")
         assert main([str(two), "--bids", str(dataset)]) == 2
-        assert "takes 2, 1 were given" in capsys.readouterr().err
+        assert "takes 2 fields, 1 were given" in capsys.readouterr().err

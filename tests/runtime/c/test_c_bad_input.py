@@ -11,7 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from qsm_deploy.runtime.card.card import METADATA_KEY, ModelCard, TensorInfo
+from qsm_deploy.runtime.card.card import (
+    METADATA_KEY,
+    TASKS,
+    UNITS,
+    ModelCard,
+    TensorInfo,
+    Tiles,
+)
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
@@ -91,6 +98,54 @@ def test_a_model_needs_a_card_that_fits_its_graph(
     onnx.save(model, path)
     with pytest.raises(call_error, match="use the Python runtime, qsm-run, or export it as one"):
         library.open(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"pad_front": "none"}, ""),
+        ({"task": "phase->chi"}, "takes a phase, this library takes fields; use"),
+        ({"task": "phase->local_field"}, "takes a phase, this library takes fields; use"),
+        (
+            {"task": "local_field+chi+r2prime->chi_positive+chi_negative"},
+            "gives chi_positive_ppm, chi_negative_ppm, this library gives one map; use",
+        ),
+        ({"constants": {"unmasked": 1.0}}, "takes the field outside the mask too, which this"),
+        ({"constants": {"unmasked": 0.0}}, ""),
+        ({"tiles": Tiles((8,) * 3, (4,) * 3, (4,) * 3, "edge", "none")}, "runs in tiles that lie"),
+        ({"tiles": Tiles((8,) * 3, (4,) * 3, (2,) * 3, "zero", "ramp")}, "runs in tiles that lie"),
+        ({"tiles": Tiles((8,) * 3, (4,) * 3, (4,) * 3, "zero", "none")}, ""),
+        (
+            {"pipeline": "nextqsm", "constants": {"iterations": 6.0, "lambda_1": 0.1}},
+            "is the CNN of pipeline nextqsm, whose other steps this library does not know; use the "
+            "Python runtime, qsm-run$",
+        ),
+    ],
+)
+def test_what_this_library_lacks_is_refused_by_name(
+    fields: dict[str, Any], says: str, card: ModelCard, fake: Any, call_error: Any, tmp_path: Path
+) -> None:
+    if "task" in fields:
+        first, besides, (gives, *further) = TASKS[fields["task"]]
+        shape = card.output.shape
+        fields = fields | {
+            "inputs": tuple(TensorInfo(n, UNITS[n], shape) for n in (first, *besides)),
+            "output": TensorInfo(gives, "ppm", shape),
+            "further_outputs": tuple(TensorInfo(n, "ppm", shape) for n in further),
+        }
+    if fields.keys() & {"tiles", "pipeline"}:
+        fields = fields | {"patchable": "no", "why_whole": "so it is"}
+    if "pipeline" in fields:
+        fields = fields | {"inputs": (TensorInfo("prior_input", "1", card.output.shape),)}
+    path = tmp_path / "model.onnx"
+    path.write_text(replace(card, **fields).to_json())
+    if not says:
+        fake.open(path).close()
+        return
+    with pytest.raises(call_error, match=f"model.onnx: twice {says}") as caught:
+        fake.open(path)
+    assert caught.value.status == ENGINE
+    assert "qsm-run" in str(caught.value)
 
 
 def test_the_card_can_be_read(open_engine: Callable[..., Any], engine: Any) -> None:

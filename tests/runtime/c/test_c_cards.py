@@ -5,7 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from qsm_deploy.runtime.card.card import (
     METADATA_KEY,
     MOST,
     RANGES,
+    TASKS,
+    UNITS,
     GeometryLimits,
     ModelCard,
+    Task,
+    Tiles,
 )
 from qsm_deploy.runtime.card.read import card_from
 from qsm_deploy.runtime.sessions.int8 import sums_in_int32
@@ -30,6 +34,7 @@ from qsm_deploy.runtime.sessions.open import open_session
 from tests.fuzz.damage import damaged_json
 
 TRIES = 3000
+VOLUME = ["n", 1, "x", "y", "z"]
 OF_THE_CARD = ("the model's card", "contradictory card", "has no model card")
 
 Says = Callable[[str], str]
@@ -125,6 +130,13 @@ def test_ranges_end_where_they_end(path: str, full: ModelCard, in_c: Says) -> No
         ("output.shape", ["n"], False),
         ("output.shape", ["n", 2, "x", "y", "z"], True),
         ("patchable", "split", False),
+        *(("pad_front", front, True) for front in ("ceil", "floor", "none")),
+        *(("pad_front", front, False) for front in ("half", 0, None)),
+        ("further_outputs", [], True),
+        ("further_outputs", None, False),
+        ("further_outputs", [{"name": "mask", "unit": "1", "shape": VOLUME}], False),
+        ("tiles", None, True),
+        ("tiles", {}, False),
         ("schema", 1.0, False),
         ("schema", True, False),
     ],
@@ -284,28 +296,117 @@ def test_how_long_it_may_be(full: ModelCard, in_c: Says) -> None:
     assert not agreed(longest + " ", in_c)
 
 
-@pytest.mark.parametrize("pipeline", ["lpcnn", "modl", "spinet"])
+@pytest.mark.parametrize("pipeline", ["lpcnn", "modl", "spinet", "nextqsm"])
 def test_the_numbers_of_a_loop(pipeline: str, full: ModelCard, in_c: Says) -> None:
     fields = json.loads(full.to_json()) | {"pipeline": pipeline, "patchable": "split", "priors": []}
     volume = {"unit": "1", "shape": ["n", 2, "x", "y", "z"]}
     fields["inputs"] = [volume | {"name": "prior_input"}]
     fields["output"] = volume | {"name": "prior_output"}
     names = ("alpha", "step", "lambda", "p", "chi_mean", "chi_std", "field_mean", "field_std")
-    fields["normalisation"] = dict.fromkeys(names, 1.0)
+    fields["normalisation"] = dict.fromkeys((*names, "lambda_1"), 1.0)
     assert agreed(json.dumps(fields), in_c)
-    for name in ("chi_std", "iterations"):
+    assert agreed(json.dumps(fields | {"patchable": "no", "why_whole": "so it is"}), in_c)
+    assert not agreed(json.dumps(fields | {"further_outputs": [fields["output"]]}), in_c)
+    names += ("lambda_1",)
+    for name in ("lambda_1" if pipeline == "nextqsm" else "chi_std", "iterations"):
         holder = fields["normalisation" if name in names else "constants"]
         value = holder.pop(name)
         assert not agreed(json.dumps(fields), in_c)
         holder[name] = value
 
 
+def tensors(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "unit": UNITS[name], "shape": VOLUME} for name in names]
+
+
+def of_task(card: ModelCard, task: Task, **fields: Any) -> dict[str, Any]:
+    """Return the fields of a card of one graph for a task."""
+    first, besides, (gives, *further) = TASKS[task]
+    made = json.loads(card.to_json()) | {"task": task, "inputs": tensors(first, *besides)}
+    made |= {"output": tensors(gives)[0], "further_outputs": tensors(*further), "priors": []}
+    return made | fields
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_what_a_task_takes_and_gives(task: Task, full: ModelCard, in_c: Says) -> None:
+    assert agreed(json.dumps(of_task(full, task)), in_c)
+    for other in TASKS.keys() - {task}:
+        assert not agreed(json.dumps(of_task(full, task) | {"task": other}), in_c)
+    first, besides, given = TASKS[task]
+    for taken in (
+        (first, *besides[::-1], "mask"),
+        (first, *besides[:1]),
+        (first, *besides, "chi_ppm"),
+        (first, "r2prime_hz"),
+        (*besides, first),
+        (first, *besides, "echo_time_s"),
+        (first, *besides, "rough_chi_ppm"),
+    ):
+        agreed(json.dumps(of_task(full, task, inputs=tensors(*taken))), in_c)
+    for gives in (given[:1], given[::-1], (*given, "chi_ppm"), (*given, *given)):
+        output, *further = tensors(*gives)
+        fields = {"output": output, "further_outputs": further}
+        assert agreed(json.dumps(of_task(full, task, **fields)), in_c) == (gives == given)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "blend", "accepted"),
+    [
+        ((32, 16, 16), "none", True),
+        ((16, 16, 16), "none", True),
+        ((4096, 4096, 4096), "none", True),
+        ((4097, 4097, 4097), "none", False),
+        ((31, 16, 16), "none", False),
+        ((16, 18, 18), "none", False),
+        ((16, 0, 0), "none", False),
+        ((32, 16, 8), "none", False),
+        ((16, 16, 1), "mean", True),
+        ((16, 16, 16), "mean", True),
+        ((16, 16, 17), "mean", False),
+        ((16, 16, 0), "mean", False),
+        ((16, 16, -1), "mean", False),
+        ((32, 16, 8), "mean", False),
+        ((32, 16, 8), "ramp", True),
+        ((32, 16, 14), "ramp", True),
+        ((32, 16, 15), "ramp", False),
+        ((32, 16, 7), "ramp", False),
+        ((31, 15, 8), "ramp", True),
+        ((16.0, 16, 16), "none", False),
+        ((2**53, 2**53, 1), "mean", False),
+        ((16, 16, 16), "hann", False),
+    ],
+)
+def test_which_tiles_cover_a_volume(sizes, blend, accepted, full: ModelCard, in_c: Says) -> None:
+    whole = {"patchable": "no", "why_whole": "its authors run it in blocks"}
+    size, kept, stride = sizes
+    tiles = {"size": [size] * 3, "kept": [kept] * 3, "stride": [stride] * 3}
+    tiles |= {"beyond": "edge", "blend": blend}
+    card = of_task(full, "total_field->local_field", tiles=tiles, **whole)
+    assert agreed(json.dumps(card), in_c) == accepted
+    for axis in range(3):
+        one = {n: [16] * axis + [v[0]] + [16] * (2 - axis) for n, v in list(tiles.items())[:3]}
+        agreed(json.dumps(card | {"tiles": tiles | one}), in_c)
+    assert not agreed(json.dumps(card | {"patchable": "yes", "why_whole": None}), in_c)
+    for damage in ({"beyond": "wrap"}, {"size": [16, 16]}, {"kept": 16}, {"more": 1}):
+        assert not agreed(json.dumps(card | {"tiles": tiles | damage}), in_c)
+    assert not agreed(json.dumps(json.loads(full.to_json()) | whole | {"tiles": tiles}), in_c)
+
+
 @pytest.mark.slow
 def test_damaged_cards(full: ModelCard, in_c: Says) -> None:
     dice, fields = random.Random("cards"), json.loads(full.to_json())
-    counts = Counter(agreed(damaged_json(fields, dice), in_c) for _ in range(TRIES))
-    assert counts[True] > TRIES / 100, counts
-    assert counts[False] > TRIES / 2, counts
+    blocks = Tiles((16,) * 3, (8,) * 3, (4,) * 3, "edge", "ramp")
+    whole = {
+        "tiles": asdict(blocks),
+        "patchable": "no",
+        "why_whole": "so it is",
+        "pad_front": "none",
+    }
+    tiled = of_task(full, "local_field+chi+r2prime->chi_positive+chi_negative", **whole)
+    for kind in (fields, tiled):
+        counts = Counter(agreed(damaged_json(kind, dice), in_c) for _ in range(TRIES // 2))
+        assert counts[True] > TRIES / 200, counts
+        assert counts[False] > TRIES / 4, counts
 
 
 @pytest.mark.parametrize("options", [{}, {"int8_in": "openvino"}, {"int8_in": "openvin o"}])

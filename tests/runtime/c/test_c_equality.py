@@ -1,5 +1,7 @@
 """The C library computes what the Python runtime computes: plans, blending, corrections."""
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,14 @@ from scipy.ndimage import gaussian_filter
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard, ReceptiveField
+from qsm_deploy.runtime.card.card import (
+    TASKS,
+    GeometryLimits,
+    ModelCard,
+    ReceptiveField,
+    Task,
+    Tiles,
+)
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, LIBRARIES_BYTES, Workload
@@ -183,6 +192,7 @@ def random_cases(count: int) -> list[dict[str, Any]]:
                 "patch": patch,
                 "overlap": int(rng.integers(0, patch - divisor + 1)),
                 "blend": str(rng.choice(list(BLENDS))),
+                "front": ("ceil", "floor", "none")[len(cases) % 3],
                 "seed": int(rng.integers(1 << 30)),
             }
         )
@@ -199,19 +209,103 @@ def test_windows_and_origins_are_those_of_the_python_runtime(
         mask = rng.random(shape) < rng.choice([0.02, 0.5])
         mask[tuple(int(rng.integers(n)) for n in shape)] = True
         field = np.where(mask, rng.uniform(0.01, 0.1, shape), 0).astype(np.float32)
-        plan = plan_patches(mask, case["divisor"], case["patch"], case["overlap"], blend)
-        x, y, z = np.indices(plan.patch_shape)
-        position = (0.001 * (x + 2 * y + 3 * z)).astype(np.float32)
-        expected = plan.run(lambda v, p=position: 2 * v[0] + p, [field[None]], mask)[0] * mask
-
+        divisor, patch, front = case["divisor"], case["patch"], case["front"]
+        cut = plan_patches(mask, divisor, patch, case["overlap"], blend, front)
         path = tmp_path / "position.onnx"
-        made = replace(card, divisor=case["divisor"], options={"fake": "position"})
+        made = replace(card, divisor=divisor, options={"fake": "position"}, pad_front=front)
         path.write_text(made.to_json())
         engine = fake.open(path)
-        wanted = {"patch": case["patch"], "overlap": case["overlap"], "blend": BLENDS[blend]}
-        chi = engine.reconstruct(field, mask, **wanted)
+        wanted = {"patch": patch, "overlap": case["overlap"], "blend": BLENDS[blend]}
+        for plan, params in ((cut, wanted), (plan_whole(shape, divisor, front), {"patch": -1})):
+            expected = plan.run(lambda v: 2 * v[0] + position_in(v[0]), [field[None]], mask)[0]
+            chi = engine.reconstruct(field, mask, **params)
+            told = {"atol": TOLERANCE_PPM, "rtol": 0, "err_msg": str(case)}
+            np.testing.assert_allclose(chi, expected * mask, **told)
         engine.close()
-        np.testing.assert_allclose(chi, expected, atol=TOLERANCE_PPM, rtol=0, err_msg=str(case))
+
+
+def position_in(patch: np.ndarray) -> np.ndarray:
+    """Return what the made-up network adds to tell where in its patch a voxel lies."""
+    x, y, z = np.indices(patch.shape[-3:])
+    return (0.001 * (x + 2 * y + 3 * z)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "stride", "blend"), [(8, 4, 4, "none"), (8, 8, 8, "none"), (8, 8, 3, "mean")]
+)
+@pytest.mark.parametrize("shape", [(16, 9, 5), (8, 23, 12)])
+def test_tiles_begin_where_the_card_says(
+    size, kept, stride, blend, shape, fake: Any, card: ModelCard, tmp_path: Path, call_error: Any
+) -> None:
+    tiles = Tiles((size,) * 3, (kept,) * 3, (stride,) * 3, "zero", blend)
+    whole = {"patchable": "no", "why_whole": "its authors run it in blocks"}
+    made = replace(card, tiles=tiles, options={"fake": "position"}, **whole)
+    (tmp_path / "tiles.onnx").write_text(made.to_json())
+    rng = np.random.default_rng(0)
+    field, mask = rng.uniform(0.01, 0.1, shape).astype(np.float32), rng.random(shape) < 0.6
+    field *= mask
+    margin = (size - kept) // 2
+    starts = []
+    for n in shape:
+        firsts = [stride * i for i in range(1 + math.ceil(max(0, n - kept) / stride))]
+        starts.append([*firsts[:-1], max(0, n - kept)] if blend == "mean" else firsts)
+    beyond = np.pad(field, [(margin, size + stride)] * 3)
+    total, counts = np.zeros((2, *(n + size for n in shape)))
+    inside = (slice(margin, margin + kept),) * 3
+    for x, y, z in itertools.product(*starts):
+        tile = beyond[x : x + size, y : y + size, z : z + size]
+        to = np.s_[x : x + kept, y : y + kept, z : z + kept]
+        total[to] += (2 * tile + position_in(tile))[inside]
+        counts[to] += 1
+    x, y, z = shape
+    assert counts[:x, :y, :z].min() == 1
+    expected = np.where(mask, (total / np.maximum(counts, 1))[:x, :y, :z], 0)
+    engine = fake.open(tmp_path / "tiles.onnx")
+    np.testing.assert_allclose(engine.reconstruct(field, mask), expected, atol=1e-6, rtol=0)
+    for asked in ({"patch": 8}, {"patch": -1}, {"overlap": 2}, {"blend": 1}):
+        with pytest.raises(call_error, match="runs in tiles of its own: its authors run it in b"):
+            engine.reconstruct(field, mask, **asked)
+    engine.close()
+
+
+@pytest.mark.parametrize("task", ["total_field->chi", "total_field->local_field"])
+def test_a_total_field_goes_in_with_the_sign_that_the_card_says(
+    task: Task, card: ModelCard, write_model: Any, open_engine: Any, call_error: Any
+) -> None:
+    _, _, (gives,) = TASKS[task]
+    made = replace(
+        card,
+        task=task,
+        inputs=(replace(card.inputs[0], name="total_field_ppm"),),
+        output=replace(card.output, name=gives),
+        constants={"field_sign": -1.0},
+        pad_front="floor",
+    )
+    scan = scan_of((21, 18, 15), AXIAL)
+    field = scan.measured[0] / scan.measured[0][scan.mask].std()  # more than any local field
+    engine = open_engine(write_model(made))
+    np.testing.assert_array_equal(engine.reconstruct(field, scan.mask), -2 * field)
+    with pytest.raises(call_error, match=r"the total field varies by .* ppm, in a head"):
+        engine.reconstruct(4 * field, scan.mask)
+    with pytest.raises(call_error, match=f"for a map of a local field, twice is for {task}; leave"):
+        engine.reconstruct(field, scan.mask, data_consistency_lambda=0.01)
+    assert open_engine(write_model(replace(made, constants={}))).reconstruct(
+        field, scan.mask
+    ) == pytest.approx(2 * field)
+
+
+def test_data_consistency_is_with_the_field_whatever_its_sign(
+    tkd_card: ModelCard, write_model: Any, open_engine: Any
+) -> None:
+    """The model gives twice its last input, a prior map, which is made of the field itself."""
+    scan, maps = scan_of((21, 18, 15), AXIAL), []
+    for constants in ({}, {"field_sign": -1.0}):
+        engine = open_engine(write_model(replace(tkd_card, constants=constants)))
+        fitted = {"data_consistency_lambda": 0.01, "data_consistency_iterations": 2}
+        maps += [engine.reconstruct(scan.measured[0], scan.mask, **p) for p in ({}, fitted)]
+    for plain, signed in zip(maps[:2], maps[2:], strict=True):
+        np.testing.assert_array_equal(plain, signed)
+    assert not np.array_equal(maps[0], maps[1])
 
 
 def test_overlap_and_blend_follow_the_receptive_field(

@@ -20,6 +20,7 @@ from qsm_deploy.runtime.card.card import (
     PriorMap,
     ReceptiveField,
     TensorInfo,
+    Tiles,
     Verification,
     parse_card,
 )
@@ -56,6 +57,20 @@ CARD = ModelCard(
 )
 REST, TKD, TV = CARD.priors
 PHASE = TensorInfo("phase_rad", "rad", GRID)
+CHI = CARD.output
+BLOCKS = Tiles((16, 16, 24), (8, 8, 16), (4, 4, 12), "edge", "ramp")
+SEPARATES = replace(
+    CARD,
+    task="local_field+chi+r2prime->chi_positive+chi_negative",
+    inputs=(CARD.inputs[0], CHI, TensorInfo("r2prime_hz", "Hz", GRID)),
+    output=TensorInfo("chi_positive_ppm", "ppm", GRID),
+    further_outputs=(TensorInfo("chi_negative_ppm", "ppm", GRID),),
+    priors=(),
+    patchable="no",
+    why_whole="its authors run it in blocks",
+    pad_front="none",
+    tiles=BLOCKS,
+)
 NOISE = TensorInfo("field_noise_ppm", "ppm", (1,))
 FIELDS = json.loads(CARD.to_json())
 NULLABLE = {
@@ -132,6 +147,43 @@ def test_a_card_without_optional_values_is_read_back():
         memory={},
     )
     assert parse_card(plain.to_json()) == plain
+
+
+def test_a_card_of_a_separation_in_tiles_is_read_back():
+    assert parse_card(SEPARATES.to_json()) == SEPARATES
+    assert [tensor.name for tensor in SEPARATES.outputs] == ["chi_positive_ppm", "chi_negative_ppm"]
+    fields = json.loads(SEPARATES.to_json())
+    assert fields["pad_front"] == "none"
+    for name in ("further_outputs", "pad_front", "tiles"):
+        assert name not in FIELDS, "as readers from before expect it"
+    for where, value in {"pad_front": "half", "further_outputs": None, "tiles": []}.items():
+        with pytest.raises(CardError, match=rf"card\.{where}"):
+            parse_card(json.dumps(fields | {where: value}))
+    for name, value in {"size": [16, 16], "kept": [8.0, 8, 8], "beyond": "wrap"}.items():
+        with pytest.raises(CardError, match=rf"card\.tiles\.{name}"):
+            parse_card(json.dumps(fields | {"tiles": fields["tiles"] | {name: value}}))
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "stride", "blend"),
+    [
+        (16, 8, 4, "none"),
+        (15, 8, 8, "none"),
+        (8, 16, 16, "none"),
+        (4097, 4097, 4097, "none"),
+        (16, 8, 8, "mean"),
+        (16, 16, 0, "mean"),
+        (16, 16, 17, "mean"),
+        (16, 8, 3, "ramp"),
+        (16, 8, 7, "ramp"),
+    ],
+)
+def test_tiles_that_leave_gaps_are_refused(size, kept, stride, blend):
+    tiles = Tiles((16, size, 16), (16, kept, 16), (16, stride, 16), "zero", blend)
+    with pytest.raises(
+        CardError, match=f"tiles of {size} voxels, {kept} kept every {stride}, blen"
+    ):
+        replace(SEPARATES, tiles=tiles)
 
 
 def test_axes_are_those_of_the_scanner_unless_it_says_so():
@@ -365,6 +417,20 @@ def test_any_other_json_is_refused(value):
         ({"geometry": GeometryLimits((1, 0, 1), 0.1, None, None)}, "expected positive sizes"),
         ({"geometry": GeometryLimits(None, None, (0, 0, 0), 5.0)}, "b0_direction is zero"),
         ({"axes": "LPR"}, "axes are 'LPR', expected three letters such as RAS or LPS"),
+        ({"task": "total_field->chi"}, "takes total_field_ppm first and gives .*, not local_field"),
+        (
+            {"further_outputs": (CHI,)},
+            r"gives \('chi_ppm',\), not local_field_ppm and .'chi_ppm', ",
+        ),
+        (
+            {"inputs": (*CARD.inputs, TensorInfo("r2prime_hz", "Hz", GRID))},
+            "takes no map besides, not .*'r2prime_hz'",
+        ),
+        ({"further_outputs": (CHI,), "pipeline": "after"}, "pipeline after gives one output, not"),
+        (
+            {"tiles": BLOCKS},
+            "tiles are for one graph that runs on nothing else, without prior maps",
+        ),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(changes, message):

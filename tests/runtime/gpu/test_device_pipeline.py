@@ -8,7 +8,7 @@ import pytest
 
 from qsm_deploy.kernels.errors import DataError, EngineError, MemoryLimitError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import TensorInfo
+from qsm_deploy.runtime.card.card import FIELD, TensorInfo
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
 from qsm_deploy.runtime.gpu.reconstruction import network_job, reconstruct_on_device
@@ -86,6 +86,40 @@ def test_it_does_as_the_cpu_does(fake_device, make_gpu, card, tkd_card, scan, bl
     assert len(patches) == len(inside)
     made = ["prepare"] if card.priors else []
     assert list(stages.seconds) == ["upload", *made, "inference", "download"]
+
+
+@pytest.mark.parametrize("step", [None, Correction(0.1, 2)])
+@pytest.mark.parametrize("name", [FIELD, "tv_chi_ppm", "residual_tkd_ppm", "field_noise_ppm"])
+def test_nothing_but_the_network_takes_the_field_with_its_sign(
+    fake_device, make_gpu, prior_card, scan, name, step
+):
+    maps = []
+    for sign in (1.0, -1.0):
+        card = replace(prior_card, constants={"field_sign": sign})
+        gpu = make_gpu(fake_device, card, lambda t: t[name] * t["mask"])
+        maps.append(run(gpu, scan, "hann", step)[0])
+        work = DeviceWorkload(scan, gpu.session, gpu.library, step, False)
+        held = max(work.peak_bytes(plan_of(scan, "hann")).values())
+        assert fake_device.peak_bytes + gpu.session.weights_bytes == held
+    assert np.abs(maps[0]).max() > 1e-3
+    if name != FIELD:
+        np.testing.assert_array_equal(maps[1], maps[0])
+    elif step is None:
+        np.testing.assert_array_equal(maps[1], -maps[0])
+
+
+@pytest.mark.parametrize("front", ["floor", "none"])
+def test_the_padding_lies_where_the_card_says(fake_device, make_gpu, card, scan, front):
+    seen = []
+    plan = plan_whole(SHAPE, 8, front)
+    gpu = make_gpu(fake_device, card, lambda t: seen.append(t[FIELD].copy()) or t[FIELD])
+    job = network_job(gpu, DeviceWorkload(scan, gpu.session, gpu.library, None, False), plan)
+    chi, _ = reconstruct_on_device(job, Stages())
+    np.testing.assert_array_equal(chi, scan.measured[0])
+    missing = [-n % 8 for n in SHAPE]  # 6, 3, 1
+    low = [n // 2 if front == "floor" else 0 for n in missing]
+    ends = [(before, n - before) for before, n in zip(low, missing, strict=True)]
+    np.testing.assert_array_equal(seen[0][0, 0], np.pad(scan.measured[0], ends))
 
 
 @pytest.mark.parametrize("iterations", [None, 1, 4])

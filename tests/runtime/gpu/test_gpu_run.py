@@ -4,17 +4,19 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShapeError
+from qsm_deploy.kernels.errors import CardError, EngineError, MemoryLimitError, UnservedShapeError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import GeometryLimits
+from qsm_deploy.runtime.card.card import TASKS, UNITS, GeometryLimits, Task, TensorInfo, Tiles
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.gpu.layout import DeviceWorkload
+from qsm_deploy.runtime.gpu.network import GpuNetwork
 from qsm_deploy.runtime.gpu.session import CopyingWorkload, GpuSession
 from qsm_deploy.runtime.reconstruction.correction import Correction
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -141,6 +143,42 @@ def test_who_asks_for_a_gpu_never_gets_the_cpu(
         assert error.count("\n") == 1
 
 
+TILES = Tiles((8,) * 3, (4,) * 3, (4,) * 3, "zero", "none")
+SEPARATION: Task = "local_field+chi+r2prime->chi_positive+chi_negative"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tiles": TILES}, "runs in tiles of its own, which is not done on a GPU; run it with --d"),
+        (
+            {"task": SEPARATION},
+            "gives 2 maps, which is not done on a GPU; run it with --device cpu",
+        ),
+        (
+            {"pipeline": "nextqsm", "constants": {"iterations": 6.0, "lambda_1": 0.1}},
+            "is a part of nextqsm, which is not done on a GPU; run it with --device cpu: a plan",
+        ),
+    ],
+)
+def test_what_is_not_done_on_a_gpu_is_refused(fake_device, make_gpu, card, fields, says):
+    first, besides, (gives, *further) = TASKS[fields.get("task", card.task)]
+    if "pipeline" in fields:
+        first = "prior_input"
+    made = replace(
+        card,
+        patchable="no",
+        why_whole="so it is",
+        inputs=tuple(TensorInfo(n, UNITS[n], card.output.shape) for n in (first, *besides)),
+        output=replace(card.output, name=gives),
+        further_outputs=tuple(replace(card.output, name=n) for n in further),
+        **fields,
+    )
+    session = GpuSession(make_gpu(fake_device, made, lambda t: t[first]))
+    with pytest.raises(EngineError, match=f"twice {says}"):
+        GpuNetwork(session, Path("network.plan"))
+
+
 def test_where_models_run(tmp_path, monkeypatch):
     plan, onnx = tmp_path / "a.plan", tmp_path / "b.onnx"
     missing: list[str | None] = [None, None, "no driver"]
@@ -244,11 +282,11 @@ def test_the_server_reconstructs_on_a_gpu_in_one_thread(
     )
     scan = scan_from_arrays(field, None, voxel_size_mm=(1, 1, 2), b0_direction=(0, 0, 1))
     with ThreadPoolExecutor(2) as clients:
-        maps = list(clients.map(lambda _: turns.make(scan, Stages()).chi_ppm, range(2)))
+        maps = list(clients.map(lambda _: turns.make(scan, Stages()).map_ppm, range(2)))
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
     cpu = open_taking_turns([write_model(tkd_card)], Host("onnxruntime"), step, warm_up_voxels=16)
-    expected = cpu.make(scan, Stages()).chi_ppm
+    expected = cpu.make(scan, Stages()).map_ppm
     assert np.abs(expected).max() > 0.001
     for chi in maps:
         assert np.linalg.norm(chi - expected) < 1e-5 * np.linalg.norm(expected)

@@ -13,6 +13,8 @@ from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan, plan_patches, plan_whole
 
 BLENDS = ("crop", "hann", "gaussian")
+# voxels of the padding to the divisor that lie in front, of those that are missing
+FRONT = {"ceil": lambda n: math.ceil(n / 2), "floor": lambda n: n // 2, "none": lambda n: 0}
 
 
 def box_mask(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> np.ndarray:
@@ -38,6 +40,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "patch": patch,
         "overlap": draw(st.integers(0, patch - divisor)),
         "blend": draw(st.sampled_from(BLENDS)),
+        "front": draw(st.sampled_from(list(FRONT))),
     }
 
 
@@ -85,7 +88,7 @@ def test_the_grid_keeps_its_promises(request_):
     margin = math.ceil(overlap / 2)
     assert plan.count == len(list(plan)) == math.prod(len(a.starts) for a in plan.axes)
     for n, axis, used in zip(mask.shape, plan.axes, np.nonzero(mask), strict=True):
-        low = math.ceil((-n % divisor) / 2)  # of the padding to the divisor, the half in front
+        low = FRONT[request_["front"]](-n % divisor)
         assert axis.size % divisor == 0
         assert axis.size <= request_["patch"]
         assert all((start + low) % divisor == 0 for start in axis.starts)
@@ -185,6 +188,21 @@ def test_the_whole_volume_is_one_patch(divisor, shape):
     result = plan.run(lambda p: seen.extend(p) or p[0], [volume], volume != 0)
     np.testing.assert_array_equal(seen[0], expected)
     np.testing.assert_array_equal(result, volume)
+
+
+def test_a_network_may_want_its_padding_in_front_behind_or_halved():
+    line = np.arange(1.0, 14)[:, None, None].astype(np.float32)  # 3 are missing to 16
+    for front, before in {"ceil": 2, "floor": 1, "none": 0}.items():
+        seen = []
+        plan = plan_whole(line.shape, 16, front)
+        result = plan.run(lambda p, seen=seen: seen.extend(p) or p[0], [line], line > 0)
+        assert plan.patch_shape == (16, 16, 16)
+        x, *others = (-axis.starts[0] for axis in plan.axes)
+        assert (x, *others) == (before, *[FRONT[front](15)] * 2)
+        np.testing.assert_array_equal(
+            seen[0][:, others[0], others[1]], np.pad(line[:, 0, 0], (before, 3 - before))
+        )
+        np.testing.assert_array_equal(result, line)
 
 
 def test_every_input_is_cut_alike():

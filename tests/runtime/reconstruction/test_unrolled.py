@@ -6,14 +6,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import TensorInfo
-from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
+from qsm_deploy.runtime.reconstruction.unrolled import nextqsm, reconstruct_unrolled
 from qsm_deploy.runtime.scan.scan import Scan
 
 DIRECTIONS = ((0.0, 0.0, 1.0), (0.0, 0.6, 0.8), (0.48, 0.6, 0.64))
 LPCNN = {"alpha": 1.5, "iterations": 3}
 MODL = {"step": 1.1, "iterations": 3}
+NEXTQSM = {"iterations": 3, "lambda_1": 0.25, "lambda_2": 0.5, "lambda_3": 0.125}
 SPINET = {"lambda": 0.0378, "p": 1.58, "iterations": 3, "cg_steps": 25}
 ONE = {"chi_mean": -2e-4, "chi_std": 0.028}
 TWO = {"chi_mean": -2e-3, "chi_std": 0.026, "field_mean": -5e-4, "field_std": 4e-3}
@@ -173,3 +175,51 @@ def test_outside_the_mask_the_map_is_zero(scan, card, pipeline, channels, consta
     assert chi.shape == scan.mask.shape
     assert not chi[~scan.mask].any()
     assert chi[scan.mask].any()
+
+
+def nextqsm_twin(scan: Scan, crop_field: bool = False) -> np.ndarray:
+    """Return the map of the loop in double precision, on the grid of 64 voxels a side."""
+    mask, shape = scan.mask.astype(float), scan.mask.shape
+    odd = [n % 2 for n in shape]
+    front = [o + (64 - n - o) // 2 for n, o in zip(shape, odd, strict=True)]
+    inside = tuple(slice(f, f + n) for f, n in zip(front, shape, strict=True))
+    k = np.meshgrid(*(np.fft.fftfreq(64, d) for d in scan.geometry.voxel_size_mm), indexing="ij")
+    along = sum(a * b for a, b in zip(k, scan.geometry.b0_direction, strict=True))
+    dipole = 1 / 3 - along**2 / (sum(a * a for a in k) + 2.0**-23)
+
+    def placed(x: np.ndarray) -> np.ndarray:
+        whole = np.zeros((64, 64, 64))
+        whole[inside] = x
+        return whole
+
+    def field(x: np.ndarray) -> np.ndarray:
+        return np.fft.ifftn(dipole * np.fft.fftn(x)).real
+
+    b = placed(scan.measured[0] * mask)
+    x = b[inside]
+    for step in range(1, 4):
+        r = field(placed(x)) - b
+        if crop_field:
+            r = placed(r[inside] * mask)
+        misfit = 100 * field(r) / np.sqrt((b**2).sum() * (r**2).sum())
+        x = (
+            x - NEXTQSM[f"lambda_{step}"] * misfit[inside] - 1000 * prior(x[None])[0] / 64**3
+        ) * mask
+    return x
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_nextqsm_equals_its_twin(scan: Scan, direction) -> None:
+    grid = Geometry(scan.mask.shape, (1.0, 0.9, 1.4), direction)
+    one = replace(with_fields(scan, 1), geometry=grid)
+    got = nextqsm(one, lambda x: 1000 * prior(x), NEXTQSM, {})
+    expected = nextqsm_twin(one)
+    assert got.dtype == np.float32
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(got - nextqsm_twin(one, crop_field=True)).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_nextqsm_refuses_a_field_of_nothing(scan: Scan) -> None:
+    nothing = replace(with_fields(scan, 1), measured=np.zeros_like(scan.measured[:1]))
+    with pytest.raises(DataError, match="the local field is 0 in the whole mask"):
+        nextqsm(nothing, prior, NEXTQSM, {})

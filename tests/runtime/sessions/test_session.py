@@ -44,6 +44,8 @@ CARD = replace(
     provisional_card(SPEC, SMALL["tv-unet"](), Choices(), "none", "0" * 64),
     memory=dict.fromkeys(BACKENDS, MemoryUse(10**6, 1000)),
 )
+VOLUME = CARD.output.shape
+TAKEN = (("chi_ppm", "ppm"), ("r2prime_hz", "Hz"))
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -160,8 +162,16 @@ def altered(proto: onnx.ModelProto, tmp_path: Path) -> Callable[[str | None], Pa
             "contradicts the graph",
         ),
         (
-            replace(CARD, output=TensorInfo("prior_output", "1", CARD.output.shape)).to_json(),
-            "contradicts the graph.*prior_output",
+            replace(
+                CARD,
+                priors=(),
+                anchor=None,
+                task="local_field+chi+r2prime->chi_positive+chi_negative",
+                inputs=(CARD.inputs[0], *(TensorInfo(n, u, VOLUME) for n, u in TAKEN)),
+                output=TensorInfo("chi_positive_ppm", "ppm", VOLUME),
+                further_outputs=(TensorInfo("chi_negative_ppm", "ppm", VOLUME),),
+            ).to_json(),
+            "contradicts the graph.*chi_positive_ppm, chi_negative_ppm",
         ),
     ],
 )

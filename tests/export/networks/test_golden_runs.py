@@ -1,0 +1,124 @@
+"""What the runtime makes of files with published networks: tiles, echoes, several maps, chains."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qsm_deploy.export.measure.verification import ModuleSession
+from qsm_deploy.export.networks.network import Choices
+from qsm_deploy.export.networks.registry import REGISTRY
+from qsm_deploy.export.write_network import provisional_card
+from qsm_deploy.runtime.card.card import MemoryUse
+from qsm_deploy.runtime.model import Model
+from qsm_deploy.runtime.reconstruction.network import CpuNetwork
+from qsm_deploy.runtime.reconstructor import Reconstructor
+from tests.export.networks.test_golden import ROWS, TOLERANCE, State, built
+
+Golden = Mapping[str, np.ndarray]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, np.ndarray], Path]:
+    """Return what writes a volume as a file on a grid of 1 mm."""
+
+    def volume(name: str, values: np.ndarray) -> Path:
+        path = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), path)
+        return path
+
+    return volume
+
+
+@pytest.fixture
+def opened(shared: Path, formula_state: Callable[..., State]) -> Callable[..., Model]:
+    """Return what opens the modules of rows of the table, each after the one before."""
+
+    def inversion(name: str, golden: Golden) -> CpuNetwork:
+        row = ROWS[name]
+        network, spec = built(row, golden, shared, formula_state), REGISTRY[row.network]
+        choices = Choices(spec.chosen_options(row.options))
+        card = provisional_card(spec, network, choices, "none", "0" * 64)
+        card = replace(card, memory={"pytorch": MemoryUse(0, 1)})
+        return CpuNetwork(ModuleSession(network, card), Path(f"{name}.onnx"))
+
+    def model(golden: Golden, *names: str) -> Model:
+        chain = None
+        for name in names:
+            chain = Reconstructor(inversion(name, golden), before=chain)
+        assert chain is not None
+        return Model(chain, ())
+
+    return model
+
+
+@pytest.fixture
+def golden_of(shared: Path) -> Callable[[str], Golden]:
+    return lambda name: np.load(shared / "specs" / "golden" / f"{ROWS[name].golden}.npz")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weighted", [True, False])
+def test_echoes_are_combined_by_the_square_of_magnitude_and_time(
+    weighted: bool, golden_of, opened, write
+) -> None:
+    golden = golden_of("iqfm")
+    phases, signals = (
+        [write(f"{name}{n}", golden[name][..., n]) for n in range(2)]
+        for name in ("phase", "magnitude")
+    )
+    made = opened(golden, "iqfm").run(
+        phases,
+        mask=write("mask", golden["mask"]),
+        echo_times=golden["te_s"].tolist(),
+        field_strength=float(golden["b0_t"]),
+        magnitude=signals if weighted else None,
+    )
+    expected = golden["local_field" if weighted else "local_field_without_magnitude"]
+    assert list(made.maps) == ["local_field_ppm"]
+    assert np.abs(made.maps["local_field_ppm"] - expected).max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["chi-sepnet", "susep-net"])
+def test_sources_are_parted(name: str, golden_of, opened, write) -> None:
+    golden = golden_of(name)
+    made = opened(golden, name).run(
+        write("field", golden["local_field"]),
+        mask=write("mask", golden["mask"]),
+        chi=write("chi", golden["chi"]),
+        r2prime=write("r2prime", golden["r2prime_hz"]),
+    )
+    for sign in ("positive", "negative"):
+        expected = golden[f"chi_{sign}"]
+        assert np.abs(made.maps[f"chi_{sign}_ppm"] - expected).max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_background_is_removed(golden_of, opened, write) -> None:
+    golden = golden_of("bfrnet")
+    made = opened(golden, "bfrnet").run(
+        write("total", golden["total_field"]),
+        mask=write("mask", golden["mask"]),
+    )
+    expected = golden["local_field"] * golden["mask"]
+    assert np.abs(made.maps["local_field_ppm"] - expected).max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_parts_of_nextqsm_follow_each_other(golden_of, opened, write, tmp_path: Path) -> None:
+    golden = golden_of("nextqsm vn")
+    local = tmp_path / "local.nii.gz"
+    made = opened(golden, "nextqsm bf", "nextqsm vn").run(
+        total_field=write("total", golden["total_field"]),
+        mask=write("mask", golden["mask"]),
+        local_field=local,
+    )
+    inside = golden["mask"] > 0
+    assert np.abs(nib.load(local).get_fdata() - golden["local_field"]).max() <= TOLERANCE
+    error = np.abs(made.maps["chi_ppm"] - golden["chi"])[inside]
+    assert (error <= TOLERANCE).mean() >= 0.999  # ReLU and sign may flip where a voxel is near 0
+    assert error.max() <= 1e-3

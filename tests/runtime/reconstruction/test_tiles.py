@@ -1,0 +1,99 @@
+"""Tiles at fixed places: where they lie, and how they join."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsm_deploy.runtime.card.card import Tiles
+from qsm_deploy.runtime.reconstruction.tiles import plan_tiles
+
+KINDS = {
+    "none": Tiles((12, 8, 8), (8, 4, 8), (8, 4, 8), "zero", "none"),
+    "mean": Tiles((8, 12, 6), (8, 12, 6), (6, 9, 4), "zero", "mean"),
+    "ramp": Tiles((16, 12, 12), (8, 8, 6), (6, 5, 4), "edge", "ramp"),
+}
+RNG = np.random.default_rng(2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(shape=st.tuples(*[st.integers(1, 25)] * 3))
+def test_a_volume_comes_back_as_it_was(kind: str, shape: tuple[int, int, int]) -> None:
+    volume = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
+    plan = plan_tiles(shape, KINDS[kind])
+    seen = []
+
+    def network(patches):
+        seen.append(patches[0].shape)
+        return np.concatenate([patches[0].copy(), 2 * patches[0]])
+
+    joined = plan.run(network, [volume], np.ones(shape, dtype=bool))
+    assert len(seen) == plan.count
+    assert set(seen) == {(1, *KINDS[kind].size)}
+    np.testing.assert_allclose(joined[0], volume[0], atol=1e-6)
+    np.testing.assert_allclose(joined[1], 2 * volume[0], atol=2e-6)
+
+
+def by_hand(volume: np.ndarray, tiles: Tiles, network) -> np.ndarray:
+    """Return a volume of tiles that fade, joined voxel plane by voxel plane."""
+    kept, stride, size = tiles.kept, tiles.stride, tiles.size
+    counts = [
+        math.ceil(max(0, n - k) / s) + 1 for n, k, s in zip(volume.shape, kept, stride, strict=True)
+    ]
+    ends = [(c - 1) * s + k for c, s, k in zip(counts, stride, kept, strict=True)]
+    margin = [(s - k) // 2 for s, k in zip(size, kept, strict=True)]
+    padded = np.pad(
+        volume, [(0, e - n) for e, n in zip(ends, volume.shape, strict=True)], mode="edge"
+    )
+    padded = np.pad(padded, [(m, m) for m in margin], mode="edge")
+    total = np.zeros(ends, dtype=np.float32)
+    for k in range(counts[2]):
+        for j in range(counts[1]):
+            for i in range(counts[0]):
+                at = [n * s for n, s in zip((i, j, k), stride, strict=True)]
+                box = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
+                inner = tuple(slice(m, m + n) for m, n in zip(margin, kept, strict=True))
+                tile = network(padded[box])[inner].copy()
+                here = tuple(slice(a, a + n) for a, n in zip(at, kept, strict=True))
+                before = total[here]
+                for axis, number in enumerate((i, j, k)):
+                    shared = kept[axis] - stride[axis]
+                    for t in range(shared if number else 0):
+                        w = 1 - t / (shared - 1)
+                        plane = [slice(None)] * 3
+                        plane[axis] = t
+                        at_t = tuple(plane)
+                        tile[at_t] = w * before[at_t] + (1 - w) * tile[at_t]
+                total[here] = tile
+    return total[tuple(slice(0, n) for n in volume.shape)]
+
+
+def test_a_ramp_fades_axis_after_axis() -> None:
+    volume = RNG.normal(size=(21, 17, 13)).astype(np.float32)
+
+    def network(x):  # tells where in its tile a voxel lies
+        ramp = np.arange(x.size, dtype=np.float32).reshape(x.shape) / x.size
+        return x + ramp
+
+    plan = plan_tiles(volume.shape, KINDS["ramp"])
+    mask = np.ones(volume.shape, dtype=bool)
+    joined = plan.run(lambda p: network(p[0][0])[None], [volume[None]], mask)
+    expected = by_hand(volume, KINDS["ramp"], network)
+    np.testing.assert_allclose(joined[0], expected, atol=1e-6)
+    assert np.abs(joined[0] - volume).max() > 0.1
+
+
+def test_a_mean_counts_tiles_alike_and_the_last_is_flush() -> None:
+    plan = plan_tiles((20, 12, 3), KINDS["mean"])
+    assert [axis.starts for axis in plan.axes] == [(0, 6, 12), (0,), (0,)]
+    counter = iter(range(10))
+    joined = plan.run(
+        lambda p: np.full_like(p[0], next(counter)),
+        [np.ones((1, 20, 12, 3), np.float32)],
+        np.ones((20, 12, 3), bool),
+    )
+    np.testing.assert_allclose(
+        joined[0, :, 0, 0], [0] * 6 + [0.5] * 2 + [1] * 4 + [1.5] * 2 + [2] * 6
+    )
