@@ -27,7 +27,7 @@ from qsm_deploy.export.networks.loopnet import LoopNet
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.networks.nextqsm import NextQsmField
+from qsm_deploy.export.networks.nextqsm import NextQsmField, keras_keys
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
@@ -136,15 +136,11 @@ def bfrnet_state() -> State:
 
 def nextqsm_state() -> State:
     """Return the weights of a narrow NeXtQSM, part bf, under Keras names and axes."""
-    state = {}
-    for key, value in NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict().items():
-        block, *level, what = key.removeprefix("bf.").split(".")
-        kind = "conv3d_transpose" if block == "decoder" else "conv3d"
-        cnn = "".join("/cnn" if number == "0" else f"/cnn_{number}" for number in level)
-        index = ("weight", "bias").index(what)
-        turned = value.permute(2, 3, 4, 1, 0) if value.ndim == 5 else value
-        state[f"{block}{cnn}/layers/{kind}/vars/{index}"] = turned
-    return state
+    state = NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict()
+    return {
+        theirs: state[ours].permute(2, 3, 4, 1, 0) if state[ours].ndim == 5 else state[ours]
+        for ours, theirs in keras_keys("bf")
+    }
 
 
 @dataclass(frozen=True)
