@@ -1,5 +1,6 @@
-"""The numbers that authors publish beside their weights, in MATLAB and NumPy files."""
+"""The numbers that authors publish beside their weights, in MATLAB, NumPy and JSON files."""
 
+import json
 import math
 import tokenize
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,14 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def load_normalisation(paths: Sequence[Path]) -> Arrays:
-    """Read MATLAB ``.mat`` and NumPy ``.npy`` files, all into one mapping.
+    """Read MATLAB ``.mat``, NumPy ``.npy`` and ``.json`` files, all into one mapping.
 
     Returns
     -------
     arrays by name
         Without axes of length one. An array of a ``.npy`` file has no name: it gets the file's,
-        or ``network_info`` where the file's begins with that.
+        or ``network_info`` where the file's begins with that. What stands in an object of JSON has
+        its name before its own, as in ``settings.scale``.
 
     Raises
     ------
@@ -105,7 +107,27 @@ def _load_file(path: Path) -> Arrays:
         return load_mat(path)
     if path.suffix.lower() == ".npy":
         return {NETWORK_INFO if path.stem.startswith(NETWORK_INFO) else path.stem: _load_npy(path)}
-    raise WeightsError(f"{path}: expected a MATLAB .mat or a NumPy .npy file")
+    if path.suffix.lower() == ".json":
+        return _load_json(path)
+    raise WeightsError(f"{path}: expected a MATLAB .mat, a NumPy .npy or a .json file")
+
+
+def _load_json(path: Path) -> Arrays:
+    """Return numbers and words by name; lists and null are passed over."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise WeightsError(f"{path}: truncated, or not a JSON file") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected an object of names and numbers")
+    arrays: Arrays = {}
+    waiting: list[tuple[str, Any]] = list(content.items())
+    for name, value in waiting:
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{inner}", part) for inner, part in value.items()]
+        elif isinstance(value, bool | int | float | str):
+            arrays[name] = np.array(value)
+    return arrays
 
 
 def _load_npy(path: Path) -> NDArray[Any]:

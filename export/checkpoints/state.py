@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,6 +27,12 @@ from qsm_deploy.export.checkpoints.plain_tensors import plain_tensors
 from qsm_deploy.export.checkpoints.wrappers import Fits, unwrap
 from qsm_deploy.kernels.errors import WeightsError
 
+# a loss beside the weights; a scalar is made of its type and its bytes, and nothing is run
+SCALAR: Any = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType),
+]
 BATCH_COUNTER = ".num_batches_tracked"
 StateDict = dict[str, Tensor]
 
@@ -97,7 +104,8 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
     try:
         # unchecked indices of a sparse tensor end the process
         checked = torch.sparse.check_sparse_tensor_invariants()  # type: ignore[no-untyped-call]
-        with checked, path.open("rb") as file:  # of a path torch believes the suffix
+        scalars = torch.serialization.safe_globals(NUMPY_SCALARS)
+        with checked, scalars, path.open("rb") as file:  # of a path torch believes the suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: {refused_pickle(path, str(error))}") from error

@@ -8,8 +8,7 @@ the U-net by hand, which leaves plain convolutions for any backend.
 Cognolato et al., Med Image Anal 84:102700 (2023), doi 10.1016/j.media.2022.102700.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +32,6 @@ from qsm_deploy.runtime.card.card import TensorInfo
 LEVELS = {"bf": 7, "vn": 6}
 ITERATIONS = 6
 LAMBDAS = "zdir_calc-HR-vn-lambdas"
-KERAS = re.compile(r"(encoder|decoder|last_conv)(?:/cnn(?:_(\d+))?)?/layers/\w+/vars/([01])")
 
 
 class Unet(nn.Module):
@@ -184,35 +182,37 @@ def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> Network
         If a key is missing, left over or of the wrong shape, or the numbers are.
     """
     part = choices.options["part"]
-    torch_state, authors_keys = state_from_keras(state, part)
+    authors_keys = dict(keras_keys(part))
     kernels = [f"{part}.encoder.{level}.weight" for level in range(LEVELS[part])]
-    require_keys(torch_state, kernels, f"nextqsm, part {part}")
-    widths = [channels_of(torch_state, key) for key in kernels]
+    if any(theirs in state for theirs in authors_keys.values()):
+        require_keys(state, [authors_keys[key] for key in kernels], f"nextqsm, part {part}")
+        ours = {theirs: key for key, theirs in authors_keys.items()}
+        state = {
+            ours.get(key, key): value.permute(4, 3, 0, 1, 2) if value.ndim == 5 else value
+            for key, value in state.items()
+        }
+    else:
+        authors_keys = {}
+        require_keys(state, kernels, f"nextqsm, part {part}")
+    widths = [channels_of(state, key) for key in kernels]
     network: Network = NextQsmField(widths)
     if part == "vn":
         numbers = numbers_from(choices.normalisation, LAMBDAS, f"{LAMBDAS}.npy", ITERATIONS)
         network = NextQsmPrior(widths, numbers)
     (other,) = LEVELS.keys() - {part}
-    unused = {key for key in torch_state if key.startswith(f"{other}.")} | {"vn.lambdas"}
-    load_strictly(network, torch_state, unused, authors_keys)
+    unused = {key for key in state if key.startswith(f"{other}.")} | {"vn.lambdas"}
+    load_strictly(network, state, unused, authors_keys)
     return network.eval()
 
 
-def state_from_keras(
-    state: Mapping[str, Tensor], part: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a Keras state under this module's names and axes, and the Keras name of each.
-
-    Strange keys keep their names.
-    """
-    torch_state, authors_keys = dict[str, Tensor](), dict[str, str]()
-    for key, value in state.items():
-        ours = key
-        if found := KERAS.fullmatch(key):
-            block, number, index = found.groups()
-            level = "" if block == "last_conv" else f".{number or 0}"
-            ours = f"{part}.{block}{level}.{('weight', 'bias')[int(index)]}"
-            authors_keys[ours] = key
-            value = value.permute(4, 3, 0, 1, 2) if value.ndim == 5 else value
-        torch_state[ours] = value
-    return torch_state, authors_keys
+def keras_keys(part: str) -> Iterator[tuple[str, str]]:
+    """Give our name of each tensor of a part, and its place in the authors' file."""
+    layers = {"last_conv": "last_conv/layers/conv3d"}
+    for level in range(LEVELS[part]):
+        cnn = f"cnn_{level}" if level else "cnn"
+        layers[f"encoder.{level}"] = f"encoder/{cnn}/layers/conv3d"
+        if level < LEVELS[part] - 1:
+            layers[f"decoder.{level}"] = f"decoder/{cnn}/layers/conv3d_transpose"
+    for ours, theirs in layers.items():
+        for index, what in enumerate(("weight", "bias")):
+            yield f"{part}.{ours}.{what}", f"{theirs}/vars/{index}"

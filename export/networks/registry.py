@@ -269,6 +269,35 @@ SPECS = (
         onnx_weights=True,
     ),
     NetworkSpec(
+        name="qsmgan",
+        module="qsmgan",
+        inputs=FIELD,
+        parameters=2_686_803,
+        divisor=16,
+        gmac_64=11.91,
+        marks=("down_sample_layers.0.layers.0.weight", "conv2.1.weight"),
+        published=Weights(
+            "https://github.com/mmorri10/QSMGAN-LupoLab "
+            "(net_best.pt and config.json in WGAN_i64o48.zip)",
+            "MIT",
+        ),
+        doi="10.1016/j.neuroimage.2019.116389",
+    ),
+    NetworkSpec(
+        name="autoqsm",
+        module="autoqsm",
+        inputs=TOTAL,
+        parameters=1_400_561,
+        divisor=8,
+        gmac_64=14.06,
+        marks=("model_weights/conv3d_transpose_1/conv3d_transpose_1/kernel:0",),
+        published=Weights(
+            "https://github.com/AMRI-Lab/AutoQSM (models/vnet/model_final_1.hdf5)",
+            "none declared",
+        ),
+        doi="10.1016/j.neuroimage.2019.116064",
+    ),
+    NetworkSpec(
         name="nextqsm",
         module="nextqsm",
         inputs=TOTAL,

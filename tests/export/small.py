@@ -8,6 +8,7 @@ from torch import nn
 
 from qsm_deploy.export.networks import chi_sepnet, loopnet, lpcnn, modl_qsm
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.autoqsm import AutoQSM
 from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
@@ -22,6 +23,7 @@ from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import EPSILON, ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
 from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
+from qsm_deploy.export.networks.qsmgan import QSMGAN
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
@@ -89,6 +91,8 @@ SMALL: dict[str, Callable[[], Network]] = {
     "iqsm v2": lambda: iqsm(3),
     "iqfm": lambda: iqsm(3, IQFM),
     "iqsm-plus": iqsm_plus,
+    "qsmgan": lambda: QSMGAN(2, 1),
+    "autoqsm": lambda: AutoQSM((2, 3)),
     "nextqsm bf": lambda: NextQsmField((2, 3)),
     "nextqsm vn": lambda: NextQsmPrior((2, 3), [1.0]),
     "bfrnet": lambda: BFRnet(base=2, depth=1),

@@ -93,7 +93,7 @@ def test_refuses_a_missing_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("stats.txt", b"0 1", r"expected a MATLAB \.mat or a NumPy \.npy file"),
+        ("stats.txt", b"0 1", r"expected a MATLAB \.mat, a NumPy \.npy or a \.json"),
         ("stats.mat", b"", "not a MATLAB 5 file"),
         ("stats.mat", b"version https://git-lfs.github.com/spec/v1\n" * 9, "not a MATLAB 5 file"),
         ("stats.mat", b"MATLAB 7.3".ljust(124) + b"\x00\x02IM\x89HDF", r"7\.3 .* '-v7'"),

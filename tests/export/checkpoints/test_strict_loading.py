@@ -15,6 +15,7 @@ from qsm_deploy.export.checkpoints.state import load_state
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.networks import chi_sepnet, susep_net
 from qsm_deploy.export.networks.after_qsm import RECON, REFINE, AfterRecon, AfterRefine
+from qsm_deploy.export.networks.autoqsm import AutoQSM, our_layers
 from qsm_deploy.export.networks.bfrnet import BFRnet, authors_layers
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.build_network import build_network
@@ -27,7 +28,8 @@ from qsm_deploy.export.networks.loopnet import LoopNet
 from qsm_deploy.export.networks.lot import LotLayer
 from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.network import Choices, Network
-from qsm_deploy.export.networks.nextqsm import NextQsmField
+from qsm_deploy.export.networks.nextqsm import NextQsmField, keras_keys
+from qsm_deploy.export.networks.qsmgan import QSMGAN
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
@@ -77,6 +79,16 @@ def write_wrapped(name: str) -> Callable[[State, Path], list[Path]]:
         return [folder / "w.pth.tar"]
 
     return write
+
+
+def write_generator(state: State, folder: Path) -> list[Path]:
+    content = {"epoch": 3, "netG": dict(state), "netD": {"layer.weight": torch.ones(2)}}
+    torch.save(
+        content | {"val_loss": np.float64(0.1)},
+        folder / "net_best.pt",
+        _use_new_zipfile_serialization=False,
+    )
+    return [folder / "net_best.pt"]
 
 
 def write_safetensors(state: State, folder: Path) -> list[Path]:
@@ -136,15 +148,22 @@ def bfrnet_state() -> State:
 
 def nextqsm_state() -> State:
     """Return the weights of a narrow NeXtQSM, part bf, under Keras names and axes."""
-    state = {}
-    for key, value in NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict().items():
-        block, *level, what = key.removeprefix("bf.").split(".")
-        kind = "conv3d_transpose" if block == "decoder" else "conv3d"
-        cnn = "".join("/cnn" if number == "0" else f"/cnn_{number}" for number in level)
-        index = ("weight", "bias").index(what)
-        turned = value.permute(2, 3, 4, 1, 0) if value.ndim == 5 else value
-        state[f"{block}{cnn}/layers/{kind}/vars/{index}"] = turned
-    return state
+    state = NextQsmField((1, 2, 2, 2, 2, 2, 2)).state_dict()
+    return {
+        theirs: state[ours].permute(2, 3, 4, 1, 0) if state[ours].ndim == 5 else state[ours]
+        for ours, theirs in keras_keys("bf")
+    }
+
+
+def autoqsm_state() -> State:
+    """Return a small AutoQSM's weights under Keras names and axes."""
+    state, found = AutoQSM((1, 2, 3)).state_dict(), {}
+    for kind, layers in our_layers(2).items():
+        for number, layer in enumerate(layers, start=1):
+            path = f"model_weights/{kind}_{number}/{kind}_{number}"
+            found[f"{path}/kernel:0"] = state[f"{layer}.weight"].permute(2, 3, 4, 1, 0)
+            found[f"{path}/bias:0"] = state[f"{layer}.bias"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,8 @@ FILES = {
     "susep-net": published(lambda: SusepNet(2, SEPARATION), write_pickle),
     "bfrnet": Published(bfrnet_state, write_safetensors),
     "nextqsm": Published(nextqsm_state, write_h5),
+    "qsmgan": published(lambda: QSMGAN(2, 2), write_generator),
+    "autoqsm": Published(autoqsm_state, write_h5),
     "lpcnn": published(lambda: LPCNN(wide_resnet(1, 4, 2)), write_wrapped("model_state")),
     "spinet-qsm": published(lambda: SpinetWeights(wide_resnet(2, 4, 2)), write_pickle),
     "iqsm": Published(

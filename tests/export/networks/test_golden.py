@@ -101,6 +101,12 @@ def statistics(pattern: str) -> Callable[[Golden], Mapping[str, np.ndarray]]:
     }
 
 
+def first_block(volume: np.ndarray, context: int, mode: str) -> np.ndarray:
+    """Return the first block of 64 voxels a side, with what lies before and behind the volume."""
+    behind = [max(0, 64 - context - n) for n in volume.shape]
+    return np.pad(volume, [(context, b) for b in behind], mode=mode)[:64, :64, :64]
+
+
 def louder_prior(golden: Golden, state: State) -> None:
     """Raise what NeXtQSM's prior gives, whose gradient would vanish."""
     state["vn.last_conv.weight"] *= float(golden["vn_last_conv_weight_gain"])
@@ -129,6 +135,27 @@ ROWS = {
         ],
         golden="bfrnet",
         keys="bfrnet",
+    ),
+    "qsmgan": Row(
+        network="qsmgan",
+        inputs=lambda golden: [first_block(golden["local_field"], 8, "constant")],
+        outputs=lambda golden, given: [
+            (
+                np.tanh(10 * given[0])[8:56:2, 8:56:2, 8:56:2],
+                golden["first_patch_tanh_sub2"],
+            )
+        ],
+        golden="qsmgan",
+        keys="qsmgan_c16",
+    ),
+    "autoqsm": Row(
+        network="autoqsm",
+        inputs=lambda golden: [first_block(golden["total_field"], 16, "edge")],
+        outputs=lambda golden, given: [
+            (given[0][16:48:2, 16:48:2, 16:48:2], golden["first_patch_sub2"])
+        ],
+        golden="autoqsm",
+        keys="autoqsm",
     ),
     "nextqsm bf": Row(
         network="nextqsm",
@@ -255,6 +282,8 @@ def test_the_loop_of_nextqsm_equals_the_published_one(shared: Path, formula_stat
 TRACED = {
     "iqfm": 2,
     "bfrnet": 4,
+    "qsmgan": 2,
+    "autoqsm": 2,
     "nextqsm bf": 2,
     "nextqsm vn": 4,
     "chi-sepnet": 16,

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
 from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
+from qsm_deploy.export.networks.autoqsm import AutoQSM
 from qsm_deploy.export.networks.bfrnet import BFRnet
 from qsm_deploy.export.networks.blocks import ConvBlock
 from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
@@ -25,6 +26,7 @@ from qsm_deploy.export.networks.lpcnn import LPCNN
 from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
 from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
+from qsm_deploy.export.networks.qsmgan import QSMGAN
 from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
 from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
@@ -68,6 +70,8 @@ GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
     "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
     "after-qsm": (AfterRecon, AfterRefine),
     "bfrnet": (BFRnet,),
+    "qsmgan": (QSMGAN,),
+    "autoqsm": (AutoQSM,),
     "nextqsm": (
         lambda: NextQsmField(NEXTQSM_WIDTHS),
         lambda: NextQsmPrior(NEXTQSM_WIDTHS[:6], [1.0] * 6),
