@@ -50,12 +50,17 @@ class TilePlan(PatchPlan):
         size, kept = self.tiles.size, self.tiles.kept
         inside = tuple(slice(low, low + k) for (low, _), k in zip(margins, kept, strict=True))
         total: Volume | None = None
+        faded: dict[Shape, Volume] = {}
         for start in self._starts():
             output = infer([np.ascontiguousarray(v[(..., *_box(start, size))]) for v in padded])
             if total is None:
                 ends = [axis.starts[-1] + k for axis, k in zip(self.axes, kept, strict=True)]
                 total = np.zeros((len(output), *ends), dtype=np.float32)
-            self._add(output[(slice(None), *inside)], start, total)
+            tile = output[(slice(None), *inside)]
+            if self.tiles.blend == "ramp":
+                self._fade(tile, start, faded)
+                faded[start] = tile
+            self._add(tile, start, total)
             done()
         assert total is not None  # there is a tile at 0
         return total[(slice(None), *(slice(0, axis.length) for axis in self.axes))]
@@ -68,24 +73,24 @@ class TilePlan(PatchPlan):
     def _add(self, tile: Volume, start: Shape, total: Volume) -> None:
         """Put what is kept of a tile to those before it."""
         box = (slice(None), *_box(start, self.tiles.kept))
-        if self.tiles.blend == "mean":
-            shares = [
-                axis.windows[axis.starts.index(s)] for axis, s in zip(self.axes, start, strict=True)
-            ]
-            x, y, z = shares
-            total[box] += tile * (x[:, None, None] * y[:, None] * z)
+        if self.tiles.blend != "mean":
+            total[box] = tile
             return
-        if self.tiles.blend == "ramp":
-            for n, (s, k, stride) in enumerate(
-                zip(start, self.tiles.kept, self.tiles.stride, strict=True), 1
-            ):
-                if not s:
-                    continue
-                fresh = np.moveaxis(tile, n, -1)[..., : k - stride]
-                before = np.moveaxis(total[box], n, -1)[..., : k - stride]
-                fading = np.linspace(1, 0, k - stride, dtype=np.float32)
-                fresh[...] = fading * before + (1 - fading) * fresh
-        total[box] = tile
+        x, y, z = (
+            axis.windows[axis.starts.index(s)] for axis, s in zip(self.axes, start, strict=True)
+        )
+        total[box] += tile * (x[:, None, None] * y[:, None] * z)
+
+    def _fade(self, tile: Volume, start: Shape, faded: dict[Shape, Volume]) -> None:
+        """Let a tile come in over what it shares with those before it, in place."""
+        for n, (kept, stride) in enumerate(zip(self.tiles.kept, self.tiles.stride, strict=True)):
+            x, y, z = (s - stride * (n == axis) for axis, s in enumerate(start))
+            if (before := faded.get((x, y, z))) is None:
+                continue
+            fresh, old = (np.moveaxis(v, n + 1, -1) for v in (tile, before))
+            weight = np.linspace(1, 0, kept - stride, dtype=np.float32)
+            fresh[..., : kept - stride] *= 1 - weight
+            fresh[..., : kept - stride] += weight * old[..., stride:]
 
 
 def plan_for(card: ModelCard, shape: tuple[int, ...]) -> PatchPlan:

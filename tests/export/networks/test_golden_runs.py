@@ -122,3 +122,24 @@ def test_both_parts_of_nextqsm_follow_each_other(golden_of, opened, write, tmp_p
     error = np.abs(made.maps["chi_ppm"] - golden["chi"])[inside]
     assert (error <= TOLERANCE).mean() >= 0.999  # ReLU and sign may flip where a voxel is near 0
     assert error.max() <= 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tiles_of_qsmgan_lie_side_by_side(golden_of, opened, write) -> None:
+    golden = golden_of("qsmgan")
+    everywhere = write("mask", np.ones_like(golden["mask"]))
+    field = write("field", golden["local_field"])
+    made = opened(golden, "qsmgan").run(field, mask=everywhere, negate=True, allow_geometry=True)
+    expected = golden["chi_stitched_unmasked_sub2"]
+    assert np.abs(made.maps["chi_ppm"][::2, ::2, ::2] - expected).max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tiles_of_autoqsm_fade_into_each_other(golden_of, opened, write) -> None:
+    golden = golden_of("autoqsm")
+    field = write("total", golden["total_field"])
+    brain = np.zeros(golden["total_field"].shape, dtype=np.uint8)
+    brain[4:-4, 4:-4, 4:-4] = 1
+    made = opened(golden, "autoqsm").run(field, mask=write("mask", brain), negate=True)
+    expected = golden["chi"] * brain  # the field counts outside the mask too
+    assert np.abs(made.maps["chi_ppm"] - expected).max() <= TOLERANCE

@@ -48,7 +48,7 @@ def by_hand(volume: np.ndarray, tiles: Tiles, network) -> np.ndarray:
         volume, [(0, e - n) for e, n in zip(ends, volume.shape, strict=True)], mode="edge"
     )
     padded = np.pad(padded, [(m, m) for m in margin], mode="edge")
-    total = np.zeros(ends, dtype=np.float32)
+    total, done = np.zeros(ends, dtype=np.float32), {}
     for k in range(counts[2]):
         for j in range(counts[1]):
             for i in range(counts[0]):
@@ -57,7 +57,6 @@ def by_hand(volume: np.ndarray, tiles: Tiles, network) -> np.ndarray:
                 inner = tuple(slice(m, m + n) for m, n in zip(margin, kept, strict=True))
                 tile = network(padded[box])[inner].copy()
                 here = tuple(slice(a, a + n) for a, n in zip(at, kept, strict=True))
-                before = total[here]
                 for axis, number in enumerate((i, j, k)):
                     shared = kept[axis] - stride[axis]
                     for t in range(shared if number else 0):
@@ -65,8 +64,13 @@ def by_hand(volume: np.ndarray, tiles: Tiles, network) -> np.ndarray:
                         plane = [slice(None)] * 3
                         plane[axis] = t
                         at_t = tuple(plane)
-                        tile[at_t] = w * before[at_t] + (1 - w) * tile[at_t]
-                total[here] = tile
+                        there = list(at_t)
+                        there[axis] = stride[axis] + t
+                        neighbour = [i, j, k]
+                        neighbour[axis] -= 1
+                        before = done[tuple(neighbour)][tuple(there)]
+                        tile[at_t] = w * before + (1 - w) * tile[at_t]
+                total[here] = done[i, j, k] = tile
     return total[tuple(slice(0, n) for n in volume.shape)]
 
 
