@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -175,10 +175,10 @@ class Reconstructor:
             self._require_correctable()
             wants.correction.require(measured)
         planned = self.planned(prepare(self.inversion.needs, measured, wants), wants)
-        if before is None:
+        if self.before is None or before is None:
             return planned
         first = {
-            "model": self._first_facts(),
+            "model": self.before.inversion.facts()["model"],
             "geometry": grid_facts(before.prepared.scan.geometry),
             "plan": before.task.decision.facts(),
         }
@@ -190,9 +190,12 @@ class Reconstructor:
         )
         return replace(planned, task=task, before=before)
 
-    def _first_facts(self) -> dict[str, Any]:
-        assert self.before is not None  # or there is no first part
-        return cast(dict[str, Any], self.before.inversion.facts()["model"])
+    def first_weights(self) -> str | None:
+        """Return the digest of the weights of what runs before, if something does."""
+        first = (
+            getattr(self.inversion, "first", None) if self.before is None else self.before.inversion
+        )
+        return None if first is None else str(first.facts()["model"]["weights_sha256"])
 
     def _require_correctable(self) -> None:
         needs = self.inversion.needs

@@ -144,7 +144,8 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
         )
     derivative = replace(derivative, gives=needs.gives[0])
     facts = reconstructor.inversion.facts()["model"]
-    wanted = wanted_facts(facts, cohort.out_units, cohort.wants.correction)
+    first = reconstructor.first_weights()
+    wanted = wanted_facts(facts, first, cohort.out_units, cohort.wants.correction)
     made = maps_that_stay(derivative, recordings, wanted, force=cohort.force, resume=cohort.resume)
     if not cohort.dry_run:
         derivative.describe()

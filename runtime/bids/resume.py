@@ -19,14 +19,16 @@ OF_MODEL = {
     "options": "options",
     "precision": "precision",
 }
+FIRST = "weights of the part before"
 
 
 def wanted_facts(
-    model: dict[str, Any], units: str, correction: Correction | None
+    model: dict[str, Any], first_weights: str | None, units: str, correction: Correction | None
 ) -> dict[str, Any]:
     """Return what the sidecars of all maps of a run say alike."""
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
+        FIRST: first_weights,
         "units": units,
         "data consistency": correction
         and (correction.name or (correction.lam, correction.iterations)),
@@ -78,6 +80,7 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     model, step = _object(sidecar, "model"), _object(sidecar, "data_consistency")
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
+        FIRST: _object(_object(sidecar, "first_part"), "model").get("weights_sha256"),
         "units": sidecar.get("units"),
         "data consistency": _object(sidecar, "asked_for").get("data_consistency")
         or ((step.get("lambda"), step.get("iterations")) if step else None),
