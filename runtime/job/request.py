@@ -526,6 +526,11 @@ def gives_of(maker: Maker) -> tuple[str, ...]:
     return max(given, key=lambda names: [*MAP_NAMES].index(names[0]), default=(CHI,))
 
 
+def takes_local_field(maker: Maker) -> bool:
+    """Tell whether a run begins with a local field, by the cards of its models."""
+    return all(TASKS[load_card(path).task][0] == "local_field_ppm" for path in models_of(maker))
+
+
 def output_files(output: Path, gives: Sequence[str]) -> dict[str, Path]:
     """Return where each of what is given goes: one as it was said, several with their names."""
     if len(gives) == 1:
