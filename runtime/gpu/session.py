@@ -76,7 +76,8 @@ class GpuSession:
         self, scan: Scan, correction: Correction | None = None, *, evaluates: bool = False
     ) -> "DeviceWorkload | CopyingWorkload":
         """Return what decides the GPU's memory in a run, which also says how it runs."""
-        if is_called_by_host(self.card):
+        several_echoes = scan.quantity == "phase_rad" and len(scan.measured) > 1  # a run for each
+        if several_echoes or is_called_by_host(self.card):
             return CopyingWorkload(scan, self.gpu.session)
         return DeviceWorkload(scan, self.gpu.session, self.gpu.library, correction, evaluates)
 

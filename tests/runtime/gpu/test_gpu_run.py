@@ -143,6 +143,17 @@ def test_who_asks_for_a_gpu_never_gets_the_cpu(
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("echoes", "demand"), [(1, DeviceWorkload), (3, CopyingWorkload)])
+def test_the_host_runs_every_echo_of_a_phase(fake_device, make_gpu, card, field, echoes, demand):
+    phase = replace(card.inputs[0], name="phase_rad", unit="rad")
+    made = replace(card, task="phase->chi", inputs=(phase,))
+    session = GpuSession(make_gpu(fake_device, made, lambda t: t["phase_rad"]))
+    geometry, measured = Geometry(field.shape, (1, 1, 1), (0, 0, 1)), np.stack([field] * echoes)
+    whole = np.ones(field.shape, bool)
+    scan = Scan(measured, whole, geometry, nib.Nifti1Header(), np.eye(4), quantity="phase_rad")
+    assert isinstance(session.workload(scan), demand)
+
+
 TILES = Tiles((8,) * 3, (4,) * 3, (4,) * 3, "zero", "none")
 SEPARATION: Task = "local_field+chi+r2prime->chi_positive+chi_negative"
 
