@@ -15,6 +15,7 @@ from qsm_deploy.runtime.scan.units import ppm_per_unit
 STAND_IN_THRESHOLD = 0.2
 ECHO_TIME_S, FIELD_STRENGTH_T = 0.02, 3.0
 TILT_DEG = 25.0
+R2_PRIME_HZ_PER_PPM = np.float32(114)
 
 
 def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
@@ -22,7 +23,7 @@ def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
 
     Where another network's map is refined, a TKD map stands in for it. Orientations after the
     first are tilted by 25 degrees each about the first axis; a phase is that of 20 ms at 3 T,
-    wrapped.
+    wrapped; R2' is that of sources of one sign in each voxel, with chi-sepnet's factor at 3 T.
 
     Parameters
     ----------
@@ -39,12 +40,13 @@ def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
         for direction in directions
     ]
     measured = np.stack(fields)
-    is_phase = card.task == "phase->chi"
+    takes = [tensor.name for tensor in card.inputs]
+    is_phase = takes[0] == "phase_rad"
     if is_phase:
         parameters = {"echo_time_s": ECHO_TIME_S, "field_strength_t": FIELD_STRENGTH_T}
         radians = measured / ppm_per_unit("rad", **parameters)
         measured = np.angle(np.exp(1j * radians)).astype(np.float32)
-    if card.inputs[0].name == "rough_chi_ppm":
+    if takes[0] == "rough_chi_ppm":
         measured = (head.mask * tkd(fields[0], head.geometry, threshold=STAND_IN_THRESHOLD))[None]
     return Scan(
         measured,
@@ -57,4 +59,6 @@ def scan_from_phantom(card: ModelCard, head: Phantom) -> Scan:
         echo_time_s=ECHO_TIME_S,
         field_strength_t=FIELD_STRENGTH_T,
         truth_ppm=head.chi_ppm,
+        chi_ppm=head.chi_ppm if "chi_ppm" in takes else None,
+        r2prime_hz=R2_PRIME_HZ_PER_PPM * np.abs(head.chi_ppm) if "r2prime_hz" in takes else None,
     )

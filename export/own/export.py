@@ -1,5 +1,6 @@
 """An export of a network of one's own, as a user asks for it: a module, or an ONNX file."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def export_module(
     ----------
     module
         A ``torch.nn.Module`` with its weights in it, or where one is built: ``net.py:build`` or
-        ``package.module:build``. The module itself is put into evaluation mode.
+        ``package.module:build``. It is left as it is: a copy of it is exported.
     card
         A file of TOML or a dict that says what the module does not: docs/own-network.md has the
         fields. A ``Network`` needs none.
@@ -64,10 +65,10 @@ def export_module(
     default = type(module).__name__
     if isinstance(module, str):
         module, default = built_module(module)
+    module = copy.deepcopy(module).float()
     name = stated.network or default.strip("_").lower()
     order = _order(name, asked)
     order.check_outputs()
-    module = module.float()
     if weights is None:
         say("no --weights: taking those that the module was built with")
         state = dict(module.state_dict())
@@ -80,10 +81,8 @@ def export_module(
         refuse_quantised(state)
         load_strictly(module, state)
     network = network_from_module(module, stated, say)
-    origin = Origin(name, stated.doi)
-    return order.write(
-        network, provisional_card(origin, network, Choices(), stated.licence, state_sha256(state))
-    )
+    about = (Origin(name, stated.doi), network, Choices(), stated.licence, state_sha256(state))
+    return order.write(network, provisional_card(*about))
 
 
 def export_onnx(
@@ -131,11 +130,9 @@ def export_onnx(
     size = size_of(model)
     network = network_from_module(module, stated, say, size=size)
     require_same(model, module, size, network.divisor, say)
-    origin = Origin(name, stated.doi)
     digest = state_sha256(module.state_dict())
-    return order.write(
-        network, provisional_card(origin, network, Choices(), stated.licence, digest)
-    )
+    about = (Origin(name, stated.doi), network, Choices(), stated.licence, digest)
+    return order.write(network, provisional_card(*about))
 
 
 def _order(name: str, asked: Mapping[str, Any]) -> Order:

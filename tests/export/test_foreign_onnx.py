@@ -22,6 +22,7 @@ from qsm_deploy.export.own.foreign_onnx import foreign_graph, require_same, size
 from qsm_deploy.kernels.errors import AccuracyError, UsageError
 from qsm_deploy.runtime.card.card import METADATA_KEY, ReceptiveField, Tiles
 from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.sessions.open import open_session
 
 SIZE = (32, 32, 16)
 MAPS = ["chi_ppm", "local_field_ppm", "r2prime_hz"]
@@ -322,3 +323,30 @@ def test_one_line_each(make, fields, code, message, tmp_path, monkeypatch, capsy
     assert err.count("\n") == 1
     assert message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_maps_from_end_to_end(tmp_path: Path, monkeypatch, fixed: bool, precision) -> None:
+    for name, value in (("HEAD", (48, 48, 48)), ("CORNER", (8, 8, 8)), ("SHAPE", SIZE)):
+        monkeypatch.setattr(f"qsm_deploy.export.measure.rounding.{name}", value)
+    path = save(unet(**(reshaped() if fixed else {})), tmp_path / "theirs.onnx")
+    output = tmp_path / "mine.onnx"
+    export_onnx(path, SEPARATING, output=output, precision=precision, gate_ppb=1000)
+    card = load_card(output)
+    assert (card.network, card.precision) == ("separating", precision)
+    assert [tensor.name for tensor in card.outputs] == SEPARATING["outputs"]
+    assert (card.tiles is not None) == fixed == (card.patchable == "no")
+    shape = SIZE if fixed else (12, 16, 8)
+    rng = np.random.default_rng(0)
+    given = {t.name: rng.random((1, 1, *shape), dtype=np.float32) for t in card.inputs}
+    exact = network_from_module(
+        TorchGraph(foreign_graph(path), "").eval(), stated_in(SEPARATING), size=SIZE
+    )
+    with torch.inference_mode():
+        expected = torch.cat(exact(*map(torch.from_numpy, given.values())), dim=1).numpy()
+    bound = {"fp32": 1e-5, "fp16": 3e-3}[precision] * np.abs(expected).max()
+    for backend in ("onnxruntime", "openvino"):
+        got = open_session(output, backend).run(given)
+        assert np.abs(got - expected).max() <= bound

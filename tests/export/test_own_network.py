@@ -1,6 +1,7 @@
 """Networks of users: what is stated, what is read and measured, and what is refused."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -362,6 +363,26 @@ class TestWhole:
         assert (exported.card.precision, exported.card.divisor) == ("fp16", 2)
         with pytest.raises(UsageError, match="no option form"):
             export.export_module(Pooled(2), CARD, form="split")
+
+    def test_a_dotted_name_and_the_weights_it_was_built_with(
+        self, folder: Path, monkeypatch, capsys
+    ) -> None:
+        monkeypatch.delitem(sys.modules, "net", raising=False)
+        assert main(["--module", "net:build", "--card", "card.toml", "-o", "a.onnx"]) == 0
+        assert "no --weights: taking those" in capsys.readouterr().err
+        monkeypatch.delitem(sys.modules, "net")
+
+    def test_the_module_itself_is_left_as_it_is(self, tmp_path: Path) -> None:
+        module = Pooled(2).train()
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        state = {key: value + 1 for key, value in before.items()}
+        torch.save(state, tmp_path / "w.pth")
+        export.export_module(
+            module, CARD, weights=tmp_path / "w.pth", output=tmp_path / "a.onnx", gate_ppb=1000
+        )
+        assert module.training
+        assert all(p.requires_grad for p in module.parameters())
+        assert all(torch.equal(value, before[k]) for k, value in module.state_dict().items())
 
     def test_a_module_that_half_of_the_world_cannot_load_stays_unwritten(self, tmp_path) -> None:
         with pytest.raises(QsmDeployError):
