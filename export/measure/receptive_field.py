@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.export.graph.onnx_export import example_tensors
 from qsm_deploy.export.measure.verification import phantom_inputs, phantom_scan
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.network import Network, outputs_of
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard, ReceptiveField
 
@@ -49,7 +49,8 @@ def theoretical_receptive_field(module: Network) -> int:
             for i in range(divisor if info.is_volume and info.name != "mask" else 0):
                 tensor[i, :, middle + i] = float("nan")
         with torch.inference_mode():
-            reached = module(*tensors).isnan().any(dim=-1).any(dim=-1).any(dim=1)
+            outputs = torch.cat(outputs_of(module, tensors), dim=1)
+            reached = outputs.isnan().any(dim=-1).any(dim=-1).any(dim=1)
         distance = [
             int((torch.nonzero(row)[:, 0] - middle - i).abs().max())
             for i, row in enumerate(reached)
@@ -82,19 +83,21 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     for parameter in trained:  # keeps activations from being stored for the weights' gradients
         parameter.requires_grad_(False)
     try:
-        output = module(*tensors)
+        outputs = outputs_of(module, tensors)
         halos = []
         for offset in OFF_CENTRE:
             i, j, k = (n // 2 + o for n, o in zip(box, offset, strict=True))
-            gradients = torch.autograd.grad(output[0, 0, i, j, k], sources, retain_graph=True)
+            voxels = torch.stack([output[0, 0, i, j, k] for output in outputs])
+            gradients = torch.autograd.grad(voxels.sum(), sources, retain_graph=True)
             energy = sum(
                 ((g[0].double().numpy() ** 2).sum(axis=0) for g in gradients), np.zeros(box)
             )
-            halos.append(_radius_of_energy(energy, (i, j, k)))
+            if energy.any():  # what is clipped at 0 has no gradient
+                halos.append(_radius_of_energy(energy, (i, j, k)))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return max(halos)
+    return max(halos, default=theoretical)
 
 
 def _radius_of_energy(energy: NDArray[np.float64], centre: tuple[int, int, int]) -> int:
