@@ -59,8 +59,8 @@ def test_tv_unet() -> None:
     assert theoretical_receptive_field(SMALL["tv-unet"]().eval()) == 29
 
 
-# a convolution at each of three resolutions on the way down and up, 1 + 2 + 4 voxels; at an eighth a
-# gate, 4 + 4 in the interaction and 1 behind it, 8 * 10; and 7 for where a voxel lies among its eight
+# a convolution at each of three resolutions on the way down and up, 1 + 2 + 4 voxels; at an eighth
+# 8 * 10, a gate, 4 + 4 in the interaction and 1 behind it; 7 for where a voxel lies among its eight
 def test_of_two_outputs_it_is_that_of_the_one_that_sees_farther() -> None:
     assert theoretical_receptive_field(SMALL["susep-net"]().eval()) == 7 + 80 + 7 + 7
 
