@@ -17,7 +17,7 @@ from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 
 
 class Stack(Network):
