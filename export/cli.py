@@ -222,7 +222,7 @@ def _add_choices(group: "argparse._ArgumentGroup") -> None:
         nargs="+",
         metavar="FILE",
         default=(),
-        help="the authors' .mat or .npy files of means, standard deviations and network settings",
+        help="the authors' .mat, .npy or .json files of means, standard deviations and settings",
     )
     group.add_argument(
         "--b0-direction",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.export.graph.onnx_export import example_tensors
 from qsm_deploy.export.measure.verification import phantom_inputs, phantom_scan
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.network import Network, outputs_of
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard, ReceptiveField
 
@@ -91,11 +91,8 @@ def _reach(module: Network, axis: int, size: tuple[int, int], at: int) -> int:
         if info.is_volume and info.name != "mask":
             tensor.select(2 + axis, at).fill_(float("nan"))
     with torch.inference_mode():
-        outputs = module(*tensors)
-    reached = [
-        y.isnan().movedim(2 + axis, 0).flatten(1).any(dim=1)
-        for y in (outputs if isinstance(outputs, tuple) else (outputs,))
-    ]
+        outputs = outputs_of(module, tensors)
+    reached = [y.isnan().movedim(2 + axis, 0).flatten(1).any(dim=1) for y in outputs]
     seen = torch.nonzero(torch.stack(reached).any(dim=0))[:, 0]
     return int((seen - at).abs().max()) if len(seen) else 0
 
@@ -123,20 +120,21 @@ def effective_halo(module: Network, card: ModelCard, theoretical: int) -> int:
     for parameter in trained:  # keeps activations from being stored for the weights' gradients
         parameter.requires_grad_(False)
     try:
-        outputs = module(*tensors)
-        output = torch.cat(outputs, dim=1) if isinstance(outputs, tuple) else outputs
+        outputs = outputs_of(module, tensors)
         halos = []
         for offset in OFF_CENTRE:
             i, j, k = (n // 2 + o for n, o in zip(box, offset, strict=True))
-            gradients = torch.autograd.grad(output[0, :, i, j, k].sum(), sources, retain_graph=True)
+            voxels = torch.stack([output[0, 0, i, j, k] for output in outputs])
+            gradients = torch.autograd.grad(voxels.sum(), sources, retain_graph=True)
             energy = sum(
                 ((g[0].double().numpy() ** 2).sum(axis=0) for g in gradients), np.zeros(box)
             )
-            halos.append(_radius_of_energy(energy, (i, j, k)))
+            if energy.any():  # what is clipped at 0 has no gradient
+                halos.append(_radius_of_energy(energy, (i, j, k)))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return max(halos)
+    return max(halos, default=theoretical)
 
 
 def _radius_of_energy(energy: NDArray[np.float64], centre: tuple[int, int, int]) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.calibration.phantom.measured_head import STAND_IN_THRESHOLD, scan_from_phantom
 from qsm_deploy.calibration.phantom.phantom import head_phantom
-from qsm_deploy.export.networks.network import Network
+from qsm_deploy.export.networks.network import Network, outputs_of
 from qsm_deploy.kernels.dipole import tkd
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.kernels.geometry import Geometry, Volume, shape_text
@@ -52,8 +52,7 @@ class ModuleSession:
         """Run the module once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
         given = [torch.from_numpy(tensors[tensor.name]) for tensor in self.card.inputs]
         with torch.inference_mode():
-            outputs = self.module(*given)
-        joined = torch.cat(outputs, dim=1) if isinstance(outputs, tuple) else outputs
+            joined = torch.cat(outputs_of(self.module, given), dim=1)
         output: NDArray[np.float32] = joined.numpy()
         return output
 

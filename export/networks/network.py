@@ -1,12 +1,12 @@
 """What the export asks of every network, and what a user chooses about one."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from qsm_deploy.kernels.ends import RAS
 from qsm_deploy.kernels.errors import UsageError
@@ -110,6 +110,12 @@ class Network(nn.Module):
     @abstractmethod
     def divisor(self) -> int:
         """Every spatial size must be a multiple of this."""
+
+
+def outputs_of(network: nn.Module, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return all that a network gives, also if that is one."""
+    given = network(*tensors)
+    return given if isinstance(given, tuple) else (given,)
 
 
 def require_network(module: object, name: str) -> Network:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qsm_deploy.export.graph.onnx_export import example_tensors
 from qsm_deploy.export.measure.receptive_field import theoretical_receptive_field
+from qsm_deploy.export.networks.network import outputs_of
 from qsm_deploy.export.networks.own import OwnNetwork
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.kernels.geometry import Shape, shape_text
@@ -73,8 +74,7 @@ def run_on(
     """Return the outputs for volumes of a shape, noise unless they are given."""
     given = noise(network, shape) if given is None else given
     with torch.inference_mode():
-        outputs = network(*(given[tensor.name] for tensor in network.inputs))
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+        return outputs_of(network, [given[tensor.name] for tensor in network.inputs])
 
 
 def noise(network: OwnNetwork, shape: Shape) -> dict[str, Tensor]:

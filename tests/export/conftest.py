@@ -1,6 +1,5 @@
 """Networks small enough to export in a second, and weights that follow from a formula."""
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from qsm_deploy.export.graph.dipole_lowering import DEFAULT, DipoleOp
 from qsm_deploy.export.graph.onnx_export import onnx_from_module
 from qsm_deploy.export.networks.blocks import fold_batch_norm
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.modl_qsm import ModlQsm
 from qsm_deploy.export.networks.network import LOCAL_FIELD, VOXEL_SIZE, Network
-from qsm_deploy.export.networks.wide_resnet import wide_resnet
 from qsm_deploy.runtime.card.card import MemoryUse, ReceptiveField, TensorInfo
-from tests.export.small import SMALL, shallow
+from tests.export.authors_files import modl_state
+from tests.export.formula import State, fill
+from tests.export.table import SMALL, shallow
 
-State = dict[str, Tensor]
 Array = NDArray[np.float32]
 BACKENDS = ("onnxruntime", "openvino")
 
@@ -33,37 +31,7 @@ BACKENDS = ("onnxruntime", "openvino")
 @pytest.fixture(scope="session")
 def formula_state() -> Callable[[Mapping[str, Tensor]], State]:
     """Return a function that fills a state dict's shapes by the published formula."""
-    return _fill
-
-
-def _fill(shapes: Mapping[str, Tensor]) -> State:
-    norms = {key.removesuffix("running_mean") for key in shapes if key.endswith("running_mean")}
-    return {key: _value(key, tensor, norms) for key, tensor in shapes.items()}
-
-
-def _value(key: str, like: Tensor, norms: set[str]) -> Tensor:
-    if not like.is_floating_point():
-        return like
-    r = _pseudo_random(key, like.numel()).reshape(tuple(like.shape))
-    if key.endswith("running_var"):
-        r = 1 + 0.5 * r
-    elif key.endswith("weight") and key.removesuffix("weight") in norms:
-        r = 1 + 0.2 * r
-    elif key == "alpha":
-        r = np.full_like(r, 1.5)
-    elif "params_" in key:
-        r = 1 + 0.5 * r
-    elif like.ndim <= 1:
-        r = 0.1 * r
-    else:
-        r = r * np.sqrt(3 / np.prod(like.shape[1:]))
-    return torch.from_numpy(np.asarray(r, dtype=np.float32))
-
-
-def _pseudo_random(name: str, count: int) -> np.ndarray:
-    s = zlib.crc32(name.encode()) % 10007
-    v = np.sin(12.9898 * (np.arange(count) + 1) + 78.233 * (s + 1)) * 43758.5453
-    return (v - np.floor(v)) * 2 - 1
+    return fill
 
 
 @pytest.fixture(scope="session")
@@ -175,23 +143,9 @@ def tiny_tv_unet(small: Callable[[str], Network]) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def keras_weights(formula_state: Callable[[Mapping[str, Tensor]], State]) -> State:
+def keras_weights() -> State:
     """Return a small MoDL-QSM's weights under Keras names and axes."""
-    small = ModlQsm(wide_resnet(2, width=4, blocks=2, epsilon=1e-3, last_bias=True))
-    state = formula_state(small.state_dict())
-    convs = ["gen.0", *(f"gen.2.{b}.conv{n}" for b in (0, 1) for n in (1, 2))]
-    convs += ["gen.3", "gen.5", "gen.7"]
-    found = {"my_layer_1/my_layer_1/step:0": torch.tensor(1.1)}
-    for n, name in enumerate(convs, start=1):
-        found[f"model_1/conv3d_{n}/kernel:0"] = state[f"{name}.weight"].permute(2, 3, 4, 1, 0)
-    found["model_1/conv3d_8/bias:0"] = state["gen.7.bias"]
-    theirs = {"gamma": "weight", "beta": "bias"}
-    theirs |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
-    for n in range(4):
-        for name, ours in theirs.items():
-            key = f"gen.2.{n // 2}.bn{n % 2 + 1}.{ours}"
-            found[f"model_1/batch_normalization_{n + 1}/{name}:0"] = state[key]
-    return found
+    return modl_state()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from qsm_deploy.export.networks.network import Choices
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.runtime.card.card import ModelCard
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore:SelectableGroups:DeprecationWarning:polygraphy")
 

@@ -30,7 +30,7 @@ from qsm_deploy.runtime.console.peak_memory import peak_rss_bytes, reset_peak, r
 from qsm_deploy.runtime.model import open_model
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 from tests.fuzz.damage import damaged, damaged_json
 
 SHAPE = (8, 8, 8)

@@ -44,7 +44,7 @@ from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import MAX_BYTES, METADATA_KEY, parse_card
 from qsm_deploy.runtime.sessions.int8 import sums_in_int32
 from qsm_deploy.runtime.sessions.open import open_session
-from tests.export.small import tv_unet
+from tests.export.table import tv_unet
 
 FOLDER_SHAPE = (24, 28, 20)
 State = dict[str, torch.Tensor]

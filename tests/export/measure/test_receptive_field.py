@@ -17,7 +17,7 @@ from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.export.write_network import provisional_card
 from qsm_deploy.kernels.errors import ExportError
 from qsm_deploy.runtime.card.card import ModelCard
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 
 
 class Stack(Network):
@@ -57,6 +57,12 @@ def test_zero_weights_do_not_shorten_it() -> None:
 # + 2 voxels, and three more for where a voxel lies among its four
 def test_tv_unet() -> None:
     assert theoretical_receptive_field(SMALL["tv-unet"]().eval()) == 29
+
+
+# a convolution at each of three resolutions on the way down and up, 1 + 2 + 4 voxels; at an eighth
+# 8 * 10, a gate, 4 + 4 in the interaction and 1 behind it; 7 for where a voxel lies among its eight
+def test_of_two_outputs_it_is_that_of_the_one_that_sees_farther() -> None:
+    assert theoretical_receptive_field(SMALL["susep-net"]().eval()) == 7 + 80 + 7 + 7
 
 
 def test_it_does_not_depend_on_width_but_on_depth_and_iterations() -> None:

@@ -11,79 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qsm_deploy.export.describe import list_rows
 from qsm_deploy.export.networks import network_spec as network_spec_module
-from qsm_deploy.export.networks.after_qsm import AfterRecon, AfterRefine
-from qsm_deploy.export.networks.autoqsm import AutoQSM
-from qsm_deploy.export.networks.bfrnet import BFRnet
-from qsm_deploy.export.networks.blocks import ConvBlock
-from qsm_deploy.export.networks.chi_sepnet import ChiSepnet
-from qsm_deploy.export.networks.encoder_decoder import EncoderDecoder
-from qsm_deploy.export.networks.iqsm import IQFM, IQSM
-from qsm_deploy.export.networks.iqsm_plus import FoldedIQSMPlus, IQSMPlus
 from qsm_deploy.export.networks.ir2qsm import IR2QSM
-from qsm_deploy.export.networks.loopnet import LoopNet
-from qsm_deploy.export.networks.lot import LotLayer
-from qsm_deploy.export.networks.lpcnn import LPCNN
-from qsm_deploy.export.networks.modl_qsm import ModlQsm
-from qsm_deploy.export.networks.network import ANY_GEOMETRY, Network
-from qsm_deploy.export.networks.nextqsm import NextQsmField, NextQsmPrior
-from qsm_deploy.export.networks.qsmgan import QSMGAN
-from qsm_deploy.export.networks.qsmnet import NUMBERS, TORCH, Flavour, QSMnet
+from qsm_deploy.export.networks.network import Network
 from qsm_deploy.export.networks.registry import REGISTRY, network_spec
-from qsm_deploy.export.networks.spinet_qsm import SpinetWeights
-from qsm_deploy.export.networks.susep_net import SusepNet
 from qsm_deploy.export.networks.tv_unet import TvUnet
-from qsm_deploy.export.networks.unrolled import Prior
-from qsm_deploy.export.networks.wide_resnet import wide_resnet
-from qsm_deploy.export.networks.xqsm import XQSM
-from qsm_deploy.export.networks.xqsm_unet import XqsmUnet
 from qsm_deploy.export.write_network import task_of
 from qsm_deploy.kernels.errors import UsageError, WeightsError
-from tests.export.small import SEPARATION
+from tests.export.table import NETWORKS
 
 SIZE = 64
-NEXTQSM_WIDTHS = (16, 32, 64, 128, 256, 512, 512)
-
-
-def qsmnet(kernel: int, flavour: Flavour) -> QSMnet:
-    return QSMnet((32, 64, 128, 256, 512), kernel, flavour, dict.fromkeys(NUMBERS, 1.0))
-
-
-def iqsm_layers() -> tuple[ConvBlock, EncoderDecoder, LotLayer]:
-    return ConvBlock(16, 16), EncoderDecoder(16, base=16, depth=4), LotLayer(16)
-
-
-# the graphs of each network at the published size, the default one first
-GRAPHS: dict[str, tuple[Callable[[], Network], ...]] = {
-    "ir2qsm": (IR2QSM,),
-    "tv-unet": (TvUnet,),
-    "loopnet": (LoopNet,),
-    "xqsm": (XQSM,),
-    "xqsm-unet": (XqsmUnet,),
-    "qsmnet": (lambda: qsmnet(5, Flavour(1e-3, 0.1, skip_first=True)),),
-    "qsmnet-plus": (lambda: qsmnet(5, Flavour(1e-3, 0.1, skip_first=True)),),
-    "qsmnet-torch": (lambda: qsmnet(3, TORCH),),
-    "lpcnn": (LPCNN,),
-    "modl-qsm": (ModlQsm,),
-    "spinet-qsm": (lambda: Prior(wide_resnet(2), 2, "spinet", ANY_GEOMETRY, {}, {}),),
-    "iqsm": (lambda: IQSM(*iqsm_layers()[1:], divisor=16),),
-    "iqfm": (lambda: IQFM(*iqsm_layers()[1:], divisor=16),),
-    "iqsm-plus": (lambda: FoldedIQSMPlus(*iqsm_layers(), (0.0, 0.0, 1.0)),),
-    "after-qsm": (AfterRecon, AfterRefine),
-    "bfrnet": (BFRnet,),
-    "qsmgan": (QSMGAN,),
-    "autoqsm": (AutoQSM,),
-    "nextqsm": (
-        lambda: NextQsmField(NEXTQSM_WIDTHS),
-        lambda: NextQsmPrior(NEXTQSM_WIDTHS[:6], [1.0] * 6),
-    ),
-    "chi-sepnet": (lambda: ChiSepnet((32, 64, 128, 256, 512), 3, TORCH, SEPARATION),),
-    "susep-net": (lambda: SusepNet(64, SEPARATION),),
-}
-# what the published weights are trained in, where it is more than the graph
-TRAINED: dict[str, Callable[[], nn.Module]] = {
-    "spinet-qsm": lambda: SpinetWeights(wide_resnet(2)),
-    "iqsm-plus": lambda: IQSMPlus(*iqsm_layers()),
-}
 
 
 def without_storage(make: Callable[[], nn.Module]) -> nn.Module:
@@ -105,8 +41,9 @@ def gmac(network: Network) -> float:
 
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_declared_numbers_are_those_of_the_published_size(name: str) -> None:
-    spec, graphs = REGISTRY[name], [without_storage(make) for make in GRAPHS[name]]
-    trained = [without_storage(TRAINED[name])] if name in TRAINED else graphs
+    spec, graphs = REGISTRY[name], [without_storage(make) for make in NETWORKS[name].graphs]
+    more = NETWORKS[name].trained
+    trained = [without_storage(more)] if more else graphs
     assert spec.parameters == sum(p.numel() for module in trained for p in module.parameters())
     assert spec.divisor == graphs[0].divisor
     assert spec.gmac_64 == pytest.approx(sum(map(gmac, graphs)), abs=0.0051)
@@ -114,7 +51,7 @@ def test_declared_numbers_are_those_of_the_published_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_declared_inputs_and_units_are_the_graphs(name: str) -> None:
-    network = without_storage(GRAPHS[name][0])
+    network = without_storage(NETWORKS[name].graphs[0])
     (row,) = [row for row in list_rows() if row["network"] == name]
     assert row["inputs"] == {info.name: info.unit for info in network.inputs}
     outputs = (network.output, *network.further_outputs)

@@ -23,7 +23,7 @@ from qsm_deploy.runtime.gpu.building.builder import build_plan
 from qsm_deploy.runtime.gpu.building.choices import PlanChoices
 from qsm_deploy.runtime.gpu.building.config import plan_target
 from qsm_deploy.runtime.gpu.building.profile import profile_from
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 

@@ -18,7 +18,7 @@ from qsm_deploy.runtime.card.graph import DEEPEST, MOST_NODES, require_bounded_g
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 from qsm_deploy.runtime.sessions.open import open_session
 from qsm_deploy.runtime.sessions.session import BACKENDS, Backend
-from tests.export.small import SMALL, shallow
+from tests.export.table import SMALL, shallow
 
 SHAPE = ("n", 1, "x", "y", "z")
 IN, OUT = "local_field_ppm", "chi_ppm"

@@ -36,7 +36,7 @@ from qsm_deploy.runtime.sessions.open import (
     require_backend,
 )
 from qsm_deploy.runtime.sessions.session import Backend
-from tests.export.small import SMALL
+from tests.export.table import SMALL
 
 SPEC = REGISTRY["tv-unet"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
