@@ -36,10 +36,10 @@ from qsm_deploy.runtime.reconstruction.network import CpuNetwork
 from qsm_deploy.runtime.reconstructor import Reconstructor
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from qsm_deploy.runtime.sessions.open import installed_backends
-from tests.export.networks.test_registry import GRAPHS
+from tests.export.table import NETWORKS
 
 SIDE = 96
-NAMES = ("iqfm", "bfrnet", "nextqsm", "chi-sepnet", "susep-net", "xqsm")
+NAMES = ("iqfm", "bfrnet", "nextqsm", "chi-sepnet", "susep-net", "qsmgan", "autoqsm", "xqsm")
 ECHO_TIME_S, FIELD_STRENGTH_T = 0.02, 3.0
 REPEATS = 2
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 def networks_of(name: str) -> list[tuple[Network, ModelCard]]:
     """Return the modules of a network at its published size, with cards."""
     found = []
-    for make in GRAPHS[name]:
+    for make in NETWORKS[name].graphs:
         torch.manual_seed(0)
         network = make().eval()
         card = provisional_card(REGISTRY[name], network, Choices(), "none", "0" * 64)

@@ -1,6 +1,6 @@
 """What the runtime makes of files with published networks: tiles, echoes, several maps, chains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from qsm_deploy.runtime.card.card import MemoryUse
 from qsm_deploy.runtime.model import Model
 from qsm_deploy.runtime.reconstruction.network import CpuNetwork
 from qsm_deploy.runtime.reconstructor import Reconstructor
-from tests.export.networks.test_golden import ROWS, TOLERANCE, State, built
+from tests.export.golden import Golden
+from tests.export.networks.conftest import Known
 
-Golden = Mapping[str, np.ndarray]
+TOLERANCE = 1e-5
 
 
 @pytest.fixture
@@ -34,43 +35,36 @@ def write(tmp_path: Path) -> Callable[[str, np.ndarray], Path]:
 
 
 @pytest.fixture
-def opened(shared: Path, formula_state: Callable[..., State]) -> Callable[..., Model]:
-    """Return what opens the modules of rows of the table, each after the one before."""
+def opened(known: Callable[[str], Known]) -> Callable[..., tuple[Model, Golden]]:
+    """Return what opens published networks, each after the one before, and the golden vector."""
 
-    def inversion(name: str, golden: Golden) -> CpuNetwork:
-        row = ROWS[name]
-        network, spec = built(row, golden, shared, formula_state), REGISTRY[row.network]
-        choices = Choices(spec.chosen_options(row.options))
-        card = provisional_card(spec, network, choices, "none", "0" * 64)
-        card = replace(card, memory={"pytorch": MemoryUse(0, 1)})
-        return CpuNetwork(ModuleSession(network, card), Path(f"{name}.onnx"))
-
-    def model(golden: Golden, *names: str) -> Model:
-        chain = None
-        for name in names:
-            chain = Reconstructor(inversion(name, golden), before=chain)
+    def model(*cases: str) -> tuple[Model, Golden]:
+        chain, golden = None, {}
+        for case in cases:
+            network, vector, golden = known(case)
+            spec = REGISTRY[case.split()[0]]
+            choices = Choices(spec.chosen_options(vector.options))
+            card = provisional_card(spec, network, choices, "none", "0" * 64)
+            card = replace(card, memory={"pytorch": MemoryUse(0, 1)})
+            session = ModuleSession(network, card)
+            chain = Reconstructor(CpuNetwork(session, Path(f"{case}.onnx")), before=chain)
         assert chain is not None
-        return Model(chain, ())
+        return Model(chain, ()), golden
 
     return model
-
-
-@pytest.fixture
-def golden_of(shared: Path) -> Callable[[str], Golden]:
-    return lambda name: np.load(shared / "specs" / "golden" / f"{ROWS[name].golden}.npz")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("weighted", [True, False])
 def test_echoes_are_combined_by_the_square_of_magnitude_and_time(
-    weighted: bool, golden_of, opened, write
+    weighted: bool, opened, write
 ) -> None:
-    golden = golden_of("iqfm")
+    model, golden = opened("iqfm")
     phases, signals = (
         [write(f"{name}{n}", golden[name][..., n]) for n in range(2)]
         for name in ("phase", "magnitude")
     )
-    made = opened(golden, "iqfm").run(
+    made = model.run(
         phases,
         mask=write("mask", golden["mask"]),
         echo_times=golden["te_s"].tolist(),
@@ -84,9 +78,9 @@ def test_echoes_are_combined_by_the_square_of_magnitude_and_time(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["chi-sepnet", "susep-net"])
-def test_sources_are_parted(name: str, golden_of, opened, write) -> None:
-    golden = golden_of(name)
-    made = opened(golden, name).run(
+def test_sources_are_parted(name: str, opened, write) -> None:
+    model, golden = opened(name)
+    made = model.run(
         write("field", golden["local_field"]),
         mask=write("mask", golden["mask"]),
         chi=write("chi", golden["chi"]),
@@ -98,9 +92,9 @@ def test_sources_are_parted(name: str, golden_of, opened, write) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_background_is_removed(golden_of, opened, write) -> None:
-    golden = golden_of("bfrnet")
-    made = opened(golden, "bfrnet").run(
+def test_the_background_is_removed(opened, write) -> None:
+    model, golden = opened("bfrnet")
+    made = model.run(
         write("total", golden["total_field"]),
         mask=write("mask", golden["mask"]),
     )
@@ -109,10 +103,10 @@ def test_the_background_is_removed(golden_of, opened, write) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_both_parts_of_nextqsm_follow_each_other(golden_of, opened, write, tmp_path: Path) -> None:
-    golden = golden_of("nextqsm vn")
+def test_both_parts_of_nextqsm_follow_each_other(opened, write, tmp_path: Path) -> None:
+    model, golden = opened("nextqsm bf", "nextqsm vn")
     local = tmp_path / "local.nii.gz"
-    made = opened(golden, "nextqsm bf", "nextqsm vn").run(
+    made = model.run(
         total_field=write("total", golden["total_field"]),
         mask=write("mask", golden["mask"]),
         local_field=local,
@@ -125,21 +119,21 @@ def test_both_parts_of_nextqsm_follow_each_other(golden_of, opened, write, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tiles_of_qsmgan_lie_side_by_side(golden_of, opened, write) -> None:
-    golden = golden_of("qsmgan")
+def test_tiles_of_qsmgan_lie_side_by_side(opened, write) -> None:
+    model, golden = opened("qsmgan")
     everywhere = write("mask", np.ones_like(golden["mask"]))
     field = write("field", golden["local_field"])
-    made = opened(golden, "qsmgan").run(field, mask=everywhere, negate=True, allow_geometry=True)
+    made = model.run(field, mask=everywhere, negate=True, allow_geometry=True)
     expected = golden["chi_stitched_unmasked_sub2"]
     assert np.abs(made.maps["chi_ppm"][::2, ::2, ::2] - expected).max() <= TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tiles_of_autoqsm_fade_into_each_other(golden_of, opened, write) -> None:
-    golden = golden_of("autoqsm")
+def test_tiles_of_autoqsm_fade_into_each_other(opened, write) -> None:
+    model, golden = opened("autoqsm")
     field = write("total", golden["total_field"])
     brain = np.zeros(golden["total_field"].shape, dtype=np.uint8)
     brain[4:-4, 4:-4, 4:-4] = 1
-    made = opened(golden, "autoqsm").run(field, mask=write("mask", brain), negate=True)
+    made = model.run(field, mask=write("mask", brain), negate=True)
     expected = golden["chi"] * brain  # the field counts outside the mask too
     assert np.abs(made.maps["chi_ppm"] - expected).max() <= TOLERANCE
