@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
 
-CHI_NAME = "susceptibility χ"
+CHI_NAME, FIELD_NAME = "susceptibility χ", "local field"
 FIELD_WINDOW_PPM = (-0.05, 0.05)
 TOTAL_WINDOW_PPM = (-0.5, 0.5)
 CHI_WINDOW_PPM = (-0.1, 0.2)
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 _MEASURED: dict[Quantity, Callable[[Volume], Row]] = {
-    "local_field_ppm": lambda field: Row("local field", field, FIELD_WINDOW_PPM),
+    "local_field_ppm": lambda field: Row(FIELD_NAME, field, FIELD_WINDOW_PPM),
     "total_field_ppm": lambda field: Row("total field", field, TOTAL_WINDOW_PPM),
     "phase_rad": lambda phase: Row("phase", phase, PHASE_WINDOW_RAD, "rad"),
 }
@@ -94,7 +94,7 @@ def scan_figure(
         Where the planes lie: R, A and S [mm], or the stored voxel where the axes are not known; by
         default the centre of the mask.
     window
-        Of susceptibility, in its unit; by default -0.1 to 0.2 ppm.
+        Of the map, in its unit; by default -0.1 to 0.2 ppm, of a local field -0.05 to 0.05.
     name
         What the map is called, if it is no susceptibility.
 
@@ -111,7 +111,8 @@ def scan_figure(
     """
     require_look(slices, window)
     factor = PPB_PER_PPM if unit == "ppb" else 1.0
-    low, high = window or (factor * CHI_WINDOW_PPM[0], factor * CHI_WINDOW_PPM[1])
+    default = FIELD_WINDOW_PPM if name == FIELD_NAME else CHI_WINDOW_PPM
+    low, high = window or (factor * default[0], factor * default[1])
 
     def of_chi(name: str, volume: Volume) -> Row:
         return Row(name, volume, (low, high), unit, factor)

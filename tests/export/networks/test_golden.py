@@ -4,6 +4,8 @@ A row's vector is compared with the network at its published size, built from th
 the graphs are those of its small versions.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
