@@ -56,7 +56,12 @@ def export_module(
     """
     stated, say = stated_in(card), asked.get("say") or (lambda line: None)
     with needs_extra("export", NAME):
-        from qsm_deploy.export.checkpoints.state import load_state, load_strictly, state_sha256
+        from qsm_deploy.export.checkpoints.state import (
+            BATCH_COUNTER,
+            load_state,
+            load_strictly,
+            state_sha256,
+        )
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
         from qsm_deploy.export.own.assembly import network_from_module
@@ -76,7 +81,7 @@ def export_module(
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
         refuse_models(files, name)
-        own = set(module.state_dict())
+        own = {key for key in module.state_dict() if not key.endswith(BATCH_COUNTER)}
         state = load_state(*files, fits=lambda keys: own <= set(keys), say=say)
         refuse_quantised(state)
         load_strictly(module, state)

@@ -130,6 +130,14 @@ class TestWhatIsReadAndMeasured:
         network = network_from_module(Pooled(factor), stated(why_whole="a test"))
         assert network.divisor == factor
 
+    def test_padding_by_reflection_is_none_of_the_divisor(self) -> None:
+        module = Pooled(16)
+        module.up = nn.Sequential(
+            nn.Conv3d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Upsample(scale_factor=16)
+        )
+        network = network_from_module(module, stated())
+        assert (network.divisor, network.why_whole) == (16, None)
+
     def test_inputs_and_reach(self) -> None:
         network = network_from_module(Pooled(4), stated())
         assert [tensor.name for tensor in network.inputs] == ["local_field_ppm", "mask"]
@@ -265,7 +273,7 @@ class TestWhatIsRefused:
             (
                 Function(lambda v: v[:, :, 1:-1]),
                 {},
-                "16x48x80 .* output of 14x48x80",
+                "48x80x112 .* output of 46x80x112",
             ),
             (Function(lambda v: 1 / 0), {}, "division by zero"),
             (
