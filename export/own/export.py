@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.export.order import ABOUT_INT8, ABOUT_PLANS, COMMON, Order, given_options
-from qsm_deploy.export.own.card_file import stated_in
+from qsm_deploy.export.own.card_file import require_name, stated_in
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.job.request import PathLike
@@ -71,7 +71,7 @@ def export_module(
     if isinstance(module, str):
         module, default = built_module(module)
     module = copy.deepcopy(module).float()
-    name = stated.network or default.strip("_").lower()
+    name = stated.network or require_name(default.strip("_").lower(), stated.where)
     order = _order(name, asked)
     order.check_outputs()
     if weights is None:
@@ -126,7 +126,7 @@ def export_onnx(
         )
         from qsm_deploy.export.write_network import Origin, provisional_card
     path = Path(path)
-    name = stated.network or path.stem.lower()
+    name = stated.network or require_name(path.stem.lower(), stated.where)
     order = _order(name, asked)
     order.check_outputs()
     model = foreign_graph(path)

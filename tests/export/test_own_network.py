@@ -309,6 +309,7 @@ class TestWhatIsRefused:
             (["--module", "net.py:build", "--card", "none.toml"], 2, "cannot be read"),
             (["--module", "net.py:build", "--card", "net.py"], 2, "no TOML"),
             (["--module", "net.py:build"], 2, "geometry"),
+            (["--module", "ir2qsm.py:build"], 2, 'network = "my-ir2qsm"'),
             (["--module", "net.py:build", "--weights", "none.pth"], 7, "no such file"),
             (["--module", "net.py:build", "--weights", "other.pth"], 7, "lack"),
             (["--module", "net.py:build", "--form", "split"], 2, "--form is for"),
@@ -317,6 +318,7 @@ class TestWhatIsRefused:
         ],
     )
     def test_one_line_each(self, folder: Path, capsys, arguments, code, message) -> None:
+        (folder / "ir2qsm.py").write_text(FILE)
         (folder / "broken.py").write_text("def build(:\n")
         torch.save(Pooled().state_dict(), folder / "other.pth")
         before = sorted(folder.rglob("*.onnx"))
