@@ -124,7 +124,7 @@ def _stated(fields: Mapping[str, Any], where: str) -> Stated:
         if name in fields:
             found[name] = table.text(name)
     if "network" in fields:
-        found["network"] = _network(table)
+        found["network"] = require_name(table.text("network"), where)
     if "inputs" in fields:
         found["inputs"] = _inputs(table)
     if "outputs" in fields:
@@ -212,12 +212,24 @@ class _Table:
         return tuple(kind(n) for n in value)
 
 
-def _network(table: _Table) -> str:
-    name = table.text("network")
-    if not all(letter.isalnum() or letter in "-_.+" for letter in name):
-        raise table.wrong("network", "a name of letters, digits, - _ . +, as files get it")
+def require_name(name: str, where: str) -> str:
+    """Return a name that a network may have.
+
+    Raises
+    ------
+    UsageError
+        If it has letters that not every file may be called, or a network is called so already.
+    """
+    if not (name.isascii() and all(letter.isalnum() or letter in "-_.+" for letter in name)):
+        raise UsageError(
+            f"{where}: network is {name!r}, expected a name of letters, digits, - _ . +, as files "
+            'get it; say network = "mine" in the card'
+        )
     if name in known_networks():
-        raise UsageError(f"{table.where}: a network is called {name} already; choose another name")
+        raise UsageError(
+            f"{where}: a network is called {name} already; say another one, network = "
+            f'"my-{name}", in the card'
+        )
     return name
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.export.order import ABOUT_INT8, ABOUT_PLANS, COMMON, Order, given_options
-from qsm_deploy.export.own.card_file import stated_in
+from qsm_deploy.export.own.card_file import require_name, stated_in
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.job.request import PathLike
@@ -56,7 +56,12 @@ def export_module(
     """
     stated, say = stated_in(card), asked.get("say") or (lambda line: None)
     with needs_extra("export", NAME):
-        from qsm_deploy.export.checkpoints.state import load_state, load_strictly, state_sha256
+        from qsm_deploy.export.checkpoints.state import (
+            BATCH_COUNTER,
+            load_state,
+            load_strictly,
+            state_sha256,
+        )
         from qsm_deploy.export.model_files import refuse_models, refuse_quantised
         from qsm_deploy.export.networks.network import Choices
         from qsm_deploy.export.own.assembly import network_from_module
@@ -66,7 +71,7 @@ def export_module(
     if isinstance(module, str):
         module, default = built_module(module)
     module = copy.deepcopy(module).float()
-    name = stated.network or default.strip("_").lower()
+    name = stated.network or require_name(default.strip("_").lower(), stated.where)
     order = _order(name, asked)
     order.check_outputs()
     if weights is None:
@@ -76,7 +81,7 @@ def export_module(
         given = [weights] if isinstance(weights, str | os.PathLike) else weights
         files = [Path(path) for path in given]
         refuse_models(files, name)
-        own = set(module.state_dict())
+        own = {key for key in module.state_dict() if not key.endswith(BATCH_COUNTER)}
         state = load_state(*files, fits=lambda keys: own <= set(keys), say=say)
         refuse_quantised(state)
         load_strictly(module, state)
@@ -121,7 +126,7 @@ def export_onnx(
         )
         from qsm_deploy.export.write_network import Origin, provisional_card
     path = Path(path)
-    name = stated.network or path.stem.lower()
+    name = stated.network or require_name(path.stem.lower(), stated.where)
     order = _order(name, asked)
     order.check_outputs()
     model = foreign_graph(path)

@@ -19,7 +19,6 @@ MOST_VOXELS = 2**20  # of one run: seconds and a gigabyte for the largest networ
 # of a volume to see how far a network sees, in divisors and in voxels: shorter than for networks
 # whose receptive field is known to end
 FIRST, LONGEST = 8, 1024
-WIDE = 16  # voxels, of that volume
 SAME = 1e-4  # of the largest value; rounding makes 1e-6
 NO_END = "every voxel sees more of the volume than a patch could hold"
 NOT_SEEN = "how far a voxel sees could not be measured"
@@ -47,12 +46,18 @@ def find_divisor(network: OwnNetwork, dims: tuple[int, ...] = DIVISORS) -> int |
 
 def odd_shapes(divisor: int) -> tuple[Shape, ...]:
     """Return one shape of three odd multiples, or three thin ones if that were too large."""
-    least = math.ceil(SMALLEST / divisor)
+    least = max(3, math.ceil(SMALLEST / divisor))
     k = least + 1 - least % 2
     x, y, z = (divisor * n for n in (k, k + 2, k + 4))
     if x * y * z <= MOST_VOXELS:
         return ((x, y, z),)
-    return ((3 * x, x, x), (x, 3 * x, x), (x, x, 3 * x))
+    wide = divisor * _cells_across(divisor)
+    return ((x, wide, wide), (wide, x, wide), (wide, wide, x))
+
+
+def _cells_across(divisor: int) -> int:
+    """Return how wide a thin volume is, in divisors: padding by reflection takes two."""
+    return max(2, math.ceil(SMALLEST / divisor)) if divisor <= 2 * SMALLEST else 1
 
 
 def what_is_wrong(network: OwnNetwork, shape: Shape) -> str | None:
@@ -103,6 +108,7 @@ def find_reach(network: OwnNetwork, say: Callable[[str], None]) -> None:
             continue
         try:
             reach = max(_reaches(network))
+            alike = _alike(network, reach)
         except ExportError:
             network.multiple, network.why_whole = smallest, NO_END
             return
@@ -110,7 +116,7 @@ def find_reach(network: OwnNetwork, say: Callable[[str], None]) -> None:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             network.multiple, network.why_whole = smallest, f"{NOT_SEEN} ({reason})"
             return
-        if _alike(network, reach):
+        if alike:
             network.reach = reach
             if divisor > smallest:
                 say(f"patches must begin at multiples of {divisor}, though {smallest} would run")
@@ -120,7 +126,7 @@ def find_reach(network: OwnNetwork, say: Callable[[str], None]) -> None:
 
 def _reaches(network: OwnNetwork) -> Iterator[int]:
     divisor = network.multiple
-    across = max(2, math.ceil(WIDE / divisor)) if divisor <= WIDE else 1
+    across = _cells_across(divisor) if divisor <= SMALLEST else 1
     longest = min(LONGEST, max(FIRST * divisor, MOST_VOXELS // (across * divisor) ** 2))
     first = max(FIRST, 2 * math.ceil(SMALLEST / divisor))
     positions = sorted({0, divisor // 2, divisor - 1})
@@ -134,7 +140,7 @@ def _alike(network: OwnNetwork, reach: int) -> bool:
     """Whether a volume whose first planes are cut off gives the same map beyond the reach."""
     divisor = network.multiple
     for axis in range(3):
-        wide = divisor * math.ceil(SMALLEST / divisor)
+        wide = divisor * _cells_across(divisor)
         length = divisor * math.ceil((2 * reach + 2 * wide) / divisor)
         shape = [wide] * 3
         shape[axis] = length

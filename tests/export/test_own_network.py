@@ -130,6 +130,14 @@ class TestWhatIsReadAndMeasured:
         network = network_from_module(Pooled(factor), stated(why_whole="a test"))
         assert network.divisor == factor
 
+    def test_padding_by_reflection_is_none_of_the_divisor(self) -> None:
+        module = Pooled(16)
+        module.up = nn.Sequential(
+            nn.Conv3d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Upsample(scale_factor=16)
+        )
+        network = network_from_module(module, stated())
+        assert (network.divisor, network.why_whole) == (16, None)
+
     def test_inputs_and_reach(self) -> None:
         network = network_from_module(Pooled(4), stated())
         assert [tensor.name for tensor in network.inputs] == ["local_field_ppm", "mask"]
@@ -265,7 +273,7 @@ class TestWhatIsRefused:
             (
                 Function(lambda v: v[:, :, 1:-1]),
                 {},
-                "16x48x80 .* output of 14x48x80",
+                "48x80x112 .* output of 46x80x112",
             ),
             (Function(lambda v: 1 / 0), {}, "division by zero"),
             (
@@ -301,6 +309,7 @@ class TestWhatIsRefused:
             (["--module", "net.py:build", "--card", "none.toml"], 2, "cannot be read"),
             (["--module", "net.py:build", "--card", "net.py"], 2, "no TOML"),
             (["--module", "net.py:build"], 2, "geometry"),
+            (["--module", "ir2qsm.py:build"], 2, 'network = "my-ir2qsm"'),
             (["--module", "net.py:build", "--weights", "none.pth"], 7, "no such file"),
             (["--module", "net.py:build", "--weights", "other.pth"], 7, "lack"),
             (["--module", "net.py:build", "--form", "split"], 2, "--form is for"),
@@ -309,6 +318,7 @@ class TestWhatIsRefused:
         ],
     )
     def test_one_line_each(self, folder: Path, capsys, arguments, code, message) -> None:
+        (folder / "ir2qsm.py").write_text(FILE)
         (folder / "broken.py").write_text("def build(:\n")
         torch.save(Pooled().state_dict(), folder / "other.pth")
         before = sorted(folder.rglob("*.onnx"))
