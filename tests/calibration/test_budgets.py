@@ -37,7 +37,7 @@ def test_a_precision_has_its_defaults_and_what_is_given_wins(precision, card) ->
 
 
 def test_a_loop_outside_the_graph_may_differ_by_more(card) -> None:
-    split = SimpleNamespace(patchable="split", precision=card.precision)
+    split = SimpleNamespace(pipeline="modl", precision=card.precision)
     assert budgets_for(split, []) == DEFAULTS["split"]
     assert DEFAULTS["split"]["max_ppb"] > DEFAULTS["fp32"]["max_ppb"]
 

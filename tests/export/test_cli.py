@@ -140,7 +140,7 @@ def test_bundled_weights_are_announced(tiny_tv_unet, tmp_path, monkeypatch, caps
     ("arguments", "code", "message"),
     [
         ([], 2, "--list"),
-        (["--model", "qsmgan"], 2, "no such network"),
+        (["--model", "deepqsm"], 2, "no such network"),
         (["--model", "tv-unet", "--residual", "input"], 2, "no option of tv-unet"),
         (["--model", "ir2qsm", "-o", "model.pb"], 2, ".onnx"),
         (["--model", "ir2qsm"], 7, "drive.google.com"),
