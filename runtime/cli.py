@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstructor import Maker
 
 
+AFTER_TOTAL = ("quality", "background")  # steps to a local field
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     p = parser()
@@ -122,15 +125,20 @@ def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker:
     """Return the steps of a run and their parameters, the inversion last."""
     from qsm_deploy.runtime.job.beginning import steps_from
     from qsm_deploy.runtime.job.report import stages_text
+    from qsm_deploy.runtime.job.request import begins_with
     from qsm_deploy.runtime.local_field.from_echoes import parameters
     from qsm_deploy.runtime.methods.method import Method
 
     steps = parameters(steps_from(arguments.background_removal, arguments.erode))
     echoes = arguments.phase or arguments.real
-    if fields or (arguments.local_field and not (echoes or arguments.total_field)):
+    first = begins_with(maker)
+    if first != "local_field_ppm":
+        made = echoes and first == "total_field_ppm"
+        steps = {name: said for name, said in steps.items() if made and name not in AFTER_TOTAL}
+    elif fields or (arguments.local_field and not (echoes or arguments.total_field)):
         steps = {}
     elif arguments.total_field and not echoes:
-        steps = {name: steps[name] for name in ("quality", "background")}
+        steps = {name: steps[name] for name in AFTER_TOTAL}
     said = maker.said() if isinstance(maker, Method) else {}
     names = [maker] if isinstance(maker, Method) else maker
     steps["inversion"] = {"by": ", ".join(one.name for one in names), **said}

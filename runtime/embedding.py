@@ -55,6 +55,8 @@ class Engine:
         inversion = reconstructor.inversion
         if not isinstance(inversion, GpuNetwork | GpuVariation):
             raise UsageError(f"{inversion.name} is not on a GPU: open it with device='cuda:0'")
+        if reconstructor.before is not None:
+            raise UsageError("arrays on a GPU are for one model or method; pass them on the host")
         if isinstance(inversion, GpuNetwork):
             _require_field_alone(inversion.card)
         self._inversion, self._reconstructor = inversion, reconstructor

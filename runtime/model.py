@@ -15,7 +15,7 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
-from qsm_deploy.runtime.job.one_scan import measured_scan, run_field, run_scan
+from qsm_deploy.runtime.job.one_scan import TITLES, measured_scan, run_field, run_scan
 from qsm_deploy.runtime.job.report import way_text
 from qsm_deploy.runtime.job.request import (
     PathLike,
@@ -95,6 +95,7 @@ class Result:
             unit=said["units"],
             slices=slices,
             window=window,
+            name=TITLES[next(iter(self.maps))],
         )
 
 
@@ -210,12 +211,18 @@ class Model:
             engine = Engine(self.reconstructor)
             grid: Any = {"voxel_size_mm": voxel_size_mm, "b0_direction": b0_direction}
             return engine.reconstruct(field_ppm, mask, **grid, axes=axes, wants=wants)
+        needs = self.reconstructor.needs
+        for name, volume in (("chi_ppm", chi_ppm), ("r2prime_hz", r2prime_hz)):
+            if (volume is None) == (name in needs.maps):
+                takes = " and ".join((needs.quantity, *needs.maps))
+                raise UsageError(f"{needs.network} takes {takes}: pass them, and no other maps")
         scan = scan_from_arrays(
             field_ppm,
             mask,
             voxel_size_mm=voxel_size_mm,
             b0_direction=b0_direction,
-            quantity=self.reconstructor.needs.quantity,
+            quantity=needs.quantity,
+            keeps_outside=needs.unmasked,
             chi_ppm=chi_ppm,
             r2prime_hz=r2prime_hz,
             echo_time_s=echo_time_s,

@@ -5,8 +5,8 @@ Every command, the server and the Python interface call these; none wires the se
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from qsm_deploy.runtime.sessions.session import AUTO, Backend, Precision, Sessio
 if TYPE_CHECKING:
     from qsm_deploy.runtime.reconstruction.network import Network
 
+UNWEIGHED: dict[str, Any] = dict.fromkeys(("magnitude", "noise_ppm", "misfit"))
 CUDA = re.compile(r"cuda:(\d+)")
 # what makes a map: models, a method, or models and a method that takes the field that they give
 Maker = Sequence[Path | Method] | Method
@@ -87,6 +88,8 @@ class Planned:
         The memory that it may take.
     before
         What makes the map that this one takes, of a chain.
+    beside
+        What a method at its end takes besides that map.
     """
 
     prepared: Prepared
@@ -94,6 +97,7 @@ class Planned:
     wants: Wants
     limit_bytes: float
     before: "Planned | None" = None
+    beside: Mapping[str, Volume | None] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -165,11 +169,13 @@ class Reconstructor:
         MemoryLimitError
             If it does not fit the memory, not even in patches.
         """
-        before = None
+        before, beside = None, dict[str, Any]()
         if self.before is not None:
-            before = self.before.plan(measured, replace(wants, correction=None))
+            scan = replace(measured, **UNWEIGHED) if self._is_method else measured
+            before = self.before.plan(scan, replace(wants, correction=None))
             unmade = np.broadcast_to(np.float32(0), before.prepared.measured.mask.shape)
-            measured = self._handed_on(before.prepared.measured, unmade)
+            beside = {name: getattr(measured, name) for name in UNWEIGHED}
+            measured = self._handed_on(before.prepared.measured, unmade, beside)
         self.inversion.require_fields(len(measured.measured))
         if wants.correction is not None:
             self._require_correctable()
@@ -180,22 +186,28 @@ class Reconstructor:
         first = {
             "model": self.before.inversion.facts()["model"],
             "geometry": grid_facts(before.prepared.scan.geometry),
+            "grid": before.prepared.facts,
             "plan": before.task.decision.facts(),
         }
+        first |= before.task.facts
+        own = planned.task.facts
+        if "first_part" in own:  # of an inversion of two parts
+            first = own["first_part"] | {"first_part": first}
         task = replace(
             planned.task,
             runs=before.task.runs + planned.task.runs,
             notes=before.task.notes + planned.task.notes,
-            facts=planned.task.facts | {"first_part": first | before.task.facts},
+            facts=own | {"first_part": first},
         )
-        return replace(planned, task=task, before=before)
+        return replace(planned, task=task, before=before, beside=beside)
 
     def first_weights(self) -> str | None:
-        """Return the digest of the weights of what runs before, if something does."""
+        """Return precision and digest of the weights of what runs before, if something does."""
         first = (
             getattr(self.inversion, "first", None) if self.before is None else self.before.inversion
         )
-        return None if first is None else str(first.facts()["model"]["weights_sha256"])
+        model = None if first is None else first.facts()["model"]
+        return model and f"{model.get('precision')}, {model.get('weights_sha256')}"
 
     def _require_correctable(self) -> None:
         needs = self.inversion.needs
@@ -205,20 +217,30 @@ class Reconstructor:
                 f"{needs.network} takes {needs.quantity} and gives {', '.join(needs.gives)}"
             )
 
-    def _handed_on(self, scan: Scan, made: Volume) -> Scan:
-        """Return the acquisition with what the part before made of it."""
+    @property
+    def _is_method(self) -> bool:
+        return "method" in self.inversion.facts()["model"]
+
+    def _handed_on(self, scan: Scan, made: Volume, beside: Mapping[str, Volume | None]) -> Scan:
+        """Return the acquisition with what the part before made of it.
+
+        ``beside`` is what a method weighs a field by; networks before it do not take it.
+        """
         assert self.before is not None  # or nothing is handed on
+        kept = beside if self._is_method else UNWEIGHED
+        taken = {**kept, "chi_ppm": scan.chi_ppm, "r2prime_hz": scan.r2prime_hz}
+        volumes: dict[str, Any] = {
+            n: None if v is None else v * scan.mask for n, v in taken.items()
+        }
         if self.before.needs.gives == (CHI,):
-            return replace(scan, chi_ppm=made)
+            return replace(scan, **volumes | {"chi_ppm": made})
         return replace(
             scan,
             measured=made[None],
             quantity="local_field_ppm",
-            magnitude=None,
-            noise_ppm=None,
-            misfit=None,
             echo_weights=None,
             more_echo_times_s=(),
+            **volumes,
         )
 
     def planned(self, prepared: Prepared, wants: Wants) -> Planned:
@@ -249,11 +271,12 @@ class Reconstructor:
         EngineError
             If what runs it fails, or the map is not finite.
         """
-        between: dict[str, Volume] = {}
+        between, found = dict[str, Volume](), dict[str, Any]()
         if self.before is not None and planned.before is not None:
             earlier = self.before.run(planned.before, stages, done)
             assert earlier.scan is not None  # as below
-            scan = self._handed_on(earlier.scan, earlier.map_ppm)
+            scan = self._handed_on(earlier.scan, earlier.map_ppm, planned.beside)
+            found = earlier.findings
             between = earlier.between | {self.before.needs.gives[0]: earlier.map_ppm}
             planned = self.planned(
                 prepare(self.inversion.needs, scan, planned.wants), planned.wants
@@ -262,6 +285,10 @@ class Reconstructor:
         measured = prepared.measured
         made = self.inversion.make(planned.task, stages, done)
         made.scan, made.between = measured, between
+        if notes := [*found.pop("notes", ()), *made.findings.pop("notes", ())]:
+            made.findings["notes"] = notes
+        if found:
+            made.findings["first_part_found"] = found
         if not wants.any_values:
             for volume in (made.map_ppm, *made.further.values()):
                 require_finite(volume)

@@ -25,7 +25,7 @@ from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import within_process
 from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run_scan
-from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request, takes_local_field
+from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request, begins_with
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
 from qsm_deploy.runtime.reconstruction.inversion import Wants
@@ -125,7 +125,7 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
     output = dataset / "derivatives" / NAME if cohort.output is None else cohort.output
     derivative = Derivative(output, dataset)
     derivative.require_ours()
-    if cohort.source is None and not takes_local_field(maker):
+    if cohort.source is None and begins_with(maker) != LOCAL:
         cohort = replace(cohort, source="megre")
     found = find_recordings(dataset, cohort.participant_labels, cohort.source, output)
     recordings = found.recordings

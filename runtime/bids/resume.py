@@ -78,9 +78,10 @@ def maps_that_stay(
 
 def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
     model, step = _object(sidecar, "model"), _object(sidecar, "data_consistency")
+    first = _object(_object(sidecar, "first_part"), "model") or None
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
-        FIRST: _object(_object(sidecar, "first_part"), "model").get("weights_sha256"),
+        FIRST: first and f"{first.get('precision')}, {first.get('weights_sha256')}",
         "units": sidecar.get("units"),
         "data consistency": _object(sidecar, "asked_for").get("data_consistency")
         or ((step.get("lambda"), step.get("iterations")) if step else None),

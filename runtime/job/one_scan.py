@@ -20,7 +20,7 @@ from qsm_deploy.runtime.job.memory_limit import (
 )
 from qsm_deploy.runtime.job.request import MAP_NAMES, Outputs, Request
 from qsm_deploy.runtime.metrics.sign import doubt_of_sign
-from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made, Needs
+from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import (
     Host,
@@ -34,6 +34,9 @@ from qsm_deploy.runtime.scan.scan import Scan, ScanFiles, load_scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 LOCAL: Final = "local_field_ppm"
+NEEDS_MASK = (
+    "needs the mask of the brain; pass it with -m, or have it beside the images in a dataset"
+)
 TITLES = {
     LOCAL: "local field",
     CHI: "susceptibility χ",
@@ -74,10 +77,10 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
         If a file cannot be read, or is not what it should be.
     """
     needs = reconstructor.needs
-    _first_of(reconstructor).inversion.require_fields(len(request.files.fields))
+    _parts(reconstructor)[0].inversion.require_fields(len(request.files.fields))
     if (needs.quantity, needs.gives) == ("phase_rad", (LOCAL,)) and request.files.mask is None:
-        raise UsageError(f"{needs.network} needs the mask of the brain; pass it with -m")
-    _require_maps(needs, request.files)
+        raise UsageError(f"{needs.network} {NEEDS_MASK}")
+    _require_maps(reconstructor, request.files)
     files, limit = request.files, request.wants.memory_limit
     volumes = (*files.fields, files.mask, files.truth, files.labels, files.noise_map)
     if reconstructor.inversion.facts()["backend"]["device"] != CPU:
@@ -87,12 +90,13 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
     return load_scan(request.files, reading)
 
 
-def _first_of(reconstructor: Reconstructor) -> Reconstructor:
-    """Return the first part of a chain."""
-    return reconstructor if reconstructor.before is None else _first_of(reconstructor.before)
+def _parts(reconstructor: Reconstructor) -> tuple[Reconstructor, ...]:
+    """Return the parts of a chain, the first one first."""
+    before = () if reconstructor.before is None else _parts(reconstructor.before)
+    return (*before, reconstructor)
 
 
-def _require_maps(needs: Needs, files: ScanFiles) -> None:
+def _require_maps(reconstructor: Reconstructor, files: ScanFiles) -> None:
     """Refuse maps that are missing, or that nothing takes.
 
     Raises
@@ -100,12 +104,15 @@ def _require_maps(needs: Needs, files: ScanFiles) -> None:
     UsageError
         If there is one.
     """
+    wanted = reconstructor.needs.maps
+    takers = {name: p.inversion.needs.network for p in _parts(reconstructor) for name in wanted}
     for name, path in ((CHI, files.chi), ("r2prime_hz", files.r2prime)):
         flag = f"--{name.rpartition('_')[0]}"
-        if name in needs.maps and path is None:
-            raise UsageError(f"{needs.network} takes {name} besides the field; pass {flag} FILE")
-        if name not in needs.maps and path is not None:
-            raise UsageError(f"{flag} is for networks that take it, {needs.network} does not")
+        if name in wanted and path is None:
+            raise UsageError(f"{takers[name]} takes {name} besides the field; pass {flag} FILE")
+        if name not in wanted and path is not None:
+            given = " and ".join(p.inversion.needs.network for p in _parts(reconstructor))
+            raise UsageError(f"{flag} is for networks that take it, {given} does not")
 
 
 def measured_scan(
@@ -121,17 +128,28 @@ def measured_scan(
         As :func:`read_scan`, or if a step on the way to the field fails.
     """
     needs, begins = reconstructor.needs, request.begins
+    before = _parts(reconstructor)[:-1]
     if begins.steps is None:
         with stages("load"):
             return read_scan(request, reconstructor), {}
     on_cpu = reconstructor.inversion.facts()["backend"]["device"] == CPU
     limit_bytes = (on_cpu and request.wants.memory_limit) or available_bytes()
-    if needs.quantity != "local_field_ppm":
+    _require_maps(reconstructor, request.files)
+    if needs.quantity != LOCAL:
         _require_default_steps(needs.network, begins)
+        if "local_field" in begins.keeps and not any(p.needs.gives == (LOCAL,) for p in before):
+            raise UsageError(
+                f"{reconstructor.inversion.name} is handed no local field that --local-field could "
+                "keep; name what is given with -o"
+            )
+    if needs.unmasked and begins.images is not None:
+        raise UsageError(
+            f"{needs.network} takes the field of the whole head, and of echoes that of the brain "
+            "is made; pass it with --total-field"
+        )
     if needs.quantity == "phase_rad":
         return _phase_scan(request, reconstructor, stages, limit_bytes), {}
-    _first_of(reconstructor).inversion.require_fields(1)
-    _require_maps(needs, request.files)
+    _parts(reconstructor)[0].inversion.require_fields(1)
     if needs.quantity == "total_field_ppm":
         keeps = {name: path for name, path in begins.keeps.items() if name != "local_field"}
         reading = replace(request.reading, keeps_outside=needs.unmasked)
@@ -160,7 +178,7 @@ def _phase_scan(
     request: Request, reconstructor: Reconstructor, stages: Stages, limit_bytes: float
 ) -> Scan:
     """Return the wrapped phase of all echoes, for a network that takes it."""
-    from qsm_deploy.runtime.local_field.scans import phase_scan
+    from qsm_deploy.runtime.local_field.scans import phase_scan, with_maps
 
     begins, needs = request.begins, reconstructor.needs
     if begins.images is None:
@@ -169,10 +187,11 @@ def _phase_scan(
         name = min(unmade).replace("_", "-")
         raise UsageError(f"{needs.network} makes no {name} on its way; drop --{name}")
     if request.files.mask is None:
-        raise UsageError(f"{needs.network} needs the mask of the brain; pass it with -m")
+        raise UsageError(f"{needs.network} {NEEDS_MASK}")
     with stages("load"):
         scan = phase_scan(begins.images, request.files, request.reading, limit_bytes)
-    _first_of(reconstructor).inversion.require_fields(len(scan.measured))
+        scan = with_maps(scan, request.files)
+    _parts(reconstructor)[0].inversion.require_fields(len(scan.measured))
     return scan
 
 
@@ -354,10 +373,12 @@ def _map_files(
 ) -> dict[Path, bytes]:
     """Return the sidecars and the maps, if they are to be written."""
     outputs, files = request.outputs, dict[Path, bytes]()
+    if not outputs.given:
+        return {}
     volumes = (made.map_ppm, *made.further.values())
     with stages("write"):
         for path, sidecar, name, volume in zip(
-            outputs.given, outputs.sidecars, gives, volumes, strict=False
+            outputs.given, outputs.sidecars, gives, volumes, strict=True
         ):
             files[sidecar] = report.json_bytes({**request.labels, **run})
             said = f"{MAP_NAMES[name]} [{outputs.units}] {run['title']}"

@@ -292,8 +292,8 @@ def make_request(
         keeps,
         given,
     )
-    if truth is not None and len(gives) > 1:
-        raise UsageError(f"--truth is of one map, {' and '.join(gives)} are made; drop it")
+    if truth is not None and gives != (CHI,):
+        raise UsageError(f"--truth is a susceptibility, {' and '.join(gives)} is made; drop it")
     _require_names(outputs)
     outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
@@ -520,15 +520,17 @@ def gives_of(maker: Maker) -> tuple[str, ...]:
     QsmDeployError
         As :func:`load_card`.
     """
-    if isinstance(maker, Method) or any(isinstance(one, Method) for one in maker):
-        return (CHI,)
-    given = [TASKS[load_card(path).task][2] for path in models_of(maker)]
+    models = models_of(maker)
+    given = [TASKS[load_card(path).task][2] for path in models]
+    if isinstance(maker, Method) or len(models) < len(maker):
+        given.append((CHI,))
     return max(given, key=lambda names: [*MAP_NAMES].index(names[0]), default=(CHI,))
 
 
-def takes_local_field(maker: Maker) -> bool:
-    """Tell whether a run begins with a local field, by the cards of its models."""
-    return all(TASKS[load_card(path).task][0] == "local_field_ppm" for path in models_of(maker))
+def begins_with(maker: Maker) -> str:
+    """Return what a run begins with, by the cards of its models."""
+    taken = {TASKS[load_card(path).task][0] for path in models_of(maker)}
+    return next((q for q in ("phase_rad", "total_field_ppm") if q in taken), "local_field_ppm")
 
 
 def output_files(output: Path, gives: Sequence[str]) -> dict[str, Path]:

@@ -227,7 +227,7 @@ def local_field_scan(
     inside = local.mask
     changed: dict[str, Any] = {
         name: None if (volume := getattr(total, name)) is None else volume * inside
-        for name in ("magnitude", "noise_ppm", "truth_ppm")
+        for name in ("magnitude", "noise_ppm", "truth_ppm", "chi_ppm", "r2prime_hz")
     }
     try:
         notes = local.notes + require_ppm(local.field_ppm[inside], "ppm")

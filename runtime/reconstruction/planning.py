@@ -10,7 +10,6 @@ from qsm_deploy.kernels.errors import CardError, MemoryLimitError, UnservedShape
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.peak_memory import memory_text
 from qsm_deploy.runtime.reconstruction.patches import Blend, PatchPlan, plan_patches, plan_whole
-from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 
 PatchSize = int | Literal["auto", "off"]
@@ -161,6 +160,8 @@ def smallest_patch(card: ModelCard) -> int:
 
 
 def _in_tiles(workload: Demand, options: PatchOptions) -> Decision:
+    from qsm_deploy.runtime.reconstruction.tiles import plan_for
+
     card = workload.card
     if options != PatchOptions():
         raise UsageError(

@@ -23,6 +23,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 THICK_MM = 2.0  # no voxels above were measured
 OTHERWISE = "use a network for any geometry such as tv-unet, or pass --allow-geometry"
+OF_HEAD = f"a field of the whole head is neither resampled nor turned: {OTHERWISE}"
 OF_PHASE = (
     "a wrapped phase is not turned, since what interpolates across its wraps makes artefacts: make "
     f"a local field of it first, {OTHERWISE}"
@@ -85,6 +86,7 @@ def prepare(needs: Needs, measured: Scan, wants: Wants) -> Prepared:
     found = deviations(needs.geometry, prepared.scan.geometry)
     if found and not wants.allow_geometry:
         way = OF_PHASE if measured.quantity == "phase_rad" else OTHERWISE
+        way = OF_HEAD if needs.unmasked else way
         raise GeometryError(f"{'; '.join(deviations(needs.geometry, turned.geometry))}; {way}")
     return replace(prepared, departures=tuple(found))
 
@@ -94,6 +96,8 @@ def _on_trained_grid(needs: Needs, prepared: Prepared) -> Prepared:
     limits, native = needs.geometry, prepared.scan
     scan, back = native, prepared.back
     facts: dict[str, Any] = {}
+    if needs.unmasked:  # what lies around the mask's box would be lost
+        return prepared
     resamples = has_other_voxels(limits, native.geometry)
     if resamples:
         from qsm_deploy.runtime.scan.resampling import resample_map, resample_scan

@@ -14,7 +14,13 @@ from qsm_deploy.runtime.scan.masks import mask_from_values
 from qsm_deploy.runtime.scan.mistaken import refuse_other_than_field
 from qsm_deploy.runtime.scan.orientations import SMALLEST_ANGLE_DEG, require_different
 from qsm_deploy.runtime.scan.params import Vector
-from qsm_deploy.runtime.scan.scan import Quantity, Scan, echo_weights, require_trust
+from qsm_deploy.runtime.scan.scan import (
+    Quantity,
+    Scan,
+    echo_weights,
+    outside_zero,
+    require_trust,
+)
 from qsm_deploy.runtime.scan.units import require_ppm, require_total_ppm, require_wrapped_phase
 from qsm_deploy.runtime.scan.wraps import require_unwrapped, undo_half_turns
 
@@ -32,6 +38,7 @@ def scan_from_arrays(
     noise_ppm: Any = None,
     chi_ppm: Any = None,
     r2prime_hz: Any = None,
+    keeps_outside: bool = False,
     axes: str | ArrayLike | None = None,
 ) -> Scan:
     """Return a scan of arrays, in canonical axes.
@@ -56,6 +63,8 @@ def scan_from_arrays(
         (x, y, z), 0 or more in the mask; (n, x, y, z) or one magnitude of n echoes.
     chi_ppm, r2prime_hz
         (x, y, z), for networks that take them.
+    keeps_outside
+        Whether the field counts outside the mask too, where it is finite.
     axes
         Where x, y and z run to: letters such as ``LPS``, or an affine to RAS [mm]. ``None`` is not
         known: then nothing is flipped, and the axis nearest to B0 becomes the third.
@@ -117,7 +126,7 @@ def scan_from_arrays(
     affine = affine_from(axes, size)
     notes += contradicted(axes, affine, grids[0])
     scan = Scan(
-        np.where(inside, fields, 0).astype(np.float32),
+        outside_zero(fields, inside, keeps_outside=keeps_outside),
         inside,
         grids[0],
         nib.Nifti1Header(),

@@ -44,13 +44,15 @@ def refuse_other_than_field(values: NDArray[np.float32], description: str = "") 
         )
 
 
-def refuse_other_than_truth(values: NDArray[np.float32]) -> None:
+def refuse_other_than_truth(values: NDArray[np.float32], flag: str = "--truth") -> None:
     """Refuse values that are no susceptibility [ppm].
 
     Parameters
     ----------
     values
         (voxels,) inside the mask, finite.
+    flag
+        What they were passed with.
 
     Raises
     ------
@@ -59,8 +61,8 @@ def refuse_other_than_truth(values: NDArray[np.float32]) -> None:
     """
     if (few := few_whole_numbers(values)) > 2:
         raise DataError(
-            f"{few} different whole numbers inside the mask, as of labels; pass the true "
-            "susceptibility [ppm] with --truth, and regions with --labels"
+            f"{few} different whole numbers inside the mask, as of labels; pass the "
+            f"susceptibility [ppm] with {flag}, and regions with --labels"
         )
     p99 = float(np.percentile(np.abs(values), 99))
     if p99 > LARGEST_TRUTH_PPM:

@@ -395,9 +395,7 @@ def _inside(
             turn, stated = (TURN, False) if units == "rad" else (None, units is not None)
             require_unwrapped(volume.data, mask, turn, stated=stated)
             measured = volume.data
-        values: NDArray[np.float32] = np.where(mask, measured, np.float32(0))
-        if reading.keeps_outside:
-            values = np.nan_to_num(measured, nan=0.0, posinf=0.0, neginf=0.0)
+        values = outside_zero(measured, mask, keeps_outside=reading.keeps_outside)
         values *= np.float32(reading.scale())
         if reading.quantity == "phase_rad":
             found = require_wrapped_phase(values[mask])
@@ -411,6 +409,14 @@ def _inside(
         raise type(error)(f"{volume.path}: {error}") from None
     notes += [f"{volume.path}: {note}" for note in found]
     return values
+
+
+def outside_zero(
+    measured: NDArray[Any], mask: NDArray[np.bool_], *, keeps_outside: bool
+) -> NDArray[np.float32]:
+    """Return what was measured, 0 outside the mask, or where it is kept there not finite."""
+    inside = np.isfinite(measured) if keeps_outside else mask
+    return np.where(inside, measured, 0).astype(np.float32)
 
 
 def _radians(volume: NiftiVolume, reading: Reading) -> NDArray[np.float32]:
@@ -516,11 +522,22 @@ def truth_of_file(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> N
     return truth
 
 
+def _chi_of_file(path: Path, volume: NiftiVolume, mask: NDArray[np.bool_]) -> Volume:
+    """Return a susceptibility [ppm] on the grid of a volume, 0 outside the mask."""
+    chi = load_on_grid(path, volume).data
+    _require_finite(path, chi, mask, masked=True)
+    try:
+        refuse_other_than_truth(chi[mask], flag="--chi")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    return np.where(mask, chi, np.float32(0))
+
+
 def maps_of_files(files: ScanFiles, volume: NiftiVolume, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the maps that a network takes besides its field, by name, if there are files."""
     found: dict[str, Any] = {}
     if files.chi is not None:
-        found["chi_ppm"] = truth_of_file(files.chi, volume, mask)
+        found["chi_ppm"] = _chi_of_file(files.chi, volume, mask)
     if files.r2prime is not None:
         found["r2prime_hz"] = _trust(files.r2prime, volume, mask)
     return found
