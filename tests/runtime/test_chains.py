@@ -6,10 +6,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnx
 import pytest
 
+from qsm_deploy.kernels.errors import GeometryError
 from qsm_deploy.runtime import open_model, run
-from qsm_deploy.runtime.card.card import GeometryLimits, ModelCard, TensorInfo, Tiles
+from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, TensorInfo, Tiles
 from qsm_deploy.runtime.cli import main
 
 VOLUME = ("n", 1, "x", "y", "z")
@@ -118,6 +120,9 @@ def test_arrays_of_several_maps(models, field) -> None:
         (("removal", "inversion", "parting"), (), "pass --r2prime FILE"),
         (("inversion",), ("--r2prime",), "--r2prime is for networks that take it, twice does not"),
         (("direct",), ("--data-consistency", "0.1"), "needs a local field"),
+        (("removal",), ("--truth",), "--truth is a susceptibility, local_field_ppm is made"),
+        (("direct",), ("--total-field", "--local-field"), "is handed no local field that --local"),
+        (("removal",), ("--total-field", "--local-field"), "is handed no local field that --local"),
         (
             ("direct",),
             ("--total-field", "--erode", "1"),
@@ -126,7 +131,8 @@ def test_arrays_of_several_maps(models, field) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(names, flags, message, models, total, capsys) -> None:
-    files = {"--r2prime": [str(total)], "--total-field": [str(total)]}
+    files = {flag: [str(total)] for flag in ("--r2prime", "--total-field", "--truth")}
+    files["--local-field"] = [str(total.with_name("kept.nii.gz"))]
     said = [part for flag in flags for part in (flag, *files.get(flag, ()))]
     begins = [] if "--total-field" in flags else [str(total)]
     assert main([*(str(models[n]) for n in names), *begins, *said, "-q"]) != 0
@@ -142,6 +148,69 @@ def test_the_tiles_of_a_card_are_the_plan(card, write_model, total, field, capsy
     assert made.report["plan"]["patch_shape"] == [12, 12, 12]
     assert main([str(model), str(total), "--patch", "16", "-q"]) == 2
     assert "has tiles of its own" in capsys.readouterr().err
+
+
+def test_a_method_comes_before_what_parts_its_map(models, total, field, write_volume) -> None:
+    r2prime = write_volume(np.abs(field), "r2prime.nii.gz")
+    weights = ["--magnitude", str(write_volume(1 + np.abs(field), "magnitude.nii.gz"))]
+    command = [str(models["parting"]), "--method", "tv", str(total), "--r2prime", str(r2prime)]
+    assert main([*command, *weights, "-q"]) == 0
+    positive, negative = (
+        stored(total.with_name(f"total_chi-{sign}.nii.gz")) for sign in ("positive", "negative")
+    )
+    assert np.abs(positive).max() > 0
+    np.testing.assert_allclose(negative, 2 * positive, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_magnitude_is_for_the_method_at_the_end(models, total, field, write_volume) -> None:
+    magnitude = write_volume(1 + np.abs(field), "magnitude.nii.gz")
+    made = run(total, model=models["removal"], method="medi", magnitude=magnitude)
+    assert made.report["first_part"]["model"]["network"] == "removal"
+    assert "inversion" in made.report
+
+
+@pytest.fixture
+def head(card, write_model) -> Path:
+    """Return a network of the whole head, which gives the mean of three neighbours along x."""
+    shape = ("n", 1, "x", "y", "z")
+    of_head = replace(
+        card,
+        network="head",
+        task="total_field->chi",
+        inputs=(TOTAL,),
+        constants={"unmasked": 1.0},
+        receptive_field=replace(card.receptive_field, theoretical=1, halo=1),
+        geometry=GeometryLimits(None, None, (0.0, 0.0, 1.0), 2.0),
+    )
+    path = write_model(of_head, "head.onnx")
+    kernel = onnx.numpy_helper.from_array(np.ones((1, 1, 3, 1, 1), dtype=np.float32) / 3, "w")
+    values = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape)
+        for n in ("total_field_ppm", "chi_ppm")
+    ]
+    node = onnx.helper.make_node("Conv", ["total_field_ppm", "w"], ["chi_ppm"], pads=[1, 0, 0] * 2)
+    graph = onnx.helper.make_graph([node], "mean", values[:1], values[1:], [kernel])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    onnx.helper.set_model_props(model, {METADATA_KEY: of_head.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_field_of_the_whole_head_counts_outside_the_mask(head, write_volume) -> None:
+    field = np.random.default_rng(0).normal(0, 0.2, (20, 16, 16)).astype(np.float32)
+    mask = np.zeros(field.shape, dtype=np.uint8)
+    mask[6:14, 4:12, 4:12] = 1
+    whole, brain = write_volume(field, "head.nii.gz"), write_volume(mask, "mask.nii.gz")
+    expected = mask * (np.roll(field, 1, 0) + field + np.roll(field, -1, 0)) / 3
+    np.testing.assert_allclose(run(whole, mask=brain, model=head).chi_ppm, expected, atol=1e-6)
+    grid = {"voxel_size_mm": (1, 1, 1), "b0_direction": (0, 0, 1)}
+    made = open_model(head).reconstruct(field, mask, **grid)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    with pytest.raises(GeometryError, match="whole head is neither resampled nor turned"):
+        run(whole, mask=brain, model=head, b0_direction=(0, 0.3, 1))
 
 
 @pytest.mark.parametrize("method", ["tkd", "tv"])

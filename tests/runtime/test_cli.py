@@ -9,11 +9,18 @@ from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+import onnx
 import pytest
 
 from qsm_deploy.kernels.dipole import dipole_convolve
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import GeometryLimits, MemoryUse, ReceptiveField
+from qsm_deploy.runtime.card.card import (
+    METADATA_KEY,
+    GeometryLimits,
+    MemoryUse,
+    ReceptiveField,
+    TensorInfo,
+)
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.job.arguments import memory_size, parser
@@ -258,7 +265,7 @@ class TestBadInput:
             ("model field --params nowhere.json", 3, "nowhere.json: no such file"),
             ("model field -o nowhere/chi.nii.gz", 3, "nowhere is not a folder"),
             ("model field -o @field/chi.nii.gz", 3, "is not a folder"),
-            ("model model field", 2, "one model runs alone, or the two parts of after-qsm"),
+            ("model model field", 2, "they do not follow each other; one model runs alone"),
             ("model field --voxel-size 1 1 0", 3, "voxel size must be positive"),
             ("model field --b0-direction 0 0 0", 3, "non-zero"),
             ("engine.plan field", 4, "engine.plan"),
@@ -339,8 +346,11 @@ class TestBadInput:
             assert (code, "has no model card; export it with qsm-export" in err) == (4, True)
 
     def test_a_card_that_contradicts_the_graph(self, run, paths, card, write_model):
-        wrong = replace(card, output=replace(card.output, name="prior_output", unit="1"))
-        paths["model"] = write_model(wrong, "wrong.onnx")
+        mask = TensorInfo("mask", "1", card.output.shape)
+        model = onnx.load(write_model(card, "wrong.onnx"))
+        said = {METADATA_KEY: replace(card, inputs=(*card.inputs, mask)).to_json()}
+        onnx.helper.set_model_props(model, said)
+        onnx.save(model, paths["model"])
         for backend in ("onnxruntime", "openvino"):
             code, _, err = run(f"model field -m mask --backend {backend}")
             assert (code, "contradicts the graph" in err) == (4, True), err

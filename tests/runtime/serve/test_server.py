@@ -414,8 +414,14 @@ def test_the_engine_is_opened_once_and_warmed_up(card, write_model):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"task": "phase->chi", "inputs": "phase_rad"}, "takes phase; the server needs"),
-        ({"inputs": 2}, "takes 2 fields; the server needs a network of one field"),
+        (
+            {"task": "phase->chi", "inputs": "phase_rad"},
+            "takes phase_rad and gives chi_ppm; the",
+        ),
+        (
+            {"inputs": 2},
+            "takes 2 fields and gives chi_ppm; the server needs a network of",
+        ),
     ],
 )
 def test_networks_that_are_not_for_the_server(card, write_model, change, match):

@@ -176,10 +176,10 @@ def test_what_the_server_cannot_do_with_one_field(name):
 
 
 def test_a_method_of_several_orientations_is_none_for_the_server():
-    with pytest.raises(UsageError, match=r"cosmos \(.* takes 2 fields; the server needs"):
+    with pytest.raises(UsageError, match=r"cosmos \(.* takes 2 fields and gives chi_ppm; the"):
         open_taking_turns(Method("cosmos"))
 
 
-def test_a_model_and_a_method(capsys, tmp_path):
-    assert main([str(tmp_path / "a.onnx"), "--method", "tv"]) == 2
+def test_a_model_and_a_method(capsys, card, write_model):
+    assert main([str(write_model(card)), "--method", "tv"]) == 2
     assert "is a model, and --method tv needs none; drop one" in capsys.readouterr().err
