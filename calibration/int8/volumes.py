@@ -72,19 +72,27 @@ def load_calibration(
     GeometryError
         If a map is on a grid that the network is not for.
     UsageError
-        If units are stated for phantoms.
+        If units are stated for phantoms, or the network takes maps besides the field.
     """
     if source == PHANTOMS:
         if units is not None:
             raise UsageError("--calibration-units is about files; phantoms are drawn in ppm")
         scans = _phantoms(card, progress)
         return CalibrationData(tuple(scans), _digest(scans), ())
+    needs = needs_of(card)
+    if needs.maps:
+        raise UsageError(
+            f"{card.network} takes {' and '.join(needs.maps)} besides the field, which is not read "
+            f"here: pass --calibration {PHANTOMS}"
+        )
     files = find_volumes(Path(source))
-    quantity = needs_of(card).quantity
     notes: list[str] = []
     scans = []
     for one in progress(files, "reading calibration maps"):
-        scan = _load(one, card, Reading(quantity, units, from_file=_params(one)))
+        reading = Reading(
+            needs.quantity, units, from_file=_params(one), keeps_outside=needs.unmasked
+        )
+        scan = _load(one, card, reading)
         notes += [f"{one.fields[0]}: {note}" for note in scan.notes]
         scans.append(scan)
     if len(scans) == 1:

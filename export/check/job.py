@@ -5,6 +5,7 @@ memory at once, only their maps are.
 """
 
 import hashlib
+import itertools
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job.figure import require_matplotlib
-from qsm_deploy.runtime.reconstruction.inversion import Wants, needs_of
+from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import require_field_count
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
@@ -201,7 +202,13 @@ def _read(subject: Subject, card: ModelCard) -> tuple[Prepared, dict[str, Any]]:
         raise UsageError("maps are compared inside a mask: pass it with -m MASK")
     require_field_count(card, len(files.fields))
     needs = needs_of(card)
-    measured = load_scan(files, replace(subject.reading, quantity=needs.quantity))
+    if needs.maps:
+        raise UsageError(
+            f"{card.network} takes {' and '.join(needs.maps)} besides the field, which is not read "
+            "here: check it on the phantom, without files"
+        )
+    reading = replace(subject.reading, quantity=needs.quantity, keeps_outside=needs.unmasked)
+    measured = load_scan(files, reading)
     for path, volume in zip(files.fields, measured.measured, strict=True):
         inside = volume[measured.mask]
         if not varies(inside.astype(np.float64)):
@@ -225,30 +232,37 @@ def _read(subject: Subject, card: ModelCard) -> tuple[Prepared, dict[str, Any]]:
 def _compare(
     cases: Sequence[Case], ways: Sequence[Evaluation], reference: Evaluation, log: TerminalLog
 ) -> Iterator[Compared]:
-    """Yield every comparison, by case; sessions are opened one after the other."""
+    """Yield every comparison, by case and output; sessions are opened one after the other."""
     engines = {way.name: _maps(cases, way, "the engine", log) for way in ways}
     expected = _maps(cases, reference, "the reference", log)
-    for n, case in enumerate(cases):
+    gives = needs_of(reference.card).gives
+    for (n, case), output in itertools.product(enumerate(cases), gives):
         log.stage(f"comparing {case.where}")
         scan = case.measured
+        if output != CHI:  # which alone the truth and the field are of
+            scan = replace(scan, truth_ppm=None)
         takes_field = scan.quantity == "local_field_ppm" and reference.card.pipeline != "after"
-        field = scan.measured[0] if takes_field else None
-        known = reference_from(expected[n], scan, field)
+        field = scan.measured[0] if takes_field and output == CHI else None
+        known = reference_from(expected[n][output], scan, field)
         for by, maps in engines.items():
             about = {
                 "subject": case.subject,
                 "shape": list(scan.geometry.shape),
                 "run": case.run,
+                "output": output,
                 "by": by,
-                "where": f"{case.where}, {by}",
+                "where": ", ".join((case.where, *([output] if len(gives) > 1 else []), by)),
             }
-            row: dict[str, Any] = about | compare(maps[n], known)
+            row: dict[str, Any] = about | compare(maps[n][output], known)
             if "worst_voxel" in row:
                 row["worst_voxel"] = list(case.stored_voxel(row["worst_voxel"]))
-            yield Compared(case, row, maps[n], expected[n])
+            yield Compared(case, row, maps[n][output], expected[n][output])
 
 
-def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -> list[Volume]:
+def _maps(
+    cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog
+) -> list[dict[str, Volume]]:
+    """Return all that is made of each case, by the names in cards."""
     log.stage(f"opening {what}")
     reconstructor = reconstructor_of(way.open(), Path(way.card.network))
     found = []
@@ -256,7 +270,8 @@ def _maps(cases: Sequence[Case], way: Evaluation, what: str, log: TerminalLog) -
         log.stage(f"{what}, {way.name}: {case.where}")
         wants = Wants(layout=case.plan, any_values=True)
         planned = reconstructor.planned(case.prepared, wants)
-        found.append(reconstructor.run(planned, Stages()).map_ppm)
+        made = reconstructor.run(planned, Stages())
+        found.append({reconstructor.inversion.needs.gives[0]: made.map_ppm, **made.further})
     return found
 
 

@@ -39,6 +39,7 @@ SAME_PATH = (
     "Both go through the same reconstruction as qsm-run: the same inputs, the same patches, the "
     "same loop where a network has one."
 )
+WHICH = ("volume", "shape", "run", "output", "by")  # comparison
 
 
 def report_html(document: Mapping[str, Any], compared: Sequence[Compared]) -> str:
@@ -63,7 +64,7 @@ def report_html(document: Mapping[str, Any], compared: Sequence[Compared]) -> st
             section("Budgets", _budgets(document)),
             section("Engine and reference", _comparisons(document)),
             section("Against the truth", _truth(document)),
-            *(section(f"Pictures: {group[0].case.where}", _pictures(group)) for group in groups),
+            *(section(f"Pictures: {_about(group)}", _pictures(group)) for group in groups),
             section("By region", "".join(map(_regions, groups))),
             section("How it was evaluated", _how(document)),
             section("What was read", _files(document) + _volumes(document) + _versions(document)),
@@ -110,14 +111,16 @@ def _comparisons(document: Mapping[str, Any]) -> str:
         numbers.append(_pair(row.get("field_residual", {})))
         slope = row.get("dgm_slope")
         numbers.append("-" if slope is None else f"{slope:.4f}")
-        rows.append(
-            cells(row["subject"], shape_text(row["shape"]), row["run"], row["by"], *numbers)
-        )
+        rows.append(cells(*_which(row), *numbers))
     ppb = [f"{text} [ppb]" for text in DISTRIBUTION.values()]
-    head = ("volume", "shape", "run", "by", *ppb, *RELATIVE.values())
+    head = (*WHICH, *ppb, *RELATIVE.values())
     head += ("field residual, engine / reference", "deep grey slope")
     marked = [row["where"] in over for row in document["comparisons"]]
-    return note(ABOUT_NUMBERS) + table(head, rows, text_columns=(1, 2, 3), marked=marked)
+    return note(ABOUT_NUMBERS) + table(head, rows, text_columns=(1, 2, 3, 4), marked=marked)
+
+
+def _which(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["subject"], shape_text(row["shape"]), row["run"], row["output"], row["by"]
 
 
 def _truth(document: Mapping[str, Any]) -> str:
@@ -125,13 +128,11 @@ def _truth(document: Mapping[str, Any]) -> str:
     for row in document["comparisons"]:
         if known := row.get("against_truth"):
             pairs = [_pair({side: known[side].get(name) for side in SIDES}) for name in TRUTH]
-            rows.append(
-                cells(row["subject"], shape_text(row["shape"]), row["run"], row["by"], *pairs)
-            )
+            rows.append(cells(*_which(row), *pairs))
     if not rows:
         return ""
-    head = ("volume", "shape", "run", "by", *TRUTH.values())
-    return note("Engine / reference.") + table(head, rows, text_columns=(1, 2, 3))
+    head = (*WHICH, *TRUTH.values())
+    return note("Engine / reference.") + table(head, rows, text_columns=(1, 2, 3, 4))
 
 
 def _regions(group: Sequence[Compared]) -> str:
@@ -146,13 +147,13 @@ def _regions(group: Sequence[Compared]) -> str:
     head = ["region", "voxels", "reference [ppb]"]
     for one in group:
         head += [f"bias, {one.row['by']} [ppb]", f"mean |difference|, {one.row['by']} [ppb]"]
-    return note(group[0].case.where) + table(head, rows)
+    return note(_about(group)) + table(head, rows)
 
 
 def _pictures(group: Sequence[Compared]) -> str:
     worst = max(group, key=lambda one: float(one.row["max_ppb"]))
     planes = picture(planes_png(worst), f"three planes of {worst.row['where']}", "planes")
-    return planes + picture(charts_png(group), f"charts of {group[0].case.where}", "charts")
+    return planes + picture(charts_png(group), f"charts of {_about(group)}", "charts")
 
 
 def _how(document: Mapping[str, Any]) -> str:
@@ -194,18 +195,24 @@ def _versions(document: Mapping[str, Any]) -> str:
 def _groups(compared: Sequence[Compared]) -> list[list[Compared]]:
     """Return the comparisons to draw: of the largest head and of the field, whole if they were.
 
+    Those of one output are one group.
+
     A comparison that is not finite has nothing to draw, and a box of a field too little.
     """
-    found: dict[bool, list[Compared]] = {}
+    found: dict[tuple[bool, str], list[Compared]] = {}
     for one in compared:
         if one.case.box_of or "max_ppb" not in one.row:
             continue
-        group = found.setdefault(one.case.is_phantom, [])
+        group = found.setdefault((one.case.is_phantom, one.row["output"]), [])
         if group and _rank(one) > _rank(group[0]):
             group.clear()
         if not group or _rank(one) == _rank(group[0]):
             group.append(one)
     return list(found.values())
+
+
+def _about(group: Sequence[Compared]) -> str:
+    return f"{group[0].case.where}, {group[0].row['output']}"
 
 
 def _rank(one: Compared) -> tuple[int, bool]:

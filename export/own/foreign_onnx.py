@@ -158,7 +158,9 @@ def require_same(
         for a, b in zip(ours, theirs, strict=True):
             spread = float(b.max() - b.min()) or 1.0
             difference = float(np.abs(a - b).max()) / spread if a.shape == b.shape else np.inf
-            if not difference <= worst:
+            if np.isnan(difference):  # which no comparison holds against it
+                difference = np.inf
+            if difference > worst:
                 worst, where = difference, backend
     if not worst <= LARGEST_DIFFERENCE:
         raise AccuracyError(

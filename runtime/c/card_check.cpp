@@ -40,6 +40,7 @@ const std::map<std::string, Task> kTasks = {
 // Volumes besides the first input that are no prior maps, in the order in which tasks have them.
 const std::vector<std::string> kMapsTaken = {"chi_ppm", "r2prime_hz"};
 
+const std::string kChiOfField = "local_field->chi";  // all that pipelines other than cnn are for
 const std::string kField = "local_field_ppm";
 constexpr int64_t kMostSteps = 1000;  // of a prior map
 constexpr int64_t kMostTile = 4096;   // voxels a side
@@ -248,6 +249,9 @@ std::string task_contradiction(const Card &card, const std::vector<std::string> 
         if (!card.further_outputs.empty()) {
             return "pipeline " + card.pipeline + " gives one output, not " + joined(gives);
         }
+        if (card.task != kChiOfField) {
+            return "pipeline " + card.pipeline + " is for " + kChiOfField + ", not " + card.task;
+        }
     } else if (names[0] != task.first || gives != task.given) {
         return card.task + " takes " + task.first + " first and gives " + joined(task.given) +
                ", not " + names[0] + " and " + joined(gives);
@@ -266,7 +270,14 @@ std::string task_contradiction(const Card &card, const std::vector<std::string> 
     if (card.pipeline != "cnn" || card.patchable != "no" || !card.priors.empty()) {
         return "tiles are for one graph that runs on nothing else, without prior maps";
     }
-    return tiles_contradiction(*card.tiles);
+    const std::string found = tiles_contradiction(*card.tiles);
+    if (!found.empty()) return found;
+    for (const int64_t size : card.tiles->size) {
+        if (size % std::max<int64_t>(1, card.divisor) == 0) continue;
+        return "tiles of " + std::to_string(size) + " voxels are no multiples of " +
+               std::to_string(card.divisor);
+    }
+    return "";
 }
 
 std::string pipeline_contradiction(const Card &card) {

@@ -81,6 +81,7 @@ TASKS: dict[Task, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("chi_positive_ppm", "chi_negative_ppm"),
     ),
 }
+CHI_OF_FIELD: Task = "local_field->chi"  # all that pipelines other than cnn are for
 MAPS_TAKEN = ("chi_ppm", "r2prime_hz")  # volumes besides the first input that are no prior maps
 # what the loops around the unrolled ones compute with
 LOOPS: dict[Pipeline, tuple[str, ...]] = {
@@ -308,6 +309,8 @@ class ModelCard:
         if self.pipeline != "cnn":
             if self.further_outputs:
                 yield f"pipeline {self.pipeline} gives one output, not {gives}"
+            if self.task != CHI_OF_FIELD:
+                yield f"pipeline {self.pipeline} is for {CHI_OF_FIELD}, not {self.task}"
         elif names and (names[0], gives) != (first, given):
             yield f"{self.task} takes {first} first and gives {given}, not {names[0]} and {gives}"
         elif set(MAPS_TAKEN) & set(names[1:]) != set(besides):
@@ -317,6 +320,8 @@ class ModelCard:
         if self.pipeline != "cnn" or self.patchable != "no" or self.priors:
             yield "tiles are for one graph that runs on nothing else, without prior maps"
         yield from self.tiles.contradictions()
+        if any(size % max(1, self.divisor) for size in self.tiles.size):
+            yield f"tiles of {self.tiles.size} voxels are no multiples of {self.divisor}"
 
     @property
     def needs_one_field(self) -> bool:

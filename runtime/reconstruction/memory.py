@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.bounding_box import bounding_box
 from qsm_deploy.kernels.errors import CardError
-from qsm_deploy.runtime.card.card import UNROLLED, MemoryUse, ModelCard
+from qsm_deploy.runtime.card.card import UNROLLED, MemoryUse, ModelCard, Tiles
 from qsm_deploy.runtime.console.peak_memory import address_space_bytes
 from qsm_deploy.runtime.reconstruction.patches import PatchPlan
 from qsm_deploy.runtime.scan.scan import Scan
@@ -106,8 +106,7 @@ class Workload:
         # the inputs besides the field, the sum of patches, and, if it is the map, that in the mask
         volumes = FLOAT * voxels * (inputs + len(card.outputs) * (card.pipeline not in UNROLLED))
         if card.tiles is not None:
-            around = math.prod(a.padded + a.size for a in plan.axes)
-            volumes += FLOAT * around * (inputs + len(card.outputs))
+            volumes += _tiling(card.tiles, plan, inputs, len(card.outputs))
         if len(scan.measured) > 1 and card.inputs[0].name == "phase_rad":
             volumes += 3 * FLOAT * voxels  # the sum over the echoes, and a term of it
         session = use.fixed_bytes + use.bytes_per_voxel * patch
@@ -117,7 +116,7 @@ class Workload:
             grid = patch if plan.whole else voxels
             stages["inference"] += (UNROLLED_STEP[card.pipeline] + each) * grid
         if self.compares_precision:
-            sample = min(voxels, SAMPLE_VOXELS**3)
+            sample = min(voxels, SAMPLE_VOXELS**3) if card.tiles is None else patch
             both = use.fixed_bytes + 2 * (use.bytes_per_voxel + FLOAT * inputs) * sample
             stages["precision check"] = held + FLOAT * voxels + both + kept
         if card.anchor is not None:
@@ -133,6 +132,17 @@ class Workload:
             stages["data consistency"] = held + self.correction.needed_bytes(measured)
         evaluates = self.evaluates or self.correction is not None
         return stages | stages_after(measured, held, evaluates=evaluates, draws=self.draws)
+
+
+def _tiling(tiles: Tiles, plan: PatchPlan, inputs: int, outputs: int) -> int:
+    """Return the memory of joining tiles: padded inputs, outputs, and what others fade from."""
+    margins = [size - kept for size, kept in zip(tiles.size, tiles.kept, strict=True)]
+    around = math.prod(a.padded + m for a, m in zip(plan.axes, margins, strict=True))
+    held = math.prod(a.padded for a in plan.axes)
+    if tiles.blend == "ramp":  # tiles of one layer, and the one at hand
+        layer = math.prod(len(a.starts) for a in plan.axes[:2])
+        held += (layer + 1) * math.prod(tiles.kept)
+    return FLOAT * (around * inputs + held * outputs)
 
 
 def stages_after(

@@ -187,7 +187,8 @@ def network_task(scan: Scan, demand: Demand, wants: Wants, limit_bytes: float) -
     else:
         decision = as_told(demand, wants.layout)
     notes = () if decision.exact else (patches_text(card, decision.plan),)
-    runs = decision.plan.count * rounds(card)
+    echoes = len(scan.measured) if card.inputs[0].name == "phase_rad" else 1
+    runs = decision.plan.count * rounds(card) * echoes
     if card.priors:
         from qsm_deploy.runtime.reconstruction.prior_maps import variation_steps
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from qsm_deploy.runtime.metrics.difference import difference_ppb
 from qsm_deploy.runtime.reconstruction.memory import SAMPLE_VOXELS
-from qsm_deploy.runtime.reconstruction.patches import plan_patches, plan_whole
+from qsm_deploy.runtime.reconstruction.patches import plan_patches
 from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
 from qsm_deploy.runtime.reconstruction.prior_maps import prior_maps
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 from qsm_deploy.runtime.sessions.session import Session
@@ -29,15 +30,17 @@ def precision_error(session: Session, reference: Session, scan: Scan) -> dict[st
     dict
         ``max_abs_error_ppb`` and ``relative_error`` (norm of the difference by norm), in the mask.
     """
-    divisor, front = session.card.divisor, session.card.pad_front
-    size = divisor * math.ceil(SAMPLE_VOXELS / divisor)
+    card = session.card
+    divisor, front = card.divisor, card.pad_front
+    least = max(SAMPLE_VOXELS, *card.tiles.size) if card.tiles else SAMPLE_VOXELS
+    size = divisor * math.ceil(least / divisor)
     fullest = max(
         plan_patches(scan.mask, divisor, size, 0, "crop", front),
         key=lambda p: int(scan.mask[p.inside].sum()),
     )
     sample = scan.cut(fullest.inside)
-    plan = plan_whole(sample.mask.shape, divisor, front)
-    made = prior_maps(session.card.priors, sample)
+    plan = plan_for(card, sample.mask.shape)
+    made = prior_maps(card.priors, sample)
     exact, got = (network_outputs(s, sample, plan, made=made) for s in (reference, session))
     error_ppb = difference_ppb(got, exact, sample.mask)
     norm_ppb = PPB_PER_PPM * float(np.linalg.norm(exact[:, sample.mask]))

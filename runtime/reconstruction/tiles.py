@@ -58,6 +58,7 @@ class TilePlan(PatchPlan):
                 total = np.zeros((len(output), *ends), dtype=np.float32)
             tile = output[(slice(None), *inside)]
             if self.tiles.blend == "ramp":
+                tile = tile.copy()  # else all of the output would be held
                 self._fade(tile, start, faded)
                 faded[start] = tile
             self._add(tile, start, total)
@@ -82,10 +83,14 @@ class TilePlan(PatchPlan):
         total[box] += tile * (x[:, None, None] * y[:, None] * z)
 
     def _fade(self, tile: Volume, start: Shape, faded: dict[Shape, Volume]) -> None:
-        """Let a tile come in over what it shares with those before it, in place."""
+        """Let a tile come in over what it shares with those before it, in place.
+
+        The last that needs one of these is the next along z, which takes it out.
+        """
         for n, (kept, stride) in enumerate(zip(self.tiles.kept, self.tiles.stride, strict=True)):
             x, y, z = (s - stride * (n == axis) for axis, s in enumerate(start))
-            if (before := faded.get((x, y, z))) is None:
+            before = faded.pop((x, y, z), None) if n == 2 else faded.get((x, y, z))
+            if before is None:
                 continue
             fresh, old = (np.moveaxis(v, n + 1, -1) for v in (tile, before))
             weight = np.linspace(1, 0, kept - stride, dtype=np.float32)

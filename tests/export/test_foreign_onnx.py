@@ -10,6 +10,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from qsm_deploy.calibration.int8 import volumes
+from qsm_deploy.calibration.int8.qdq import is_quantised
+from qsm_deploy.calibration.phantom.measured_head import scan_from_phantom
+from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export import write_network
 from qsm_deploy.export.cli import main
 from qsm_deploy.export.graph import torch_operators
@@ -20,8 +24,11 @@ from qsm_deploy.export.own.card_file import stated_in
 from qsm_deploy.export.own.export import export_onnx
 from qsm_deploy.export.own.foreign_onnx import foreign_graph, require_same, size_of
 from qsm_deploy.kernels.errors import AccuracyError, UsageError
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import METADATA_KEY, ReceptiveField, Tiles
 from qsm_deploy.runtime.card.read import load_card
+from qsm_deploy.runtime.reconstruction.pipeline import network_outputs
+from qsm_deploy.runtime.reconstruction.tiles import plan_for
 from qsm_deploy.runtime.sessions.open import open_session
 
 SIZE = (32, 32, 16)
@@ -102,14 +109,16 @@ def unet(
 
 
 def reshaped(size=SIZE) -> dict:
-    """Return what makes a graph compute at one size alone."""
+    """Return what makes a graph compute at one size alone, with a layer that INT8 serves."""
+    kernel = np.random.default_rng(1).standard_normal((4, 4, 3, 3, 3)).astype(np.float32) / 10
     flat, back = np.array([1, 4, -1]), np.array([1, 4, *size])
     return {
         "middle": (
-            helper.make_node("Reshape", ["relu", "flat"], ["line"]),
+            helper.make_node("Conv", ["relu", "kernel"], ["more"], pads=[1] * 6),
+            helper.make_node("Reshape", ["more", "flat"], ["line"]),
             helper.make_node("Reshape", ["line", "back"], ["half_done"]),
         ),
-        "weights": {"flat": flat, "back": back},
+        "weights": {"flat": flat, "back": back, "kernel": kernel},
     }
 
 
@@ -254,6 +263,23 @@ class TestTheGraphAsAModule:
         with pytest.raises(AccuracyError, match=r"by 0\.000\d+ of the output's range at 32x32x16"):
             require_same(model, TorchGraph(model, "a").eval(), SIZE, 2)
 
+    def test_one_output_that_is_no_number_is_not_outdone_by_the_next(self, tmp_path) -> None:
+        model = unet()
+        model.graph.output.append(
+            helper.make_tensor_value_info("relu", TensorProto.FLOAT, (1, 4, *SIZE))
+        )
+        model = foreign_graph(save(model, tmp_path / "a.onnx"))
+        graph = TorchGraph(model, "a").eval()
+        require_same(model, graph, SIZE, 2)
+
+        class FirstLost(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                first, second = graph(x)
+                return first * torch.nan, second
+
+        with pytest.raises(AccuracyError, match="by inf of the output's range"):
+            require_same(model, FirstLost(), SIZE, 2)
+
 
 @pytest.mark.usefixtures("fast")
 def test_a_free_file_from_end_to_end(tmp_path: Path) -> None:
@@ -350,3 +376,24 @@ def test_two_maps_from_end_to_end(tmp_path: Path, monkeypatch, fixed: bool, prec
     for backend in ("onnxruntime", "openvino"):
         got = open_session(output, backend).run(given)
         assert np.abs(got - expected).max() <= bound
+
+
+@pytest.mark.usefixtures("fast")
+def test_int8_in_tiles(tmp_path: Path, monkeypatch) -> None:
+    grid = Geometry((44, 40, 42))
+    monkeypatch.setattr(volumes, "GRIDS", (grid,))
+    for name, value in (("HEAD", (48, 48, 48)), ("CORNER", (8, 8, 8)), ("SHAPE", SIZE)):
+        monkeypatch.setattr(f"qsm_deploy.export.measure.rounding.{name}", value)
+    path = save(unet(**reshaped()), tmp_path / "theirs.onnx")
+    about = {"budget_ppb": 1e3, "budget_max_ppb": 1e5, "budget_xsim": 1.0, "patches": 2}
+    about |= {"precision": "int8", "calibration": "phantoms", "collector": "max"}
+    export_onnx(path, SEPARATING, output=tmp_path / "low.onnx", **about)
+    export_onnx(path, SEPARATING, output=tmp_path / "exact.onnx")
+    card = load_card(tmp_path / "low.onnx")
+    assert (card.precision, card.tiles is not None) == ("int8", True)
+    assert is_quantised(onnx.load(tmp_path / "low.onnx"))
+    scan = scan_from_phantom(card, head_phantom(grid, seed=3))
+    plan = plan_for(card, grid.shape)
+    sessions = [open_session(tmp_path / name, "onnxruntime") for name in ("low.onnx", "exact.onnx")]
+    got, exact = (network_outputs(session, scan, plan) for session in sessions)
+    assert 0 < np.linalg.norm(got - exact) < 0.2 * np.linalg.norm(exact)

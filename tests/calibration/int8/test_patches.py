@@ -19,7 +19,7 @@ from qsm_deploy.calibration.int8.patches import RIM, CalibrationPatch, sample_pa
 from qsm_deploy.kernels.bounding_box import corner_around
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
+from qsm_deploy.runtime.card.card import ModelCard, TensorInfo, Tiles
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import Session
 
@@ -123,6 +123,20 @@ def test_a_network_for_the_whole_gets_boxes_of_their_own(any_card: ModelCard) ->
     card = replace(any_card, patchable="no", why_whole="Fourier steps")
     patches = sample_patches(card, [scan_of()], no_session, count=2, seed=0, size=24)
     assert {p.tensors["local_field_ppm"].shape for p in patches} == {(1, 1, 24, 24, 24)}
+
+
+def test_a_network_in_tiles_gets_tiles(any_card: ModelCard) -> None:
+    size = (16, 24, 36)
+    tiles = Tiles(size, size, size, "zero", "none")
+    card = replace(any_card, patchable="no", why_whole="in tiles", tiles=tiles)
+    scan = scan_of()  # shorter than a tile along the third axis
+    patches = sample_patches(card, [scan], no_session, count=4, seed=0)
+    for patch in patches:
+        volume = patch.tensors["local_field_ppm"]
+        assert volume.shape == (1, 1, *size)
+        assert patch.mask.shape == size
+        assert not volume[..., 30:].any()
+        assert np.isin(volume, scan.measured).all()
 
 
 def test_corners_are_on_the_grid_and_on_the_divisor() -> None:

@@ -12,12 +12,13 @@ from qsm_deploy.calibration.int8.volumes import load_calibration
 from qsm_deploy.calibration.phantom.orientation import affine_from_geometry
 from qsm_deploy.kernels.errors import DataError, GeometryError, UnitsError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.card.card import ModelCard, TensorInfo
+from qsm_deploy.runtime.card.card import TASKS, UNITS, ModelCard, TensorInfo
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.runtime.storages import SPREAD
 
 SHAPE = (12, 14, 10)
 AXIAL = Geometry(SHAPE)
+SEPARATION = "local_field+chi+r2prime->chi_positive+chi_negative"
 
 
 def write(folder: Path, name: str, data: np.ndarray, geometry: Geometry = AXIAL) -> None:
@@ -44,6 +45,21 @@ def test_fields_are_masked_and_what_is_odd_is_told(tmp_path: Path, any_card: Mod
     again = load_calibration(str(tmp_path), any_card)
     assert len(again.scans) == 2
     assert not any("one map only" in note for note in again.notes)
+
+
+def test_what_is_needed_of_files(tmp_path: Path, any_card: ModelCard) -> None:
+    head(tmp_path)
+    field = load_calibration(str(tmp_path), any_card).scans[0]
+    whole = replace(any_card, constants={"unmasked": 1.0})
+    scan = load_calibration(str(tmp_path), whole).scans[0]
+    assert scan.measured[0][~scan.mask].any()
+    np.testing.assert_array_equal(scan.measured[:, scan.mask], field.measured[:, scan.mask])
+    first, besides, given = TASKS[SEPARATION]
+    made = [TensorInfo(n, UNITS[n], any_card.output.shape) for n in (first, *besides, *given)]
+    split = {"inputs": tuple(made[:3]), "output": made[3], "further_outputs": tuple(made[4:])}
+    separates = replace(any_card, task=SEPARATION, **split)
+    with pytest.raises(UsageError, match=r"takes chi_ppm and r2prime_hz .* --calibration phantoms"):
+        load_calibration(str(tmp_path), separates)
 
 
 def test_the_digest_is_of_what_the_files_hold(tmp_path: Path, any_card: ModelCard) -> None:

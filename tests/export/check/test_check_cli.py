@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -21,7 +22,16 @@ from qsm_deploy.export.check.cli import main, parser
 from qsm_deploy.export.graph.reduced_precision import with_precision
 from qsm_deploy.export.networks.registry import REGISTRY
 from qsm_deploy.kernels.errors import EngineError
-from qsm_deploy.runtime.card.card import METADATA_KEY, GeometryLimits, ModelCard, parse_card
+from qsm_deploy.runtime.card.card import (
+    METADATA_KEY,
+    TASKS,
+    UNITS,
+    GeometryLimits,
+    ModelCard,
+    Task,
+    TensorInfo,
+    parse_card,
+)
 from qsm_deploy.runtime.card.plan_file import PROMISE, plan_bytes
 from qsm_deploy.runtime.gpu.engines.plan_target import PlanTarget
 from qsm_deploy.runtime.scan.nifti import load_volume, nifti_bytes
@@ -240,6 +250,59 @@ def test_an_engine_that_returns_nan_fails_the_gate(check, engine) -> None:
     assert code == 5
     assert "FAIL: engine.onnx" in out
     assert re.search(r"error: the engine's map is NaN or Inf at \d+ voxels \(head", err)
+
+
+def separating(path: Path, factor: float) -> Path:
+    """Write a network of two maps, the second of them so much too large."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        g (float[n, 1, x, y, z] local_field_ppm, float[n, 1, x, y, z] chi_ppm,
+           float[n, 1, x, y, z] r2prime_hz)
+          => (float[n, 1, x, y, z] chi_positive_ppm, float[n, 1, x, y, z] chi_negative_ppm) {
+          sources = Mul(r2prime_hz, scale)
+          both = Add(sources, chi_ppm)
+          chi_positive_ppm = Add(both, local_field_ppm)
+          negative = Sub(sources, chi_ppm)
+          chi_negative_ppm = Mul(negative, factor)
+        }"""
+    )
+    constant(model, "scale", np.float32(0.01))
+    constant(model, "factor", np.float32(factor))
+    task: Task = "local_field+chi+r2prime->chi_positive+chi_negative"
+    first, besides, given = TASKS[task]
+    volume = ("n", 1, "x", "y", "z")
+    made = [TensorInfo(name, UNITS[name], volume) for name in (first, *besides, *given)]
+    card = card_of(onnx.load(BUNDLED_MODEL))
+    changes = {"network": "separates", "task": task, "priors": (), "anchor": None}
+    changes |= {"inputs": tuple(made[:3]), "output": made[3], "further_outputs": (made[4],)}
+    helper.set_model_props(model, {METADATA_KEY: replace(card, **changes).to_json()})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(1.0, None), (1.05, "max_ppb is"), (np.nan, "the engine's map is NaN or Inf")],
+)
+def test_every_output_is_compared(factor: float, said: str | None, check, tmp_path) -> None:
+    reference = separating(tmp_path / "reference.onnx", 1.0)
+    path = separating(tmp_path / "two.onnx", factor)
+    code, out, err = check(path, "--reference", reference, *ONE, "--json")
+    found = document(out)
+    outputs = ["chi_positive_ppm", "chi_negative_ppm"]
+    assert [row["output"] for row in found["comparisons"]] == 3 * outputs
+    if said is None:
+        assert code == 0
+    else:
+        assert code == 5
+        assert all("chi_negative_ppm, onnxruntime" in one["where"] for one in found["failures"])
+        assert re.search(f"{said}.*, chi_negative_ppm, onnxruntime", err)
+
+
+def test_maps_besides_the_field_are_not_read(check, head, tmp_path) -> None:
+    path = separating(tmp_path / "two.onnx", 1.0)
+    given = (path, head / "field.nii.gz", "-m", head / "mask.nii.gz", "--reference", path)
+    refused(check(*given), 2, "takes chi_ppm and r2prime_hz besides .*: check it on the phantom")
 
 
 def test_a_budget_may_be_widened_and_narrowed(check, engine) -> None:

@@ -109,10 +109,10 @@ def test_its_pictures_are_whole(reports) -> None:
 def test_its_numbers_are_those_of_the_json(reports) -> None:
     for text, document, _ in reports.values():
         page = Page(text)
-        shown = {tuple(row[:4]): row[4:] for row in page.rows if len(row) > 10}
+        shown = {tuple(row[:5]): row[5:] for row in page.rows if len(row) > 10}
         for row in document["comparisons"]:
             shape = shape_text(row["shape"])
-            numbers = shown[row["subject"], shape, row["run"], row["by"]]
+            numbers = shown[row["subject"], shape, row["run"], row["output"], row["by"]]
             names = ("mean_ppb", "median_ppb", "p999_ppb", "max_ppb", "bias_ppb")
             names += ("nrmse_percent", "xsim_loss", "hfen_percent")
             assert numbers[:8] == [number(row[name]) for name in names]
@@ -153,16 +153,15 @@ def test_without_labels_truth_or_field_the_sections_are_left_out(reports) -> Non
     page = Page(check_report.report_html(document, []))
     assert "Against the truth" not in page.headings
     assert "By region" not in page.headings
-    (head,) = (row for row in page.rows if row[:4] == ["volume", "shape", "run", "by"])
+    (head,) = (row for row in page.rows if row[:5] == ["volume", "shape", "run", "output", "by"])
     assert not {"deep grey slope", "field residual, engine / reference"} & set(head)
 
 
 def test_a_map_that_is_not_finite_is_reported_and_not_drawn(reports) -> None:
     document = json.loads(json.dumps(reports["pass"][1]))
     row = document["comparisons"][0]
-    document["comparisons"] = [
-        {k: row[k] for k in ("subject", "shape", "run", "by", "where")} | {"nonfinite_voxels": 7}
-    ]
+    kept = ("subject", "shape", "run", "output", "by", "where")
+    document["comparisons"] = [{k: row[k] for k in kept} | {"nonfinite_voxels": 7}]
     document["failures"] = [
         {"metric": "nonfinite_voxels", "value": 7, "budget": 0.0, "where": row["where"]}
     ]

@@ -306,6 +306,8 @@ def test_the_numbers_of_a_loop(pipeline: str, full: ModelCard, in_c: Says) -> No
     fields["normalisation"] = dict.fromkeys((*names, "lambda_1"), 1.0)
     assert agreed(json.dumps(fields), in_c)
     assert agreed(json.dumps(fields | {"patchable": "no", "why_whole": "so it is"}), in_c)
+    for task in TASKS:
+        assert agreed(json.dumps(fields | {"task": task}), in_c) == (task == "local_field->chi")
     assert not agreed(json.dumps(fields | {"further_outputs": [fields["output"]]}), in_c)
     names += ("lambda_1",)
     for name in ("lambda_1" if pipeline == "nextqsm" else "chi_std", "iterations"):
@@ -313,6 +315,14 @@ def test_the_numbers_of_a_loop(pipeline: str, full: ModelCard, in_c: Says) -> No
         value = holder.pop(name)
         assert not agreed(json.dumps(fields), in_c)
         holder[name] = value
+
+
+def test_what_the_two_parts_of_a_network_are_for(full: ModelCard, in_c: Says) -> None:
+    for first in ("local_field_ppm", "rough_chi_ppm"):
+        fields = of_task(full, "local_field->chi", pipeline="after", inputs=tensors(first))
+        for task in TASKS:
+            accepted = agreed(json.dumps(fields | {"task": task}), in_c)
+            assert accepted == (task == "local_field->chi")
 
 
 def tensors(*names: str) -> list[dict[str, Any]]:
@@ -381,7 +391,7 @@ def test_which_tiles_cover_a_volume(sizes, blend, accepted, full: ModelCard, in_
     size, kept, stride = sizes
     tiles = {"size": [size] * 3, "kept": [kept] * 3, "stride": [stride] * 3}
     tiles |= {"beyond": "edge", "blend": blend}
-    card = of_task(full, "total_field->local_field", tiles=tiles, **whole)
+    card = of_task(full, "total_field->local_field", tiles=tiles, divisor=1, **whole)
     assert agreed(json.dumps(card), in_c) == accepted
     for axis in range(3):
         one = {n: [16] * axis + [v[0]] + [16] * (2 - axis) for n, v in list(tiles.items())[:3]}
@@ -390,6 +400,24 @@ def test_which_tiles_cover_a_volume(sizes, blend, accepted, full: ModelCard, in_
     for damage in ({"beyond": "wrap"}, {"size": [16, 16]}, {"kept": 16}, {"more": 1}):
         assert not agreed(json.dumps(card | {"tiles": tiles | damage}), in_c)
     assert not agreed(json.dumps(json.loads(full.to_json()) | whole | {"tiles": tiles}), in_c)
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor", "accepted"),
+    [
+        ((32, 16, 64), 16, True),
+        ((32, 16, 64), 32, False),
+        ((16, 16, 24), 16, False),
+        ((16, 16, 16), 0, False),
+        ((16, 16, 16), -4, False),
+    ],
+)
+def test_tiles_are_multiples_of_the_divisor(size, divisor, accepted, full, in_c: Says) -> None:
+    fields = {"patchable": "no", "why_whole": "so it is", "divisor": divisor}
+    fields["tiles"] = dict.fromkeys(("size", "kept", "stride"), size)
+    fields["tiles"] |= {"beyond": "zero", "blend": "none"}
+    card = of_task(full, "phase->chi", **fields)
+    assert agreed(json.dumps(card), in_c) == accepted
 
 
 @pytest.mark.slow

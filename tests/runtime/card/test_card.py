@@ -428,6 +428,14 @@ def test_any_other_json_is_refused(value):
         ),
         ({"further_outputs": (CHI,), "pipeline": "after"}, "pipeline after gives one output, not"),
         (
+            {"task": "phase->chi", "pipeline": "after"},
+            "pipeline after is for local_field->chi, not phase->chi",
+        ),
+        (
+            {"tiles": BLOCKS, "divisor": 16},
+            r"tiles of \(16, 16, 24\) voxels are no multiples of 16",
+        ),
+        (
             {"tiles": BLOCKS},
             "tiles are for one graph that runs on nothing else, without prior maps",
         ),

@@ -75,6 +75,20 @@ def test_every_iteration_and_every_patch_is_told(scan, card, write_model):
     assert task.runs == TV.steps + patches
 
 
+def test_every_echo_is_told(scan, card, write_model):
+    taking = replace(
+        card, task="phase->chi", inputs=(TensorInfo("phase_rad", "rad", TV_CHI.shape),)
+    )
+    echoes = np.concatenate([scan.measured] * 3)
+    scan = replace(scan, measured=echoes, quantity="phase_rad", echo_time_s=0.005)
+    scan = replace(scan, more_echo_times_s=(0.01, 0.015))
+    inversion = CpuNetwork(open_session(write_model(taking), "onnxruntime"), Path("twice.onnx"))
+    task = inversion.task(scan, scan, Wants(PatchOptions(patch=8)), 1e12)
+    told: list[int] = []
+    inversion.make(task, Stages(), lambda: told.append(1))
+    assert task.runs == len(told) == 3 * task.decision.plan.count
+
+
 def test_prior_maps_take_the_threads_that_were_asked_for(scan, card, write_model, monkeypatch):
     seen = set()
     monkeypatch.setattr(

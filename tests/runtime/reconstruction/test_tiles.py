@@ -1,14 +1,20 @@
 """Tiles at fixed places: where they lie, and how they join."""
 
 import math
+import tracemalloc
+from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import Tiles
+from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 from qsm_deploy.runtime.reconstruction.tiles import plan_tiles
+from qsm_deploy.runtime.scan.scan import Scan
 
 KINDS = {
     "none": Tiles((12, 8, 8), (8, 4, 8), (8, 4, 8), "zero", "none"),
@@ -87,6 +93,42 @@ def test_a_ramp_fades_axis_after_axis() -> None:
     expected = by_hand(volume, KINDS["ramp"], network)
     np.testing.assert_allclose(joined[0], expected, atol=1e-6)
     assert np.abs(joined[0] - volume).max() > 0.1
+
+
+def test_no_more_tiles_are_held_than_others_fade_from() -> None:
+    shape, tiles = (20, 20, 400), Tiles((32,) * 3, (8,) * 3, (4,) * 3, "zero", "ramp")
+    volume, mask = np.ones((1, *shape), np.float32), np.ones(shape, bool)
+    plan = plan_tiles(shape, tiles)
+    padded = math.prod(axis.padded + 24 for axis in plan.axes) + 32**3
+    layer = math.prod(len(axis.starts) for axis in plan.axes[:2])
+    tracemalloc.start()
+    plan.run(lambda p: 2 * p[0], [volume], mask)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = 4 * (padded + volume.size + 32**3 + (layer + 1) * 8**3)
+    assert 0.9 * expected < peak < 1.1 * expected
+
+
+def test_a_precision_is_compared_in_whole_tiles(card) -> None:
+    shape = (20, 16, 12)
+    field = RNG.normal(size=(1, *shape)).astype(np.float32)
+    mask = np.ones(shape, bool)
+    scan = Scan(field, mask, Geometry(shape), nib.Nifti1Header(), np.eye(4))
+    tiles = Tiles((8, 12, 80), (8, 12, 80), (8, 12, 80), "zero", "none")
+    in_tiles = replace(card, patchable="no", why_whole="in tiles", tiles=tiles)
+
+    class Scales:
+        backend, version, precision, card = "onnxruntime", "test", "fp32", in_tiles
+
+        def __init__(self, factor: float) -> None:
+            self.factor = np.float32(factor)
+
+        def run(self, tensors):
+            assert tensors["local_field_ppm"].shape == (1, 1, *tiles.size)
+            return self.factor * tensors["local_field_ppm"]
+
+    error = precision_error(Scales(1.5), Scales(1.0), scan)
+    assert error["relative_error"] == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_mean_counts_tiles_alike_and_the_last_is_flush() -> None:
