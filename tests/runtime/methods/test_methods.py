@@ -270,10 +270,8 @@ class TestRefusals:
         assert said in err
         assert code in (2, 3)
 
-    def test_a_model_and_a_method(self, files, capsys, tmp_path):
-        model = tmp_path / "model.onnx"
-        model.write_bytes(b"")
-        assert main([str(model), files["field"], "--method", "tv"]) == 2
+    def test_a_model_and_a_method(self, files, capsys, card, write_model):
+        assert main([str(write_model(card)), files["field"], "--method", "tv"]) == 2
         assert "drop one" in capsys.readouterr().err
 
     def test_a_magnitude_on_another_grid(self, run, tmp_path):
