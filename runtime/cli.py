@@ -148,7 +148,7 @@ def _stages_text(arguments: argparse.Namespace, fields: Sequence["Path"], maker:
 def _take_contract(arguments: argparse.Namespace) -> None:
     """Let a folder say what the command line else does."""
     from qsm_deploy.runtime.job import qsm_ci
-    from qsm_deploy.runtime.job.request import models_alone
+    from qsm_deploy.runtime.job.request import gives_of, models_alone
 
     for name in qsm_ci.FIXED:
         if getattr(arguments, name) is not None:
@@ -157,6 +157,8 @@ def _take_contract(arguments: argparse.Namespace) -> None:
     arguments.files = models_alone(arguments.files)
     stage = arguments.qsm_ci_stage or qsm_ci.DIPOLE
     fixed = qsm_ci.contract(source, target, stage)
+    if fixed["until"] == "local-field" and gives_of(arguments.files) == ("local_field_ppm",):
+        fixed |= {"until": None, "output": fixed["local_field"], "local_field": None}
     flags = qsm_ci.flags_of(source / qsm_ci.CONFIG, stage)
     set_there = parser().parse_args([*flags.values()])
     vars(arguments).update(fixed | {name: getattr(set_there, name) for name in flags})

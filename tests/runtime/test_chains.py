@@ -227,3 +227,23 @@ def test_a_method_takes_the_field_that_a_network_gives(
     assert main([*command, "-o", str(chained)]) == 0
     np.testing.assert_allclose(stored(chained), stored(apart), atol=1e-7)
     assert np.abs(stored(chained)).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "chain", "made"),
+    [
+        ("bfr", ("removal",), "localfield"),
+        ("bfr+dipole", ("removal", "inversion"), "chimap"),
+    ],
+)
+def test_stages_of_qsm_ci(stage, chain, made, models, field, write_volume, tmp_path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target.mkdir()
+    write_volume(field, "in/totalfield.nii.gz")
+    write_volume((field != 0).astype(np.uint8), "in/mask.nii.gz")
+    (source / "params.json").write_text('{"B0_dir": [0, 0, 1], "voxel_size": [1, 1, 1]}')
+    command = [*(str(models[name]) for name in chain), "--qsm-ci-stage", stage, "-q"]
+    assert main([*command, "--qsm-ci-folders", str(source), str(target)]) == 0
+    expected = field * (0.5 if made == "localfield" else 1)
+    np.testing.assert_allclose(stored(target / f"{made}.nii.gz"), expected, atol=1e-6)
