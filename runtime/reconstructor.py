@@ -193,8 +193,11 @@ class Reconstructor:
         own = planned.task.facts
         if "first_part" in own:  # of an inversion of two parts
             first = own["first_part"] | {"first_part": first}
+        decision, earlier = planned.task.decision, before.task.decision.stage_bytes
+        stages = {f"{name} of the part before": size for name, size in earlier.items()}
         task = replace(
             planned.task,
+            decision=replace(decision, stage_bytes=stages | dict(decision.stage_bytes)),
             runs=before.task.runs + planned.task.runs,
             notes=before.task.notes + planned.task.notes,
             facts=own | {"first_part": first},

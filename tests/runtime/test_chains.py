@@ -101,6 +101,8 @@ def test_the_second_is_brought_to_its_own_grid(models, total, field) -> None:
     assert made.report["grid"]["resampled"]
     assert made.chi_ppm.shape == field.shape
     assert made.report["first_part"]["model"]["network"] == "removal"
+    stages = made.report["plan"]["predicted_stage_bytes"]
+    assert stages["inference of the part before"] > 0
 
 
 def test_arrays_of_several_maps(models, field) -> None:
