@@ -96,7 +96,7 @@ def scan_from_arrays(
     if are_echoes:
         directions = np.repeat(directions[:1], len(fields), axis=0)
     times = () if echo_time_s is None else tuple(np.atleast_1d(echo_time_s).tolist())
-    if are_echoes and len(fields) > 1 and len(times) != len(fields):
+    if are_echoes and len(times) != len(fields) and max(len(times), len(fields)) > 1:
         raise DataError(f"{len(fields)} phases and {len(times)} echo times; one for each is needed")
     if directions.shape != (len(fields), 3):
         raise GeometryError(

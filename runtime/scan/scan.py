@@ -555,7 +555,7 @@ def _magnitude(
 def _echo_times_s(reading: Reading, count: int) -> tuple[float, ...]:
     """Return the time of each of several phases, or of one if it is stated."""
     times = reading.echo_times_s
-    if count > 1 and len(times) != count:
+    if len(times) != count and max(len(times), count) > 1:
         raise DataError(
             f"{count} phases and {len(times)} echo times: state one for each with --echo-times"
         )

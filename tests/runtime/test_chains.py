@@ -249,3 +249,18 @@ def test_stages_of_qsm_ci(stage, chain, made, models, field, write_volume, tmp_p
     assert main([*command, "--qsm-ci-folders", str(source), str(target)]) == 0
     expected = field * (0.5 if made == "localfield" else 1)
     np.testing.assert_allclose(stored(target / f"{made}.nii.gz"), expected, atol=1e-6)
+
+
+def test_each_echo_has_its_time(card, write_model, write_volume, field, capsys) -> None:
+    phase = TensorInfo("phase_rad", "rad", VOLUME)
+    model = write_model(replace(card, task="phase->chi", inputs=(phase,)), factor=1.0)
+    echoes = [np.angle(np.exp(1j * n * 20 * field)).astype(np.float32) for n in (1, 2)]
+    files = [str(write_volume(echo, f"phase{n}.nii.gz")) for n, echo in enumerate(echoes)]
+    scanner = ["--field-strength", "3", "-q", "--force", "--echo-times"]
+    assert main([str(model), *files, *scanner, "0.01", "0.02"]) == 0
+    made = stored(Path(files[0].replace(".nii.gz", "_chi.nii.gz")))
+    np.testing.assert_allclose(made, (echoes[0] + 4 * echoes[1]) / 5, atol=1e-6)
+    for given, times in ((files, ["0.01"]), (files[:1], ["0.01", "0.02"]), (files, [])):
+        stated = [*scanner, *times] if times else scanner[:-1]
+        assert main([str(model), *given, *stated]) == 3
+        assert "echo times: state one for each" in capsys.readouterr().err or not times
