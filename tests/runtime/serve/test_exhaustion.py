@@ -37,9 +37,9 @@ def test_no_thread_for_a_client(serve, is_well, monkeypatch):
 
 def test_few_descriptors(server_process, dipole_stream):
     """More clients than descriptors: those beyond are told, and the places are free again."""
-    flags = ("--max-clients", "200", "--idle-seconds", "20")
+    flags = ("--max-clients", "200", "--idle-seconds", "100")
     with server_process(*flags, descriptors=48, failing=True) as (process, port, log):
-        clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(50)]
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=90) for _ in range(50)]
         refused = read_all(clients[-1])
         assert b"ERR Too many open files; try later" in refused
         assert refused.endswith(CLOSE)
