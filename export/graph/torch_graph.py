@@ -22,6 +22,8 @@ from qsm_deploy.kernels.errors import ExportError
 OWN_DOMAINS = ("", "ai.onnx")
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 LAST = 2**31  # an end of a slice from here on means the end
+# operators whose further inputs are numbers
+WITH_NUMBERS = frozenset({"Clip", "Pad", "Resize", "Upsample"})
 Value = Any  # a tensor, or integers of Python: one, or a list of them
 
 
@@ -72,6 +74,10 @@ class TorchGraph(nn.Module):
             else:
                 attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
                 self.nodes.append((node, attributes))
+        for node, _ in self.nodes:
+            if node.op_type in WITH_NUMBERS:  # what they are must be known when a graph is traced
+                for name in self.buffers_of.keys() & set(node.input[1:]):
+                    self.constants[name] = self._array(name).tolist()
         self.last = {n: i for i, (node, _) in enumerate(self.nodes) for n in node.input}
 
     def _known(self) -> set[str]:
@@ -106,8 +112,8 @@ class TorchGraph(nn.Module):
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs for the inputs, both in the order of the graph."""
         values: dict[str, Value] = dict(zip(self.takes, given, strict=True))
-        values |= self.constants
         values |= {n: getattr(self, buffer) for n, buffer in self.buffers_of.items()}
+        values |= self.constants
         for i, (node, attributes) in enumerate(self.nodes):
             inputs = [values[n] if n else None for n in node.input]
             results = _compute(node, attributes, inputs)
@@ -154,9 +160,8 @@ def _clip(a: Attributes, x: Tensor, least: Value = None, most: Value = None) -> 
 
 def _cast(a: Attributes, x: Value) -> Value:
     if not isinstance(x, Tensor):
-        if a["to"] in FLOATS:
-            return [float(n) for n in x] if isinstance(x, list) else float(x)
-        return [int(n) for n in x] if isinstance(x, list) else int(x)
+        number: Any = torch.sym_float if a["to"] in FLOATS else torch.sym_int  # sizes stay free
+        return [number(n) for n in x] if isinstance(x, list) else number(x)
     if a["to"] in FLOATS:
         return x.float()
     return x.bool() if a["to"] == onnx.TensorProto.BOOL else x.long()
@@ -220,8 +225,6 @@ def _pad(
 def _resize(
     a: Attributes, x: Tensor, roi: Value = None, scales: Value = None, sizes: Value = None
 ) -> Tensor:
-    if isinstance(scales, Tensor):
-        scales = scales.tolist()
     scales = scales or None
     mode, where = _text(a, "mode", "nearest"), _text(a, "coordinate_transformation_mode", "")
     if a.get("axes") or mode not in ("nearest", "linear"):
@@ -352,7 +355,7 @@ INTEGERS: dict[str, Callable[..., Value]] = {
     "Add": _each(lambda n, m: n + m),
     "Sub": _each(lambda n, m: n - m),
     "Mul": _each(lambda n, m: n * m),
-    "Div": _each(lambda n, m: n / m if isinstance(n, float) else n // m),
+    "Div": _each(lambda n, m: n / m if isinstance(n, float | torch.SymFloat) else n // m),
     "Concat": _joined,
     "Floor": lambda a, x: [math.floor(n) for n in x] if isinstance(x, list) else math.floor(x),
 }

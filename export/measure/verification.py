@@ -106,7 +106,7 @@ def apply_gate(differences: list[Difference], gate_ppb: float) -> Verification:
         raise AccuracyError(
             f"the exported model differs from PyTorch by {worst.max_ppb:.3g} ppb "
             f"({worst.backend}, {shape_text(worst.shape)}), the gate is {gate_ppb:g} ppb; nothing "
-            "was written"
+            "was written: accept the error with --gate-ppb if it is that of rounding"
         )
     shapes = tuple(dict.fromkeys(d.shape for d in differences))
     backends = " and ".join(dict.fromkeys(d.backend for d in differences))

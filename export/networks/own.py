@@ -88,6 +88,10 @@ class OwnNetwork(Network):
             for group in self.groups
         ]
         y = self.module(*entering)
+        if not isinstance(y, Tensor | tuple | list):
+            raise ExportError(
+                f"it returns a {type(y).__name__}, expected a tensor or a tuple of some"
+            )
         channels = torch.cat(tuple(y), dim=1) if isinstance(y, tuple | list) else y
         if channels.ndim != 5 or channels.shape[1] != len(self.gives):
             raise ExportError(

@@ -188,7 +188,8 @@ def _probe(
     else:
         raise ExportError(
             f"the module cannot be exported: {what_is_wrong(network, odd_shapes(LAST_TRIED)[0])}; "
-            "its output must have the shape of its input, at multiples of some divisor up to 64"
+            "it must give volumes of its input's shape, a channel for each output, at multiples of "
+            "some divisor up to 64"
         )
     network.tiles = stated.tiles
     if network.only_tiles:

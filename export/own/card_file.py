@@ -105,7 +105,7 @@ def stated_in(card: PathLike | Mapping[str, Any] | None) -> Stated:
     if card is None:
         return Stated("no card")
     if isinstance(card, Mapping):
-        return _stated(card, "the card")
+        return _stated(_plain(card), "the card")
     path = Path(card)
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -148,6 +148,15 @@ def _stated(fields: Mapping[str, Any], where: str) -> Stated:
     if "tiles" in fields:
         found["tiles"] = _tiles(table.table("tiles"))
     return Stated(where, **found, fields=frozenset(fields))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose arrays and numbers of NumPy are those of Python."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 class _Table:

@@ -56,6 +56,8 @@ def export_module(
     """
     stated, say = stated_in(card), asked.get("say") or (lambda line: None)
     with needs_extra("export", NAME):
+        from torch import nn
+
         from qsm_deploy.export.checkpoints.state import (
             BATCH_COUNTER,
             load_state,
@@ -70,6 +72,8 @@ def export_module(
     default = type(module).__name__
     if isinstance(module, str):
         module, default = built_module(module)
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"a {default} is no torch.nn.Module, nor the name of what builds one")
     module = copy.deepcopy(module).float()
     name = stated.network or require_name(default.strip("_").lower(), stated.where)
     order = _order(name, asked)

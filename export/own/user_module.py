@@ -2,9 +2,10 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from torch import nn
 
 from qsm_deploy.kernels.errors import UsageError
 
+INSTALLED = "site-packages"  # in the name of a file that is not the user's
 EXAMPLE = "--module path/to/net.py:build"
 
 
@@ -45,6 +47,12 @@ def built_module(given: str) -> tuple[nn.Module, str]:
         build = getattr(file, name, None)
         if not callable(build):
             raise UsageError(f"--module {given}: {place} has no function {name}")
+        needed = [p.name for p in _parameters(build) if p.default is p.empty]
+        if needed:
+            raise UsageError(
+                f"--module {given}: {name}() needs {', '.join(needed)}; name a function without "
+                "arguments that builds the module"
+            )
         with _one_line(given, f"{name}() fails"):
             module: object = build()
     if not isinstance(module, nn.Module):
@@ -52,6 +60,15 @@ def built_module(given: str) -> tuple[nn.Module, str]:
             f"--module {given}: {name}() returned a {type(module).__name__}, not a torch.nn.Module"
         )
     return module, path.stem if is_file else place.rpartition(".")[2]
+
+
+def _parameters(build: Callable[..., object]) -> list[inspect.Parameter]:
+    """Return what must be passed, as far as Python knows."""
+    try:
+        found = inspect.signature(build).parameters.values()
+    except (TypeError, ValueError):  # of what is not written in Python
+        return []
+    return [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _file_module(path: Path) -> ModuleType:
@@ -84,7 +101,9 @@ def _one_line(given: str, what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if f.filename != __file__ and INSTALLED not in f.filename]
+        last = (theirs or frames)[-1]
         lines = str(error).strip().splitlines() or [""]
         raise UsageError(
             f"--module {given}: {what}: {type(error).__name__}: {lines[0]} "

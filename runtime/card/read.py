@@ -135,7 +135,9 @@ def card_from(text: str | None, path: Path) -> ModelCard:
         If there is none, it is malformed, or longer than any that is written.
     """
     if not text:
-        raise CardError(f"{path} has no model card; export it with qsm-export")
+        raise CardError(
+            f"{path} has no model card; export it with qsm-export (--onnx if others made it)"
+        )
     if len(text) > MAX_BYTES:
         raise CardError(f"{path}: the model's card has {len(text)} bytes, at most {MAX_BYTES} fit")
     try:

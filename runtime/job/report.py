@@ -163,7 +163,7 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, outputs: str) -> str:
     """Return what a run would do, a fact per line."""
     geometry, plan, backend = run["geometry"], run["plan"], run["backend"]
     stages = ", ".join(f"{k} {memory_text(v)}" for k, v in plan["predicted_stage_bytes"].items())
-    rows = _first_rows(run["first_part"]) if "first_part" in run else {}
+    rows = _first_rows(run["first_part"]) if "first_part" in run else dict[str, str]()
     rows |= _maker_rows(run["model"]) | {
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
         "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
@@ -224,8 +224,12 @@ def plan_line(run: dict[str, Any]) -> str:
 
 def _first_rows(first: dict[str, Any]) -> dict[str, str]:
     geometry, plan = first["geometry"], first["plan"]
+    maker = first["model"].get("file") or first["model"]["method"]
+    if "first_part" in first:  # and there is one more before it
+        rows = _first_rows(first["first_part"])
+        return rows | {"then" + " " * sum(name.startswith("then") for name in rows): maker}
     return {
-        "first model": first["model"]["file"],
+        "first model": maker,
         "on the grid": f"{_shape(geometry['shape'])}, "
         f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
         "in": f"{_plan(plan)}: {plan['why']}",

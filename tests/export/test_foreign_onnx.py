@@ -397,3 +397,49 @@ def test_int8_in_tiles(tmp_path: Path, monkeypatch) -> None:
     sessions = [open_session(tmp_path / name, "onnxruntime") for name in ("low.onnx", "exact.onnx")]
     got, exact = (network_outputs(session, scan, plan) for session in sessions)
     assert 0 < np.linalg.norm(got - exact) < 0.2 * np.linalg.norm(exact)
+
+
+class Upsampling(torch.nn.Module):
+    """Half the size and back, by a factor or to the size that it had."""
+
+    def __init__(self, mode: str, *, corners: bool | None = None, to_size: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = (torch.nn.Conv3d(1, 1, 3, padding=1) for _ in range(2))
+        self.how = {"mode": mode, "align_corners": corners}
+        self.to_size = to_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        size = {"size": h.shape[2:]} if self.to_size else {"scale_factor": 2.0}
+        half = torch.nn.functional.avg_pool3d(h, 2)
+        return self.last(h + torch.nn.functional.interpolate(half, **size, **self.how))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.Sequential(torch.nn.Conv3d(1, 1, 3, padding=1), torch.nn.PReLU()).half(),
+        Upsampling("nearest"),
+        Upsampling("trilinear", corners=False),
+        Upsampling("trilinear", corners=True),
+        Upsampling("trilinear", corners=False, to_size=True),
+    ],
+    ids=["half precision", "nearest", "trilinear", "corners", "to a size"],
+)
+def test_files_of_the_older_exporter(module, tmp_path: Path) -> None:
+    path, axes = tmp_path / "theirs.onnx", {2: "a", 3: "b", 4: "c"}
+    module = module.eval()
+    x = torch.randn(1, 1, 16, 16, 16, dtype=next(module.parameters()).dtype)
+    torch.onnx.export(module, (x,), path, dynamo=False, input_names=["f"], dynamic_axes={"f": axes})
+    graph = foreign_graph(path)
+    ours = TorchGraph(graph, "theirs").eval()
+    require_same(graph, ours, None, 2)
+    network = network_from_module(ours, stated_in(ONE))
+    traced = onnx_from_module(network).SerializeToString()
+    session = onnxruntime.InferenceSession(traced, providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 1, 20, 14, 18)
+    (made,) = session.run(None, {"local_field_ppm": x.numpy()})
+    with torch.inference_mode():
+        expected = module.float()(x).numpy()
+    assert np.abs(made - expected).max() <= 1e-5

@@ -302,7 +302,11 @@ class TestWhatIsRefused:
             (["--module", "none.py:build"], 2, "there is no file none.py"),
             (["--module", "no.such:build"], 2, "ModuleNotFoundError"),
             (["--module", "net.py:other"], 2, "has no function other"),
-            (["--module", "net.py:needs"], 2, "needs() fails: TypeError"),
+            (
+                ["--module", "net.py:needs"],
+                2,
+                "needs() needs width; name a function without arguments",
+            ),
             (["--module", "net.py:number"], 2, "returned a int"),
             (["--module", "net.py:fails"], 2, "no such luck (net.py, line"),
             (["--module", "broken.py:build"], 2, "cannot be imported: SyntaxError"),

@@ -264,3 +264,14 @@ def test_each_echo_has_its_time(card, write_model, write_volume, field, capsys) 
         stated = [*scanner, *times] if times else scanner[:-1]
         assert main([str(model), *given, *stated]) == 3
         assert "echo times: state one for each" in capsys.readouterr().err or not times
+
+
+def test_a_dry_run_names_every_part(models, total, field, write_volume, capsys) -> None:
+    r2prime = write_volume(np.abs(field), "r2prime.nii.gz")
+    chain = [str(models["removal"]), str(models["parting"]), str(total)]
+    said = ["--method", "tkd", "--r2prime", str(r2prime), "--dry-run", "-q"]
+    assert main([*chain, *said]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["first", "model", "removal.onnx"]
+    assert ["then", "tkd"] in [line.split() for line in lines]
+    assert any("parting.onnx" in line for line in lines)
