@@ -1,6 +1,5 @@
 """An export as a user asks for it: a network by its name, weights by their files."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from qsm_deploy.runtime.card.card import GraphPrecision
 from qsm_deploy.runtime.card.read import ONNX
 from qsm_deploy.runtime.console.command import needs_extra
 from qsm_deploy.runtime.gpu.engines.tensorrt_library import Flavour
-from qsm_deploy.runtime.job.request import PathLike
+from qsm_deploy.runtime.job.request import PathLike, paths_of
 from qsm_deploy.runtime.scan.arrays import vector
 from qsm_deploy.runtime.scan.axes import axes_of
 
@@ -109,8 +108,7 @@ def export_network(
             licence = spec.bundled[1].licence
             say(f"no --weights: taking the bundled ones, {spec.bundled[1].source}")
     else:
-        given = [weights] if isinstance(weights, str | os.PathLike) else weights
-        files = [Path(path) for path in given]
+        files = list(paths_of(weights))
     refuse_models(files, spec.name, may_be_onnx=spec.onnx_weights)
     spec.refuse_foreign(files)
     if spec.onnx_weights and [path.suffix.lower() for path in files] == [ONNX]:

@@ -77,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> str:
         maker_from,
         models_and_fields,
     )
+    from qsm_deploy.runtime.reconstructor import models_of
 
     if arguments.qsm_ci or arguments.qsm_ci_stage:
         _take_contract(arguments)
@@ -87,16 +88,16 @@ def _run(arguments: argparse.Namespace) -> str:
         return _stages_text(arguments, fields, maker)
     echoes = arguments.phase or arguments.real or ()
     begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
-    output = arguments.output
+    output, gives = arguments.output, gives_of(maker)
     if until == "chi" and output is None:
-        gives = gives_of(maker)
         output = next((beside(path, gives) for path in begins if path is not None), None)
     request = make_request(
         fields,
         **{name: getattr(arguments, name) for name in (*FILES, *FIELD, *WANTED, *WRITTEN, *STEPS)},
         until=until,
         output=output,
-        maker=maker,
+        inputs=models_of(maker),
+        gives=gives,
         evaluates=arguments.json and not arguments.dry_run,
     )
     log = TerminalLog(quiet=arguments.quiet)

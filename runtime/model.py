@@ -15,18 +15,25 @@ from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.gpu.arrays import is_on_device
-from qsm_deploy.runtime.job.one_scan import TITLES, measured_scan, run_field, run_scan
+from qsm_deploy.runtime.job.one_scan import measured_scan, run_field, run_scan
 from qsm_deploy.runtime.job.report import way_text
 from qsm_deploy.runtime.job.request import (
     PathLike,
     Request,
+    gives_of,
     make_request,
     maker_from,
     paths_of,
     wants_from,
 )
 from qsm_deploy.runtime.reconstruction.network import Network
-from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_reconstructor
+from qsm_deploy.runtime.reconstructor import (
+    Host,
+    Maker,
+    Reconstructor,
+    models_of,
+    open_reconstructor,
+)
 from qsm_deploy.runtime.scan.arrays import scan_from_arrays
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import AUTO, Precision
@@ -95,7 +102,7 @@ class Result:
             unit=said["units"],
             slices=slices,
             window=window,
-            name=TITLES[next(iter(self.maps))],
+            name=next(iter(self.maps)),
         )
 
 
@@ -124,7 +131,7 @@ class Model:
 
     def __init__(self, reconstructor: Reconstructor, maker: Maker) -> None:
         self.reconstructor = reconstructor
-        self._maker = maker
+        self._models = models_of(maker)
 
     def __repr__(self) -> str:
         """Return its name."""
@@ -252,7 +259,8 @@ class Model:
         **options: Any,
     ) -> Result:
         """Reconstruct files with the opened model; see :func:`run` for the options."""
-        request = make_request(paths_of(field), maker=self._maker, **_one_direction(options))
+        said: dict[str, Any] = {"inputs": self._models, "gives": self.reconstructor.needs.gives}
+        request = make_request(paths_of(field), **said, **_one_direction(options))
         return _run(request, self.reconstructor, Stages(), progress)
 
 
@@ -362,7 +370,8 @@ def run(
         As the command line does, one subclass for each cause.
     """
     maker = _maker(model, {name: options.pop(name) for name in METHOD & options.keys()})
-    request = make_request(paths_of(field), maker=maker, **_one_direction(options))
+    said: dict[str, Any] = {"inputs": models_of(maker), "gives": gives_of(maker)}
+    request = make_request(paths_of(field), **said, **_one_direction(options))
     stages = Stages()
     with stages("load"):
         host = Host(backend, device, precision, threads, plan_cache)

@@ -293,7 +293,7 @@ class Reconstructor:
         if found:
             made.findings["first_part_found"] = found
         if not wants.any_values:
-            for volume in (made.map_ppm, *made.further.values()):
+            for volume in made.volumes:
                 require_finite(volume)
         if prepared.back:
             with stages("bring back"):

@@ -1,7 +1,6 @@
 """An export of a network of one's own, as a user asks for it: a module, or an ONNX file."""
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from qsm_deploy.export.order import ABOUT_INT8, ABOUT_PLANS, COMMON, Order, give
 from qsm_deploy.export.own.card_file import require_name, stated_in
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import needs_extra
-from qsm_deploy.runtime.job.request import PathLike
+from qsm_deploy.runtime.job.request import PathLike, paths_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,8 +81,7 @@ def export_module(
         say("no --weights: taking those that the module was built with")
         state = dict(module.state_dict())
     else:
-        given = [weights] if isinstance(weights, str | os.PathLike) else weights
-        files = [Path(path) for path in given]
+        files = list(paths_of(weights))
         refuse_models(files, name)
         own = {key for key in module.state_dict() if not key.endswith(BATCH_COUNTER)}
         state = load_state(*files, fits=lambda keys: own <= set(keys), say=say)

@@ -12,6 +12,7 @@ from qsm_deploy.kernels.bounding_box import Corner
 from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, shape_text, vector_text
 from qsm_deploy.runtime.job.planes import PLANES, Planes, centre_of, voxel_at
+from qsm_deploy.runtime.reconstruction.inversion import CHI
 from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
 
-CHI_NAME, FIELD_NAME = "susceptibility χ", "local field"
 FIELD_WINDOW_PPM = (-0.05, 0.05)
 TOTAL_WINDOW_PPM = (-0.5, 0.5)
 CHI_WINDOW_PPM = (-0.1, 0.2)
@@ -60,8 +60,14 @@ class Row(NamedTuple):
     colours: str = "gray"
 
 
+# of what is given first: its title, and the window that it is shown in
+_GIVEN = {
+    "local_field_ppm": ("local field", FIELD_WINDOW_PPM),
+    CHI: ("susceptibility χ", CHI_WINDOW_PPM),
+    "chi_positive_ppm": ("paramagnetic χ+", CHI_WINDOW_PPM),
+}
 _MEASURED: dict[Quantity, Callable[[Volume], Row]] = {
-    "local_field_ppm": lambda field: Row(FIELD_NAME, field, FIELD_WINDOW_PPM),
+    "local_field_ppm": lambda field: Row("local field", field, FIELD_WINDOW_PPM),
     "total_field_ppm": lambda field: Row("total field", field, TOTAL_WINDOW_PPM),
     "phase_rad": lambda phase: Row("phase", phase, PHASE_WINDOW_RAD, "rad"),
 }
@@ -76,7 +82,7 @@ def scan_figure(
     unit: str = "ppm",
     slices: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
-    name: str = CHI_NAME,
+    name: str = CHI,
 ) -> "Figure":
     """Return the picture of a reconstruction: field, map, and with a truth that and the error.
 
@@ -96,7 +102,7 @@ def scan_figure(
     window
         Of the map, in its unit; by default -0.1 to 0.2 ppm, of a local field -0.05 to 0.05.
     name
-        What the map is called, if it is no susceptibility.
+        What the map is, by its name in cards.
 
     Raises
     ------
@@ -111,7 +117,7 @@ def scan_figure(
     """
     require_look(slices, window)
     factor = PPB_PER_PPM if unit == "ppb" else 1.0
-    default = FIELD_WINDOW_PPM if name == FIELD_NAME else CHI_WINDOW_PPM
+    title_of_map, default = _GIVEN[name]
     low, high = window or (factor * default[0], factor * default[1])
 
     def of_chi(name: str, volume: Volume) -> Row:
@@ -119,7 +125,7 @@ def scan_figure(
 
     rows = [
         _MEASURED[scan.quantity](scan.measured[0]),
-        of_chi(name, chi_ppm),
+        of_chi(title_of_map, chi_ppm),
     ]
     if scan.truth_ppm is not None:
         error = (factor * ERROR_WINDOW_PPM[0], factor * ERROR_WINDOW_PPM[1])

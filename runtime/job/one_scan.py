@@ -37,11 +37,6 @@ LOCAL: Final = "local_field_ppm"
 NEEDS_MASK = (
     "needs the mask of the brain; pass it with -m, or have it beside the images in a dataset"
 )
-TITLES = {
-    LOCAL: "local field",
-    CHI: "susceptibility χ",
-    "chi_positive_ppm": "paramagnetic χ+",
-}  # of what is drawn
 
 
 @dataclass(frozen=True)
@@ -342,8 +337,7 @@ def run_scan(
     finally:  # the map outlives what fails after it
         write_together(files, force=outputs.force)
     log.stage("")
-    volumes = (made.map_ppm, *made.further.values())
-    return Finished(run, planned, dict(zip(gives, volumes, strict=True)), measured)
+    return Finished(run, planned, dict(zip(gives, made.volumes, strict=True)), measured)
 
 
 def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
@@ -375,10 +369,9 @@ def _map_files(
     outputs, files = request.outputs, dict[Path, bytes]()
     if not outputs.given:
         return {}
-    volumes = (made.map_ppm, *made.further.values())
     with stages("write"):
         for path, sidecar, name, volume in zip(
-            outputs.given, outputs.sidecars, gives, volumes, strict=True
+            outputs.given, outputs.sidecars, gives, made.volumes, strict=True
         ):
             files[sidecar] = report.json_bytes({**request.labels, **run})
             said = f"{MAP_NAMES[name]} [{outputs.units}] {run['title']}"
@@ -424,7 +417,7 @@ def _draw(
             unit=outputs.units,
             slices=outputs.slices,
             window=outputs.window,
-            name=TITLES[name],
+            name=name,
         )
         return {outputs.figure: png_of(picture)}
 

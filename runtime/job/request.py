@@ -169,7 +169,8 @@ def make_request(
     voxel_size: Sequence[float] | None = None,
     negate: bool = False,
     phase_scale: str | None = None,
-    maker: Maker = (),
+    inputs: Sequence[Path] = (),
+    gives: Sequence[str] = (CHI,),
     evaluates: bool = False,
     dry_run: bool = False,
     **wanted: Any,
@@ -199,8 +200,10 @@ def make_request(
         Whether existing outputs are overwritten.
     units, echo_time, echo_times, field_strength, b0_direction, voxel_size, negate, phase_scale
         How the fields are to be understood; see :func:`reading_from`.
-    maker
-        What makes the map: its models are read, and must not be written over.
+    inputs
+        What else is read, and must not be written over.
+    gives
+        What is made, by the names in cards; see :func:`gives_of`.
     evaluates
         Whether the field residual is computed though no report is written.
     dry_run
@@ -227,7 +230,6 @@ def make_request(
     mask_path, truth_path, labels_path, params_path, chi_path, r2prime_path = paths = [
         _path(p) for p in (mask, truth, labels, params, chi, r2prime)
     ]
-    inputs = models_of(maker)
     require_files(inputs, "model file")
     require_files([*map(Path, fields), *phases, *signal, *paths])
     begins = beginning_of(
@@ -279,7 +281,6 @@ def make_request(
         phase_scale=phase_scale,
     )
     keeps = begins.keeps
-    gives = gives_of(maker)
     given = {} if out_path is None else output_files(out_path, gives)
     outputs = Outputs(
         given.pop(gives[0], None),
@@ -292,7 +293,7 @@ def make_request(
         keeps,
         given,
     )
-    if truth is not None and gives != (CHI,):
+    if truth is not None and tuple(gives) != (CHI,):
         raise UsageError(f"--truth is a susceptibility, {' and '.join(gives)} is made; drop it")
     _require_names(outputs)
     outputs.check([*inputs, *begins.reads, *signal, *paths])

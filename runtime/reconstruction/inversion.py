@@ -161,6 +161,11 @@ class Made:
     scan: Scan | None = None
     between: dict[str, Volume] = field(default_factory=dict)
 
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """All that was made, in the order of the card."""
+        return (self.map_ppm, *self.further.values())
+
 
 def require_finite(chi_ppm: Volume) -> None:
     """Refuse a map with voxels that are not finite.

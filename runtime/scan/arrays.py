@@ -19,6 +19,7 @@ from qsm_deploy.runtime.scan.scan import (
     Scan,
     echo_weights,
     outside_zero,
+    require_times,
     require_trust,
 )
 from qsm_deploy.runtime.scan.units import require_ppm, require_total_ppm, require_wrapped_phase
@@ -96,8 +97,8 @@ def scan_from_arrays(
     if are_echoes:
         directions = np.repeat(directions[:1], len(fields), axis=0)
     times = () if echo_time_s is None else tuple(np.atleast_1d(echo_time_s).tolist())
-    if are_echoes and len(times) != len(fields) and max(len(times), len(fields)) > 1:
-        raise DataError(f"{len(fields)} phases and {len(times)} echo times; one for each is needed")
+    if are_echoes:
+        require_times(len(fields), times)
     if directions.shape != (len(fields), 3):
         raise GeometryError(
             f"{len(fields)} fields need as many B0 directions (x, y, z), got an array of shape "
@@ -215,8 +216,6 @@ def _weights(magnitude: Any, mask: Mask, times_s: Sequence[float]) -> Volume | N
         return None
     given = np.asarray(magnitude)
     given = given[None] if given.ndim == 3 else given
-    if len(given) not in (1, len(times_s)):
-        raise DataError(f"{len(times_s)} phases and {len(given)} magnitudes; pass as many, or one")
     signal = [_trust("magnitude", one, mask) for one in given]
     return echo_weights(np.array(signal, dtype=np.float32), times_s)
 

@@ -324,7 +324,9 @@ def load_scan(files: ScanFiles, reading: Reading) -> Scan:
     load = partial(load_on_grid, like=first) if are_echoes else load_volume
     others = [load(path) for path in files.fields[1:]]
     ways: list[Axes] = []
-    times = _echo_times_s(reading, 1 + len(others)) if are_echoes else ()
+    times = reading.echo_times_s if are_echoes else ()
+    if are_echoes:
+        require_times(1 + len(others), times)
     several = are_echoes and bool(others)
     if others and not are_echoes:
         from qsm_deploy.runtime.scan.orientations import stored_as_first
@@ -552,14 +554,18 @@ def _magnitude(
     return reduce(np.hypot, (_trust(path, volume, mask) for path in paths))
 
 
-def _echo_times_s(reading: Reading, count: int) -> tuple[float, ...]:
-    """Return the time of each of several phases, or of one if it is stated."""
-    times = reading.echo_times_s
-    if len(times) != count and max(len(times), count) > 1:
+def require_times(count: int, times_s: Sequence[float]) -> None:
+    """Check that each of several phases has its time; that of one may be missing.
+
+    Raises
+    ------
+    DataError
+        If not.
+    """
+    if len(times_s) != count and max(len(times_s), count) > 1:
         raise DataError(
-            f"{count} phases and {len(times)} echo times: state one for each with --echo-times"
+            f"{count} phases and {len(times_s)} echo times: state one for each with --echo-times"
         )
-    return times
 
 
 def _weights(
@@ -568,14 +574,20 @@ def _weights(
     """Return what each echo counts: its magnitude by its time, squared."""
     if not paths:
         return None
-    if len(paths) not in (1, len(times)):
-        raise DataError(f"{len(times)} phases and {len(paths)} magnitudes; pass as many, or one")
     signal = np.stack([_trust(path, volume, mask) for path in paths])
     return echo_weights(signal, times)
 
 
 def echo_weights(signal: Volume, times_s: Sequence[float]) -> Volume:
-    """Return what each echo counts in a map of all: its magnitude by its time [s], squared."""
+    """Return what each echo counts in a map of all: its magnitude by its time [s], squared.
+
+    Raises
+    ------
+    DataError
+        If there are neither as many magnitudes as times nor one for all.
+    """
+    if len(signal) not in (1, len(times_s)):
+        raise DataError(f"{len(times_s)} phases and {len(signal)} magnitudes; pass as many, or one")
     times = np.array(times_s, dtype=np.float32)
     weights: Volume = (signal * times[:, None, None, None]) ** 2
     return weights
