@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.network import LOCAL_FIELD, TOTAL_FIELD, Choices, Network
 from qsm_deploy.export.networks.octave import (
-    Bands,
     OctaveConv,
+    OctaveDecoder,
     OctaveInput,
     OctaveOutput,
-    OctaveUp,
-    concatenate,
-    pool,
+    through_levels,
 )
 from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 from qsm_deploy.kernels.errors import WeightsError
@@ -69,9 +67,8 @@ class BFRnet(Network):
         self.middle = nn.Sequential(
             OctaveConv(coarsest, 2 * coarsest), OctaveConv(2 * coarsest, coarsest)
         )
-        self.ups = nn.ModuleList(OctaveUp(c) for c in widths[::-1])
         self.decoders = nn.ModuleList(
-            nn.Sequential(OctaveConv(2 * c, c), OctaveConv(c, after))
+            OctaveDecoder(c, after)
             for c, after in zip(widths[::-1], [*widths[-2::-1], finest], strict=True)
         )
         self.last = OctaveOutput(finest, finest)
@@ -83,14 +80,8 @@ class BFRnet(Network):
 
     def forward(self, total_field_ppm: Tensor) -> Tensor:
         """Return ``local_field_ppm``."""
-        bands: Bands = self.first(total_field_ppm)
-        skips = []
-        for encode in self.encoders:
-            skips.append(encode(bands))
-            bands = pool(skips[-1])
-        bands = self.middle(bands)
-        for up, decode, skip in zip(self.ups, self.decoders, reversed(skips), strict=True):
-            bands = decode(concatenate(up(bands), skip))
+        bands = self.first(total_field_ppm)
+        bands = through_levels(bands, self.encoders, self.middle, self.decoders)
         background_less_input: Tensor = self.last(bands)
         return -background_less_input
 
@@ -138,8 +129,10 @@ def authors_layers(depth: int) -> Iterator[tuple[str, str]]:
     for level in range(depth):
         for n in (0, 1):
             blocks[f"encoders.{level}.{n}"] = f"EncoderSection-{level + 1}-Oct{n + 1}"
-            blocks[f"decoders.{level}.{n}"] = f"DecoderSection-{level + 1}-Oct{n + 1}"
-        yield from ((f"ups.{level}.{n}", f"Decoder-Section-{level + 1}-{t}") for t, n in UP.items())
+            decoder = f"decoders.{level}.DecodeConv{n + 1}"
+            blocks[decoder] = f"DecoderSection-{level + 1}-Oct{n + 1}"
+        up = f"decoders.{level}.up"
+        yield from ((f"{up}.{n}", f"Decoder-Section-{level + 1}-{t}") for t, n in UP.items())
     for block, name in blocks.items():
         yield from ((f"{block}.{n}", f"{name}-{t}") for t, n in CONV.items())
     yield "last.FinalConv", "Final-ConvolutionLayer"

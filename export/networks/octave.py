@@ -135,6 +135,35 @@ class OctaveUp(nn.Module):
         return batch_norm(x, self.zero, norm.running_var, norm.weight, self.zero, eps=norm.eps)
 
 
+class OctaveDecoder(nn.Module):
+    """Double the resolution at the same channels, append the skip, convolve twice."""
+
+    def __init__(self, channels: int, channels_out: int) -> None:
+        super().__init__()
+        self.up = OctaveUp(channels)
+        self.DecodeConv1 = OctaveConv(2 * channels, channels)
+        self.DecodeConv2 = OctaveConv(channels, channels_out)
+
+    def forward(self, coarse: Bands, skip: Bands) -> Bands:
+        """Map bands and a skip of twice their resolution to bands of the skip's."""
+        bands: Bands = self.DecodeConv2(self.DecodeConv1(concatenate(self.up(coarse), skip)))
+        return bands
+
+
+def through_levels(
+    bands: Bands, encoders: nn.ModuleList, middle: nn.Module, decoders: nn.ModuleList
+) -> Bands:
+    """Run a U-net: down with a skip before each pooling, through the middle, and up again."""
+    skips: list[Bands] = []
+    for encode in encoders:
+        skips.append(encode(bands))
+        bands = pool(skips[-1])
+    bands = middle(bands)
+    for decode, skip in zip(decoders, reversed(skips), strict=True):
+        bands = decode(bands, skip)
+    return bands
+
+
 def pool(bands: Bands) -> Bands:
     """Halve the resolution of both bands by the maximum."""
     return max_pool3d(bands[0], 2), max_pool3d(bands[1], 2)

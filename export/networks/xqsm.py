@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from qsm_deploy.export.checkpoints.state import load_strictly, require_keys
 from qsm_deploy.export.networks.network import Choices, Network
 from qsm_deploy.export.networks.octave import (
-    Bands,
     OctaveConv,
+    OctaveDecoder,
     OctaveInput,
     OctaveOutput,
-    OctaveUp,
-    concatenate,
-    pool,
+    through_levels,
 )
 from qsm_deploy.export.networks.state_sizes import channels_of, count_parts
 
@@ -49,7 +47,7 @@ class XQSM(Network):
             "MidConv", OctaveConv(coarsest, 2 * coarsest), OctaveConv(2 * coarsest, coarsest)
         )
         self.DecodeConvs = nn.ModuleList(
-            _DecoderLevel(c, after)
+            OctaveDecoder(c, after)
             for c, after in zip(widths[::-1], [*widths[-2::-1], base], strict=True)
         )
         self.FinalOct = OctaveOutput(base, 2 * base)
@@ -61,14 +59,8 @@ class XQSM(Network):
 
     def forward(self, local_field_ppm: Tensor) -> Tensor:
         """Return ``chi_ppm`` of a (n, 1, x, y, z) field."""
-        bands: Bands = self.InputOct(local_field_ppm)
-        skips = []
-        for encode in self.EncodeConvs:
-            skips.append(encode(bands))
-            bands = pool(skips[-1])
-        bands = self.MidConv1(bands)
-        for decode, skip in zip(self.DecodeConvs, reversed(skips), strict=True):
-            bands = decode(bands, skip)
+        bands = self.InputOct(local_field_ppm)
+        bands = through_levels(bands, self.EncodeConvs, self.MidConv1, self.DecodeConvs)
         correction: Tensor = self.FinalOct(bands)
         return correction + local_field_ppm
 
@@ -80,21 +72,6 @@ class _TwoConvs(nn.Sequential):
         super().__init__()
         self.add_module(f"{name}1", first)
         self.add_module(f"{name}2", second)
-
-
-class _DecoderLevel(nn.Module):
-    """Double the resolution at the same channels, append the skip, convolve twice."""
-
-    def __init__(self, channels: int, channels_out: int) -> None:
-        super().__init__()
-        self.up = OctaveUp(channels)
-        self.DecodeConv1 = OctaveConv(2 * channels, channels)
-        self.DecodeConv2 = OctaveConv(channels, channels_out)
-
-    def forward(self, coarse: Bands, skip: Bands) -> Bands:
-        """Map bands and a skip of twice their resolution to bands of the skip's."""
-        bands: Bands = self.DecodeConv2(self.DecodeConv1(concatenate(self.up(coarse), skip)))
-        return bands
 
 
 def network_from_state(state: Mapping[str, Tensor], choices: Choices) -> XQSM:

@@ -33,7 +33,8 @@ def swap_concatenations(network: Network, patch: pytest.MonkeyPatch) -> None:
 
 
 def swap_octaves(network: Network, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(xqsm, "concatenate", lambda up, skip: octave.concatenate(skip, up))
+    concatenate = octave.concatenate
+    patch.setattr(octave, "concatenate", lambda up, skip: concatenate(skip, up))
 
 
 def take_the_maximum(network: Network, patch: pytest.MonkeyPatch) -> None:
