@@ -110,7 +110,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Headers:
-    """What a folder holds: frames of MR images that say where they lie, and how many other files."""
+    """What a folder holds: frames of MR images that say where they lie; how many other files."""
 
     frames: tuple[Frame, ...]
     others: int
