@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.dicom.frames import Frame
 from qsm_deploy.runtime.scan.axes import Affine
+from qsm_deploy.runtime.scan.unit_names import field_strength
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SAME_STRENGTH = 1.001  # relative: what frequencies of one acquisition differ by
 WHOLE = 0.01  # voxels that an index may be off a whole number
 
 
@@ -52,6 +54,25 @@ class Acquisition:
     def slices(self) -> tuple[Frame, ...]:
         """The images of the first echo, after which those of a map are made."""
         return self.echoes[0].first
+
+    @property
+    def field_strength_t(self) -> float | None:
+        """Of B0, as the frequency tells it where it is known.
+
+        Raises
+        ------
+        DataError
+            If strength and frequency are of different scanners, or images of different strengths.
+        """
+        strengths = {(f.field_strength_t, f.frequency_mhz) for f in self.frames}
+        found = {field_strength(nominal, frequency) for nominal, frequency in strengths} - {None}
+        known = [strength for strength in found if strength is not None]
+        if known and max(known) > SAME_STRENGTH * min(known):
+            raise DataError(
+                f"the images say field strengths of {min(known):g} and {max(known):g} T; export "
+                "one acquisition alone"
+            )
+        return min(known, default=None)
 
     @property
     def frames(self) -> tuple[Frame, ...]:

@@ -267,7 +267,7 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
         str(said.get("Manufacturer", "") or ""),
         _rescale(said),
         _real_world(said),
-        bool(syntax and syntax.is_compressed),
+        bool(syntax and (syntax.is_compressed or syntax.is_deflated)),
         str(said.get("LossyImageCompression", "")) == "01",
         np.array(position),
         np.array(orientation).reshape(2, 3),

@@ -1,0 +1,255 @@
+"""Which series of a study a map can be made of: the phase and its magnitude."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.dicom.acquisition import Acquisition, Echo
+from qsm_deploy.runtime.dicom.frames import Frame, Headers, Role
+from qsm_deploy.runtime.dicom.stacks import require_same_slices, stacks_of
+
+CORRECTIONS = {"ND", "DIS2D", "DIS3D"}  # of the gradients' distortion: none, in a plane, in space
+OTHERS: dict[Role, Role] = {"phase": "magnitude", "real": "imaginary"}
+# what a series says that is filtered or projected, in its description or the type of its images
+FILTERED = re.compile(
+    r"(?<![a-z])(swi|swan|swip|mip|mnip|minip|filt|filtered)(?![a-z])|pha_?images", re.IGNORECASE
+)
+LISTED = 6  # series in a message
+
+
+@dataclass(frozen=True)
+class Series:
+    """The frames of one series."""
+
+    frames: tuple[Frame, ...]
+
+    def __str__(self) -> str:
+        about = f" ({text})" if (text := self.description) else ""
+        return f"series {self.number}{about}"
+
+    @property
+    def number(self) -> int:
+        """Of the series."""
+        return self.frames[0].series_number
+
+    @property
+    def description(self) -> str:
+        """What the scanner's user called it, in printable characters."""
+        return "".join(c if c.isprintable() else "?" for c in self.frames[0].description)[:64]
+
+    @property
+    def files(self) -> int:
+        """How many files it is of."""
+        return len({frame.path for frame in self.frames})
+
+    @cached_property
+    def roles(self) -> Counter[Role]:
+        """How many images it has of each role."""
+        return Counter(frame.role for frame in self.frames if frame.role)
+
+    @property
+    def leads(self) -> Role | None:
+        """What a map can begin with: its phase, or its real parts; ``None`` if it has neither."""
+        lead: Role
+        for lead in OTHERS:
+            if self.roles[lead]:
+                return lead
+        return None
+
+    def of(self, role: Role) -> tuple[Frame, ...]:
+        """Return the frames of a role."""
+        return tuple(frame for frame in self.frames if frame.role == role)
+
+    @cached_property
+    def corrections(self) -> frozenset[str]:
+        """How its images were corrected for the gradients."""
+        return frozenset(CORRECTIONS.intersection(*(f.image_type for f in self.frames[:1])))
+
+    @property
+    def kind(self) -> str | None:
+        """Why no map can be made of such a series, if so."""
+        frame, *_ = frames = self.of(self.leads) if self.leads else self.frames
+        words = {word for each in frames for word in each.image_type}
+        if "DERIVED" in words:
+            return "is derived (ImageType), not what was measured"
+        if any(FILTERED.search(text) for text in (*words, frame.description)):
+            return (
+                "is filtered or projected, as susceptibility-weighted imaging is; a map needs the "
+                "phase before that"
+            )
+        if frame.sequence and not {"GR", "RM"} & {*frame.sequence}:
+            return f"is no gradient echo (its sequence is {' '.join(frame.sequence)})"
+        return None
+
+    @property
+    def summary(self) -> str:
+        """What it holds, in a line."""
+        held = ", ".join(f"{count} {role}" for role, count in sorted(self.roles.items()))
+        times = sorted({round(f.echo_time_s * 1e6) for f in self.frames if f.echo_time_s})
+        echoes = (
+            f"echoes {', '.join(f'{t / 1e3:g}' for t in times)} ms" if times else "no echo time"
+        )
+        files = f"{self.files} file{'s' * (self.files > 1)}"
+        return "; ".join((files, held or f"{len(self.frames)} images", echoes))
+
+
+def series_of(frames: Iterable[Frame]) -> list[Series]:
+    """Return the series by number, as they were sent."""
+    found: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        found[frame.series].append(frame)
+    return sorted((Series(tuple(held)) for held in found.values()), key=lambda s: s.number)
+
+
+def list_series(headers: Headers, folder: Path) -> str:
+    """Return a line for every series of a folder: what it is, and whether a map can be made of it.
+
+    Raises
+    ------
+    DataError
+        If it holds no MR image.
+    """
+    _require_images(headers, folder)
+    lines = []
+    for study in sorted({frame.study for frame in headers.frames}):
+        every = series_of(frame for frame in headers.frames if frame.study == study)
+        lines += [f"{series}: {series.summary}{_verdict(series, every)}" for series in every]
+    return "\n".join(lines)
+
+
+def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) -> Acquisition:
+    """Return what a map is made of.
+
+    Parameters
+    ----------
+    headers
+        Of the files in a folder.
+    folder
+        For messages.
+    numbers
+        The series to take: that of the phase, and that of its magnitude where several could be.
+
+    Raises
+    ------
+    DataError
+        If there is nothing, several would do, or something is missing or contradicts the rest.
+    """
+    _require_images(headers, folder)
+    _require_one_study(headers, folder)
+    every = series_of(headers.frames)
+    known = {series.number for series in every}
+    if unknown := [n for n in numbers if n not in known]:
+        raise DataError(f"{folder}: no series {unknown[0]}; it holds {_listed(every)}")
+    asked = [series for series in every if not numbers or series.number in numbers]
+    leading = [series for series in asked if series.leads]
+    usable = [series for series in leading if series.kind is None]
+    if not leading:
+        where = f"{folder}: " + ("the series asked for have" if numbers else "there are")
+        raise DataError(
+            f"{where} no phase images, and no real and imaginary ones; it holds {_listed(every)}"
+        )
+    if not usable:
+        reasons = "; ".join(f"{series} {series.kind}" for series in leading[:LISTED])
+        raise DataError(f"{folder}: {reasons}")
+    if len(usable) > 1:
+        raise DataError(
+            f"{folder}: {len(usable)} series have a phase: {_listed(usable)}; pass --series NUMBER "
+            "with the one to take"
+        )
+    return _acquisition(usable[0], every, numbers)
+
+
+def _acquisition(series: Series, every: Sequence[Series], numbers: Sequence[int]) -> Acquisition:
+    """Return what is made of a series and, if it is one of phase only, of its magnitude."""
+    lead = series.leads
+    assert lead is not None  # it was chosen for that
+    other = OTHERS[lead]
+    first = stacks_of(series.of(lead), f"{series}, {lead}")
+    partner = _partner(series, other, every, numbers)
+    if partner is None and lead == "real":
+        raise DataError(f"{series} has real parts, and there are no imaginary ones; export both")
+    if partner is None:
+        return Acquisition(tuple(Echo(time, images, ()) for time, images in first), False)
+    second = stacks_of(partner.of(other), f"{partner}, {other}")
+    require_same_slices(first, second, f"{series}, {lead}", f"{partner}, {other}")
+    echoes = (
+        Echo(time, images, others)
+        for (time, images), (_, others) in zip(first, second, strict=True)
+    )
+    return Acquisition(tuple(echoes), lead == "real")
+
+
+def _partner(
+    series: Series, role: Role, every: Sequence[Series], numbers: Sequence[int]
+) -> Series | None:
+    """Return the series with the other images of the same acquisition, if there is one."""
+    if series.roles[role]:
+        return series
+    lead = series.frames[0]
+    times = {frame.echo_time_s for frame in series.frames}
+    fitting = [
+        other
+        for other in every
+        if other.roles[role]
+        and other.kind is None
+        and other.frames[0].frame_of_reference == lead.frame_of_reference
+        and other.frames[0].shape == lead.shape
+        and times & {frame.echo_time_s for frame in other.of(role)}
+    ]
+    alike = [other for other in fitting if other.corrections == series.corrections]
+    if fitting and not alike:
+        how, theirs = (" ".join(sorted(s.corrections)) or "not said" for s in (series, fitting[0]))
+        raise DataError(
+            f"{series} and {fitting[0]} were corrected for the gradients in two ways ({how} and "
+            f"{theirs}); export phase and {role} alike"
+        )
+    named = [other for other in alike if other.number in numbers]
+    together = [other for other in alike if other.frames[0].acquired[:14] == lead.acquired[:14]]
+    for chosen in (named, together, alike):
+        if len(chosen) == 1:
+            return chosen[0]
+    if alike:
+        raise DataError(
+            f"{series}: {len(alike)} series could be its {role}: {_listed(alike)}; pass --series "
+            f"{series.number} NUMBER with that of the {role}"
+        )
+    return None
+
+
+def _require_images(headers: Headers, folder: Path) -> None:
+    if not headers.frames:
+        raise DataError(f"{folder}: no MR image in DICOM among its {headers.others} files")
+
+
+def _require_one_study(headers: Headers, folder: Path) -> None:
+    """Refuse images of several studies or patients; names are not shown."""
+    for what, found in (
+        ("studies", Counter(frame.study for frame in headers.frames)),
+        ("patients", Counter(frame.patient for frame in headers.frames)),
+    ):
+        if len(found) > 1:
+            counts = " and ".join(str(count) for _, count in found.most_common())
+            raise DataError(f"{folder}: images of {len(found)} {what} ({counts}); pass one alone")
+
+
+def _verdict(series: Series, every: Sequence[Series]) -> str:
+    if series.kind:
+        return f" - {series.kind}"
+    if series.leads is None:
+        return ""
+    try:
+        made = _acquisition(series, every, ())
+    except DataError as error:
+        return f" - {error}"
+    return f" - a map can be made of it: {len(made.echoes)} echoes of {len(made.slices)} slices" + (
+        "" if made.echoes[0].second else ", with a mask (it has no magnitude)"
+    )
+
+
+def _listed(every: Sequence[Series]) -> str:
+    more = f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
+    return ", ".join(map(str, every[:LISTED])) + more
