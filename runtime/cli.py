@@ -15,6 +15,7 @@ from qsm_deploy.runtime.job.arguments import (
     METHOD,
     NAME,
     OF_COHORT,
+    OF_DICOM,
     STEPS,
     WANTED,
     WRITTEN,
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _require_mode(p, arguments)
     if arguments.bids is not None and not arguments.stages:
         return _run_bids(arguments)
-    return run_command(NAME, lambda: _run(arguments))
+    run = _run if arguments.dicom is None else _run_dicom
+    return run_command(NAME, lambda: run(arguments))
 
 
 def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -47,21 +49,53 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     ci = arguments.qsm_ci or arguments.qsm_ci_stage
     if arguments.bids is not None and ci:
         p.error("--bids and --qsm-ci read different folders; drop one")
+    if arguments.dicom is None:
+        for name in OF_DICOM:
+            if getattr(arguments, name):
+                p.error(f"--{name.replace('_', '-')} needs --dicom FOLDER")
+    else:
+        for name in ("bids", "qsm_ci", "qsm_ci_stage", "phase", "magnitude", "real", "imag"):
+            if getattr(arguments, name):
+                p.error(f"--dicom finds its images itself; drop --{name.replace('_', '-')}")
     if arguments.bids is None:
         for name in ("participant_label", "bids_input", "resume"):
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
         echoes = (arguments.phase, arguments.real, arguments.imag)
         begins = (arguments.files, *echoes, arguments.total_field, arguments.local_field)
+        begins = (*begins, arguments.dicom)
         if not (any(begins) or ci or arguments.stages):
             p.error(
-                "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, or --bids "
-                "DATASET"
+                "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, --dicom "
+                "FOLDER or --bids DATASET"
                 + "; it comes before --magnitude, which takes all files after it"
                 * bool(arguments.magnitude)
             )
     if arguments.qsm_ci_folders and not ci:
         p.error("--qsm-ci-folders needs --qsm-ci")
+
+
+def _run_dicom(arguments: argparse.Namespace) -> str:
+    """Reconstruct the acquisition in a folder of DICOM, or say which there are."""
+    from qsm_deploy.runtime.console.terminal import TerminalLog
+    from qsm_deploy.runtime.dicom.output import DicomOut
+    from qsm_deploy.runtime.job.from_dicom import folder_series, volumes_from
+
+    if arguments.list:
+        return folder_series(arguments.dicom)
+    how = {"series": arguments.series or (), "field_strength": arguments.field_strength}
+    with volumes_from(arguments.dicom, TerminalLog(quiet=arguments.quiet), **how) as taken:
+        acquisition, files = taken
+        vars(arguments).update(files)
+        if (folder := arguments.dicom_out) is not None:
+            arguments.dicom_out = DicomOut(
+                folder,
+                acquisition,
+                arguments.dicom_out_kind,
+                arguments.dicom_series,
+                arguments.burn_in,
+            )
+        return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> str:
@@ -87,9 +121,10 @@ def _run(arguments: argparse.Namespace) -> str:
     if arguments.stages:
         return _stages_text(arguments, fields, maker)
     echoes = arguments.phase or arguments.real or ()
-    begins = (*fields, *echoes, arguments.total_field, arguments.local_field)
+    folder = None if arguments.dicom is None else arguments.dicom.resolve()
+    begins = (folder, *fields, *echoes, arguments.total_field, arguments.local_field)
     output, gives = arguments.output, gives_of(maker)
-    if until == "chi" and output is None:
+    if until == "chi" and output is None and arguments.dicom_out is None:
         output = next((beside(path, gives) for path in begins if path is not None), None)
     request = make_request(
         fields,
@@ -113,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> str:
         log.tell(report.field_text(made))
         return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, host_from(arguments), log)
-    outputs = "\n".join(map(str, request.outputs.given))
+    outputs = "\n".join(map(str, request.outputs.shown))
     if arguments.json:
         return report.json_line(finished.report)
     if arguments.dry_run:

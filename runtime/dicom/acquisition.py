@@ -50,6 +50,17 @@ class Acquisition:
     echoes: tuple[Echo, ...]
     are_parts: bool
 
+    def __str__(self) -> str:
+        first, second = self.echoes[0].first, self.echoes[0].second
+        names = ("real parts", "imaginary parts") if self.are_parts else ("phase", "magnitude")
+        held = [
+            f"{name} of series {images[0].series_number}"
+            for name, images in zip(names, (first, second), strict=True)
+            if images
+        ]
+        times = ", ".join(f"{1e3 * echo.time_s:g}" for echo in self.echoes)
+        return f"{' and '.join(held)}: {len(first)} slices, echoes at {times} ms"
+
     @property
     def slices(self) -> tuple[Frame, ...]:
         """The images of the first echo, after which those of a map are made."""

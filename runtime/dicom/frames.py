@@ -211,7 +211,7 @@ def flat(header: "Dataset", number: int) -> "Dataset":
     made = Dataset()
     groups = [*(header.get(SHARED) or ())[:1], header[PER_FRAME][number]]
     for element in header:
-        if element.keyword not in (PER_FRAME, SHARED):
+        if element.keyword not in (PER_FRAME, SHARED, "NumberOfFrames"):
             made.add(element)
     for group in groups:
         for element in group:

@@ -33,12 +33,13 @@ WANTED = (
     *("allow_geometry", "memory_limit"),
 )
 METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
-WRITTEN = ("report", "figure", "slices", "window", "out_units", "force", "dry_run")
+WRITTEN = (*("report", "figure", "slices", "window", "out_units", "force", "dry_run", "dicom_out"),)
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (
     *(*FILES, "echo_time", "echo_times", "voxel_size", "b0_direction", "until"),
     *("figure", "slices", "window", "report"),
 )
+OF_DICOM = ("list", "series", "dicom_out", "dicom_series", "burn_in")
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
     *("out_units", "force", "resume", "dry_run"),
@@ -48,6 +49,8 @@ examples:
   qsm-run --phase phase_e*.nii.gz --magnitude mag_e*.nii.gz -m brain.nii.gz   # with sidecars
   qsm-run --phase phase.nii.gz --magnitude mag.nii.gz --echo-times 0.004 0.010 0.016 \\
       --field-strength 3 --total-field total.nii.gz --local-field local.nii.gz
+  qsm-run --dicom study/ --list                          # which series there are
+  qsm-run --dicom study/ --dicom-out map/                # a map for viewers that read DICOM
   qsm-run field.nii.gz                                   # total variation, tuned to the noise
   qsm-run --method medi field.nii.gz --magnitude magnitude.nii.gz -m mask.nii.gz
   qsm-run --method tv-unet field.nii.gz                  # the network that comes along
@@ -70,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         prog=NAME,
         usage=f"{NAME} [MODEL.onnx ...] --phase FILE ... --magnitude FILE ... [options]\n"
         f"       {NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
+        f"       {NAME} [MODEL.onnx ...] --dicom FOLDER [options]\n"
         f"       {NAME} [MODEL.onnx ...] --bids DATASET [options]\n"
         f"       {NAME} [MODEL.onnx ...] --qsm-ci [options]",
         description="Reconstruct a susceptibility map [ppm] from phase and magnitude, or from a "
@@ -105,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--r2prime", type=Path, metavar="FILE", help="R2' [Hz], for the same")
     _add_echoes(p.add_argument_group("from phase and magnitude, or from a total field"))
     add_method(p.add_argument_group("without a model of your own"))
+    _add_dicom(p.add_argument_group("from DICOM, and to it"))
     _add_bids(p.add_argument_group("a whole dataset"))
     _add_qsm_ci(p.add_argument_group("as a submission to QSM-CI"))
     add_physics(p.add_argument_group("the field"))
@@ -183,6 +188,50 @@ def _add_echoes(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--stages", action="store_true", help="print the steps and their parameters, and stop"
+    )
+
+
+def _add_dicom(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="FOLDER",
+        help="with the images of a study: its phase and magnitude, or real and imaginary parts, "
+        "are found; the map goes to FOLDER_chi.nii.gz",
+    )
+    group.add_argument(
+        "--list", action="store_true", help="print the series of --dicom and what each is, and stop"
+    )
+    group.add_argument(
+        "--series",
+        type=positive_count,
+        nargs="+",
+        metavar="NUMBER",
+        help="that of the phase, where several have one; a second one is that of its magnitude",
+    )
+    group.add_argument(
+        "--dicom-out",
+        type=Path,
+        metavar="FOLDER",
+        help="write the map as a new DICOM series of the same study, in ppb; -o adds a NIfTI file",
+    )
+    group.add_argument(
+        "--dicom-out-kind",
+        choices=("mr", "pm"),
+        default="mr",
+        help="mr: MR images in whole ppb, which every viewer shows (default); pm: a parametric "
+        "map in float32",
+    )
+    group.add_argument(
+        "--dicom-series",
+        type=positive_count,
+        metavar="NUMBER",
+        help="of the new series; default the phase's times 100 plus 1",
+    )
+    group.add_argument(
+        "--burn-in",
+        metavar="TEXT",
+        help="draw a text into a corner of every image of the new series",
     )
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import TASKS
@@ -21,6 +21,9 @@ from qsm_deploy.runtime.scan.params import Params, Vector, load_params
 from qsm_deploy.runtime.scan.scan import Reading, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import SCALES, UNITS, FieldUnit, unit_named
 from qsm_deploy.runtime.sessions.bundled import BUNDLED
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.dicom.output import DicomOut
 
 # what is given, in the order in which one follows another, as files are called
 MAP_NAMES = {
@@ -45,6 +48,8 @@ class Outputs:
         The map, or what else is given; a run that writes none has its map in memory only.
     further
         What is given after the first, by the names in cards.
+    dicom
+        The images that the map is written as.
     report, figure
         If they were asked for.
     units
@@ -65,12 +70,18 @@ class Outputs:
     slices: Sequence[float] | None = None
     window: Sequence[float] | None = None
     maps: Mapping[str, Path] = field(default_factory=dict)
+    dicom: "DicomOut | None" = None
     further: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def given(self) -> tuple[Path, ...]:
         """The files of all that is given, in order."""
         return () if self.chi is None else (self.chi, *self.further.values())
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """What a user is told of: these files, and the folder of images."""
+        return self.given if self.dicom is None else (*self.given, self.dicom.folder)
 
     @property
     def sidecars(self) -> tuple[Path, ...]:
@@ -91,6 +102,8 @@ class Outputs:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
             written.add(path.resolve())
             check_writable(path, force=self.force)
+        if self.dicom is not None:
+            self.dicom.check(force=self.force)
         for sidecar in self.sidecars:
             if sidecar.exists():
                 from qsm_deploy.runtime.console.sidecar import require_replaceable
@@ -157,6 +170,7 @@ def make_request(
     output: PathLike | None = None,
     report: PathLike | None = None,
     figure: PathLike | None = None,
+    dicom_out: "DicomOut | None" = None,
     slices: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
     out_units: OutUnits = "ppm",
@@ -191,6 +205,8 @@ def make_request(
         Susceptibility [ppm] and R2' [Hz], for networks that take them.
     output, report, figure
         Files that are written; without ``output`` no map is.
+    dicom_out
+        The DICOM images that the map is written as.
     slices, window
         Where the planes of the figure lie, as its titles say it, and the lowest and the highest
         susceptibility that it shows, in ``out_units``.
@@ -246,7 +262,13 @@ def make_request(
         background_removal=background_removal,
         erode=erode,
         until=until,
-        of_a_map={"output": output, "figure": figure, "truth": truth, "labels": labels},
+        of_a_map={
+            "output": output,
+            "figure": figure,
+            "truth": truth,
+            "labels": labels,
+            "dicom-out": dicom_out,
+        },
     )
     if not begins.fields:
         raise UsageError(
@@ -291,6 +313,7 @@ def make_request(
         slices,
         window,
         keeps,
+        dicom_out,
         given,
     )
     if truth is not None and tuple(gives) != (CHI,):

@@ -1,11 +1,13 @@
 """Gradient echoes as the scanners of three vendors write them, of a head that is drawn."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
@@ -48,7 +50,7 @@ def gradient_echo(shape=SHAPE, times_s=TIMES_S):
     head = head_phantom(grid, seed=7, noise_ppm=0, lesions=False)
     across = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None]
     field = head.local_field_ppm + (0.25 * across * head.mask)  # wraps from the second echo on
-    echoes = echoes_of(field, head.mask, times_s, 0.6 * across, noise=0.02, geometry=grid)
+    echoes = echoes_of(field, head.mask, times_s, 0.6 * across, noise=0.02, geometry=grid, in_air=0)
     return Truth(affine, echoes.phase_rad, echoes.magnitude, times_s, head.mask, head.chi_ppm)
 
 
@@ -130,6 +132,10 @@ def save(image: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> No
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write()
+        pixels = dcmread(path)["PixelData"]  # alone: it places the frames of enhanced files anew
+        image[pixels.tag] = pixels
+        image.file_meta.TransferSyntaxUID = syntax
+        image.save_as(path, enforce_file_format=True)
 
 
 def turned(truth: Truth, storage: Storage) -> Truth:
@@ -160,7 +166,7 @@ def _images(vendor, truth, storage, parts, alternating, name, charset):
         for echo, time_s in enumerate(stored.echo_times_s):
             for n in slices:
                 image = Dataset()
-                image.update(study)
+                image.update(deepcopy(study))
                 image.role, image.echo, image.slice = role, echo, n
                 numbers[uid] += 1
                 image.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(numbers[uid])])

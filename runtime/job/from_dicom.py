@@ -1,0 +1,75 @@
+"""``qsm-run --dicom``: from a folder of DICOM to the files that a run begins with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.dicom.acquisition import Acquisition
+
+
+@contextmanager
+def volumes_from(
+    folder: Path,
+    log: TerminalLog,
+    *,
+    series: Sequence[int] = (),
+    field_strength: float | None = None,
+    scratch: Path | None = None,
+) -> Iterator[tuple[Acquisition, dict[str, list[Path]]]]:
+    """Convert the gradient echo of a folder, and keep its volumes while the body runs.
+
+    Parameters
+    ----------
+    folder
+        With the images of one study.
+    log
+        Takes a line on what is taken.
+    series
+        That of the phase, and that of its magnitude where several could be.
+    field_strength
+        As the user states it [T], where the images do not.
+    scratch
+        Where the volumes may lie; by default where the system has its temporary files.
+
+    Yields
+    ------
+    tuple
+        The images, and the files by the names of flags: phase and magnitude, or real and imag.
+
+    Raises
+    ------
+    QsmDeployError
+        As :func:`read_frames`, :func:`acquisition_of` and :func:`convert`.
+    """
+    from qsm_deploy.runtime.dicom.conversion import convert
+    from qsm_deploy.runtime.dicom.frames import read_frames
+    from qsm_deploy.runtime.dicom.series import acquisition_of
+
+    log.stage("reading DICOM headers")
+    acquisition = acquisition_of(read_frames(folder), folder, series)
+    if acquisition.field_strength_t is None and field_strength is None:
+        raise UsageError(
+            f"series {acquisition.slices[0].series_number} says neither MagneticFieldStrength nor "
+            "ImagingFrequency; pass --field-strength in tesla"
+        )
+    log.tell(str(acquisition))
+    log.stage("converting DICOM")
+    with TemporaryDirectory(prefix="qsm-dicom-", dir=scratch) as made:
+        yield acquisition, convert(acquisition, Path(made))
+
+
+def folder_series(folder: Path) -> str:
+    """Return a line for every series of a folder.
+
+    Raises
+    ------
+    DataError
+        If it holds no MR image, or one is damaged.
+    """
+    from qsm_deploy.runtime.dicom.frames import read_frames
+    from qsm_deploy.runtime.dicom.series import list_series
+
+    return list_series(read_frames(folder), folder)
