@@ -62,9 +62,8 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
         echoes = (arguments.phase, arguments.real, arguments.imag)
-        begins = (arguments.files, *echoes, arguments.total_field, arguments.local_field)
-        begins = (*begins, arguments.dicom)
-        if not (any(begins) or ci or arguments.stages):
+        begins = (arguments.dicom, *echoes, arguments.total_field, arguments.local_field)
+        if not (arguments.files or any(begins) or ci or arguments.stages):
             p.error(
                 "a field map (.nii or .nii.gz) is needed, or --phase and --magnitude, --dicom "
                 "FOLDER or --bids DATASET"

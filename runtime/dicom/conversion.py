@@ -34,7 +34,7 @@ COPIED = (
     *("ImageOrientationPatient", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SeriesInstanceUID"),
     *("StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "EchoTime", "PixelData"),
-    *("RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept", "Manufacturer"),
 )
 
 

@@ -50,7 +50,7 @@ class DicomOut:
     burn_in: str | None = None
 
     def check(self, names: Collection[str] = ("chi_ppm",), *, force: bool) -> None:
-        """Refuse what cannot be written, before any work is done, and make the folder.
+        """Refuse what cannot be written, before any work is done.
 
         Parameters
         ----------
@@ -79,12 +79,9 @@ class DicomOut:
         self._check_folder({path.name for name in names for path in self._paths(name)}, force=force)
 
     def _check_folder(self, names: Collection[str], *, force: bool) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{self.folder} cannot be made a folder ({error.strerror}); choose another"
-            ) from error
+        if not self.folder.is_dir():
+            check_writable(self.folder, force=False)
+            return
         for name in names:
             check_writable(self.folder / name, force=force)
         others = sorted({*os.listdir(self.folder)} - {*names})
@@ -113,9 +110,16 @@ class DicomOut:
         UsageError
             If a map is no susceptibility.
         DataError
-            If it lies on another grid than the images, or those cannot be read any more.
+            If it lies on another grid than the images, those cannot be read any more, or the
+            folder cannot be made.
         """
         require_susceptibility(maps_ppm)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder} cannot be made ({error.strerror}); choose another folder"
+            ) from error
         return dict(
             file
             for n, (name, volume) in enumerate(maps_ppm.items())

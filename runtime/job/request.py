@@ -102,8 +102,6 @@ class Outputs:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
             written.add(path.resolve())
             check_writable(path, force=self.force)
-        if self.dicom is not None:
-            self.dicom.check(force=self.force)
         for sidecar in self.sidecars:
             if sidecar.exists():
                 from qsm_deploy.runtime.console.sidecar import require_replaceable
@@ -318,6 +316,8 @@ def make_request(
     )
     if truth is not None and tuple(gives) != (CHI,):
         raise UsageError(f"--truth is a susceptibility, {' and '.join(gives)} is made; drop it")
+    if dicom_out is not None:
+        dicom_out.check(gives, force=force)
     _require_names(outputs)
     outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
