@@ -79,7 +79,9 @@ def _run_dicom(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.console.terminal import TerminalLog
     from qsm_deploy.runtime.dicom.output import DicomOut
     from qsm_deploy.runtime.job.from_dicom import folder_series, volumes_from
+    from qsm_deploy.runtime.job.request import models_alone
 
+    models_alone(arguments.files)
     if arguments.list:
         return folder_series(arguments.dicom)
     how = {"series": arguments.series or (), "field_strength": arguments.field_strength}
