@@ -51,8 +51,8 @@ class Frame:
     ----------
     path, number
         Its file, and which frame of an enhanced one it is; ``None`` is a classic image.
-    study, series, frame_of_reference
-        Their UIDs.
+    instance, study, series, frame_of_reference
+        UIDs, of the file and of what it belongs to.
     patient
         Name and identifier, compared and never shown.
     series_number, description
@@ -83,6 +83,7 @@ class Frame:
 
     path: Path
     number: int | None
+    instance: str
     study: str
     series: str
     frame_of_reference: str
@@ -117,7 +118,7 @@ class Headers:
 
 
 def read_frames(folder: Path) -> Headers:
-    """Read the headers of all MR images in a folder and those below it.
+    """Read the headers of all MR images in a folder and those below it, each once.
 
     Raises
     ------
@@ -131,13 +132,15 @@ def read_frames(folder: Path) -> Headers:
             raise MissingDependencyError(library, "dicom", "DICOM")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; pass the one that holds the DICOM files")
-    frames: list[Frame] = []
+    frames: dict[Any, Frame] = {}  # archives give the same one twice at times
     others = 0
     for path in sorted(_files(folder)):
         found = _frames_of(path)
-        frames += found
         others += not found
-    return Headers(tuple(frames), others)
+        for f in found:
+            what = (f.instance, f.number, f.series, f.role, f.echo_time_s, *f.position_mm)
+            frames.setdefault(what, f)
+    return Headers(tuple(frames.values()), others)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -160,12 +163,12 @@ def _frames_of(path: Path) -> list[Frame]:
         with damaged(path):
             header = dcmread(path, stop_before_pixels=True, specific_tags=[*_tags()])
             kind = str(header.get("SOPClassUID", ""))
+            made: Iterable[Frame | None] = ()
             if kind == Classic:
-                return [*filter(None, [_frame(path, None, header, header)])]
-            if kind not in enhanced:
-                return []
-            count = len(header.get(PER_FRAME) or ())
-            made = (_frame(path, n, flat(header, n), header) for n in range(count))
+                made = (_frame(path, None, header, header),)
+            elif kind in enhanced:
+                count = len(header.get(PER_FRAME) or ())
+                made = [_frame(path, n, flat(header, n), header) for n in range(count)]
             return [*filter(None, made)]
     except InvalidDicomError:
         return []
@@ -249,6 +252,7 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
     return Frame(
         path,
         number,
+        str(header.get("SOPInstanceUID", "")),
         str(said.get("StudyInstanceUID", "")),
         str(said.get("SeriesInstanceUID", "")),
         str(said.get("FrameOfReferenceUID", "")),
@@ -279,7 +283,13 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
 def _tags() -> Iterator[Any]:
     """Return what is read of a header: a tenth of what scanners write."""
     yield from (PER_FRAME, SHARED, GE_IMAGE_TYPE, 0x00430010, *NAMES, *NAMES.values())
-    yield from ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    yield from (
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+    )
     yield from ("PatientID", "PatientName", "SeriesNumber", "SeriesDescription", "Manufacturer")
     yield from ("ComplexImageComponent", "ScanningSequence", "EchoPulseSequence", "EchoNumbers")
     yield from ("AcquisitionDate", "AcquisitionTime", "MagneticFieldStrength")

@@ -78,9 +78,11 @@ class Series:
             return "is derived (ImageType), not what was measured"
         if any(FILTERED.search(text) for text in (*words, frame.description)):
             return (
-                "is filtered or projected, as susceptibility-weighted imaging is; a map needs the "
-                "phase before that"
+                "is filtered or projected, as susceptibility-weighted images are; a map needs the "
+                "phase before that (if this is it, convert it and pass --phase)"
             )
+        if any(word.startswith("VELOCITY") for word in words):
+            return "is one of velocities, not of susceptibility"
         if frame.sequence and not {"GR", "RM"} & {*frame.sequence}:
             return f"is no gradient echo (its sequence is {' '.join(frame.sequence)})"
         return None
@@ -131,7 +133,8 @@ def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) 
     folder
         For messages.
     numbers
-        The series to take: that of the phase, and that of its magnitude where several could be.
+        The series to take: that of the phase, or one of each echo, and that of its magnitude
+        where several could be.
 
     Raises
     ------
@@ -155,6 +158,8 @@ def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) 
     if not usable:
         reasons = "; ".join(f"{series} {series.kind}" for series in leading[:LISTED])
         raise DataError(f"{folder}: {reasons}")
+    if len(usable) > 1 and numbers:  # one for each echo, as some scanners have it
+        return _acquisition(Series(tuple(f for s in asked for f in s.frames)), every, numbers)
     if len(usable) > 1:
         raise DataError(
             f"{folder}: {len(usable)} series have a phase: {_listed(usable)}; pass --series NUMBER "
@@ -190,6 +195,7 @@ def _partner(
     if series.roles[role]:
         return series
     lead = series.frames[0]
+    acquired = {frame.acquired for frame in series.frames}
     times = {frame.echo_time_s for frame in series.frames}
     fitting = [
         other
@@ -208,7 +214,7 @@ def _partner(
             f"{theirs}); export phase and {role} alike"
         )
     named = [other for other in alike if other.number in numbers]
-    together = [other for other in alike if other.frames[0].acquired[:14] == lead.acquired[:14]]
+    together = [o for o in alike if acquired & {frame.acquired for frame in o.frames}]
     for chosen in (named, together, alike):
         if len(chosen) == 1:
             return chosen[0]

@@ -207,7 +207,8 @@ def _add_dicom(group: "argparse._ArgumentGroup") -> None:
         type=positive_count,
         nargs="+",
         metavar="NUMBER",
-        help="that of the phase, where several have one; a second one is that of its magnitude",
+        help="that of the phase, where several have one; more of them where each echo has its own, "
+        "or for that of the magnitude",
     )
     group.add_argument(
         "--dicom-out",

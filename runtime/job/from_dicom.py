@@ -28,7 +28,7 @@ def volumes_from(
     log
         Takes a line on what is taken.
     series
-        That of the phase, and that of its magnitude where several could be.
+        As for :func:`acquisition_of`.
     field_strength
         As the user states it [T], where the images do not.
     scratch

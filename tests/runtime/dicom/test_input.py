@@ -201,6 +201,11 @@ REFUSED = {
         "is filtered or projected",
     ),
     "derived": ("ge", each(ImageType=["DERIVED", "SECONDARY", "OTHER"]), "is derived"),
+    "velocities": (
+        "philips",
+        of_phase(ImageType=["ORIGINAL", "PRIMARY", "VELOCITY MAP", "P", "PCA"]),
+        "is one of velocities",
+    ),
     "a spin echo": ("siemens", each(ScanningSequence="SE"), r"no gradient echo \(.* SE\)"),
     "corrected in two ways": (
         "siemens",
@@ -253,12 +258,31 @@ def test_several_repetitions_are_refused(tmp_path):
         converted(tmp_path / "in", tmp_path / "out")
 
 
+def test_an_image_that_is_there_twice_counts_once(tmp_path):
+    written(tmp_path / "in", "philips")
+    truth = written(tmp_path / "in" / "again", "philips")
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
+    require_right(truth, AS_DRAWN, loaded, lead[0])
+
+
+def test_echoes_in_series_of_their_own(tmp_path):
+    def apart(image):
+        number = 20 + 2 * image.echo + (image.role == "phase")
+        image.SeriesInstanceUID, image.SeriesNumber = f"1.2.{number}", number
+
+    truth = written(tmp_path / "in", "siemens", edit=apart)
+    with pytest.raises(DataError, match=r"3 series have a phase: series 21 .*pass --series"):
+        converted(tmp_path / "in", tmp_path / "none")
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out", [20, 21, 22, 23, 24, 25])
+    require_right(truth, AS_DRAWN, loaded, lead[0])
+
+
 def second_run(folder):
     """Write an acquisition of two series after another of the same study."""
     uids = {"magnitude": generate_uid(), "phase": generate_uid()}
 
     def later(image):
-        image.SeriesInstanceUID = uids[image.role]
+        image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), uids[image.role]
         image.SeriesNumber = int(image.SeriesNumber) + 10
         image.AcquisitionTime = "101500"
 
