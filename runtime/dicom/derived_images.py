@@ -80,8 +80,8 @@ def images_of(
     for n, image in enumerate(classics(acquisition.slices)):
         frame = acquisition.slices[n]
         with damaged(frame.path):
-            _strip(image)
             _complete(image)
+            _strip(image)
             series.describe(image, notes)
             _derive(image, n + 1, sources[n], burned=burned)
             whole = np.rint(np.nan_to_num(np.clip(ppb[n], -MOST_PPB, MOST_PPB)))
@@ -183,9 +183,10 @@ def _complete(image: "Dataset") -> None:
     from pydicom.uid import MRImageStorage
 
     image.SOPClassUID = MRImageStorage
+    spoiled = image.get("Spoiling") in ("RF", "GRADIENT", "RF_AND_GRADIENT")
     for keyword, value in (
         ("ScanningSequence", "GR"),
-        ("SequenceVariant", "NONE"),
+        ("SequenceVariant", "SP" if spoiled else "NONE"),
         ("ScanOptions", None),
         ("MRAcquisitionType", None),
         ("SliceThickness", None),

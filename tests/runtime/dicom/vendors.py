@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
@@ -130,6 +131,10 @@ def save(image: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> No
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write()
+        image.add_new("PixelData", "OB", dcmread(path).PixelData)  # it loses what frames say
+        image["PixelData"].is_undefined_length = True
+        image.file_meta.TransferSyntaxUID = syntax
+        image.save_as(path, enforce_file_format=True)
 
 
 def turned(truth: Truth, storage: Storage) -> Truth:
