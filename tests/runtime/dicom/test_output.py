@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from qsm_deploy.runtime.dicom.acquisition import Acquisition, Echo, normal
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
 from tests.runtime.dicom.vendors import SHAPE, VENDORS, gradient_echo, write_series
-from tests.runtime.storages import SPREAD, STORAGES
+from tests.runtime.storages import SPREAD
 
 RUN = {
     "made_by": "qsm-deploy 0",
@@ -122,8 +123,11 @@ def test_others_read_the_same_map_at_the_same_place(sources, tmp_path, vendor, e
     require_valid(files[:1], with_sources=sorted(source.rglob("*.dcm")))
 
 
-@pytest.mark.parametrize("storage", SPREAD, ids=lambda s: s.letters)
-@pytest.mark.parametrize("stored", [STORAGES[0], STORAGES[29]], ids=lambda s: s.letters)
+@pytest.mark.parametrize(
+    ("storage", "stored"),
+    [*zip(SPREAD, reversed(SPREAD), strict=True)],
+    ids=lambda storage: storage.letters,
+)
 def test_whatever_axes_images_and_map_have(tmp_path, storage, stored):
     truth = gradient_echo()
     write_series(
@@ -208,8 +212,11 @@ def test_of_parts_both_are_named_as_sources(tmp_path):
     assert len(image.SourceImageSequence) == 6
 
 
-@pytest.mark.parametrize("enhanced", [False, True])
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, RLELossless], ids=["implicit", "RLE"])
+@pytest.mark.parametrize(
+    ("syntax", "enhanced"),
+    [(ImplicitVRLittleEndian, False), (RLELossless, True)],
+    ids=["implicit", "enhanced"],
+)
 @pytest.mark.parametrize("charset", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_name_keeps_its_bytes(tmp_path, charset, kind, syntax, enhanced):
@@ -264,6 +271,46 @@ def test_what_belongs_to_the_source_alone_is_left_behind(tmp_path):
     assert image.RequestAttributesSequence[0].CodeMeaning == "kept"
     assert image.OtherPatientIDs == "7"
     assert "motion" not in image.ImageComments
+
+
+def bare(image):
+    for keyword in ("PatientSex", "StudyID", "SliceThickness", "BodyPartExamined", "ScanOptions"):
+        del image[keyword]
+
+
+def of_a_knee(image):
+    image.BodyPartExamined, image.Laterality = "KNEE", "L"
+
+
+def elsewhere(image):
+    image.TimezoneOffsetFromUTC = "-0930"
+
+
+@pytest.mark.parametrize("edit", [bare, of_a_knee, elsewhere])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_scanners_that_say_less_or_more(tmp_path, edit, kind):
+    write_series(
+        tmp_path / "in",
+        "philips",
+        edit=lambda image: [edit(image), image.echo == 0 and image.slice < 2][1],
+    )
+    out = DicomOut(tmp_path / "out", acquisition_of(tmp_path / "in"), kind)
+    files = write(out, {"chi_ppm": map_of()[:, :, :2]})
+    image = dcmread(files[0])
+    if edit is of_a_knee:
+        assert (image.BodyPartExamined, image.Laterality) == ("KNEE", "L")
+    if edit is elsewhere:
+        there = datetime.now(timezone(-timedelta(hours=9, minutes=30)))
+        written = datetime.strptime(image.ContentDate + image.ContentTime, "%Y%m%d%H%M%S.%f")
+        assert abs(there.replace(tzinfo=None) - written) < timedelta(minutes=5)
+    require_valid(files)
+
+
+def test_without_a_frame_of_reference_nothing_is_written(tmp_path):
+    write_series(tmp_path / "in", "ge", edit=lambda image: image.__delattr__("FrameOfReferenceUID"))
+    out = DicomOut(tmp_path / "out", acquisition_of(tmp_path / "in"))
+    with pytest.raises(DataError, match="no frame of reference"):
+        out.check(force=False)
 
 
 def test_numbers_too_long_for_dicom_are_shortened(tmp_path):
