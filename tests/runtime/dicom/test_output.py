@@ -19,6 +19,7 @@ from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.dicom.acquisition import Acquisition, Echo, normal
+from qsm_deploy.runtime.dicom.burn_in import letters_of
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
 from tests.runtime.dicom.vendors import SHAPE, VENDORS, gradient_echo, write_series
@@ -394,7 +395,10 @@ def test_a_text_is_drawn_if_it_is_asked_for(sources, tmp_path):
         rows, columns = np.nonzero(drawn.pixel_array != bare.pixel_array)
         assert rows.max() < 12 <= 30 < columns.max()
         assert {*drawn.pixel_array[:5, :5].ravel()} <= {-200, 200}
-    for text, said in (("", "no line"), ("a\nb", "no line"), ("X" * 60, "wider")):
+    letters = letters_of("RESEARCH", (56, 48))
+    assert not letters[:, [0, -1]].any() and not letters[[0, -1]].any()  # none is cut
+    refused = [(text, "no line") for text in ("", "a\nb", "Übung")]
+    for text, said in (*refused, ("X" * 60, "wider")):
         with pytest.raises(UsageError, match=said):
             replace(out, burn_in=text, folder=tmp_path / "third").check(force=False)
     with pytest.raises(UsageError, match="Parametric Map"):
