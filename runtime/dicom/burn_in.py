@@ -16,21 +16,22 @@ def letters_of(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
     Raises
     ------
     UsageError
-        If it is empty, or longer than an image of that many rows and columns is wide.
+        If it is no line of ASCII, of which alone the font has letters, or longer than an image of
+        that many rows and columns is wide.
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    if not (text.strip() and text.isascii() and text.isprintable()):
+        raise UsageError(f"--burn-in: {text!r} is no line of ASCII; pass one")
     rows, columns = shape
     for size in reversed(SIZES):
         font = ImageFont.load_default(size)
-        left, top, right, bottom = map(round, font.getbbox(text))
+        left, top, right, bottom = map(round, font.getbbox(text, mode="1"))
         width, height = right - left + 2 * MARGIN, bottom - top + 2 * MARGIN
         if width <= columns and (size == SIZES[0] or height <= max(rows * SHARE, SIZES[0])):
             break
     else:
         raise UsageError(f"--burn-in: {text!r} is wider than an image of {columns} columns")
-    if not text.strip() or not text.isprintable():
-        raise UsageError(f"--burn-in: {text!r} is no line of text")
     drawn = Image.new("1", (width, height))
     ImageDraw.Draw(drawn).text((MARGIN - left, MARGIN - top), text, fill=1, font=font)
     return np.asarray(drawn)

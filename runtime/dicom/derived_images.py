@@ -17,6 +17,7 @@ from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.dicom.acquisition import Acquisition
 from qsm_deploy.runtime.dicom.frames import Frame, classics, damaged
 from qsm_deploy.runtime.dicom.map_series import (
+    ASKED_FOR,
     PPB,
     QUANTITY,
     SUSCEPTIBILITY,
@@ -27,6 +28,7 @@ from qsm_deploy.runtime.dicom.map_series import (
     MapSeries,
     coded,
     dataset,
+    state_side,
 )
 
 if TYPE_CHECKING:
@@ -80,8 +82,8 @@ def images_of(
     for n, image in enumerate(classics(acquisition.slices)):
         frame = acquisition.slices[n]
         with damaged(frame.path):
-            _strip(image)
             _complete(image)
+            _strip(image)
             series.describe(image, notes)
             _derive(image, n + 1, sources[n], burned=burned)
             whole = np.rint(np.nan_to_num(np.clip(ppb[n], -MOST_PPB, MOST_PPB)))
@@ -151,8 +153,6 @@ def _strip(image: "Dataset") -> None:
     gone = {tag_for_keyword(keyword) for keyword in OF_THE_SOURCE}
     if str(image.get(LOSSY, "")) != "01":  # what was lost once stays lost
         gone |= {0x00282110, 0x00282112, 0x00282114}
-    if not image.get("Laterality"):
-        gone.add(tag_for_keyword("Laterality"))
     for tag in [*image.keys()]:
         if (
             tag in gone
@@ -183,9 +183,11 @@ def _complete(image: "Dataset") -> None:
     from pydicom.uid import MRImageStorage
 
     image.SOPClassUID = MRImageStorage
+    spoiled = image.get("Spoiling") in ("RF", "GRADIENT", "RF_AND_GRADIENT")
     for keyword, value in (
+        *((keyword, None) for keyword in ASKED_FOR),
         ("ScanningSequence", "GR"),
-        ("SequenceVariant", "NONE"),
+        ("SequenceVariant", "SP" if spoiled else "NONE"),
         ("ScanOptions", None),
         ("MRAcquisitionType", None),
         ("SliceThickness", None),
@@ -193,6 +195,7 @@ def _complete(image: "Dataset") -> None:
     ):
         if keyword not in image:
             setattr(image, keyword, value)
+    state_side(image, image)
     image.EchoTime = image.EchoTrainLength = None  # of no single echo
 
 

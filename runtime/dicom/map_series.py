@@ -23,6 +23,10 @@ SUSCEPTIBILITY: Code = ("126396", "DCM", "Magnetic Susceptibility")
 PROCESSING_EQUIPMENT: Code = ("109102", "DCM", "Processing Equipment")
 WINDOW_CENTRE_PPB, WINDOW_WIDTH_PPB = 0, 400
 WINDOW_EXPLANATION = "QSM -200 to 200 ppb"
+ASKED_FOR = (  # of every image, though it may be empty (type 2), and not written by all scanners
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
 LONGEST = 64, 1024  # characters of a short and of a long text (VR LO, ST)
 
 
@@ -106,6 +110,20 @@ def require_susceptibility(names: Iterable[str]) -> None:
             raise UsageError(
                 f"{name} is no susceptibility, which alone is written as DICOM; write it as NIfTI"
             )
+
+
+def state_side(image: "Dataset", source: "Dataset") -> None:
+    """Say which part of the body it is, and of which side where it may be one of a pair.
+
+    A part that is not known may be; that of a brain, which is none, is not asked for.
+    """
+    part, side = source.get("BodyPartExamined"), source.get("Laterality")
+    if part:
+        image.BodyPartExamined = part
+    if side or not (part or image.get("AnatomicRegionSequence")):
+        image.Laterality = side or None
+    elif "Laterality" in image:
+        del image.Laterality
 
 
 def now_beside(image: "Dataset") -> datetime:

@@ -65,12 +65,18 @@ class DicomOut:
             If a map is no susceptibility, the folder holds other files or, without force, files
             at all, the series number is none, or the text cannot be drawn.
         DataError
-            If the folder cannot be written to.
+            If the folder cannot be written to, or the images say in no frame of reference where
+            they lie.
         """
         require_susceptibility(names)
         if not 1 <= self._number(len(names) - 1) <= MOST or self._number(0) < 1:
             raise UsageError(
                 f"series number {self._number(0)}: pass one from 1 to {MOST} with --dicom-series"
+            )
+        if not self.acquisition.slices[0].frame_of_reference:
+            raise DataError(
+                f"{self.acquisition.slices[0].path} has no frame of reference (0020,0052), without "
+                "which no viewer lays a map on its images; write the map as NIfTI"
             )
         if self.burn_in is not None:
             if self.kind == "pm":

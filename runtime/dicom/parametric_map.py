@@ -11,23 +11,21 @@ from qsm_deploy.runtime.dicom.acquisition import Acquisition, affine_of
 from qsm_deploy.runtime.dicom.derived_images import file_bytes, phase_of
 from qsm_deploy.runtime.dicom.frames import WHERE, damaged
 from qsm_deploy.runtime.dicom.map_series import (
+    ASKED_FOR,
     PPB,
     SUSCEPTIBILITY,
     WINDOW_CENTRE_PPB,
     WINDOW_EXPLANATION,
     WINDOW_WIDTH_PPB,
     MapSeries,
+    state_side,
 )
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 REACH_PPB = 1e6  # of what the unit is said for: all that is possible
-REQUIRED = (  # by highdicom, which is stricter with them than scanners are
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
-)
-KEPT = (*REQUIRED, "SpecificCharacterSet", "TimezoneOffsetFromUTC")
+KEPT = (*ASKED_FOR, "SpecificCharacterSet", "TimezoneOffsetFromUTC")
 REFERRED = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("FrameOfReferenceUID", "NumberOfFrames"),
@@ -59,12 +57,14 @@ def parametric_map(ppb: NDArray[np.float32], acquisition: Acquisition, series: M
     from pydicom.uid import generate_uid
 
     slices = acquisition.slices
-    first = slices[0]
+    first, between = slices[0], float(np.linalg.norm(affine_of(slices)[:3, 2]))
     with damaged(first.path):
         sources, further = _sources(acquisition)
         kept = [sources[0][keyword] for keyword in KEPT if keyword in sources[0]]
-        for keyword in REQUIRED:
+        for keyword in ASKED_FOR:  # highdicom is stricter with them than scanners are
             sources[0].add(DataElement(keyword, dictionary_VR(keyword), None))
+        for source in sources:
+            source.setdefault("SliceThickness", between)
         made = ParametricMap(
             sources,
             ppb,
@@ -90,9 +90,7 @@ def parametric_map(ppb: NDArray[np.float32], acquisition: Acquisition, series: M
                 VOILUTTransformation(WINDOW_CENTRE_PPB, WINDOW_WIDTH_PPB, WINDOW_EXPLANATION)
             ],
             content_label="QSM",
-            pixel_measures=PixelMeasuresSequence(
-                first.spacing_mm, *([float(np.linalg.norm(affine_of(slices)[:3, 2]))] * 2)
-            ),
+            pixel_measures=PixelMeasuresSequence(first.spacing_mm, between, between),
             plane_orientation=PlaneOrientationSequence(
                 "PATIENT", first.orientation.ravel().tolist()
             ),
@@ -104,8 +102,7 @@ def parametric_map(ppb: NDArray[np.float32], acquisition: Acquisition, series: M
         )
         for element in kept:
             made.add(element)
-        if "BodyPartExamined" not in made:  # else Laterality is asked for
-            made.BodyPartExamined = sources[0].get("BodyPartExamined") or "BRAIN"
+        state_side(made, sources[0])
         series.describe(made)
         return file_bytes(made)
 

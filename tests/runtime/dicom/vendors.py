@@ -132,8 +132,8 @@ def save(image: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> No
         writer.SetFile(reader.GetFile())
         writer.SetImage(change.GetOutput())
         assert writer.Write()
-        pixels = dcmread(path)["PixelData"]  # alone: it places the frames of enhanced files anew
-        image[pixels.tag] = pixels
+        image.add_new("PixelData", "OB", dcmread(path).PixelData)  # it loses what frames say
+        image["PixelData"].is_undefined_length = True
         image.file_meta.TransferSyntaxUID = syntax
         image.save_as(path, enforce_file_format=True)
 
