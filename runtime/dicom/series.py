@@ -41,11 +41,6 @@ class Series:
         """What the scanner's user called it, in printable characters."""
         return "".join(c if c.isprintable() else "?" for c in self.frames[0].description)[:64]
 
-    @property
-    def files(self) -> int:
-        """How many files it is of."""
-        return len({frame.path for frame in self.frames})
-
     @cached_property
     def roles(self) -> Counter[Role]:
         """How many images it has of each role."""
@@ -95,8 +90,8 @@ class Series:
         echoes = (
             f"echoes {', '.join(f'{t / 1e3:g}' for t in times)} ms" if times else "no echo time"
         )
-        files = f"{self.files} file{'s' * (self.files > 1)}"
-        return "; ".join((files, held or f"{len(self.frames)} images", echoes))
+        files, images = len({frame.path for frame in self.frames}), len(self.frames)
+        return "; ".join((_count(files, "file"), held or _count(images, "image"), echoes))
 
 
 def series_of(frames: Iterable[Frame]) -> list[Series]:
@@ -117,8 +112,10 @@ def list_series(headers: Headers, folder: Path) -> str:
     """
     _require_images(headers, folder)
     lines = []
-    for study in sorted({frame.study for frame in headers.frames}):
+    studies = dict.fromkeys(frame.study for frame in headers.frames)
+    for number, study in enumerate(studies, 1):
         every = series_of(frame for frame in headers.frames if frame.study == study)
+        lines += [f"study {number} of {len(studies)}:"] * (len(studies) > 1)
         lines += [f"{series}: {series.summary}{_verdict(series, every)}" for series in every]
     return "\n".join(lines)
 
@@ -254,6 +251,10 @@ def _verdict(series: Series, every: Sequence[Series]) -> str:
     return f" - a map can be made of it: {len(made.echoes)} echoes of {len(made.slices)} slices" + (
         "" if made.echoes[0].second else ", with a mask (it has no magnitude)"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _listed(every: Sequence[Series]) -> str:
