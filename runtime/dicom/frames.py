@@ -218,9 +218,9 @@ def flat(header: "Dataset", number: int) -> "Dataset":
             made.add(element)
     for group in groups:
         for element in group:
-            if element.VR != "SQ" or not element.value:
-                continue
-            if element.keyword == "RealWorldValueMappingSequence":
+            if element.VR != "SQ" or not element.value or element.tag.is_private:
+                continue  # Philips has a whole other header in a private one
+            if element.keyword in ("RealWorldValueMappingSequence", "ReferencedImageSequence"):
                 made.add(element)
             else:
                 made.update(element.value[0])

@@ -82,7 +82,7 @@ class DicomOut:
             if self.kind == "pm":
                 raise UsageError("--burn-in: a Parametric Map has no text; use kind mr")
             letters_of(self.burn_in, self.acquisition.slices[0].shape)
-        self._check_folder({path.name for name in names for path in self._paths(name)}, force=force)
+        self._check_folder([p.name for name in names for p in self._paths(name)], force=force)
 
     def _check_folder(self, names: Collection[str], *, force: bool) -> None:
         if not self.folder.is_dir():

@@ -134,6 +134,15 @@ def _acquisition(made, first, roles):
     shared.MRTransmitCoilSequence = _one(
         TransmitCoilName="Body", TransmitCoilManufacturerName="", TransmitCoilType="BODY"
     )
+    localizer = _item(
+        ReferencedSOPClassUID=EnhancedMRImageStorage,
+        ReferencedSOPInstanceUID=generate_uid(entropy_srcs=[first.StudyInstanceUID, "localizer"]),
+        ReferencedFrameNumber=1,
+    )
+    localizer.PurposeOfReferenceCodeSequence = _one(
+        CodeValue="121311", CodingSchemeDesignator="DCM", CodeMeaning="Localizer"
+    )
+    shared.ReferencedImageSequence = Sequence([localizer])
     made.SharedFunctionalGroupsSequence = Sequence([shared])
 
 
@@ -170,6 +179,9 @@ def _own(image, times, places, number):
         RescaleIntercept=image.get("RescaleIntercept", "0"),
         RescaleType=image.get("RescaleType", "US"),
     )
+    other = _item(EchoTime="99", ImagePositionPatient=[0, 0, number], PatientID="other")
+    block = own.private_block(0x2005, "Philips MR Imaging DD 005", create=True)
+    block.add_new(0x0F, "SQ", [other])  # in which Philips has a whole other header
     own.FrameVOILUTSequence = _one(WindowCenter=image.WindowCenter, WindowWidth=image.WindowWidth)
     return own
 
