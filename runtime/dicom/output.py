@@ -1,5 +1,6 @@
 """The maps of a run as DICOM, beside the gradient echo that they were made of."""
 
+import importlib.util
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.kernels.errors import DataError, MissingDependencyError, UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.dicom.acquisition import Acquisition, as_images
@@ -22,6 +23,7 @@ from qsm_deploy.runtime.scan.axes import Affine
 Kind = Literal["mr", "pm"]
 PPB_PER_PPM = 1000
 SOURCE_STEP, FIRST = 100, 1  # the series after those of the source
+LIBRARIES = {"highdicom": "highdicom", "PIL": "pillow"}
 MOST = 2**31 - 1  # of a series number, VR IS
 
 
@@ -64,10 +66,15 @@ class DicomOut:
         UsageError
             If a map is no susceptibility, the folder holds other files or, without force, files
             at all, the series number is none, or the text cannot be drawn.
+        MissingDependencyError
+            If the extra ``dicom`` is not installed.
         DataError
             If the folder cannot be written to, or the images say in no frame of reference where
             they lie.
         """
+        for module, library in LIBRARIES.items():
+            if importlib.util.find_spec(module) is None:
+                raise MissingDependencyError(library, "dicom", "DICOM output")
         require_susceptibility(names)
         if not 1 <= self._number(len(names) - 1) <= MOST or self._number(0) < 1:
             raise UsageError(

@@ -208,6 +208,29 @@ def test_what_an_image_says(sources, tmp_path, vendor, enhanced):
         assert [item.ReferencedSOPInstanceUID for item in referred] == uids
 
 
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_what_a_parametric_map_says(sources, tmp_path, enhanced):
+    acquisition = acquisition_of(sources("philips", enhanced))
+    (file,) = write(DicomOut(tmp_path / "out", acquisition, "pm", series_number=9))
+    image, source = dcmread(file), dcmread(acquisition.slices[0].path)
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "StudyTime"):
+        assert image[name].value == source[name].value
+    assert (image.SeriesNumber, image.SeriesDescription) == (9, "QSM chi [ppb] RESEARCH")
+    assert image.SeriesInstanceUID != source.SeriesInstanceUID
+    assert image.ContentQualification == "RESEARCH"
+    assert "research, not for diagnosis" in image.ImageComments
+    assert not [e.tag for e in image.iterall() if e.tag.is_private]
+    (shared,) = image.SharedFunctionalGroupsSequence
+    (mapping,) = shared.RealWorldValueMappingSequence
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "[ppb]"
+    assert shared.FrameVOILUTSequence[0].WindowWidth == 400
+    equipment = image.ContributingEquipmentSequence[-1]
+    assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+    referred = {e.value for e in image.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
+    phase = {frame.path for echo in acquisition.echoes for frame in echo.first}
+    assert referred == {dcmread(path).SOPInstanceUID for path in phase}
+
+
 def test_of_parts_both_are_named_as_sources(tmp_path):
     write_series(tmp_path / "in", "ge", parts=True)
     acquisition = acquisition_of(tmp_path / "in", parts=True)
