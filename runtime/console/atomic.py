@@ -1,9 +1,10 @@
 """Files that appear whole or not at all."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,8 @@ from typing import BinaryIO
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import Journal, clear_leftovers, hidden_in, journal_in
+
+SPARE = 128  # files that a process may have open besides those it writes
 
 
 def check_writable(path: Path, *, force: bool) -> None:
@@ -79,6 +82,7 @@ def write_together(files: Mapping[Path, bytes], *, force: bool) -> None:
     """
     for path in files:
         check_writable(path, force=force)
+    _allow_open(len(files) + SPARE)
     with ExitStack() as written:
         complete: dict[Path, Callable[[Path], None]] = {}
         inodes: dict[Path, int] = {}
@@ -90,6 +94,15 @@ def write_together(files: Mapping[Path, bytes], *, force: bool) -> None:
                 journal = written.enter_context(journal_in(first.parent))
                 journal.begin(inodes)
             _name_all(complete, journal, force=force)
+
+
+def _allow_open(count: int) -> None:
+    """Raise what a process may have open, which many systems set at 256 or 1024, where it can."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != now < count:
+        wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+        with suppress(OSError, ValueError):  # then what cannot be opened is named
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _name_all(

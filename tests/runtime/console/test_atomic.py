@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -349,3 +350,14 @@ def test_a_killed_writer_leaves_the_whole_file_or_none(tmp_path, before):
         assert seen in (before, whole)
         check_writable(path, force=True)
         assert {p.name for p in tmp_path.iterdir()} <= {"map.nii"}
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        write_together({tmp_path / f"{n}": b"whole" for n in range(150)}, force=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"whole"}
+    assert len([*tmp_path.iterdir()]) == 150
