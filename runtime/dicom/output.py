@@ -93,6 +93,8 @@ class DicomOut:
 
     def _check_folder(self, names: Collection[str], *, force: bool) -> None:
         if not self.folder.is_dir():
+            if os.path.lexists(self.folder):
+                raise DataError(f"{self.folder} is no folder; choose another output")
             check_writable(self.folder, force=False)
             return
         for name in names:

@@ -6,20 +6,18 @@ import sys
 import warnings
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from itertools import groupby
 from pathlib import Path
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
-
-pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.dicom.acquisition import Acquisition, Echo, normal
+from qsm_deploy.runtime.dicom import series
 from qsm_deploy.runtime.dicom.burn_in import letters_of
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
@@ -44,18 +42,9 @@ NAMES = {
 }
 
 
-def acquisition_of(folder, *, parts=False):
+def acquisition_of(folder):
     """Return the gradient echo in a folder."""
-    frames = read_frames(folder).frames
-    along = normal(frames[0])
-    frames = sorted(frames, key=lambda f: (f.echo_time_s, f.position_mm @ along))
-    roles = ("real", "imaginary") if parts else ("phase", "magnitude")
-    echoes = []
-    for time_s, of_echo in groupby(frames, key=lambda f: f.echo_time_s):
-        images = [*of_echo]
-        by_role = (tuple(f for f in images if f.role == role) for role in roles)
-        echoes.append(Echo(time_s, *by_role))
-    return Acquisition(tuple(echoes), parts)
+    return series.acquisition_of(read_frames(folder), folder)
 
 
 def map_of(shape=SHAPE):
@@ -122,6 +111,16 @@ def test_others_read_the_same_map_at_the_same_place(sources, tmp_path, vendor, e
     assert np.abs(off[:3] @ (*SHAPE, 1)).max() < 1e-3
     off_ppb = np.abs(found.get_fdata() - expected.get_fdata())
     assert off_ppb.max() <= KINDS[kind] + 1e-4
+    images = [dcmread(file) for file in files]
+    volume = (
+        highdicom.imread(files[0]).get_volume(apply_real_world_transform=True)
+        if kind == "pm"
+        else highdicom.get_volume_from_series(images, apply_real_world_transform=True)
+    )
+    ras = np.diag([-1, -1, 1, 1]) @ volume.affine
+    lying = nib.as_closest_canonical(nib.Nifti1Image(volume.array, ras))
+    np.testing.assert_allclose(lying.affine, found.affine, atol=1e-3)
+    np.testing.assert_allclose(lying.get_fdata(), found.get_fdata(), atol=1e-4)
     require_valid(files[:1], with_sources=sorted(source.rglob("*.dcm")))
 
 
@@ -233,7 +232,7 @@ def test_what_a_parametric_map_says(sources, tmp_path, enhanced):
 
 def test_of_parts_both_are_named_as_sources(tmp_path):
     write_series(tmp_path / "in", "ge", parts=True)
-    acquisition = acquisition_of(tmp_path / "in", parts=True)
+    acquisition = acquisition_of(tmp_path / "in")
     image = dcmread(write(DicomOut(tmp_path / "out", acquisition))[0])
     assert len(image.SourceImageSequence) == 6
 
@@ -391,7 +390,7 @@ def test_a_field_is_no_map(sources, tmp_path):
 
 def test_a_folder_holds_one_run(sources, tmp_path):
     acquisition = acquisition_of(sources("siemens"))
-    out = DicomOut(tmp_path / "new" / "out", acquisition)
+    out = DicomOut(tmp_path / "out", acquisition)
     files = write(out)
     with pytest.raises(UsageError, match="exists; pass --force"):
         out.check(force=False)
@@ -401,8 +400,12 @@ def test_a_folder_holds_one_run(sources, tmp_path):
     (out.folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"notes\.txt"):
         out.check(force=True)
-    with pytest.raises(DataError, match="cannot be made a folder"):
-        replace(out, folder=files[0]).check(force=True)
+    for folder, said in (
+        (files[0], "is no folder"),
+        (tmp_path / "no" / "out", "no is not a folder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            replace(out, folder=folder).check(force=True)
 
 
 @pytest.mark.parametrize("number", [0, -3, 2**31])
