@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.dipole import dipole_convolve, tikhonov, tkd
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.job import figure
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual, nrmse, xsim
+from qsm_deploy.runtime.page import rows
+from qsm_deploy.runtime.page.figure import png_of, rows_figure
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstruction.planning import PatchOptions
 from qsm_deploy.runtime.reconstruction.unrolled import reconstruct_unrolled
@@ -164,8 +165,8 @@ def in_vivo(args: argparse.Namespace) -> tuple[list[Row], dict[str, Volume], Any
 
 def draw(path: Path, maps: dict[str, Volume], grid: Scan | Case) -> None:
     """Draw three planes of every map, without letters: no header here tells where its axes run."""
-    rows = [figure.Row(name, chi, figure.CHI_WINDOW_PPM) for name, chi in maps.items()]
-    path.write_bytes(figure.png_of(figure.rows_figure(rows, grid.mask, grid.geometry, None)))
+    drawn = [rows.Row(name, chi, rows.CHI_WINDOW_PPM) for name, chi in maps.items()]
+    path.write_bytes(png_of(rows_figure(drawn, grid.mask, grid.geometry, None)))
 
 
 def main() -> None:

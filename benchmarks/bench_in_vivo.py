@@ -22,9 +22,10 @@ from qsm_deploy.kernels.dipole import dipole_kernel
 from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.card.card import METADATA_KEY, parse_card
 from qsm_deploy.runtime.console.stages import Stages
-from qsm_deploy.runtime.job.figure import Row, png_of, rows_figure
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.metrics.metrics import correlation, field_residual
+from qsm_deploy.runtime.page.figure import png_of, rows_figure
+from qsm_deploy.runtime.page.rows import Row
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker, open_reconstructor
 from qsm_deploy.runtime.scan.params import load_params

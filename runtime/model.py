@@ -88,22 +88,16 @@ class Result:
             If nothing was reconstructed, ``slices`` lie outside the mask's box, or ``window`` is
             none.
         """
-        from qsm_deploy.runtime.job.figure import scan_figure
+        from qsm_deploy.runtime.page.figure import require_look, scan_figure
+        from qsm_deploy.runtime.page.rows import scan_rows
 
         if self.chi_ppm is None:
             raise UsageError("nothing was reconstructed: there is no map to draw")
-        scan = self.scan.canonical()
-        chi_ppm, said = scan.axes.turn(self.chi_ppm), self.report
-        return scan_figure(
-            scan,
-            chi_ppm,
-            said["title"],
-            about=way_text(said),
-            unit=said["units"],
-            slices=slices,
-            window=window,
-            name=next(iter(self.maps)),
-        )
+        require_look(slices, window)
+        scan, said = self.scan.canonical(), self.report
+        maps = {name: scan.axes.turn(volume) for name, volume in self.maps.items()}
+        rows = scan_rows(scan, maps, unit=said["units"], window=window)
+        return scan_figure(scan, rows, said["title"], about=way_text(said), slices=slices)
 
 
 class _Warnings(TerminalLog):
@@ -355,13 +349,13 @@ def run(
     progress
         Called with the patches that are done and their number.
     **options
-        The flags of ``qsm-run``, by their names: mask, output, report, figure, slices, window,
-        out_units, force, dry_run, truth, labels, params, units, echo_time, field_strength,
-        b0_direction, voxel_size, negate, chi, r2prime, patch, overlap, blend, data_consistency,
-        dc_iterations, allow_geometry, memory_limit, magnitude, noise_map, phase, real, imag,
-        echo_times, phase_scale, total_field, local_field, quality, r2star, brain_mask,
-        background_removal, erode, until; and ``method`` with what is said to it. Without
-        ``output`` no map is written.
+        The flags of ``qsm-run``, by their names: mask, output, report, figure, html, html_names,
+        slices, window, out_units, force, dry_run, truth, labels, params, units, echo_time,
+        field_strength, b0_direction, voxel_size, negate, chi, r2prime, patch, overlap, blend,
+        data_consistency, dc_iterations, allow_geometry, memory_limit, magnitude, noise_map, phase,
+        real, imag, echo_times, phase_scale, total_field, local_field, quality, r2star, brain_mask,
+        background_removal, erode, until; and ``method`` with what is said to it. Without ``output``
+        no map is written.
         Notes are issued as warnings, and stand in the report.
 
     Raises

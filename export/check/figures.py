@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsm_deploy.export.check.cases import Compared
-from qsm_deploy.runtime.job.figure import CHI_WINDOW_PPM, Row, png_of, rows_figure
 from qsm_deploy.runtime.metrics.difference import difference_ppb
+from qsm_deploy.runtime.page.figure import png_of, rows_figure
+from qsm_deploy.runtime.page.rows import CHI_WINDOW_PPM, Row
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 if TYPE_CHECKING:

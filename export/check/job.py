@@ -34,7 +34,7 @@ from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.job.figure import require_matplotlib
+from qsm_deploy.runtime.page.figure import require_matplotlib
 from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants, needs_of
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import require_field_count

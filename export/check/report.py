@@ -8,9 +8,9 @@ from typing import Any
 from qsm_deploy.calibration.budgets import METRICS, NONFINITE, Failure, judged, quantity
 from qsm_deploy.export.check.cases import Compared
 from qsm_deploy.export.check.figures import charts_png, planes_png
-from qsm_deploy.export.check.page import Cell, cells, note, page, picture, section, table
 from qsm_deploy.export.check.text import number
 from qsm_deploy.kernels.geometry import shape_text
+from qsm_deploy.runtime.page.parts import Cell, cells, note, page, picture, section, table
 
 SIDES = ("engine", "reference")
 DISTRIBUTION = {

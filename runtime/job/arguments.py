@@ -33,7 +33,10 @@ WANTED = (
     *("allow_geometry", "memory_limit"),
 )
 METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
-WRITTEN = (*("report", "figure", "slices", "window", "out_units", "force", "dry_run", "dicom_out"),)
+WRITTEN = (
+    *("report", "figure", "html", "html_names", "slices", "window"),
+    *("out_units", "force", "dry_run", "dicom_out"),
+)
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (
     *(*FILES, "echo_time", "echo_times", "voxel_size", "b0_direction", "until"),
@@ -42,7 +45,7 @@ FOR_ONE = (
 OF_DICOM = ("list", "series", "dicom_out", "dicom_series", "burn_in")
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
-    *("out_units", "force", "resume", "dry_run"),
+    *("html", "html_names", "out_units", "force", "resume", "dry_run"),
 )
 EPILOG = """\
 examples:
@@ -434,11 +437,22 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
     group.add_argument("--figure", type=Path, help="PNG of three planes, R on the left")
     group.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="a page for any browser: linked planes to move through, and what is known of the run; "
+        "with --bids a FOLDER, for a page of each recording and an index",
+    )
+    group.add_argument(
+        "--html-names", action="store_true", help="let the page name the files that were read"
+    )
+    group.add_argument(
         "--slices",
         type=float,
         nargs=3,
         metavar=("R", "A", "S"),
-        help="where the planes of --figure lie, in mm as its titles tell (L, P, I negative); "
+        help="where the planes of --figure and --html lie, in mm as their titles tell (L, P, I "
+        "negative); "
         "default the centre of the mask",
     )
     group.add_argument(
@@ -446,7 +460,7 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="susceptibility that is black and white in --figure, in --out-units; "
+        help="susceptibility that is black and white in --figure and --html, in --out-units; "
         "default -0.1 0.2 ppm",
     )
     group.add_argument("--truth", type=Path, help="true susceptibility [ppm], for metrics")

@@ -11,14 +11,14 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.job import report
+from qsm_deploy.runtime.job import looks, report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import (
     memory_errors,
     require_memory_to_load,
     within_process,
 )
-from qsm_deploy.runtime.job.request import MAP_NAMES, Outputs, Request
+from qsm_deploy.runtime.job.request import MAP_NAMES, Request
 from qsm_deploy.runtime.metrics.sign import doubt_of_sign
 from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
@@ -300,7 +300,7 @@ def run_scan(
         planned = reconstructor.plan(measured, request.wants)
     measured = planned.prepared.measured
     if request.outputs.slices is not None:
-        from qsm_deploy.runtime.job.planes import voxel_at
+        from qsm_deploy.runtime.page.planes import voxel_at
 
         voxel_at(request.outputs.slices, measured)  # or it is refused, before anything is computed
     for note in planned.notes:
@@ -315,6 +315,7 @@ def run_scan(
         made = reconstructor.run(planned, stages, bar.update)
     measured = made.scan or measured
     gives = reconstructor.needs.gives
+    maps = dict(zip(gives, made.volumes, strict=True))
     notes = made.findings.pop("notes", [])
     if measured.quantity == "local_field_ppm" and gives == (CHI,):
         notes += doubt_of_sign(made.map_ppm, measured.mask, measured.geometry)
@@ -334,14 +335,16 @@ def run_scan(
     try:
         evaluates = request.wants.evaluates and gives == (CHI,)
         run |= _judge(made, measured, stages, evaluates=evaluates)
-        files |= _draw(outputs, run, made.map_ppm, measured, stages, gives[0])
+        files |= looks.draw(run, measured, maps, outputs, stages)
         run |= report.resources(stages, measured, planned.task.decision)
         if outputs.report is not None:
             files[outputs.report] = report.json_bytes(run)
+        if outputs.html is not None:
+            files[outputs.html] = looks.run_page(run, measured, maps, outputs, request.files)
     finally:  # the map outlives what fails after it
         write_together(files, force=outputs.force)
     log.stage("")
-    return Finished(run, planned, dict(zip(gives, made.volumes, strict=True)), measured)
+    return Finished(run, planned, maps, measured)
 
 
 def _judge(made: Made, scan: Scan, stages: Stages, *, evaluates: bool) -> dict[str, Any]:
@@ -402,28 +405,6 @@ def _nifti(volume: Volume, unit: str, made: Made, description: str, path: Path) 
         like=scan.header,
         compress=path.name.endswith(".gz"),
     )
-
-
-def _draw(
-    outputs: Outputs, run: dict[str, Any], chi: Volume, scan: Scan, stages: Stages, name: str
-) -> dict[Path, bytes]:
-    """Return the picture, if there is to be one."""
-    if outputs.figure is None:
-        return {}
-    from qsm_deploy.runtime.job.figure import png_of, scan_figure
-
-    with stages("figure"):
-        picture = scan_figure(
-            scan,
-            chi,
-            run["title"],
-            about=report.way_text(run),
-            unit=outputs.units,
-            slices=outputs.slices,
-            window=outputs.window,
-            name=name,
-        )
-        return {outputs.figure: png_of(picture)}
 
 
 def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) -> Finished:

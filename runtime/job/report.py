@@ -20,6 +20,7 @@ from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
 
 READ = ("mask", "truth", "labels", "noise_map", "chi", "r2prime")
+MM3_PER_ML = 1000.0
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
 METRIC_TEXT = {
@@ -168,12 +169,7 @@ def dry_run_text(run: dict[str, Any], limit_bytes: float, outputs: str) -> str:
         "backend": f"{backend['name']} {backend['version']}: {backend['why']}",
         "field": f"{', '.join(run['input']['fields'])} in {run['input']['units']}",
         "volume": f"{_shape(geometry['shape'])}, {run['input']['mask_voxels']} voxels in the mask",
-        "voxel size": f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
-        "B0 direction": ", ".join(
-            vector_text(tuple(b))
-            for b in (geometry["b0_direction"], *geometry["more_b0_directions"])
-        )
-        + " in voxel axes",
+        **_volume_rows(geometry),
         **_network_rows(run["grid"]),
         "padded to": _shape(plan["padded_shape"]),
         "plan": f"{_plan(plan)}: {plan['why']}",
@@ -247,6 +243,11 @@ def precision_text(precision: str, error: dict[str, float]) -> str:
 
 def result_text(full: dict[str, Any]) -> str:
     """Return what a run took and found, a fact per line."""
+    return _table(result_rows(full))
+
+
+def result_rows(full: dict[str, Any]) -> dict[str, str]:
+    """Return what a run took and found, by fact."""
     peak = memory_text(full["memory"]["peak_above_baseline_bytes"])
     predicted = memory_text(full["memory"]["predicted_peak_bytes"])
     stage = "inversion" if "inversion" in full["seconds"] else "inference"
@@ -273,7 +274,48 @@ def result_text(full: dict[str, Any]) -> str:
         rows["field residual"] = f"{full['field_residual']:.3f}"
     for name, value in full.get("metrics", {}).items():
         rows[METRIC_TEXT.get(name, name)] = f"{value:.4g}"
-    return _table(rows)
+    return rows
+
+
+def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
+    """Return what a page tells of a run, by fact; of files only if ``names`` is true."""
+    backend, given, grid = full["backend"], full["input"], full["grid"]
+    voxels = given["mask_voxels"]
+    rows = _first_rows(full["first_part"]) if "first_part" in full else dict[str, str]()
+    rows |= _maker_rows(full["model"])
+    if "weights_sha256" in full["model"]:
+        rows["weights"] = f"sha256 {full['model']['weights_sha256']}"
+    rows["backend"] = f"{backend['name']} {backend['version']}"
+    if names:
+        files = [*given["fields"], *given["magnitude"], *(given[name] or "" for name in READ)]
+        rows["files"] = ", ".join(filter(None, files))
+    rows |= {
+        "field": f"{given['quantity'].rpartition('_')[0].replace('_', ' ')} in {given['units']}",
+        "volume": _shape(full["geometry"]["shape"]),
+        **_volume_rows(full["geometry"]),
+        "mask": f"{voxels} voxels, {mask_ml(full):.0f} ml",
+        "stored axes": grid["stored_axes"] or "not known",
+        **_network_rows(grid),
+        "plan": _plan(full["plan"]),
+        **result_rows(full),
+        "versions": ", ".join(f"{name} {number}" for name, number in full["versions"].items()),
+        "made by": full["made_by"],
+    }
+    return rows
+
+
+def mask_ml(full: dict[str, Any]) -> float:
+    """Return the volume of a run's mask."""
+    voxel_mm3 = float(np.prod(full["geometry"]["voxel_size_mm"]))
+    return float(full["input"]["mask_voxels"]) * voxel_mm3 / MM3_PER_ML
+
+
+def _volume_rows(geometry: dict[str, Any]) -> dict[str, str]:
+    directions = (geometry["b0_direction"], *geometry["more_b0_directions"])
+    return {
+        "voxel size": f"{vector_text(tuple(geometry['voxel_size_mm']))} mm",
+        "B0 direction": ", ".join(vector_text(tuple(b)) for b in directions) + " in voxel axes",
+    }
 
 
 def field_rows(made: dict[str, Any]) -> dict[str, str]:

@@ -50,14 +50,17 @@ class Outputs:
         What is given after the first, by the names in cards.
     dicom
         The images that the map is written as.
-    report, figure
+    report, figure, html
         If they were asked for.
     units
         Of the map.
     force
         Whether existing ones are overwritten.
     slices, window
-        Where the planes of the figure lie, and the susceptibility that it shows, in ``units``.
+        Where the planes of figure and page lie, and the susceptibility that they show, in
+        ``units``.
+    html_names
+        Whether the page names the files.
     maps
         Those on the way to the field that are kept, by name.
     """
@@ -72,6 +75,8 @@ class Outputs:
     maps: Mapping[str, Path] = field(default_factory=dict)
     dicom: "DicomOut | None" = None
     further: Mapping[str, Path] = field(default_factory=dict)
+    html: Path | None = None
+    html_names: bool = False
 
     @property
     def given(self) -> tuple[Path, ...]:
@@ -92,7 +97,7 @@ class Outputs:
         """Refuse outputs that collide or cannot be written, before any work is done."""
         read = {path.resolve() for path in inputs if path is not None}
         written: set[Path] = set()
-        written_too = (self.report, self.figure, *self.maps.values())
+        written_too = (self.report, self.figure, self.html, *self.maps.values())
         for path in (*self.given, *self.sidecars, *written_too):
             if path is None:
                 continue
@@ -169,6 +174,8 @@ def make_request(
     report: PathLike | None = None,
     figure: PathLike | None = None,
     dicom_out: "DicomOut | None" = None,
+    html: PathLike | None = None,
+    html_names: bool = False,
     slices: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
     out_units: OutUnits = "ppm",
@@ -201,13 +208,15 @@ def make_request(
         Files that are read besides: a magnitude or one of each echo, a noise map in ppm.
     chi, r2prime
         Susceptibility [ppm] and R2' [Hz], for networks that take them.
-    output, report, figure
+    output, report, figure, html
         Files that are written; without ``output`` no map is.
     dicom_out
         The DICOM images that the map is written as.
+    html_names
+        Whether the page names the files that were read.
     slices, window
-        Where the planes of the figure lie, as its titles say it, and the lowest and the highest
-        susceptibility that it shows, in ``out_units``.
+        Where the planes of figure and page lie, as their titles say it, and the lowest and the
+        highest susceptibility that they show, in ``out_units``.
     out_units
         Of the map.
     force
@@ -263,6 +272,7 @@ def make_request(
         of_a_map={
             "output": output,
             "figure": figure,
+            "html": html,
             "truth": truth,
             "labels": labels,
             "dicom-out": dicom_out,
@@ -313,6 +323,8 @@ def make_request(
         keeps,
         dicom_out,
         given,
+        _path(html),
+        html_names,
     )
     if truth is not None and tuple(gives) != (CHI,):
         raise UsageError(f"--truth is a susceptibility, {' and '.join(gives)} is made; drop it")
@@ -322,16 +334,10 @@ def make_request(
     outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
-    if figure is not None:
-        from qsm_deploy.runtime.job.figure import require_look, require_matplotlib
-
-        require_matplotlib()
-        require_look(slices, window)
-    elif slices is not None or window is not None:
-        raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
-    wants = wants_from(**wanted)
-    draws, evaluates = figure is not None, evaluates or report is not None
-    wants = replace(wants, draws=draws, evaluates=evaluates)
+    _require_look(outputs)
+    draws = figure is not None or html is not None
+    evaluates = evaluates or report is not None or html is not None
+    wants = replace(wants_from(**wanted), draws=draws, evaluates=evaluates)
     return Request(files, reading, wants, outputs, params_path, dry_run=dry_run, begins=begins)
 
 
@@ -571,6 +577,20 @@ def beside(field: Path, gives: Sequence[str]) -> Path:
     return field.with_name(f"{_stem(field)}{name}.nii.gz")
 
 
+def _require_look(outputs: Outputs) -> None:
+    """Refuse to draw without the library for it, or what cannot be looked at."""
+    from qsm_deploy.runtime.page.figure import require_look, require_matplotlib
+
+    if outputs.figure is not None:
+        require_matplotlib()
+    if outputs.figure is not None or outputs.html is not None:
+        require_look(outputs.slices, outputs.window)
+    elif outputs.slices is not None or outputs.window is not None:
+        raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
+    elif outputs.html_names:
+        raise UsageError("--html-names is of a page; add --html FILE.html")
+
+
 def _require_names(outputs: Outputs) -> None:
     for path in outputs.given[:1]:
         if not path.name.endswith((".nii", ".nii.gz")):
@@ -580,6 +600,8 @@ def _require_names(outputs: Outputs) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {path} must end in .nii or .nii.gz")
     if outputs.figure is not None and outputs.figure.suffix != ".png":
         raise UsageError(f"--figure {outputs.figure} must end in .png")
+    if outputs.html is not None and outputs.html.suffix != ".html":
+        raise UsageError(f"--html {outputs.html} must end in .html")
 
 
 def _require_phase(units: FieldUnit | None, echo_time: float | None) -> None:

@@ -17,10 +17,10 @@ from onnx import helper, numpy_helper
 from qsm_deploy.export.check import report as check_report
 from qsm_deploy.export.check.cli import main
 from qsm_deploy.export.check.figures import round_up
-from qsm_deploy.export.check.page import cells, note, table
 from qsm_deploy.export.check.text import number
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import METADATA_KEY
+from qsm_deploy.runtime.page.parts import cells, note, table
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
 
 image = pytest.importorskip("matplotlib.image")
@@ -208,7 +208,9 @@ def test_it_opens_in_a_browser_without_a_network(
 
 
 def test_the_report_needs_matplotlib_before_any_work(monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr("qsm_deploy.runtime.job.figure.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "qsm_deploy.runtime.page.figure.importlib.util.find_spec", lambda name: None
+    )
     assert main([str(BUNDLED_MODEL), "--html", str(tmp_path / "a.html"), "-q"]) == 4
     assert "matplotlib" in capsys.readouterr().err
 

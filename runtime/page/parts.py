@@ -1,8 +1,10 @@
-"""The parts that a report's page is made of: its style, tables and pictures."""
+"""The parts that pages are made of: their style, tables and pictures."""
 
 import base64
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 STYLE = """
 :root { color-scheme: light; }
@@ -18,8 +20,8 @@ p { margin: .4rem 0; }
 table { border-collapse: collapse; font-size: .84rem; margin: .5rem 0; }
 th, td { text-align: right; white-space: nowrap; padding: .22rem .45rem;
   border-bottom: 1px solid #e6e9ed; font-variant-numeric: tabular-nums; }
-th { color: #4a5560; font-weight: 600; border-bottom: 1px solid #aab2bb; vertical-align: bottom; }
-th { white-space: normal; }
+th { color: #4a5560; font-weight: 600; border-bottom: 1px solid #aab2bb; vertical-align: bottom;
+  white-space: normal; }
 th:first-child, td:first-child, .text { text-align: left; white-space: normal; }
 tr.over td { background: #fdecea; }
 td.ok { color: #2e7d32; } td.over { color: #b3261e; font-weight: 600; }
@@ -27,6 +29,7 @@ td.ok { color: #2e7d32; } td.over { color: #b3261e; font-weight: 600; }
 code { font: .8rem ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .planes { max-width: 820px; }
+.warning { padding: .35rem .8rem; border-left: .3rem solid #d99a1b; background: #fdf5e3; }
 .note { color: #4a5560; font-size: .88rem; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print { html { font-size: 10.5px; } body { font-size: 1rem; margin: 0; max-width: none; }
@@ -34,17 +37,31 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
   .planes { max-height: 165mm; } .wide { overflow: visible; }
   * { print-color-adjust: exact; } }
 """
+# what a page may do: run what stands in it, and ask nobody for anything
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 Cell = tuple[str, str]  # text, and its class
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return a page that needs nothing but a browser: no scripts, nothing from elsewhere."""
+class Html(str):
+    """Text that is HTML already."""
+
+
+def page(title: str, parts: Iterable[str], *, head: str = "") -> str:
+    """Return a page that needs nothing but a browser, and nothing from elsewhere."""
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>\n{head}</head>\n"
+        f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def json_script(content: Any, kind: str) -> str:
+    """Return data of a page for its scripts, and for programs."""
+    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+    return f'<script type="application/json" class="{kind}">{text}</script>\n'
 
 
 def section(title: str, content: str) -> str:
@@ -94,7 +111,7 @@ def table(
 
     def row(tag: str, row_cells: Sequence[Cell], kind: str = "") -> str:
         made = "".join(
-            f"<{tag}{_class(c, 'text' if n in words else '')}>{escape(text)}</{tag}>"
+            f"<{tag}{_class(c, 'text' if n in words else '')}>{_html(text)}</{tag}>"
             for n, (text, c) in enumerate(row_cells)
         )
         return f"<tr{_class(kind)}>{made}</tr>\n"
@@ -109,6 +126,10 @@ def picture(png: bytes, description: str, kind: str) -> str:
     """Return a PNG that is part of the page."""
     data = base64.b64encode(png).decode()
     return f'<img class="{kind}" alt="{escape(description)}" src="data:image/png;base64,{data}">\n'
+
+
+def _html(text: str) -> str:
+    return text if isinstance(text, Html) else escape(text)
 
 
 def _class(*names: str) -> str:

@@ -102,15 +102,39 @@ class Planes:
             for sign in (-1, 1)
         ]
 
+    def place(self, plane: Plane) -> "Place":
+        """Return how it is said where a plane lies."""
+        frame = _frame(self.mask, self.affine, self.stored)
+        if self.affine is not None:
+            return Place(f"{plane.name}, ", frame[plane.through], ends=ENDS[plane.through])
+        axis = self.stored.order[plane.through]
+        across, up = ("xyz"[self.stored.order[n]] for n in (plane.across, plane.up))
+        return Place(f"{plane.name}, {'xyz'[axis]} = ", frame[axis], f" ({across} →, {up} ↑)")
+
     def title(self, plane: Plane) -> str:
         """Return what a plane is called and where it lies, such as ``axial, S 12.3 mm``."""
-        lies = _frame(self.mask, self.affine, self.stored)[:3] @ (*self.at, 1)
-        if self.affine is None:
-            axis = self.stored.order[plane.through]
-            across, up = ("xyz"[self.stored.order[n]] for n in (plane.across, plane.up))
-            return f"{plane.name}, {'xyz'[axis]} = {lies[axis]:.0f} ({across} →, {up} ↑)"
-        mm = round(round(float(lies[plane.through]), ROUND_MM), 1)
-        return f"{plane.name}, {ENDS[plane.through][mm >= 0]} {abs(mm):.1f} mm"
+        return self.place(plane).text(self.at)
+
+
+class Place(NamedTuple):
+    """How it is said where a plane lies: in words around a number, which a voxel gives.
+
+    The number is the product of ``row`` and (x, y, z, 1): mm, by the letters of both ends, or an
+    index where there are none. ``viewer.js`` says the same.
+    """
+
+    before: str
+    row: NDArray[np.float64]
+    after: str = " mm"
+    ends: str = ""
+
+    def text(self, at: Corner) -> str:
+        """Return it of a voxel."""
+        number = float(self.row @ (*at, 1))
+        if not self.ends:
+            return f"{self.before}{number:.0f}{self.after}"
+        mm = round(round(number, ROUND_MM), 1)
+        return f"{self.before}{self.ends[mm >= 0]} {abs(mm):.1f}{self.after}"
 
 
 def centre_of(mask: Mask) -> Corner:

@@ -3,30 +3,23 @@
 import importlib.util
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsm_deploy.kernels.bounding_box import Corner
 from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError, UsageError
-from qsm_deploy.kernels.geometry import Geometry, Mask, Volume, shape_text, vector_text
-from qsm_deploy.runtime.job.planes import PLANES, Planes, centre_of, voxel_at
-from qsm_deploy.runtime.reconstruction.inversion import CHI
+from qsm_deploy.kernels.geometry import Geometry, Mask, shape_text, vector_text
+from qsm_deploy.runtime.page.planes import PLANES, Planes, centre_of, voxel_at
+from qsm_deploy.runtime.page.rows import Row
 from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes
 from qsm_deploy.runtime.scan.params import Vector
-from qsm_deploy.runtime.scan.scan import Quantity, Scan
-from qsm_deploy.runtime.scan.units import PPB_PER_PPM
+from qsm_deploy.runtime.scan.scan import Scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
-
-FIELD_WINDOW_PPM = (-0.05, 0.05)
-TOTAL_WINDOW_PPM = (-0.5, 0.5)
-CHI_WINDOW_PPM = (-0.1, 0.2)
-PHASE_WINDOW_RAD = (-math.pi, math.pi)
-ERROR_WINDOW_PPM = (-0.05, 0.05)
 
 DPI = 150
 PANELS_INCH = 8.0  # the widths of three, or the greatest height
@@ -49,60 +42,27 @@ EDGES = (
 BACKGROUND, FOREGROUND, MUTED = "#0b0d10", "#e8eaed", "#8a9099"
 
 
-class Row(NamedTuple):
-    """One line of a picture: a volume, its factor to the unit shown, and the window in that."""
-
-    name: str
-    volume: Volume
-    window: tuple[float, float]
-    unit: str = "ppm"
-    factor: float = 1.0
-    colours: str = "gray"
-
-
-# of what is given first: its title, and the window that it is shown in
-_GIVEN = {
-    "local_field_ppm": ("local field", FIELD_WINDOW_PPM),
-    CHI: ("susceptibility χ", CHI_WINDOW_PPM),
-    "chi_positive_ppm": ("paramagnetic χ+", CHI_WINDOW_PPM),
-}
-_MEASURED: dict[Quantity, Callable[[Volume], Row]] = {
-    "local_field_ppm": lambda field: Row("local field", field, FIELD_WINDOW_PPM),
-    "total_field_ppm": lambda field: Row("total field", field, TOTAL_WINDOW_PPM),
-    "phase_rad": lambda phase: Row("phase", phase, PHASE_WINDOW_RAD, "rad"),
-}
-
-
 def scan_figure(
     scan: Scan,
-    chi_ppm: Volume,
+    rows: Sequence[Row],
     title: str = "",
     *,
     about: str = "",
-    unit: str = "ppm",
     slices: Sequence[float] | None = None,
-    window: Sequence[float] | None = None,
-    name: str = CHI,
 ) -> "Figure":
-    """Return the picture of a reconstruction: field, map, and with a truth that and the error.
+    """Return the picture of a reconstruction.
 
     Parameters
     ----------
     scan
         The acquisition.
-    chi_ppm
-        (x, y, z) susceptibility [ppm] on its grid.
+    rows
+        What of it, on its grid; see :func:`scan_rows`.
     title, about
         What is written above the picture, and at the end of the line under it.
-    unit
-        ``ppm`` or ``ppb``, that susceptibility is shown in.
     slices
         Where the planes lie: R, A and S [mm], or the stored voxel where the axes are not known; by
         default the centre of the mask.
-    window
-        Of the map, in its unit; by default -0.1 to 0.2 ppm, of a local field -0.05 to 0.05.
-    name
-        What the map is, by its name in cards.
 
     Raises
     ------
@@ -111,34 +71,24 @@ def scan_figure(
     GeometryError
         If a shape differs from the scan's.
     UsageError
-        If ``slices`` lie outside the mask's box, or ``window`` is none.
+        If ``slices`` lie outside the mask's box.
     DataError
         If the mask is empty.
     """
-    require_look(slices, window)
-    factor = PPB_PER_PPM if unit == "ppb" else 1.0
-    title_of_map, default = _GIVEN[name]
-    low, high = window or (factor * default[0], factor * default[1])
-
-    def of_chi(name: str, volume: Volume) -> Row:
-        return Row(name, volume, (low, high), unit, factor)
-
-    rows = [
-        _MEASURED[scan.quantity](scan.measured[0]),
-        of_chi(title_of_map, chi_ppm),
-    ]
-    if scan.truth_ppm is not None:
-        error = (factor * ERROR_WINDOW_PPM[0], factor * ERROR_WINDOW_PPM[1])
-        rows.append(of_chi("true χ", scan.truth_ppm))
-        rows.append(Row("error of χ", chi_ppm - scan.truth_ppm, error, unit, factor))
-    at = None if slices is None else voxel_at(slices, scan)
     return rows_figure(
-        rows, scan.mask, scan.geometry, scan.affine, title=title, about=about, at=at, axes=scan.axes
+        rows,
+        scan.mask,
+        scan.geometry,
+        scan.affine,
+        title=title,
+        about=about,
+        at=None if slices is None else voxel_at(slices, scan),
+        axes=scan.axes,
     )
 
 
 def rows_figure(
-    rows: list[Row],
+    rows: Sequence[Row],
     mask: Mask,
     geometry: Geometry,
     affine: Affine | None,
@@ -208,6 +158,11 @@ def png_of(figure: "Figure") -> bytes:
     return png.getvalue()
 
 
+def has_matplotlib() -> bool:
+    """Tell whether pictures can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """Refuse to draw without the library for it.
 
@@ -216,7 +171,7 @@ def require_matplotlib() -> None:
     MissingDependencyError
         If matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not has_matplotlib():
         raise MissingDependencyError("matplotlib", "figure", "--figure")
 
 

@@ -16,18 +16,20 @@ from qsm_deploy.kernels.errors import (
 )
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.cli import main
-from qsm_deploy.runtime.job.figure import (
+from qsm_deploy.runtime.page import figure as figures
+from qsm_deploy.runtime.page.figure import (
     BACKGROUND,
     BOTTOM_INCH,
     DPI,
     FOREGROUND,
     GAP_INCH,
     TOP_INCH,
-    Row,
     png_of,
+    require_look,
     rows_figure,
-    scan_figure,
 )
+from qsm_deploy.runtime.page.rows import Row, scan_rows
+from qsm_deploy.runtime.reconstruction.inversion import CHI
 from qsm_deploy.runtime.scan.axes import axes_named
 from qsm_deploy.runtime.scan.scan import Scan
 
@@ -45,6 +47,12 @@ AXIAL, CORONAL, SAGITTAL, BAR = range(4)  # of a row
 
 def scan_of(affine=AFFINE, **more) -> Scan:
     return Scan(ZEROS[None], MASK, GEOMETRY, nib.Nifti1Header(), affine, **more)
+
+
+def scan_figure(scan: Scan, chi, title="", *, unit="ppm", window=None, slices=None, **more):
+    require_look(slices, window)
+    rows = scan_rows(scan, {CHI: chi}, unit=unit, window=window)
+    return figures.scan_figure(scan, rows, title, slices=slices, **more)
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.job.planes import PLANES, Planes, centre_of, voxel_at
+from qsm_deploy.runtime.page.planes import PLANES, Planes, centre_of, voxel_at
 from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_named
 from qsm_deploy.runtime.scan.scan import Scan
 

@@ -1,0 +1,114 @@
+"""What a run is looked at by: its picture, and its page."""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.job.report import mask_ml, page_rows, way_text
+from qsm_deploy.runtime.job.request import Outputs
+from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
+
+PURPOSE = "Research, not for diagnosis."
+
+
+def draw(
+    run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume], outputs: Outputs, stages: Stages
+) -> dict[Path, bytes]:
+    """Return the picture of a run, if there is to be one."""
+    if outputs.figure is None:
+        return {}
+    from qsm_deploy.runtime.page.figure import png_of, scan_figure
+    from qsm_deploy.runtime.page.rows import scan_rows
+
+    with stages("figure"):
+        rows = scan_rows(scan, maps, unit=outputs.units, window=outputs.window)
+        about = way_text(run)
+        figure = scan_figure(scan, rows, run["title"], about=about, slices=outputs.slices)
+        return {outputs.figure: png_of(figure)}
+
+
+def run_page(
+    run: dict[str, Any],
+    scan: Scan,
+    maps: Mapping[str, Volume],
+    outputs: Outputs,
+    files: ScanFiles,
+    name: str = "",
+) -> bytes:
+    """Return the page of a run, which says nothing of its files unless it is to name them.
+
+    Parameters
+    ----------
+    run
+        What it says about itself, with its times.
+    scan, maps
+        What it was made of, and what was made, by the names in cards.
+    outputs
+        How it is shown.
+    files
+        What was read.
+    name
+        Of the recording, in a cohort.
+    """
+    from qsm_deploy.runtime.page.parts import json_script, note, page, section, table
+    from qsm_deploy.runtime.page.planes import voxel_at
+    from qsm_deploy.runtime.page.rows import scan_rows
+    from qsm_deploy.runtime.page.viewer import head, viewer
+
+    title = f"{name}: {run['title']}" if name else f"Susceptibility map: {run['title']}"
+    notes = [n if outputs.html_names else _without_names(n, files) for n in run["input"]["notes"]]
+    looked = viewer(
+        scan_rows(scan, maps, unit=outputs.units, window=outputs.window),
+        scan.mask,
+        scan.geometry,
+        scan.affine,
+        title=title,
+        about=way_text(run),
+        at=None if outputs.slices is None else voxel_at(outputs.slices, scan),
+        axes=scan.axes,
+    )
+    rows = [((what, ""), (said, "")) for what, said in page_rows(run, outputs.html_names).items()]
+    summary = _summary(run, scan, maps) | {"name": name, "notes": notes}
+    return page(
+        title,
+        [
+            f"<h1>{escape(title)}</h1>",
+            note(PURPOSE),
+            "".join(f'<p class="warning">{escape(line)}</p>\n' for line in notes),
+            looked,
+            section("How it was made", table(("", ""), rows, text_columns=(1,))),
+        ],
+        head=json_script(summary, "summary") + head(),
+    ).encode()
+
+
+def _summary(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume]) -> dict[str, Any]:
+    """Return what an index tells of a run."""
+    from qsm_deploy.runtime.page.thumbnail import thumbnail
+
+    is_local = scan.quantity == "local_field_ppm"
+    name, first = next(iter(maps.items()))
+    return {
+        "made_by": run["made_by"],
+        "title": run["title"],
+        "field_residual": run.get("field_residual"),
+        "noise_ppb": PPB_PER_PPM * scan.spectrum_noise_ppm if is_local else None,
+        "mask_ml": mask_ml(run),
+        "voxel_size_mm": run["geometry"]["voxel_size_mm"],
+        "seconds": run["total_seconds"],
+        "thumbnail": thumbnail(first, scan, name),
+    }
+
+
+def _without_names(text: str, files: ScanFiles) -> str:
+    """Return a note without the names of files, which may tell a patient's."""
+    for role, given in files._asdict().items():
+        paths = given if isinstance(given, tuple) else (given,)
+        for path in filter(None, paths):
+            what = "the field" if role == "fields" else f"the {role.replace('_', ' ')}"
+            text = text.replace(str(path), what).replace(path.name, what)
+    return text
