@@ -218,13 +218,17 @@ def _run_bids(arguments: argparse.Namespace) -> int:
                     f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
                     "from the dataset"
                 )
+        if arguments.html_names and arguments.html is None:
+            raise UsageError("--html-names is of pages; add --html FOLDER")
         wants = wants_from(**{name: getattr(arguments, name) for name in WANTED})
+        draws = arguments.html is not None
+        evaluates = (draws or arguments.json) and not arguments.dry_run
         cohort = Cohort(
             dataset=arguments.bids,
             output=arguments.output,
             participant_labels=arguments.participant_label,
             source=arguments.bids_input,
-            wants=replace(wants, evaluates=arguments.json and not arguments.dry_run),
+            wants=replace(wants, draws=draws, evaluates=evaluates),
             steps=steps_from(arguments.background_removal, arguments.erode),
             **{name: getattr(arguments, name) for name in OF_COHORT},
         )

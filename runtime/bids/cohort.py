@@ -1,6 +1,6 @@
 """``qsm-run --bids``: every recording of a BIDS dataset, with networks that are opened once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from qsm_deploy.kernels.errors import (
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim
+from qsm_deploy.runtime.bids.pages import Pages
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
@@ -87,6 +88,8 @@ class Cohort:
         Whether maps that exist are made again, or kept.
     dry_run
         Whether to stop before anything is computed.
+    html, html_names
+        The folder of pages, if there are to be some, and whether these name files.
     """
 
     dataset: Path
@@ -103,6 +106,8 @@ class Cohort:
     force: bool = False
     resume: bool = False
     dry_run: bool = False
+    html: Path | None = None
+    html_names: bool = False
 
 
 def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Outcome:
@@ -149,15 +154,16 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
     first = reconstructor.first_weights()
     wanted = wanted_facts(facts, first, cohort.out_units, cohort.wants.correction)
     made = maps_that_stay(derivative, recordings, wanted, force=cohort.force, resume=cohort.resume)
-    if not cohort.dry_run:
-        derivative.describe()
-    for recording in made:
-        log.tell(f"{recording.name}: {HAS_MAP}")
-    run = _Run(cohort, reconstructor, derivative, wanted, baseline, log)
     without = without_recording(found, cohort.participant_labels or ())
     failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
+    run = _Run(cohort, reconstructor, derivative, wanted, baseline, log)
+    if not cohort.dry_run:
+        run.begin([*(r.name for r in recordings), *failures])
+    for recording in made:
+        run.keep(recording)
+    log.about("")
     for name, reason in failures.items():
-        run.outcome.failures.append(Failure(name, reason, DataError.exit_code))
+        run.fail(Failure(name, reason, DataError.exit_code))
     run.all([r for r in recordings if r not in made])
     return run.outcome
 
@@ -173,6 +179,30 @@ class _Run:
     baseline_bytes: int
     log: TerminalLog
     outcome: Outcome = field(default_factory=Outcome)
+    pages: Pages | None = None
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Make the folders of what is written."""
+        if self.cohort.html is not None:
+            self.pages = Pages(self.cohort.html, self.cohort.dataset)
+            self.pages.begin(names)
+        self.derivative.describe()
+
+    def keep(self, recording: Recording) -> None:
+        """Note a recording that has a map."""
+        self.log.about(recording.name)
+        self.log.tell(HAS_MAP)
+        if self.pages is not None:
+            self.pages.kept(recording.name)
+
+    def fail(self, failure: Failure) -> None:
+        """Note a recording without a map."""
+        self.outcome.failures.append(failure)
+        if self.pages is not None:
+            try:
+                self.pages.failed(failure.name, failure.reason)
+            except QsmDeployError as error:
+                self.log.warn(str(error))
 
     def all(self, recordings: list[Recording]) -> None:
         """Reconstruct recordings one after the other, last those that another process is at."""
@@ -200,7 +230,7 @@ class _Run:
         except Exception as error:  # a fault of ours, or of a library, in one of many
             reason = f"{type(error).__name__}: {error}"
             failure = Failure(recording.name, reason, QsmDeployError.exit_code)
-        self.outcome.failures.append(failure)
+        self.fail(failure)
         self.log.tell(f"failed: {failure.reason}")
         return True
 
@@ -209,7 +239,7 @@ class _Run:
         cohort = self.cohort
         how = {"force": cohort.force, "resume": cohort.resume}
         if maps_that_stay(self.derivative, [recording], self.wanted, **how):
-            self.log.tell(HAS_MAP)
+            self.keep(recording)
         else:
             self._one(recording)
 
@@ -226,6 +256,8 @@ class _Run:
         else:
             self.log.tell(f"{run['total_seconds']:.1f} s")
             line = str(chi)
+            if self.pages is not None:
+                self.pages.made(recording.name, finished, request)
         self.outcome.lines.append(line)
 
     def _measured(
@@ -291,7 +323,12 @@ class _Run:
         cohort, derivative = self.cohort, self.derivative
         # a sidecar without its map is what an interrupted run left
         force = cohort.force or cohort.resume
-        outputs = Outputs(derivative.chi(recording), units=cohort.out_units, force=force)
+        outputs = Outputs(
+            derivative.chi(recording),
+            units=cohort.out_units,
+            force=force,
+            html_names=cohort.html_names,
+        )
         labels = derivative.labels(images, files.mask, cohort.out_units, reading.field_strength_t)
         return Request(files, reading, cohort.wants, outputs, labels=labels, dry_run=cohort.dry_run)
 

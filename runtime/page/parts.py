@@ -27,7 +27,9 @@ tr.over td { background: #fdecea; }
 td.ok { color: #2e7d32; } td.over { color: #b3261e; font-weight: 600; }
 .wide { overflow-x: auto; }
 code { font: .8rem ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+img { max-width: 100%; display: block; margin: .6rem 0; }
+.thumbnail { max-width: none; margin: 0; }
+.planes, .charts { height: auto; }
 .planes { max-width: 820px; }
 .warning { padding: .35rem .8rem; border-left: .3rem solid #d99a1b; background: #fdf5e3; }
 .note { color: #4a5560; font-size: .88rem; }
@@ -124,8 +126,13 @@ def table(
 
 def picture(png: bytes, description: str, kind: str) -> str:
     """Return a PNG that is part of the page."""
-    data = base64.b64encode(png).decode()
-    return f'<img class="{kind}" alt="{escape(description)}" src="data:image/png;base64,{data}">\n'
+    source = png_source(base64.b64encode(png).decode())
+    return f'<img class="{kind}" alt="{escape(description)}" src="{source}">\n'
+
+
+def png_source(png_base64: str) -> str:
+    """Return what shows a PNG that is part of the page."""
+    return f"data:image/png;base64,{png_base64}"
 
 
 def _html(text: str) -> str:

@@ -49,7 +49,7 @@ class Row {
   find(selector) { return this.element.querySelector(selector); }
 
   text(whole) {
-    if (whole === undefined) return "";
+    if (whole === undefined) return "–";
     if (whole === OUTSIDE) return "outside";
     return `${(whole * this.step).toFixed(this.digits)} ${this.unit}`;
   }

@@ -224,8 +224,9 @@ def _row(row: Row, planes: Planes, sides_mm: Vector) -> str:
     )
     return (
         f'<div class="row">{panels}<fieldset><legend>{escape(row.name)}</legend>'
-        '<p><output class="value"></output> <span>at the cross</span></p>'
-        '<p><output class="pointed"></output> <span>under the pointer</span></p>'
-        f'<div class="bar"></div><p class="ends"><span></span><span>{facts["unit"]}</span>'
-        f'<span></span></p>{ends}<button type="button">reset</button></fieldset></div>\n'
+        '<div><p><output class="value"></output> <span>at the cross</span></p>'
+        '<p><output class="pointed"></output> <span>under the pointer</span></p></div>'
+        f'<div><div class="bar"></div><p class="ends"><span></span><span>{facts["unit"]}</span>'
+        f'<span></span></p></div><div>{ends}<button type="button">reset</button></div>'
+        "</fieldset></div>\n"
     )

@@ -1,0 +1,155 @@
+"""The index of a cohort's pages: a row for every recording, what looks wrong first."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from qsm_deploy.runtime.job.looks import PURPOSE
+from qsm_deploy.runtime.page.parts import (
+    Cell,
+    Html,
+    cells,
+    json_script,
+    note,
+    page,
+    png_source,
+    table,
+)
+
+
+class Compared(NamedTuple):
+    """A number that is compared with the cohort's: which side of the median is odd."""
+
+    title: str
+    unit: str
+    digits: int
+    odd_sides: tuple[int, ...]
+
+    def text(self, value: float) -> str:
+        """Return it with its unit."""
+        return f"{value:.{self.digits}f} {self.unit}".rstrip()
+
+
+COMPARED = {
+    "field_residual": Compared("field residual", "", 3, (1,)),
+    "noise_ppb": Compared("noise", "ppb", 2, (1,)),
+    "mask_ml": Compared("mask", "ml", 0, (-1, 1)),
+}
+FEWEST = 4  # recordings that have a usual value
+ODD = 3.5  # robust standard deviations from the median
+MAD_TO_SIGMA = 1.4826  # of a normal distribution
+LEAST_SIGMA = 0.05  # of the median
+THUMBNAIL_PIXELS = 120  # its height
+ABOUT = (
+    "What failed comes first, then what has most to look at, then by field residual. A number in "
+    f"red is odd: it lies more than {ODD:g} robust standard deviations ({MAD_TO_SIGMA} times the "
+    f"median distance from the median, at least {100 * LEAST_SIGMA:g} % of that) above the "
+    f"cohort's median or, a mask, to either side of it; from {FEWEST} recordings on. Noise is that "
+    "of the field, by its spectrum. That nothing is odd does not make a map right."
+)
+
+
+@dataclass
+class Seen:
+    """A page, what it says of itself, and what is odd and what is usual about that."""
+
+    file: str
+    summary: dict[str, Any]
+    odd: dict[str, str] = field(default_factory=dict)
+    usual: frozenset[str] = frozenset()  # notes that most of the cohort have
+
+    @property
+    def failed(self) -> str | None:
+        """Why there is no map."""
+        return self.summary.get("failed")
+
+    @property
+    def notes(self) -> list[str]:
+        """What its run noted."""
+        return list(self.summary.get("notes", ()))
+
+    @property
+    def lines(self) -> list[str]:
+        """What to look at."""
+        first = [self.failed] if self.failed else []
+        return [*first, *self.odd.values(), *(n for n in self.notes if n not in self.usual)]
+
+    def rank(self) -> tuple[bool, int, float, str]:
+        """Return what sorts it: what looks wrong first."""
+        residual = self.summary.get("field_residual") or 0.0
+        return not self.failed, -len(self.lines), -residual, self.file
+
+
+def index_page(seen: Sequence[Seen]) -> str:
+    """Return the index of pages."""
+    judge(seen)
+    ordered = sorted(seen, key=Seen.rank)
+    failed = [one.failed is not None for one in ordered]
+    rest = sum(1 for one in seen if one.lines and not one.failed)
+    count = (
+        f"{len(seen)} recordings: {sum(failed)} without a map, {rest} with something to look at."
+    )
+    head = ["", "recording", "what to look at"]
+    head += [f"{c.title} [{c.unit}]" if c.unit else c.title for c in COMPARED.values()]
+    usual = sorted({line for one in seen for line in one.usual})
+    parts = [
+        "<h1>Susceptibility maps</h1>",
+        note(f"{count} {PURPOSE}"),
+        note(ABOUT),
+        *(note(f"Noted of most: {text}") for text in usual),
+        table([*head, "voxel [mm]"], map(_row, ordered), text_columns=(1, 2), marked=failed),
+    ]
+    summary = json_script({"name": "index", "recordings": len(seen)}, "summary")
+    return page("Susceptibility maps", parts, head=summary)
+
+
+def judge(seen: Sequence[Seen]) -> None:
+    """Note what is odd about each of a cohort's recordings, and what is usual."""
+    for name, compared in COMPARED.items():
+        having = [one for one in seen if one.summary.get(name) is not None]
+        if len(having) < FEWEST:
+            continue
+        median = statistics.median(one.summary[name] for one in having)
+        mad = statistics.median(abs(one.summary[name] - median) for one in having)
+        sigma = max(MAD_TO_SIGMA * mad, LEAST_SIGMA * abs(median))
+        for one in having:
+            value = one.summary[name]
+            if any(side * (value - median) > ODD * sigma for side in compared.odd_sides):
+                text = f"{compared.title} {compared.text(value)}"
+                one.odd[name] = f"{text}, the cohort's median is {compared.text(median)}"
+    finished = [one for one in seen if not one.failed]
+    counts = Counter(line for one in finished for line in set(one.notes))
+    usual = {line for line, n in counts.items() if n > max(len(finished) / 2, FEWEST - 1)}
+    for one in seen:
+        one.usual = frozenset(usual.intersection(one.notes))
+
+
+def _row(one: Seen) -> tuple[Cell, ...]:
+    summary = one.summary
+    lines = Html("<br>".join(map(escape, one.lines)))
+    numbers = []
+    for key, compared in COMPARED.items():
+        value = summary.get(key)
+        text = "-" if value is None else f"{value:.{compared.digits}f}"
+        numbers.append((text, "over" if key in one.odd else ""))
+    sizes = [f"{size:.3g}" for size in summary.get("voxel_size_mm", ())]
+    voxel = (" x ".join(sizes) or "-", "")
+    linked = (_link(one, _thumbnail(one)), _link(one, escape(summary["name"])), lines)
+    return (*cells(*linked), *numbers, voxel)
+
+
+def _link(one: Seen, content: str) -> Html:
+    return Html(f'<a href="{quote(one.file)}">{content}</a>')
+
+
+def _thumbnail(one: Seen) -> str:
+    drawn = one.summary.get("thumbnail")
+    if drawn is None:
+        return ""
+    width, height = drawn["size_mm"]
+    size = f'width="{THUMBNAIL_PIXELS * width / height:.0f}" height="{THUMBNAIL_PIXELS}"'
+    return f'<img class="thumbnail" {size} alt="" src="{png_source(drawn["png"])}">'

@@ -1,0 +1,111 @@
+"""The pages of a cohort: one of every recording in a folder, and the index that is made of them.
+
+The folder is all the state there is: a page says in its head what the index tells of it, so that
+runs that were interrupted, resumed or shared by several processes have a whole index too.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError, UsageError
+from qsm_deploy.runtime.bids.index import Seen, index_page
+from qsm_deploy.runtime.bids.output import make_folder
+from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.held import held
+from qsm_deploy.runtime.console.journal import PREFIX
+from qsm_deploy.runtime.console.provenance import made_by
+from qsm_deploy.runtime.job.looks import PURPOSE, run_page
+from qsm_deploy.runtime.job.one_scan import Finished
+from qsm_deploy.runtime.job.request import Request
+from qsm_deploy.runtime.page.parts import json_script, note, page
+
+INDEX = "index.html"
+SUMMARY = re.compile(r'<script type="application/json" class="summary">(.*?)</script>', re.S)
+HEAD_BYTES = 1 << 18  # of a page, that its summary is in
+EARLIER = "the map was there before the page was asked for; --force makes both again"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The folder of a cohort's pages.
+
+    Attributes
+    ----------
+    folder
+        Where they lie; made where there is none.
+    dataset
+        What they are of, left out where reasons name files in it.
+    """
+
+    folder: Path
+    dataset: Path
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Make the folder, and refuse to write over what is no page of a cohort.
+
+        Raises
+        ------
+        UsageError
+            If there is such a file.
+        DataError
+            If the folder cannot be made.
+        """
+        make_folder(self.folder)
+        for path in (self.folder / INDEX, *map(self._page, names)):
+            if path.exists() and _summary_of(path) is None:
+                raise UsageError(f"{path} is no page of qsm-run --bids; choose another --html")
+
+    def made(self, name: str, finished: Finished, request: Request) -> None:
+        """Write the page of a recording that has a map."""
+        assert finished.scan is not None
+        about = finished.report, finished.scan, finished.maps
+        self._write(name, run_page(*about, request.outputs, request.files, name))
+
+    def failed(self, name: str, reason: str) -> None:
+        """Write the page of a recording that has none."""
+        reason = reason.replace(f"{self.dataset}/", "")
+        summary = {"made_by": made_by(), "name": name, "failed": reason}
+        text = f'<p class="warning">{escape(reason)}</p>'
+        parts = [f"<h1>{escape(name)}: no map</h1>", note(PURPOSE), text]
+        self._write(name, page(name, parts, head=json_script(summary, "summary")).encode())
+
+    def kept(self, name: str) -> None:
+        """Say of a recording whose map was there that it has no page, unless it has one."""
+        summary = _summary_of(self._page(name))
+        if summary is None or summary.get("failed", EARLIER) != EARLIER:
+            self.failed(name, EARLIER)
+
+    def _page(self, name: str) -> Path:
+        return self.folder / f"{name}.html"
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_atomically(self._page(name), content, force=True)
+        try:
+            with held(self.folder / f"{PREFIX}{INDEX}", wait=True):
+                index = index_page(self._seen()).encode()
+                write_atomically(self.folder / INDEX, index, force=True)
+        except OSError as error:
+            raise DataError(f"cannot write to {self.folder}: {error.strerror}") from error
+
+    def _seen(self) -> list[Seen]:
+        """Return what all pages say of themselves."""
+        paths = sorted(path for path in self.folder.glob("*.html") if path.name != INDEX)
+        summaries = ((path.name, _summary_of(path)) for path in paths)
+        return [Seen(name, summary) for name, summary in summaries if summary is not None]
+
+
+def _summary_of(path: Path) -> dict[str, Any] | None:
+    """Return what a page says of itself, if it is one of ours."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES).decode(errors="replace")
+        found = SUMMARY.search(head)
+        summary = json.loads(found[1]) if found else None
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "name" in summary else None
