@@ -579,16 +579,17 @@ def beside(field: Path, gives: Sequence[str]) -> Path:
 
 def _require_look(outputs: Outputs) -> None:
     """Refuse to draw without the library for it, or what cannot be looked at."""
+    if outputs.html_names and outputs.html is None:
+        raise UsageError("--html-names is of a page; add --html FILE.html")
+    if outputs.figure is None and outputs.html is None:
+        if outputs.slices is not None or outputs.window is not None:
+            raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
+        return
     from qsm_deploy.runtime.page.figure import require_look, require_matplotlib
 
+    require_look(outputs.slices, outputs.window)
     if outputs.figure is not None:
         require_matplotlib()
-    if outputs.figure is not None or outputs.html is not None:
-        require_look(outputs.slices, outputs.window)
-    elif outputs.slices is not None or outputs.window is not None:
-        raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
-    elif outputs.html_names:
-        raise UsageError("--html-names is of a page; add --html FILE.html")
 
 
 def _require_names(outputs: Outputs) -> None:

@@ -151,10 +151,10 @@ def rows_figure(
     return figure
 
 
-def png_of(figure: "Figure") -> bytes:
+def png_of(figure: "Figure", dpi: int = DPI) -> bytes:
     """Return a picture as a file."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
     return png.getvalue()
 
 

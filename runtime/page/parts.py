@@ -93,7 +93,7 @@ def table(
     Parameters
     ----------
     head
-        The columns' names.
+        The columns' names; without any there is no line of them.
     rows
         Cells, each with its class.
     text_columns
@@ -118,7 +118,7 @@ def table(
         )
         return f"<tr{_class(kind)}>{made}</tr>\n"
 
-    lines = [row("th", cells(*head))]
+    lines = [row("th", cells(*head))] if any(head) else []
     for n, one in enumerate(rows):
         lines.append(row("td", one, "over" if n < len(marked) and marked[n] else ""))
     return f'<div class="wide"><table>\n{"".join(lines)}</table></div>\n'

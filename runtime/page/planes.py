@@ -23,7 +23,7 @@ from qsm_deploy.runtime.scan.scan import Scan
 
 MARGIN_VOXELS = 2
 LEAST_SINE = math.sin(math.radians(15))  # of an angle that a second letter tells
-ROUND_MM, ROUND = 3, 3  # digits, so that the last bits of an affine do not show
+ROUND = 3  # digits, so that the last bits of an affine do not show
 RADIOLOGICAL = axes_named("LAS")  # to the right, up and up, seen from the feet and from the front
 
 
@@ -120,7 +120,7 @@ class Place(NamedTuple):
     """How it is said where a plane lies: in words around a number, which a voxel gives.
 
     The number is the product of ``row`` and (x, y, z, 1): mm, by the letters of both ends, or an
-    index where there are none. ``viewer.js`` says the same.
+    index where there are none. Halves are rounded up, as the same words in ``viewer.js`` are.
     """
 
     before: str
@@ -133,8 +133,8 @@ class Place(NamedTuple):
         number = float(self.row @ (*at, 1))
         if not self.ends:
             return f"{self.before}{number:.0f}{self.after}"
-        mm = round(round(number, ROUND_MM), 1)
-        return f"{self.before}{self.ends[mm >= 0]} {abs(mm):.1f}{self.after}"
+        tenths = math.floor(math.floor(1000 * abs(number) + 0.5) / 100 + 0.5)
+        return f"{self.before}{self.ends[number >= 0 or tenths == 0]} {tenths / 10:.1f}{self.after}"
 
 
 def centre_of(mask: Mask) -> Corner:

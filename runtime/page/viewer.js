@@ -6,8 +6,6 @@ const COLOURS = {
   RdBu_r: ["053061", "2166ac", "4393c3", "92c5de", "d1e5f0", "f7f7f7", "fddbc7", "f4a582", "d6604d",
     "b2182b", "67001f"],
 };
-const ONE_DIGIT = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1,
-  useGrouping: false, roundingMode: "halfEven" });
 
 function palette(stops) {
   return Uint32Array.from({ length: GREYS }, (_, n) => {
@@ -33,8 +31,8 @@ const product = (row, [x, y, z]) => row[0] * x + row[1] * y + row[2] * z + row[3
 function placeText({ before, row, after, ends }, at) {
   const number = product(row, at);
   if (!ends) return `${before}${Math.round(number)}${after}`;
-  const mm = Number(ONE_DIGIT.format(Math.round(1000 * number) / 1000));
-  return `${before}${ends[mm >= 0 ? 1 : 0]} ${Math.abs(mm).toFixed(1)}${after}`;
+  const tenths = Math.floor(Math.floor(1000 * Math.abs(number) + 0.5) / 100 + 0.5);
+  return `${before}${ends[number >= 0 || tenths === 0 ? 1 : 0]} ${(tenths / 10).toFixed(1)}${after}`;
 }
 
 class Row {

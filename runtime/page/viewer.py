@@ -33,6 +33,7 @@ from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 OUTSIDE, LARGEST = -32768, 32767
 MOST_VOXELS = 24_000_000  # of a volume; larger ones are halved along each axis
 MOST_BYTES = 36_000_000  # of all volumes of a page, that it stays below 40 MB
+STILL_DPI = 90
 WIDEST = 4  # of a slider, relative to the end of the window that is farther from 0
 NOTCHES = 200  # of a slider, to either side of 0
 EDGES = ("left", "right", "bottom", "top")
@@ -81,7 +82,7 @@ def viewer(
         drawn = rows_figure(
             rows, mask, geometry, affine, title=title, about=about, at=at, axes=axes
         )
-        still = picture(png_of(drawn), f"three planes of {title}", "planes still")
+        still = picture(png_of(drawn, STILL_DPI), f"three planes of {title}", "planes still")
     inside = planes.axes.turn(mask[planes.box])
     volumes = [planes.axes.turn(row.volume[planes.box]) for row in rows]
     packed, clipped, halvings = _packed(rows, volumes, inside, most_bytes)
