@@ -1,4 +1,4 @@
-"""The pictures of a check's report: three planes, and three charts, as PNG."""
+"""The pictures of a check's report: three planes to move through, and three charts."""
 
 import io
 import math
@@ -9,8 +9,8 @@ import numpy as np
 
 from qsm_deploy.export.check.cases import Compared
 from qsm_deploy.runtime.metrics.difference import difference_ppb
-from qsm_deploy.runtime.page.figure import png_of, rows_figure
 from qsm_deploy.runtime.page.rows import CHI_WINDOW_PPM, Row
+from qsm_deploy.runtime.page.viewer import LARGEST, viewer
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 if TYPE_CHECKING:
@@ -25,19 +25,21 @@ COLOURS = ("#0b5cad", "#c2510c", "#3f7d20")
 STEPS = (1.0, 2.0, 5.0, 10.0)
 
 
-def planes_png(one: Compared) -> bytes:
-    """Draw reference, engine and difference in three planes through the largest difference."""
+def planes_viewer(one: Compared, most_bytes: int) -> str:
+    """Return reference, engine and difference, to move through from the largest difference."""
     scan = one.case.measured
     difference = one.engine_ppm - one.reference_ppm
     shown = float(np.percentile(np.abs(difference[scan.mask]), SHOWN_PERCENT))
     limit = round_up(shown * PPB_PER_PPM)
+    largest = float(np.abs(difference[scan.mask]).max()) or limit / PPB_PER_PPM
+    steps = 10.0 ** math.floor(math.log10(LARGEST / largest))
     rows = [
         Row("reference χ", one.reference_ppm, CHI_WINDOW_PPM),
         Row("engine χ", one.engine_ppm, CHI_WINDOW_PPM),
-        Row("difference", difference, (-limit, limit), "ppb", PPB_PER_PPM, "RdBu_r"),
+        Row("difference", difference, (-limit, limit), "ppb", PPB_PER_PPM, "RdBu_r", steps),
     ]
     x, y, z = one.row["worst_voxel"]
-    figure = rows_figure(
+    return viewer(
         rows,
         scan.mask,
         scan.geometry,
@@ -46,8 +48,8 @@ def planes_png(one: Compared) -> bytes:
         about=f"stored {scan.stored_letters}, planes through its voxel ({x}, {y}, {z})",
         at=scan.axes.voxel((x, y, z), scan.axes.inverse.sizes(scan.geometry.shape)),
         axes=scan.axes,
+        most_bytes=most_bytes,
     )
-    return png_of(figure)
 
 
 def charts_png(comparisons: Sequence[Compared]) -> bytes:

@@ -7,10 +7,11 @@ from typing import Any
 
 from qsm_deploy.calibration.budgets import METRICS, NONFINITE, Failure, judged, quantity
 from qsm_deploy.export.check.cases import Compared
-from qsm_deploy.export.check.figures import charts_png, planes_png
+from qsm_deploy.export.check.figures import charts_png, planes_viewer
 from qsm_deploy.export.check.text import number
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.page.parts import Cell, cells, note, page, picture, section, table
+from qsm_deploy.runtime.page.viewer import MOST_BYTES, viewer_head
 
 SIDES = ("engine", "reference")
 DISTRIBUTION = {
@@ -64,11 +65,15 @@ def report_html(document: Mapping[str, Any], compared: Sequence[Compared]) -> st
             section("Budgets", _budgets(document)),
             section("Engine and reference", _comparisons(document)),
             section("Against the truth", _truth(document)),
-            *(section(f"Pictures: {_about(group)}", _pictures(group)) for group in groups),
+            *(
+                section(f"Pictures: {_about(group)}", _pictures(group, len(groups)))
+                for group in groups
+            ),
             section("By region", "".join(map(_regions, groups))),
             section("How it was evaluated", _how(document)),
             section("What was read", _files(document) + _volumes(document) + _versions(document)),
         ],
+        head=viewer_head(),
     )
 
 
@@ -150,9 +155,10 @@ def _regions(group: Sequence[Compared]) -> str:
     return note(_about(group)) + table(head, rows)
 
 
-def _pictures(group: Sequence[Compared]) -> str:
+def _pictures(group: Sequence[Compared], groups: int) -> str:
     worst = max(group, key=lambda one: float(one.row["max_ppb"]))
-    planes = picture(planes_png(worst), f"three planes of {worst.row['where']}", "planes")
+    planes = note(f"{worst.row['where']}, through its largest difference")
+    planes += planes_viewer(worst, MOST_BYTES // groups)
     return planes + picture(charts_png(group), f"charts of {_about(group)}", "charts")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qsm_deploy.kernels.errors import (
     DataError,
@@ -15,7 +15,6 @@ from qsm_deploy.kernels.errors import (
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim
-from qsm_deploy.runtime.bids.pages import Pages
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.bids.search import find_recordings, without_recording
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
@@ -34,6 +33,9 @@ from qsm_deploy.runtime.reconstructor import Host, Maker, Reconstructor, open_re
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import NOMINAL, FieldUnit
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.bids.pages import Pages
 
 HAS_MAP = "has a map already"
 
@@ -179,11 +181,13 @@ class _Run:
     baseline_bytes: int
     log: TerminalLog
     outcome: Outcome = field(default_factory=Outcome)
-    pages: Pages | None = None
+    pages: "Pages | None" = None
 
     def begin(self, names: Iterable[str]) -> None:
         """Make the folders of what is written."""
         if self.cohort.html is not None:
+            from qsm_deploy.runtime.bids.pages import Pages
+
             self.pages = Pages(self.cohort.html, self.cohort.dataset)
             self.pages.begin(names)
         self.derivative.describe()

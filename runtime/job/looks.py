@@ -2,33 +2,28 @@
 
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.geometry import Volume
-from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.job.report import mask_ml, page_rows, way_text
 from qsm_deploy.runtime.job.request import Outputs
+from qsm_deploy.runtime.page.figure import png_of, scan_figure
+from qsm_deploy.runtime.page.parts import json_script, note, page, section, table
+from qsm_deploy.runtime.page.planes import voxel_at
+from qsm_deploy.runtime.page.rows import scan_rows
+from qsm_deploy.runtime.page.thumbnail import thumbnail
+from qsm_deploy.runtime.page.viewer import viewer, viewer_head
 from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 PURPOSE = "Research, not for diagnosis."
 
 
-def draw(
-    run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume], outputs: Outputs, stages: Stages
-) -> dict[Path, bytes]:
-    """Return the picture of a run, if there is to be one."""
-    if outputs.figure is None:
-        return {}
-    from qsm_deploy.runtime.page.figure import png_of, scan_figure
-    from qsm_deploy.runtime.page.rows import scan_rows
-
-    with stages("figure"):
-        rows = scan_rows(scan, maps, unit=outputs.units, window=outputs.window)
-        about = way_text(run)
-        figure = scan_figure(scan, rows, run["title"], about=about, slices=outputs.slices)
-        return {outputs.figure: png_of(figure)}
+def drawing(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume], outputs: Outputs) -> bytes:
+    """Return the picture of a run, PNG."""
+    rows = scan_rows(scan, maps, unit=outputs.units, window=outputs.window)
+    about = way_text(run)
+    return png_of(scan_figure(scan, rows, run["title"], about=about, slices=outputs.slices))
 
 
 def run_page(
@@ -54,11 +49,6 @@ def run_page(
     name
         Of the recording, in a cohort.
     """
-    from qsm_deploy.runtime.page.parts import json_script, note, page, section, table
-    from qsm_deploy.runtime.page.planes import voxel_at
-    from qsm_deploy.runtime.page.rows import scan_rows
-    from qsm_deploy.runtime.page.viewer import head, viewer
-
     title = f"{name}: {run['title']}" if name else f"Susceptibility map: {run['title']}"
     notes = [n if outputs.html_names else _without_names(n, files) for n in run["input"]["notes"]]
     looked = viewer(
@@ -82,14 +72,12 @@ def run_page(
             looked,
             section("How it was made", table(("", ""), rows, text_columns=(1,))),
         ],
-        head=json_script(summary, "summary") + head(),
+        head=json_script(summary, "summary") + viewer_head(),
     ).encode()
 
 
 def _summary(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume]) -> dict[str, Any]:
     """Return what an index tells of a run."""
-    from qsm_deploy.runtime.page.thumbnail import thumbnail
-
     is_local = scan.quantity == "local_field_ppm"
     name, first = next(iter(maps.items()))
     return {

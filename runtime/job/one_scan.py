@@ -11,7 +11,7 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import write_together
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.job import looks, report
+from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import (
     memory_errors,
@@ -335,12 +335,18 @@ def run_scan(
     try:
         evaluates = request.wants.evaluates and gives == (CHI,)
         run |= _judge(made, measured, stages, evaluates=evaluates)
-        files |= looks.draw(run, measured, maps, outputs, stages)
+        if outputs.figure is not None:
+            from qsm_deploy.runtime.job.looks import drawing
+
+            with stages("figure"):
+                files[outputs.figure] = drawing(run, measured, maps, outputs)
         run |= report.resources(stages, measured, planned.task.decision)
         if outputs.report is not None:
             files[outputs.report] = report.json_bytes(run)
         if outputs.html is not None:
-            files[outputs.html] = looks.run_page(run, measured, maps, outputs, request.files)
+            from qsm_deploy.runtime.job.looks import run_page
+
+            files[outputs.html] = run_page(run, measured, maps, outputs, request.files)
     finally:  # the map outlives what fails after it
         write_together(files, force=outputs.force)
     log.stage("")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsm_deploy.kernels.bounding_box import Corner
-from qsm_deploy.kernels.errors import GeometryError, MissingDependencyError, UsageError
+from qsm_deploy.kernels.errors import MissingDependencyError, UsageError
 from qsm_deploy.kernels.geometry import Geometry, Mask, shape_text, vector_text
 from qsm_deploy.runtime.page.planes import PLANES, Planes, centre_of, voxel_at
-from qsm_deploy.runtime.page.rows import Row
+from qsm_deploy.runtime.page.rows import Row, require_one_grid
 from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.scan import Scan
@@ -130,11 +130,7 @@ def rows_figure(
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    for name, volume in (("mask", mask), *((row.name, row.volume) for row in rows)):
-        if volume.shape != geometry.shape:
-            raise GeometryError(
-                f"the {name} has shape {volume.shape}, its geometry says {geometry.shape}"
-            )
+    require_one_grid(rows, mask, geometry)
     figure = Figure(dpi=DPI, facecolor=BACKGROUND)
     planes = Planes(mask, affine, at or centre_of(mask), axes)
     panels = _panels(figure, planes.sides_mm(geometry.voxel_size_mm), len(rows))

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.kernels.errors import GeometryError
+from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.reconstruction.inversion import CHI
 from qsm_deploy.runtime.scan.scan import Quantity, Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
@@ -80,3 +81,18 @@ def scan_rows(
         rows.append(rows[1]._replace(name="true χ", volume=scan.truth_ppm))
         rows.append(shown("error of χ", first - scan.truth_ppm, ERROR_WINDOW_PPM))
     return rows
+
+
+def require_one_grid(rows: Sequence[Row], mask: Mask, geometry: Geometry) -> None:
+    """Refuse volumes of another shape than their geometry's.
+
+    Raises
+    ------
+    GeometryError
+        If there is one.
+    """
+    for name, volume in (("mask", mask), *((row.name, row.volume) for row in rows)):
+        if volume.shape != geometry.shape:
+            raise GeometryError(
+                f"the {name} has shape {volume.shape}, its geometry says {geometry.shape}"
+            )

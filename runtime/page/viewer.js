@@ -47,9 +47,10 @@ class Row {
   find(selector) { return this.element.querySelector(selector); }
 
   text(whole) {
-    if (whole === undefined) return "–";
+    if (whole === undefined) return "-";
     if (whole === OUTSIDE) return "outside";
-    return `${(whole * this.step).toFixed(this.digits)} ${this.unit}`;
+    const value = whole * this.step;
+    return `${this.digits > 3 ? Number(value.toPrecision(3)) : value.toFixed(this.digits)} ${this.unit}`;
   }
 
   setWindow(low, high) {
@@ -183,7 +184,7 @@ class Viewer {
       row.find(".pointed").textContent = row.text(within ? row.values[index(this.pointed)] : undefined);
     }
     const stored = this.stored.map((row) => Math.round(product(row, this.at)));
-    this.element.querySelector(".voxel").textContent = `Voxel ${stored.join(", ")} of the file.`;
+    this.element.querySelector(".voxel").textContent = `Stored voxel ${stored.join(", ")}.`;
   }
 
   smooth() { // voxels stay voxels, unless there are more of them than pixels

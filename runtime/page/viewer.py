@@ -25,7 +25,7 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 from qsm_deploy.runtime.page.figure import has_matplotlib, png_of, rows_figure
 from qsm_deploy.runtime.page.parts import json_script, note, picture
 from qsm_deploy.runtime.page.planes import PLANES, Planes, centre_of
-from qsm_deploy.runtime.page.rows import Row
+from qsm_deploy.runtime.page.rows import Row, require_one_grid
 from qsm_deploy.runtime.scan.axes import STORED, Affine, Axes, from_corner
 from qsm_deploy.runtime.scan.params import Vector
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
@@ -40,7 +40,7 @@ EDGES = ("left", "right", "bottom", "top")
 NO_SCRIPT = "Scripts are off: the planes do not move."
 
 
-def head() -> str:
+def viewer_head() -> str:
     """Return what a page with viewers needs in its head."""
     folder = importlib.resources.files("qsm_deploy.runtime.page")
     style, script = ((folder / f"viewer.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -76,6 +76,7 @@ def viewer(
     DataError
         If the mask is empty.
     """
+    require_one_grid(rows, mask, geometry)
     planes = Planes(mask, affine, at or centre_of(mask), axes)
     still = ""
     if has_matplotlib():

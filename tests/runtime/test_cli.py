@@ -190,7 +190,7 @@ class TestResult:
         def fail(*args, **kwargs):
             raise MemoryError
 
-        monkeypatch.setattr("qsm_deploy.runtime.page.figure.scan_figure", fail)
+        monkeypatch.setattr("qsm_deploy.runtime.job.looks.scan_figure", fail)
         figure = paths["folder"] / "chi.png"
         assert run(f"model field -m mask -o chi --figure {figure}")[0] == 6
         assert nib.load(paths["chi"]).shape == (21, 18, 15)

@@ -3,9 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -22,49 +19,13 @@ from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.page.parts import cells, note, table
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from tests.browsing import Page, assert_asks_nobody, driven, screenshot
 
 image = pytest.importorskip("matplotlib.image")
 
-BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 GREEN, RED = (232, 245, 233), (253, 236, 234)  # behind the verdict
 DARK = (11, 13, 16)  # around the pictures
 FACTOR = 1.02
-
-
-class Page(HTMLParser):
-    """Collects what a page links to and its text by table row, and checks that tags nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.headings: list[str] = []
-        self.rows: list[list[str]] = []
-        self.images = 0
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.images += tag == "img"
-        self.links += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag == "h2":
-            self.headings.append("")
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-        if self.open and self.open[-1] == "h2":
-            self.headings[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +53,9 @@ def reports(tmp_path_factory) -> dict[str, tuple[str, dict, Path]]:
 
 def test_tags_nest_and_nothing_comes_from_elsewhere(reports) -> None:
     for text, _, _ in reports.values():
-        page = Page(text)
-        assert page.open == []
-        assert page.images == 2
-        assert all(link.startswith("data:image/png;base64,") for link in page.links)
-        assert not re.search(r"<script|@import|url\(|https?://", text)
+        assert_asks_nobody(text)
+        assert Page(text).images == 2
+        assert text.count('class="volume"') == 3
 
 
 def test_its_pictures_are_whole(reports) -> None:
@@ -104,6 +63,19 @@ def test_its_pictures_are_whole(reports) -> None:
         for link in Page(text).links:
             png = image.imread(BytesIO(base64.b64decode(link.split(",")[1])))
             assert min(png.shape[:2]) > 300
+
+
+def test_its_difference_is_seen_to_its_last_digit(reports, tmp_path) -> None:
+    """However small: a page of a good engine shows where it differs, not a grey plane."""
+    for text, document, _ in reports.values():
+        (first,) = re.findall(r'class="facts">(.*?)</script>', text)
+        *_, difference = json.loads(first)["rows"]
+        drawn = [row for row in document["comparisons"] if row["run"] == "whole"][-1]
+        assert difference["step"] < drawn["max_ppb"] / 1000
+        body = "return document.querySelectorAll('.value')[2].textContent"
+        value, unit = driven(text, tmp_path, body).split()
+        assert abs(float(value)) == pytest.approx(drawn["max_ppb"], rel=0.01)
+        assert unit == "ppb"
 
 
 def test_its_numbers_are_those_of_the_json(reports) -> None:
@@ -170,30 +142,9 @@ def test_a_map_that_is_not_finite_is_reported_and_not_drawn(reports) -> None:
     assert Page(text).images == 0
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no headless browser: none of {', '.join(BROWSERS)} is installed")
-    return found
-
-
 @pytest.mark.parametrize(("verdict", "colour"), [("pass", GREEN), ("fail", RED)])
-def test_it_opens_in_a_browser_without_a_network(
-    browser, verdict, colour, reports, tmp_path
-) -> None:
-    shot = tmp_path / "shot.png"
-    subprocess.run(
-        [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,3200"),
-            *(f"--screenshot={shot}", reports[verdict][2].as_uri()),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=180,
-    )
+def test_it_opens_in_a_browser_without_a_network(verdict, colour, reports, tmp_path) -> None:
+    shot = screenshot(reports[verdict][2], tmp_path, 1200, 3200)
     pixels = np.rint(255 * image.imread(shot)[..., :3]).astype(int)
     assert pixels.shape[:2] == (3200, 1200)
 
