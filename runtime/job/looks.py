@@ -1,5 +1,6 @@
 """What a run is looked at by: its picture, and its page."""
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -50,7 +51,7 @@ def run_page(
         Of the recording, in a cohort.
     """
     title = f"{name}: {run['title']}" if name else f"Susceptibility map: {run['title']}"
-    notes = [n if outputs.html_names else _without_names(n, files) for n in run["input"]["notes"]]
+    notes = [n if outputs.html_names else without_names(n, files) for n in run["input"]["notes"]]
     looked = viewer(
         scan_rows(scan, maps, unit=outputs.units, window=outputs.window),
         scan.mask,
@@ -92,11 +93,12 @@ def _summary(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume]) -> dic
     }
 
 
-def _without_names(text: str, files: ScanFiles) -> str:
-    """Return a note without the names of files, which may tell a patient's."""
+def without_names(text: str, files: ScanFiles) -> str:
+    """Return a note without the names of files and their sidecars, which may tell a patient's."""
     for role, given in files._asdict().items():
-        paths = given if isinstance(given, tuple) else (given,)
-        for path in filter(None, paths):
-            what = "the field" if role == "fields" else f"the {role.replace('_', ' ')}"
-            text = text.replace(str(path), what).replace(path.name, what)
+        what = "the field" if role == "fields" else f"the {role.replace('_', ' ')}"
+        for path in filter(None, given if isinstance(given, tuple) else (given,)):
+            text = text.replace(f"{path.parent}/", "")
+            stem = re.escape(path.name.partition(".")[0])
+            text = re.sub(rf"(?<![\w.-]){stem}(\.[A-Za-z0-9]+)+", what, text)
     return text

@@ -1,0 +1,144 @@
+"""``qsm-run --bids --html``: a page of every recording, and the index that is made of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qsm_deploy.runtime.bids import pages
+from qsm_deploy.runtime.bids.index import Seen, judge
+from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from tests.browsing import Page, assert_asks_nobody
+
+SHAPE = (18, 20, 14)
+BROKEN, NOISY, CUT = "sub-2", "sub-4", "sub-6"
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Return a dataset of seven boxes: one is broken, one noisy, and a mask is cut."""
+    root = tmp_path / "study"
+    root.mkdir()
+    about = {"Name": "Boxes", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(about))
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    for n in range(1, 8):
+        name = f"sub-{n}"
+        rng = np.random.default_rng(n)
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[2:-2, 2 : -2 - n % 2, 2:-2] = 1
+        field = rng.normal(0, 0.002 if name != NOISY else 0.02, SHAPE).astype(np.float32)
+        field[7:10, 8:11, 6:9] += 0.08
+        if name == BROKEN:
+            field[:] = np.nan
+        if name == CUT:
+            mask[:, :13] = 0
+        anat = root / name / "anat"
+        anat.mkdir(parents=True)
+        for kind, volume in (("localfield", field * mask), ("mask", mask)):
+            (anat / f"{name}_{kind}.nii.gz").write_bytes(nifti_bytes(volume, affine))
+        (anat / f"{name}_localfield.json").write_text('{"Units": "ppm"}')
+    return root
+
+
+@pytest.fixture
+def run(dataset, tmp_path, capsys):
+    """Return a function that runs qsm-run on the dataset, its pages in ``pages``."""
+
+    def run_on(line: str = "") -> tuple[int, str]:
+        words = ["--bids", str(dataset), "--method", "tkd", "-q", *line.split()]
+        code = main([*words, "--html", str(tmp_path / "pages")])
+        return code, capsys.readouterr().err
+
+    return run_on
+
+
+def rows_of(index: Path) -> list[list[str]]:
+    return Page(index.read_text()).rows[1:]
+
+
+def test_what_looks_wrong_comes_first_with_its_reason(run, tmp_path) -> None:
+    assert run()[0] == 3
+    index = tmp_path / "pages" / "index.html"
+    names = [row[1] for row in rows_of(index)]
+    assert names[0] == BROKEN
+    assert set(names[1:3]) == {NOISY, CUT}
+    assert sorted(names) == [f"sub-{n}" for n in range(1, 8)]
+    told = {row[1]: row[2] for row in rows_of(index)}
+    assert "NaN or Inf" in told[BROKEN]
+    assert str(tmp_path) not in index.read_text()
+    assert "noise" in told[NOISY]
+    assert "mask 1 ml, the cohort's median is" in told[CUT]
+    assert not told["sub-1"] + told["sub-3"] + told["sub-5"]
+    text = index.read_text()
+    assert_asks_nobody(text)
+    assert text.count("<img") == 6
+    for name in names:
+        page = (tmp_path / "pages" / f"{name}.html").read_text()
+        assert_asks_nobody(page)
+        assert page.count('class="volume"') == (0 if name == BROKEN else 2)
+        assert f'href="{name}.html"' in text
+
+
+def test_a_run_that_is_resumed_or_interrupted_has_a_whole_index(run, dataset, tmp_path) -> None:
+    assert run("--participant-label 1 2")[0] == 3
+    index = tmp_path / "pages" / "index.html"
+    assert [row[1] for row in rows_of(index)] == [BROKEN, "sub-1"]
+    first = (tmp_path / "pages" / "sub-1.html").read_bytes()
+    assert run("--resume --participant-label 1 3")[0] == 0
+    assert rows_of(index)[0][1] == BROKEN
+    assert len(rows_of(index)) == 3
+    assert (tmp_path / "pages" / "sub-1.html").read_bytes() == first
+    for kind in ("localfield", "mask"):  # what was broken is repaired
+        repaired = dataset / BROKEN / "anat" / f"{BROKEN}_{kind}.nii.gz"
+        whole = dataset / "sub-1" / "anat" / f"sub-1_{kind}.nii.gz"
+        repaired.write_bytes(whole.read_bytes())
+    index.unlink()
+    assert run("--participant-label 2")[0] == 0
+    assert {row[1] for row in rows_of(index)} == {"sub-1", BROKEN, "sub-3"}
+    assert not any("NaN" in row[2] for row in rows_of(index))
+
+
+def test_a_map_from_before_is_in_the_index_without_a_page_until_it_is_made_again(
+    run, dataset, tmp_path, capsys
+) -> None:
+    assert main(["--bids", str(dataset), "--method", "tkd", "--participant-label", "1", "-q"]) == 0
+    assert run("--resume --participant-label 1 3")[0] == 0
+    index = tmp_path / "pages" / "index.html"
+    assert rows_of(index)[0][1:3] == ["sub-1", pages.EARLIER]
+    assert run("--force --participant-label 1")[0] == 0
+    assert [row[2] for row in rows_of(index)] == [""] * 2
+
+
+def test_no_file_of_others_is_written_over(run, tmp_path) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "index.html").write_text("<h1>mine</h1>")
+    code, said = run("--participant-label 1")
+    assert code == 2
+    assert "index.html is no page of qsm-run --bids; choose another --html" in said
+    assert (folder / "index.html").read_text() == "<h1>mine</h1>"
+
+
+def test_a_dry_run_writes_no_page_and_names_need_pages(run, dataset, tmp_path, capsys) -> None:
+    assert run("--dry-run --participant-label 1")[0] == 0
+    assert not (tmp_path / "pages").exists()
+    assert main(["--bids", str(dataset), "--html-names"]) == 2
+    assert "add --html FOLDER" in capsys.readouterr().err
+
+
+def test_a_cohort_of_few_has_nothing_odd_and_what_all_have_is_said_once() -> None:
+    def seen(n: int, **more) -> Seen:
+        return Seen(f"{n}.html", {"name": f"{n}", "mask_ml": 1000.0, "notes": ["x"], **more})
+
+    few = [seen(1), seen(2), seen(3, mask_ml=1.0)]
+    judge(few)
+    assert [one.lines for one in few] == [["x"]] * 3
+    many = [*map(seen, range(8)), seen(9, mask_ml=700.0, notes=["x", "y"])]
+    judge(many)
+    assert [one.lines for one in many] == [[]] * 8 + [
+        ["mask 700 ml, the cohort's median is 1000 ml", "y"]
+    ]
+    assert sorted(many, key=Seen.rank)[0] is many[-1]
