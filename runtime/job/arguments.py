@@ -58,13 +58,13 @@ examples:
   qsm-run --method medi field.nii.gz --magnitude magnitude.nii.gz -m mask.nii.gz
   qsm-run --method tv-unet field.nii.gz                  # the network that comes along
   qsm-run ir2qsm.onnx field.nii.gz -m mask.nii.gz -o chi.nii.gz --report run.json
-  qsm-run phase.nii.gz --units rad --params params.json --figure chi.png
+  qsm-run phase.nii.gz --units rad --params params.json --figure chi.png --html chi.html
   qsm-run lpcnn.onnx field1.nii.gz field2.nii.gz -m mask.nii.gz
   qsm-run recon.onnx refine.onnx field.nii.gz -m mask.nii.gz
   qsm-run bfrnet.onnx ir2qsm.onnx total.nii.gz -m mask.nii.gz   # each takes what the last gave
   qsm-run chi-sepnet.onnx local.nii.gz --chi chi.nii.gz --r2prime r2prime.nii.gz -m mask.nii.gz
   qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
-  qsm-run ir2qsm.onnx --bids study --participant-label 01 02
+  qsm-run ir2qsm.onnx --bids study --participant-label 01 02 --html pages
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
 """

@@ -17,7 +17,7 @@ from qsm_deploy.runtime.page.viewer import viewer, viewer_head
 from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
-PURPOSE = "Research, not for diagnosis."
+PURPOSE = "For research, not for diagnosis."
 
 
 def drawing(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume], outputs: Outputs) -> bytes:

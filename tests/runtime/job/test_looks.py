@@ -76,7 +76,7 @@ def test_the_page_holds_the_map_and_what_is_known_and_asks_nobody(run, head, tmp
     assert rows["NRMSE [%]"] == f"{said['metrics']['nrmse_percent']:.4g}"
     assert rows["mask"].startswith(f"{mask.sum()} voxels, {1.5 * mask.sum() / 1000:.0f} ml")
     assert rows["method"].startswith("tkd")
-    assert "Research, not for diagnosis." in text
+    assert "research, not for diagnosis" in text
 
 
 def test_it_names_no_file_unless_it_is_told_to(run, tmp_path) -> None:
