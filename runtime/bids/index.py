@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from qsm_deploy.kernels.inversion.field_noise import NORMAL_PER_MEDIAN
 from qsm_deploy.runtime.job.looks import PURPOSE
 from qsm_deploy.runtime.page.parts import (
     Cell,
@@ -41,13 +42,12 @@ COMPARED = {
 }
 FEWEST = 4  # recordings that have a usual value
 ODD = 3.5  # robust standard deviations from the median
-MAD_TO_SIGMA = 1.4826  # of a normal distribution
 LEAST_SIGMA = 0.05  # of the median
 THUMBNAIL_PIXELS = 120  # its height
 ABOUT = (
     "What failed comes first, then what has most to look at, then by field residual. A number in "
-    f"red is odd: it lies more than {ODD:g} robust standard deviations ({MAD_TO_SIGMA} times the "
-    f"median distance from the median, at least {100 * LEAST_SIGMA:g} % of that) above the "
+    f"red is odd: it lies more than {ODD:g} robust standard deviations ({NORMAL_PER_MEDIAN} times "
+    f"the median distance from the median, at least {100 * LEAST_SIGMA:g} % of that) above the "
     f"cohort's median or, a mask, to either side of it; from {FEWEST} recordings on. Noise is that "
     "of the field, by its spectrum. That nothing is odd does not make a map right."
 )
@@ -64,7 +64,7 @@ class Seen:
 
     @property
     def failed(self) -> str | None:
-        """Why there is no map."""
+        """Why there is nothing to show."""
         return self.summary.get("failed")
 
     @property
@@ -90,9 +90,7 @@ def index_page(seen: Sequence[Seen]) -> str:
     ordered = sorted(seen, key=Seen.rank)
     failed = [one.failed is not None for one in ordered]
     rest = sum(1 for one in seen if one.lines and not one.failed)
-    count = (
-        f"{len(seen)} recordings: {sum(failed)} without a map, {rest} with something to look at."
-    )
+    count = f"{len(seen)} recordings, {sum(failed)} without pictures, {rest} with more to look at."
     head = ["", "recording", "what to look at"]
     head += [f"{c.title} [{c.unit}]" if c.unit else c.title for c in COMPARED.values()]
     usual = sorted({line for one in seen for line in one.usual})
@@ -115,7 +113,7 @@ def judge(seen: Sequence[Seen]) -> None:
             continue
         median = statistics.median(one.summary[name] for one in having)
         mad = statistics.median(abs(one.summary[name] - median) for one in having)
-        sigma = max(MAD_TO_SIGMA * mad, LEAST_SIGMA * abs(median))
+        sigma = max(NORMAL_PER_MEDIAN * mad, LEAST_SIGMA * abs(median))
         for one in having:
             value = one.summary[name]
             if any(side * (value - median) > ODD * sigma for side in compared.odd_sides):

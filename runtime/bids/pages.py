@@ -7,6 +7,7 @@ runs that were interrupted, resumed or shared by several processes have a whole 
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -66,25 +67,26 @@ class Pages:
         about = finished.report, finished.scan, finished.maps
         self._write(name, run_page(*about, request.outputs, request.files, name))
 
-    def failed(self, name: str, reason: str) -> None:
-        """Write the page of a recording that has none."""
+    def failed(self, name: str, reason: str, *, force: bool = True) -> None:
+        """Write the page of a recording that has nothing to show."""
         reason = reason.replace(f"{self.dataset}/", "")
         summary = {"made_by": made_by(), "name": name, "failed": reason}
         text = f'<p class="warning">{escape(reason)}</p>'
-        parts = [f"<h1>{escape(name)}: no map</h1>", note(PURPOSE), text]
-        self._write(name, page(name, parts, head=json_script(summary, "summary")).encode())
+        parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE), text]
+        self._write(name, page(name, parts, head=json_script(summary, "summary")).encode(), force)
 
     def kept(self, name: str) -> None:
         """Say of a recording whose map was there that it has no page, unless it has one."""
         summary = _summary_of(self._page(name))
         if summary is None or summary.get("failed", EARLIER) != EARLIER:
-            self.failed(name, EARLIER)
+            with suppress(UsageError):  # another process has written the page meanwhile
+                self.failed(name, EARLIER, force=summary is not None)
 
     def _page(self, name: str) -> Path:
         return self.folder / f"{name}.html"
 
-    def _write(self, name: str, content: bytes) -> None:
-        write_atomically(self._page(name), content, force=True)
+    def _write(self, name: str, content: bytes, force: bool = True) -> None:
+        write_atomically(self._page(name), content, force=force)
         try:
             with held(self.folder / f"{PREFIX}{INDEX}", wait=True):
                 index = index_page(self._seen()).encode()

@@ -290,7 +290,7 @@ def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
         files = [*given["fields"], *given["magnitude"], *(given[name] or "" for name in READ)]
         rows["files"] = ", ".join(filter(None, files))
     rows |= {
-        "field": f"{given['quantity'].rpartition('_')[0].replace('_', ' ')} in {given['units']}",
+        "field": f"{given['quantity'].rpartition('_')[0].replace('_', ' ')}, read in {given['units']}",
         "volume": _shape(full["geometry"]["shape"]),
         **_volume_rows(full["geometry"]),
         "mask": f"{voxels} voxels, {mask_ml(full):.0f} ml",
