@@ -280,7 +280,7 @@ def result_rows(full: dict[str, Any]) -> dict[str, str]:
 def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
     """Return what a page tells of a run, by fact; of files only if ``names`` is true."""
     backend, given, grid = full["backend"], full["input"], full["grid"]
-    voxels = given["mask_voxels"]
+    quantity = given["quantity"].rpartition("_")[0].replace("_", " ")
     rows = _first_rows(full["first_part"]) if "first_part" in full else dict[str, str]()
     rows |= _maker_rows(full["model"])
     if "weights_sha256" in full["model"]:
@@ -290,10 +290,10 @@ def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
         files = [*given["fields"], *given["magnitude"], *(given[name] or "" for name in READ)]
         rows["files"] = ", ".join(filter(None, files))
     rows |= {
-        "field": f"{given['quantity'].rpartition('_')[0].replace('_', ' ')}, read in {given['units']}",
+        "field": f"{quantity}, read in {given['units']}",
         "volume": _shape(full["geometry"]["shape"]),
         **_volume_rows(full["geometry"]),
-        "mask": f"{voxels} voxels, {mask_ml(full):.0f} ml",
+        "mask": f"{given['mask_voxels']} voxels, {mask_ml(full):.0f} ml",
         "stored axes": grid["stored_axes"] or "not known",
         **_network_rows(grid),
         "plan": _plan(full["plan"]),
