@@ -162,3 +162,19 @@ def test_field_and_map_of_a_whole_head_are_below_4_2_mb(tmp_path) -> None:
     assert (tmp_path / "p.html").stat().st_size < 4.2e6
     state = "return document.documentElement.dataset.state"
     assert driven((tmp_path / "p.html").read_text(), tmp_path, state) == "ready"
+
+
+def test_a_page_of_dicom_names_no_patient(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from tests.runtime.dicom.vendors import NAME, gradient_echo, write_series
+
+    monkeypatch.chdir(tmp_path)
+    write_series(tmp_path / PATIENT, "siemens")
+    truth = gradient_echo()
+    nib.save(nib.Nifti1Image(truth.mask.astype(np.uint8), truth.affine), "mask.nii.gz")
+    flags = ["--method", "tkd", "-m", "mask.nii.gz", "--background-removal", "vsharp", "-q"]
+    assert main(["--dicom", PATIENT, *flags, "-o", "chi.nii", "--html", "page.html"]) == 0
+    text = Path("page.html").read_text()
+    assert [row["name"] for row in facts(text)["rows"]] == ["local field", "susceptibility χ"]
+    for word in (*NAME.split("^"), "P-0815", PATIENT, "_echo-"):
+        assert word not in text
