@@ -105,8 +105,8 @@ def _run(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.job import report
     from qsm_deploy.runtime.job.beginning import Until
     from qsm_deploy.runtime.job.one_scan import run_field, run_request
+    from qsm_deploy.runtime.job.outputs import beside
     from qsm_deploy.runtime.job.request import (
-        beside,
         gives_of,
         make_request,
         maker_from,

@@ -25,7 +25,8 @@ from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import within_process
 from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run_scan
-from qsm_deploy.runtime.job.request import Outputs, OutUnits, Request, begins_with
+from qsm_deploy.runtime.job.outputs import Outputs, OutUnits
+from qsm_deploy.runtime.job.request import Request, begins_with
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
 from qsm_deploy.runtime.reconstruction.inversion import Wants

@@ -6,8 +6,8 @@ from html import escape
 from typing import Any
 
 from qsm_deploy.kernels.geometry import Volume
+from qsm_deploy.runtime.job.outputs import Outputs
 from qsm_deploy.runtime.job.report import mask_ml, page_rows, way_text
-from qsm_deploy.runtime.job.request import Outputs
 from qsm_deploy.runtime.page.figure import png_of, scan_figure
 from qsm_deploy.runtime.page.parts import json_script, note, page, section, table
 from qsm_deploy.runtime.page.planes import voxel_at

@@ -18,7 +18,8 @@ from qsm_deploy.runtime.job.memory_limit import (
     require_memory_to_load,
     within_process,
 )
-from qsm_deploy.runtime.job.request import MAP_NAMES, Request
+from qsm_deploy.runtime.job.outputs import MAP_NAMES
+from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.metrics.sign import doubt_of_sign
 from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made
 from qsm_deploy.runtime.reconstruction.memory import available_bytes

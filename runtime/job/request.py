@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.card.card import TASKS
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
-from qsm_deploy.runtime.console.atomic import check_writable
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
 from qsm_deploy.runtime.job.beginning import Beginning, Until, beginning_of
+from qsm_deploy.runtime.job.outputs import MAP_NAMES, Outputs, OutUnits, output_files
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
@@ -25,93 +25,9 @@ from qsm_deploy.runtime.sessions.bundled import BUNDLED
 if TYPE_CHECKING:
     from qsm_deploy.runtime.dicom.output import DicomOut
 
-# what is given, in the order in which one follows another, as files are called
-MAP_NAMES = {
-    "local_field_ppm": "localfield",
-    CHI: "chi",
-    "chi_positive_ppm": "chi-positive",
-    "chi_negative_ppm": "chi-negative",
-}
-OutUnits = Literal["ppm", "ppb"]
 MODEL_SUFFIXES = (ONNX, PLAN)
 SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The files that a run writes.
-
-    Attributes
-    ----------
-    chi
-        The map, or what else is given; a run that writes none has its map in memory only.
-    further
-        What is given after the first, by the names in cards.
-    dicom
-        The images that the map is written as.
-    report, figure, html
-        If they were asked for.
-    units
-        Of the map.
-    force
-        Whether existing ones are overwritten.
-    slices, window
-        Where the planes of figure and page lie, and the susceptibility that they show, in
-        ``units``.
-    html_names
-        Whether the page names the files.
-    maps
-        Those on the way to the field that are kept, by name.
-    """
-
-    chi: Path | None = None
-    report: Path | None = None
-    figure: Path | None = None
-    units: OutUnits = "ppm"
-    force: bool = False
-    slices: Sequence[float] | None = None
-    window: Sequence[float] | None = None
-    maps: Mapping[str, Path] = field(default_factory=dict)
-    dicom: "DicomOut | None" = None
-    further: Mapping[str, Path] = field(default_factory=dict)
-    html: Path | None = None
-    html_names: bool = False
-
-    @property
-    def given(self) -> tuple[Path, ...]:
-        """The files of all that is given, in order."""
-        return () if self.chi is None else (self.chi, *self.further.values())
-
-    @property
-    def shown(self) -> tuple[Path, ...]:
-        """What a user is told of: these files, and the folder of images."""
-        return self.given if self.dicom is None else (*self.given, self.dicom.folder)
-
-    @property
-    def sidecars(self) -> tuple[Path, ...]:
-        """What is said of each, beside it, JSON."""
-        return tuple(path.with_name(f"{_stem(path)}.json") for path in self.given)
-
-    def check(self, inputs: Iterable[Path | None]) -> None:
-        """Refuse outputs that collide or cannot be written, before any work is done."""
-        read = {path.resolve() for path in inputs if path is not None}
-        written: set[Path] = set()
-        written_too = (self.report, self.figure, self.html, *self.maps.values())
-        for path in (*self.given, *self.sidecars, *written_too):
-            if path is None:
-                continue
-            if path.resolve() in read:
-                raise UsageError(f"{path} is an input of this run; choose another output")
-            if path.resolve() in written:
-                raise UsageError(f"two outputs would go to {path}; choose another name for one")
-            written.add(path.resolve())
-            check_writable(path, force=self.force)
-        for sidecar in self.sidecars:
-            if sidecar.exists():
-                from qsm_deploy.runtime.console.sidecar import require_replaceable
-
-                require_replaceable(sidecar)
 
 
 @dataclass(frozen=True)
@@ -295,7 +211,6 @@ def make_request(
         chi_path,
         r2prime_path,
     )
-    out_path, report_path, figure_path = map(_path, (output, report, figure))
     if phases:
         _require_phase(units, echo_time)
         units = "rad"
@@ -310,31 +225,29 @@ def make_request(
         negate=negate,
         phase_scale=phase_scale,
     )
-    keeps = begins.keeps
+    out_path = _path(output)
     given = {} if out_path is None else output_files(out_path, gives)
     outputs = Outputs(
         given.pop(gives[0], None),
-        report_path,
-        figure_path,
-        out_units,
-        force,
-        slices,
-        window,
-        keeps,
-        dicom_out,
-        given,
-        _path(html),
-        html_names,
+        further=given,
+        dicom=dicom_out,
+        maps=begins.keeps,
+        report=_path(report),
+        figure=_path(figure),
+        html=_path(html),
+        html_names=html_names,
+        slices=slices,
+        window=window,
+        units=out_units,
+        force=force,
     )
     if truth is not None and tuple(gives) != (CHI,):
         raise UsageError(f"--truth is a susceptibility, {' and '.join(gives)} is made; drop it")
     if dicom_out is not None:
         dicom_out.check(gives, force=force)
-    _require_names(outputs)
     outputs.check([*inputs, *begins.reads, *signal, *paths])
     if labels is not None and truth is None:
         raise UsageError("--labels needs --truth: regional metrics compare with a truth")
-    _require_look(outputs)
     draws = figure is not None or html is not None
     evaluates = evaluates or report is not None or html is not None
     wants = replace(wants_from(**wanted), draws=draws, evaluates=evaluates)
@@ -563,48 +476,6 @@ def begins_with(maker: Maker) -> str:
     return next((q for q in ("phase_rad", "total_field_ppm") if q in taken), "local_field_ppm")
 
 
-def output_files(output: Path, gives: Sequence[str]) -> dict[str, Path]:
-    """Return where each of what is given goes: one as it was said, several with their names."""
-    if len(gives) == 1:
-        return {gives[0]: output}
-    end = output.name[len(_stem(output)) :]
-    return {name: output.with_name(f"{_stem(output)}_{MAP_NAMES[name]}{end}") for name in gives}
-
-
-def beside(field: Path, gives: Sequence[str]) -> Path:
-    """Return where what is made of a field goes unless told otherwise."""
-    name = f"_{MAP_NAMES[gives[0]]}" if len(gives) == 1 else ""
-    return field.with_name(f"{_stem(field)}{name}.nii.gz")
-
-
-def _require_look(outputs: Outputs) -> None:
-    """Refuse to draw without the library for it, or what cannot be looked at."""
-    if outputs.html_names and outputs.html is None:
-        raise UsageError("--html-names is of a page; add --html FILE.html")
-    if outputs.figure is None and outputs.html is None:
-        if outputs.slices is not None or outputs.window is not None:
-            raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
-        return
-    from qsm_deploy.runtime.page.figure import require_look, require_matplotlib
-
-    require_look(outputs.slices, outputs.window)
-    if outputs.figure is not None:
-        require_matplotlib()
-
-
-def _require_names(outputs: Outputs) -> None:
-    for path in outputs.given[:1]:
-        if not path.name.endswith((".nii", ".nii.gz")):
-            raise UsageError(f"--output {path} must end in .nii or .nii.gz")
-    for name, path in outputs.maps.items():
-        if not path.name.endswith((".nii", ".nii.gz")):
-            raise UsageError(f"--{name.replace('_', '-')} {path} must end in .nii or .nii.gz")
-    if outputs.figure is not None and outputs.figure.suffix != ".png":
-        raise UsageError(f"--figure {outputs.figure} must end in .png")
-    if outputs.html is not None and outputs.html.suffix != ".html":
-        raise UsageError(f"--html {outputs.html} must end in .html")
-
-
 def _require_phase(units: FieldUnit | None, echo_time: float | None) -> None:
     """Refuse what is said of a field where the phase of echoes is given."""
     if units not in (None, "rad"):
@@ -628,7 +499,3 @@ def _sorted_out(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         refuse_weights(path)
     models = [path for path in given if path.suffix in MODEL_SUFFIXES]
     return models, [path for path in given if path.suffix not in MODEL_SUFFIXES]
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
