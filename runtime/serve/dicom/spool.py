@@ -100,9 +100,7 @@ class Spool:
                 self._require_ours()
                 self.folder.chmod(PRIVATE)
                 if stack.enter_context(held(self.folder / LOCK)) is None:
-                    raise UsageError(
-                        f"--spool {self.folder} is a running server's; name another"
-                    )
+                    raise UsageError(f"--spool {self.folder} is a running server's; name another")
                 if self.work.exists():
                     shutil.rmtree(self.work)
                 self.work.mkdir(PRIVATE)
