@@ -77,8 +77,7 @@ class Outbox:
                 self._unsent.append(study)
         if reason is None:
             self._pause_s = self._first_pause_s
-            self._log(f"study {study.number}: sent, {len(files)} images; nothing of it is kept")
-            self._spool.remove(study.folder)
+            self._forget(study, len(files))
             return True
         self._log(
             f"study {study.number}: not sent, {reason}; {len(self._unsent)} wait, next try in "
@@ -86,3 +85,12 @@ class Outbox:
         )
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return False
+
+    def _forget(self, study: Round, count: int) -> None:
+        """Remove a map that was taken."""
+        try:
+            self._spool.remove(study.folder)
+            kept = "nothing of it is kept"
+        except OSError as error:
+            kept = f"{study.folder.name} is not removed ({error.strerror}); remove it by hand"
+        self._log(f"study {study.number}: sent, {count} images; {kept}")

@@ -7,6 +7,7 @@ shakes hands for TLS before it looks at the next client.
 import ipaddress
 import socket
 import ssl
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pynetdicom.transport import (
 
 from qsm_deploy.kernels.errors import MemoryLimitError
 from qsm_deploy.runtime.serve.budget import Budget, Hold
+from qsm_deploy.runtime.serve.dicom.privacy import place_of
 from qsm_deploy.runtime.serve.limits import Limits
 from qsm_deploy.runtime.serve.places import Client, Places
 from qsm_deploy.runtime.serve.seldom import Seldom
@@ -136,8 +138,9 @@ class Talk(RequestHandler):
     def _create_association(self) -> "Association":
         association = super()._create_association()
         association.dul.event_queue.get_nowait()  # of the socket that this one takes the place of
-        bounded = BoundedSocket(association, self.client, self.server.limits, self.hold)
-        association.set_socket(bounded)
+        association.dul.socket = BoundedSocket(
+            association, self.client, self.server.limits, self.hold
+        )
         return association
 
 
@@ -206,7 +209,9 @@ class Port(ThreadedAssociationServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say that something failed, and nothing of what came."""
-        self.seldom("fault", f"{address_of(client_address)}: ended, a fault in the server")
+        error = sys.exc_info()[1]
+        reason = "no reason" if error is None else place_of(error)
+        self.seldom("fault", f"{address_of(client_address)}: ended, {reason}")
 
 
 def address_of(client: Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
