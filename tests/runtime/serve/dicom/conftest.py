@@ -1,9 +1,10 @@
 """Servers for DICOM on loopback, with something simple in place of a reconstruction."""
 
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
+from pynetdicom.transport import AssociationSocket
 
 from qsm_deploy.runtime.serve.dicom.entities import Entity, peer_from
 from qsm_deploy.runtime.serve.dicom.outbox import Outbox
@@ -27,6 +29,19 @@ from tests.runtime.serve.waiting import wait_until
 
 QUICK = Limits(idle_seconds=2.0, yield_seconds=0.3, clients=4)
 HOST, TITLE, SETTLE_S, PAUSE_S = "127.0.0.1", "QSM", 0.5, 0.2
+
+
+@pytest.fixture(autouse=True)
+def closed_sockets(monkeypatch) -> None:
+    """Close the sockets of pynetdicom's clients, which it leaves once the other side is gone."""
+
+    def close(link: AssociationSocket) -> None:
+        with suppress(OSError, AttributeError):
+            link.socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError, AttributeError):
+            link.socket.close()
+
+    monkeypatch.setattr(AssociationSocket, "_shutdown_socket", close)
 
 
 def mr_image(study: str, number: int = 1, *, series: int = 5, **more: object) -> Dataset:

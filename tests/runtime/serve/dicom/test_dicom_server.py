@@ -21,8 +21,6 @@ from tests.runtime.serve.dicom.conftest import (
 )
 from tests.runtime.serve.waiting import wait_until
 
-# pynetdicom's clients leave sockets for the collector to close
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 OF_A_PATIENT = ("DOE", "JANE", "P-0815", "19600101", "A77", "Kopf")
 
 

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from qsm_deploy.runtime.cli import main as qsm_run
 from tests.runtime.dicom.vendors import NAME, SHAPE, write_series
 from tests.runtime.serve.dicom.conftest import HOST, push
 from tests.runtime.serve.dicom.orthanc import DICOM, orthanc_in, rerun_alone
 from tests.runtime.serve.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.slow
 PORT, TITLE = 11112, "QSM"
 ALONE = "QSM_ALONE" in os.environ
 
@@ -62,7 +58,8 @@ def require_map(archive, scan: Path) -> None:
     images = [dcmread(BytesIO(archive.file(i))) for i in made["Instances"]]
     assert {str(image.PatientName) for image in images} == {NAME}
     here = scan.with_name("here")
-    assert qsm_run(["--dicom", str(scan), "--dicom-out", str(here), "-q"]) == 0
+    command = [sys.executable, "-m", "qsm_deploy.runtime.cli", "-q", "--dicom", scan]
+    subprocess.run([*command, "--dicom-out", here], check=True)
     expected = {tuple(i.ImagePositionPatient): i.pixel_array for i in sent(here)}
     assert len(images) == len(expected) == SHAPE[2]
     for image in images:
