@@ -49,7 +49,7 @@ def options_from(arguments: argparse.Namespace) -> "DicomOptions | None":
     """
     is_dicom = arguments.dicom is not None
     for name in OF_MRD if is_dicom else OF_DICOM:
-        if getattr(arguments, name) not in (None, False):
+        if not any(getattr(arguments, name) is unsaid for unsaid in (None, False)):  # 0 is said
             why = "is not for --dicom" if is_dicom else "needs --dicom AE@HOST:PORT"
             raise UsageError(f"--{name.replace('_', '-')} {why}; drop it")
     if not is_dicom:
