@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qsm_deploy.runtime.serve.dicom.privacy import place_of
 from qsm_deploy.runtime.serve.dicom.spool import Round, Spool
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 600.0
@@ -69,8 +70,12 @@ class Outbox:
 
     def _try(self, study: Round) -> bool:
         """Send a map and return whether it was taken; one that was not makes way for others."""
-        files = sorted(study.map.iterdir())
-        reason = self._send(files)
+        files: list[Path] = []
+        try:
+            files = sorted(study.map.iterdir())
+            reason = self._send(files)
+        except Exception as error:  # one map's fault is not that of the others
+            reason = place_of(error)
         with self._changed:
             self._unsent.remove(study)
             if reason is not None:

@@ -127,7 +127,8 @@ class Talk(RequestHandler):
                 association.start()
                 association.join()
         except OSError as error:
-            self.client.reason = f"no TLS ({getattr(error, 'reason', None) or error.strerror})"
+            why = getattr(error, "reason", None) or error.strerror or "no answer"
+            self.client.reason = f"no TLS ({why})"
         finally:
             server.places.leave(self.client)
             server.talking.discard(self.client)

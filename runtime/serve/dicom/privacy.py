@@ -7,6 +7,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 from qsm_deploy.runtime.serve.texts import one_line
 
@@ -51,6 +52,7 @@ def shown(text: str) -> str:
 
 
 def write_line(line: str) -> None:
-    """Write a line of the log."""
-    sys.stderr.write(f"qsm-serve: {shown(line)}\n")
-    sys.stderr.flush()
+    """Write a line of the log; a full disk is no reason to stop."""
+    with suppress(OSError):
+        sys.stderr.write(f"qsm-serve: {shown(line)}\n")
+        sys.stderr.flush()

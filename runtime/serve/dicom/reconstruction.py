@@ -104,7 +104,7 @@ def open_map_maker(
 
 def _anonymous(error: QsmDeployError, images: Path) -> str:
     """Return what an error says, without what images say of people and what people wrote."""
-    text = str(error)
+    text = str(error).partition("; pass --")[0]  # which is for qsm-run
     if error.__cause__ is not None:  # of pydicom, which shows the values that it does not like
         text = text.replace(f": {error.__cause__}", "")
     with suppress(QsmDeployError):

@@ -8,6 +8,8 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
 from qsm_deploy.runtime.serve.cli import main
@@ -89,7 +91,10 @@ def test_a_process_from_start_to_end(tmp_path):
     with process(tmp_path) as (running, log):
         study = generate_uid()
         images = [mr_image(study, n, SeriesDescription="JANE's head") for n in range(3)]
-        images[0].ImagePositionPatient, images[0].EchoTime = ["DOE", "1", "2"], "JANE"
+        for keyword, value in (("ImagePositionPatient", b"DOE\\1\\2 "), ("EchoTime", b"JANE")):
+            tag = Tag(keyword)  # unread, since pydicom takes no such numbers
+            raw = RawDataElement(tag, "DS", len(value), value, 0, False, True)
+            images[0][tag] = raw
         assert push(port_in(log), images) == [0] * 3
         wait_until(lambda: "refused" in log.read_text())
         running.send_signal(signal.SIGTERM)

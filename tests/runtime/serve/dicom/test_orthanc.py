@@ -75,7 +75,7 @@ def require_anonymous(log: Path) -> None:
 
 
 def scene(tmp_path, archive, *flags):
-    """Push a series into the archive and to the server, which is killed in the middle."""
+    """Push a series into the archive and to the server, which is killed twice in the middle."""
     write_series(tmp_path / "scan", "siemens")
     images, log = sent(tmp_path / "scan"), tmp_path / "server.log"
     assert set(push(DICOM, images, called="PACS")) == {0}
@@ -83,8 +83,12 @@ def scene(tmp_path, archive, *flags):
     with qsm_serve(log, *flags, killed=True) as process:
         assert set(push(PORT, images[:20])) == {0}
         process.kill()
-    with qsm_serve(log, *flags):
+    with qsm_serve(log, *flags, killed=True) as process:
         assert set(push(PORT, images[20:])) == {0}
+        wait_until(lambda: "begun" in log.read_text(), 30)
+        process.kill()
+    assert f"{len(images)} images of series 11 (72), 12 (72); begun" in log.read_text()
+    with qsm_serve(log, *flags):
         wait_until(lambda: "sent, 24 images" in log.read_text(), 240)
     require_map(archive, tmp_path / "scan")
     require_anonymous(log)
