@@ -1,11 +1,11 @@
-"""``qsm-serve``: reconstruct what scanner hosts send, over the ISMRMRD streaming protocol."""
+"""``qsm-serve``: reconstruct what scanner hosts send, as ISMRMRD streams or as DICOM."""
 
 import argparse
-import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version, run_command
 from qsm_deploy.runtime.job.arguments import (
     add_backend,
@@ -15,6 +15,7 @@ from qsm_deploy.runtime.job.arguments import (
     memory_size,
 )
 from qsm_deploy.runtime.methods.method import DEFAULT
+from qsm_deploy.runtime.serve.dicom.arguments import add_dicom, options_from, peer
 from qsm_deploy.runtime.serve.limits import PORT
 from qsm_deploy.runtime.serve.parameters import ONE_FIELD
 
@@ -25,14 +26,15 @@ LIMITS = {  # and the flags that set them
     "idle_seconds": "idle_seconds",
     "session_seconds": "session_seconds",
     "clients": "max_clients",
-    "allowed": "allow",
 }
+HOST = "127.0.0.1"
 EPILOG = """\
 examples:
   qsm-serve                                   # total variation, on 127.0.0.1:9002
   qsm-serve --method tv-unet                  # the network that comes along
   qsm-serve ir2qsm.onnx --host 0.0.0.0 --allow 192.168.2.1
   qsm-serve --openrecon package/              # what an OpenRecon image is built from
+  qsm-serve --dicom QSM@0.0.0.0:11112 --send-to PACS@10.0.0.2:104 --allow MR1@10.0.0.5
 
 exit codes: 0 stopped, 2 usage, 3 data, 4 model or backend, 6 memory, 130 interrupted
 """
@@ -44,29 +46,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> str:
         from qsm_deploy.runtime.job.request import maker_from, wants_from
+        from qsm_deploy.runtime.serve.limits import Limits
 
-        models = () if arguments.model is None else (arguments.model,)
-        maker = maker_from(models, method=arguments.method)
+        dicom = options_from(arguments)
+        if dicom is None and len(arguments.model) > 1:
+            raise UsageError("several models, one after the other, are for --dicom; name one")
+        maker = maker_from(arguments.model, method=arguments.method)
         if arguments.openrecon is not None:
             from qsm_deploy.runtime.serve.openrecon.package import write_package
 
             return write_package(arguments.openrecon, maker, force=arguments.force)
-        from qsm_deploy.runtime.serve.limits import Limits
+        wants = wants_from(
+            data_consistency=arguments.data_consistency,
+            dc_iterations=arguments.dc_iterations,
+            allow_geometry=arguments.allow_geometry,
+            memory_limit=arguments.memory_limit,
+        )
+        given = {name: getattr(arguments, flag) for name, flag in LIMITS.items()}
+        limits = Limits(
+            **{name: value for name, value in given.items() if value is not None},
+            allowed=[one.network for one in arguments.allow or ()],
+        )
+        host = host_from(arguments)
+        if dicom is not None:
+            from qsm_deploy.runtime.serve.dicom.running import run_dicom_server
+
+            return run_dicom_server(maker, host, wants, dicom, limits)
         from qsm_deploy.runtime.serve.running import run_server
 
-        given = {name: getattr(arguments, flag) for name, flag in LIMITS.items()}
-        return run_server(
-            maker,
-            host_from(arguments),
-            wants_from(
-                data_consistency=arguments.data_consistency,
-                dc_iterations=arguments.dc_iterations,
-                allow_geometry=arguments.allow_geometry,
-                memory_limit=arguments.memory_limit,
-            ),
-            (arguments.host, arguments.port),
-            Limits(**{name: value for name, value in given.items() if value is not None}),
-        )
+        if any(one.title for one in arguments.allow or ()):
+            raise UsageError("--allow AE@ADDRESS is for --dicom; name the address alone")
+        port = PORT if arguments.port is None else arguments.port
+        return run_server(maker, host, wants, (arguments.host or HOST, port), limits)
 
     return run_command(NAME, command)
 
@@ -75,18 +86,20 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         prog=NAME,
-        description="Answer ISMRMRD sessions with susceptibility maps, in memory.",
+        description="Answer ISMRMRD sessions with susceptibility maps, in memory; or DICOM studies "
+        "with a series more.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
     # fmt: off
-    add("model", nargs="?", type=Path, metavar="MODEL",
-        help="made by qsm-export, .onnx or .plan, for one local field; else a --method")
+    add("model", nargs="*", type=Path, metavar="MODEL",
+        help="made by qsm-export, .onnx or .plan, for one local field; for --dicom also several, "
+        "as qsm-run takes them; else a --method")
     add("--method", choices=ONE_FIELD,
         help=f"what makes the map of a session that names none, default {DEFAULT}")
-    add("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 for all (default: 127.0.0.1)")
-    add("--port", type=port_number, default=PORT, help="0 takes a free one (default: %(default)s)")
+    add("--host", help=f"where to listen; 0.0.0.0 for all (default: {HOST})")
+    add("--port", type=port_number, help=f"0 takes a free one (default: {PORT})")
     add("--memory-limit", type=memory_size, metavar="SIZE",
         help="of a reconstruction, such as 6G; default four fifths of what is free")
     add("--max-session", type=memory_size, metavar="SIZE", default=None,
@@ -99,12 +112,14 @@ def parser() -> argparse.ArgumentParser:
         help="longest time to send a session, and again to take the answer (default: 1800)")
     add("--max-clients", type=client_count, metavar="N", default=None,
         help="most connections at a time, half of them of one address (default: 8)")
-    add("--allow", type=network, metavar="ADDRESS", action="append",
-        help="take connections only of this address or network, such as 10.0.0.0/24; repeatable")
+    add("--allow", type=peer, metavar="[AE@]ADDRESS", action="append",
+        help="take connections only of this address or network, such as 10.0.0.0/24, for --dicom "
+        "also of one title there; repeatable")
     add("--openrecon", type=Path, metavar="DIR",
         help="write what a Siemens OpenRecon package is built from into DIR, and stop")
     add("--force", action="store_true", help="overwrite the files of --openrecon")
     # fmt: on
+    add_dicom(p.add_argument_group("for DICOM"), seconds)
     add_geometry(p)
     add_consistency(p.add_argument_group("data consistency"))
     add_backend(p.add_argument_group("backend"))
@@ -128,14 +143,6 @@ def seconds(text: str) -> float:
     if not 0 < number < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return number
-
-
-def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Return an address, or the addresses of a network."""
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, as in 10.0.0.5 or 10.0.0.0/24") from None
 
 
 def client_count(text: str) -> int:
