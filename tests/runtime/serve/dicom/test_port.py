@@ -185,13 +185,13 @@ def test_announcing_a_gigabyte_ends_the_connection(serve):
 
 
 def test_an_object_beyond_the_memory_ends_the_connection(serve):
-    running = serve(limits=Limits(session_bytes=100_000, idle_seconds=2), settle_s=60)
+    running = serve(limits=Limits(session_bytes=30_000, idle_seconds=2), settle_s=60)
     big = mr_image(generate_uid())
-    big.add_new("PixelData", "OW", bytes(200_000))
+    big.add_new("PixelData", "OW", bytes(60_000))
     assert push(running.port, [big]) == [None]
-    assert "more than 100000 bytes" in running.wait_for("ended")
+    assert "more than 30000 bytes" in running.wait_for("ended")
     # and what was taken is counted no longer
-    assert push(running.port, [mr_image("1.2.3", n) for n in range(150)]) == [0x0000] * 150
+    assert push(running.port, [mr_image("1.2.3", n) for n in range(40)]) == [0x0000] * 40
 
 
 @pytest.mark.parametrize("start", [b"", b"\1\0\0", struct.pack(">BxL", 1, 200) + b"abc"])
