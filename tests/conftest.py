@@ -23,6 +23,8 @@ ALLOWED_SKIPS = (
     "no TensorRT",
     "no valgrind",
     "no headless browser",
+    "no DICOM tool",
+    "no network namespace",
 )
 
 # folders whose tests share what takes long to make: one worker runs them

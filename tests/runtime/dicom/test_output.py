@@ -75,7 +75,7 @@ def read_by_dcm2niix(folder, into):
 def require_valid(files, *, with_sources=()):
     """Check files by the validator of an object and the one of a study, if they are there."""
     if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy is not installed (package dicom3tools)")
+        pytest.skip("no DICOM tool: dciodvfy, of the package dicom3tools")
     for file in files:
         said = subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True).stderr
         assert "Error" not in said, said

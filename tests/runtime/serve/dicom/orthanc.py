@@ -20,10 +20,10 @@ HTTP, DICOM = 8042, 4242
 def require_namespace_and_orthanc() -> None:
     """Skip where either is missing."""
     if shutil.which("Orthanc") is None and not Path("/usr/sbin/Orthanc").exists():
-        pytest.skip("Orthanc is not installed")
+        pytest.skip("no DICOM tool: Orthanc")
     made = ["unshare", "-rn", "true"]
     if shutil.which("unshare") is None or subprocess.run(made, check=False).returncode:
-        pytest.skip("no network namespace can be made here (unshare -rn)")
+        pytest.skip("no network namespace: unshare -rn makes none here")
 
 
 def rerun_alone(test_file: str, name: str) -> None:

@@ -109,7 +109,7 @@ def test_an_archive_that_is_down_gets_the_map_when_it_is_up(tmp_path):
         rerun_alone(__file__, "test_an_archive_that_is_down_gets_the_map_when_it_is_up")
         return
     if shutil.which("storescu") is None:
-        pytest.skip("dcmtk's storescu is not installed")
+        pytest.skip("no DICOM tool: storescu, of dcmtk")
     write_series(tmp_path / "scan", "ge")
     write_series(tmp_path / "magnitude", "philips", edit=lambda i: i.role != "phase")
     log, spool = tmp_path / "server.log", str(tmp_path / "spool")
