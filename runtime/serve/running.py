@@ -5,6 +5,7 @@ import ipaddress
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from qsm_deploy.kernels.errors import MissingDependencyError
@@ -51,13 +52,7 @@ def run_server(
     ready_s = time.monotonic() - began
     server = MrdServer(*address, opened, limits, _log)
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        _log("stopping; volumes that are being reconstructed will be finished")
-        server.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    stop_on_signals(server.stop, _log)
     name, port = server.address
     _log(f"ready on {name}:{port}: {opened.name}, loaded and warmed up in {ready_s:.1f} s")
     if not ipaddress.ip_address(name).is_loopback:
@@ -68,6 +63,18 @@ def run_server(
         )
     server.serve()
     return "stopped"
+
+
+def stop_on_signals(stop: Callable[[], object], log: Callable[[str], object]) -> None:
+    """Have SIGTERM and SIGINT stop a server, and a second one the process."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        log("stopping; what is being reconstructed will be finished")
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
 
 
 def _log(line: str) -> None:

@@ -3,7 +3,6 @@
 import importlib.util
 import ipaddress
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from qsm_deploy.kernels.errors import MissingDependencyError
 from qsm_deploy.runtime.console.user_cache import state_folder
@@ -20,6 +18,7 @@ from qsm_deploy.runtime.reconstructor import Host, Maker
 from qsm_deploy.runtime.serve.dicom.entities import Entity, Peer
 from qsm_deploy.runtime.serve.dicom.privacy import quiet_libraries, write_line
 from qsm_deploy.runtime.serve.limits import Limits
+from qsm_deploy.runtime.serve.running import stop_on_signals
 
 SETTLE_S, QUOTA = 30.0, 20 << 30
 PRIVATE_UMASK = 0o077
@@ -111,13 +110,7 @@ def run_dicom_server(
         receiver = Receiver(own, options.peers, limits, tls, studies, write_line)
         server = DicomServer(receiver, studies, spool, outbox, maps, write_line)
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(number, signal.SIG_DFL)
-            write_line("stopping; the map that is being made will be finished")
-            server.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        stop_on_signals(server.stop, write_line)
         write_line(
             f"ready on {receiver.entity}: {maps.name}, loaded in {time.monotonic() - began:.1f} s; "
             f"maps go to {to}, the spool is {spool.folder}"

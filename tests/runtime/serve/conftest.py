@@ -356,7 +356,7 @@ def server_process() -> Callable[..., object]:
             finally:
                 process.kill()
         assert read.wait(10)
-        assert "volumes that are being reconstructed will be finished" in log.text
+        assert "what is being reconstructed will be finished" in log.text
         assert ("failed:" in log.text) == failing
         assert "Traceback" not in log.text
 
