@@ -30,7 +30,7 @@ WORDS: dict[Role, tuple[str, ...]] = {  # of ImageType from the third on, or Com
     "imaginary": ("I", "IMAGINARY", "IMAG", "I_FFE"),
 }
 GE_ROLES: tuple[Role, ...] = ("magnitude", "phase", "real", "imaginary")
-GE_IMAGE_TYPE = 0x0043102F
+GE_IMAGE_TYPE, GE_OWNER = 0x0043102F, 0x00430010  # which says whose the first is
 PER_FRAME, SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 LIBRARIES = {"pydicom": "pydicom", "dcm2niix": "dcm2niix"}
 WHERE = {  # an image lies, and how many numbers say it
@@ -59,8 +59,8 @@ class Frame:
         Of the series.
     role
         What it is of a complex image, if it says so.
-    image_type, sequence
-        The words of ``ImageType``, and of ``ScanningSequence``.
+    image_type, sequence, sequence_name
+        The words of ``ImageType``, and of ``ScanningSequence``; what the vendor calls it.
     acquired
         Date and time of the acquisition.
     echo_number, echo_time_s, field_strength_t, frequency_mhz
@@ -93,6 +93,7 @@ class Frame:
     role: Role | None
     image_type: tuple[str, ...]
     sequence: tuple[str, ...]
+    sequence_name: str
     acquired: str
     echo_number: int | None
     echo_time_s: float | None
@@ -138,7 +139,7 @@ def read_frames(folder: Path) -> Headers:
         found = _frames_of(path)
         others += not found
         for f in found:
-            what = (f.instance, f.number, f.series, f.role, f.echo_time_s, *f.position_mm)
+            what = (f.instance or path, f.number, f.series, f.role, f.echo_time_s, *f.position_mm)
             frames.setdefault(what, f)
     return Headers(tuple(frames.values()), others)
 
@@ -159,19 +160,19 @@ def _frames_of(path: Path) -> list[Frame]:
     from pydicom.uid import MRImageStorage as Classic
 
     enhanced = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
-    try:
-        with damaged(path):
+    with damaged(path):
+        try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=[*_tags()])
-            kind = str(header.get("SOPClassUID", ""))
-            made: Iterable[Frame | None] = ()
-            if kind == Classic:
-                made = (_frame(path, None, header, header),)
-            elif kind in enhanced:
-                count = len(header.get(PER_FRAME) or ())
-                made = [_frame(path, n, flat(header, n), header) for n in range(count)]
-            return [*filter(None, made)]
-    except InvalidDicomError:
-        return []
+        except InvalidDicomError:
+            return []
+        kind = str(header.get("SOPClassUID", ""))
+        made: Iterable[Frame | None] = ()
+        if kind == Classic:
+            made = (_frame(path, None, header, header),)
+        elif kind in enhanced:
+            count = len(header.get(PER_FRAME) or ())
+            made = [_frame(path, n, flat(header, n), header) for n in range(count)]
+        return [*filter(None, made)]
 
 
 @contextmanager
@@ -183,15 +184,11 @@ def damaged(path: Path) -> Iterator[None]:
     DataError
         If it cannot be read.
     """
-    from pydicom.errors import InvalidDicomError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (InvalidDicomError, DataError, MissingDependencyError):
-        raise
-    except MemoryError:
+    except (DataError, MissingDependencyError, MemoryError):
         raise
     except Exception as error:  # of many kinds, for bytes that are no DICOM
         raise DataError(
@@ -262,6 +259,7 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
         _role(said),
         _words(said, "ImageType"),
         _sequence(said),
+        str(said.get("SequenceName", "") or said.get("PulseSequenceName", "") or ""),
         "".join(str(said.get(n, "") or "") for n in ("AcquisitionDate", "AcquisitionTime"))
         or str(said.get("AcquisitionDateTime", "") or ""),
         int(echo[0]) if echo else None,
@@ -282,7 +280,7 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
 
 def _tags() -> Iterator[Any]:
     """Return what is read of a header: a tenth of what scanners write."""
-    yield from (PER_FRAME, SHARED, GE_IMAGE_TYPE, 0x00430010, *NAMES, *NAMES.values())
+    yield from (PER_FRAME, SHARED, GE_IMAGE_TYPE, GE_OWNER, *NAMES, *NAMES.values())
     yield from (
         "SOPClassUID",
         "SOPInstanceUID",
@@ -292,6 +290,7 @@ def _tags() -> Iterator[Any]:
     )
     yield from ("PatientID", "PatientName", "SeriesNumber", "SeriesDescription", "Manufacturer")
     yield from ("ComplexImageComponent", "ScanningSequence", "EchoPulseSequence", "EchoNumbers")
+    yield from ("SequenceName", "PulseSequenceName")
     yield from ("AcquisitionDate", "AcquisitionTime", "MagneticFieldStrength")
     yield from ("RescaleSlope", "RescaleIntercept", "RescaleType", "RealWorldValueMappingSequence")
     yield from ("LossyImageCompression", *WHERE)
@@ -324,7 +323,9 @@ def _sequence(said: "Dataset") -> tuple[str, ...]:
 
 def _role(said: "Dataset") -> Role | None:
     """Return what an image is of a complex one, if it says one thing."""
-    if (private := said.get(GE_IMAGE_TYPE)) is not None:
+    owner = said.get(GE_OWNER)
+    is_ge = owner is None or str(owner.value).startswith("GEMS")
+    if is_ge and (private := said.get(GE_IMAGE_TYPE)) is not None:
         value = private.value
         first = value[0] if isinstance(value, bytes) or hasattr(value, "__len__") else value
         if str(first).isdecimal() and int(first) < len(GE_ROLES):

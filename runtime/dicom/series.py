@@ -14,7 +14,8 @@ from qsm_deploy.runtime.dicom.stacks import require_same_slices, stacks_of
 
 CORRECTIONS = {"ND", "DIS2D", "DIS3D"}  # of the gradients' distortion: none, in a plane, in space
 OTHERS: dict[Role, Role] = {"phase": "magnitude", "real": "imaginary"}
-# what a series says that is filtered or projected, in its description or the type of its images
+# what a series says that is filtered or projected, in its description, the type of its images or
+# the name of its sequence, such as *swi3d1r
 FILTERED = re.compile(
     r"(?<![a-z])(swi|swan|swip|mip|mnip|minip|filt|filtered)(?![a-z])|pha_?images", re.IGNORECASE
 )
@@ -71,7 +72,7 @@ class Series:
         words = {word for each in frames for word in each.image_type}
         if "DERIVED" in words:
             return "is derived (ImageType), not what was measured"
-        if any(FILTERED.search(text) for text in (*words, frame.description)):
+        if any(FILTERED.search(text) for text in (*words, frame.description, frame.sequence_name)):
             return (
                 "is filtered or projected, as susceptibility-weighted images are; a map needs the "
                 "phase before that (if this is it, convert it and pass --phase)"
@@ -204,6 +205,8 @@ def _partner(
         and times & {frame.echo_time_s for frame in other.of(role)}
     ]
     alike = [other for other in fitting if other.corrections == series.corrections]
+    # not that of a sum of echoes, unless there is no other
+    alike = [o for o in alike if times <= {frame.echo_time_s for frame in o.of(role)}] or alike
     if fitting and not alike:
         how, theirs = (" ".join(sorted(s.corrections)) or "not said" for s in (series, fitting[0]))
         raise DataError(

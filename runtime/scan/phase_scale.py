@@ -26,7 +26,7 @@ UNITS = (
     dict.fromkeys(("rad", "radian", "radians"), RADIANS)
     | dict.fromkeys(("mrad", "milliradian", "milliradians", "milliradials"), MILLIRADIANS)
     | dict.fromkeys(("deg", "degree", "degrees"), DEGREES)
-    | dict.fromkeys(("", "arbitrary", "a.u.", "us", "unspecified", "1"), ())
+    | dict.fromkeys(("", "arbitrary", "a.u.", "us", "normalized", "unspecified", "1"), ())
 )
 # what the consoles of a manufacturer write, by how its name begins; anybody may convert to radians
 MAKERS = {

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -127,6 +128,35 @@ def test_a_real_world_value_mapping_is_a_scale(tmp_path):
     assert json.loads(lead[0].with_suffix(".json").read_text())["Units"] == "rad"
 
 
+def test_what_vendors_keep_in_sequences_of_their_own_is_of_no_frame(tmp_path):
+    truth = written(tmp_path / "in", "enhanced philips")
+    (path,) = (tmp_path / "in").iterdir()
+    image = dcmread(path)
+    for frame in image.PerFrameFunctionalGroupsSequence:
+        theirs = Dataset()
+        theirs.EchoTime, theirs.RescaleSlope, theirs.ImageType = "99", "7", ["ORIGINAL", "M"]
+        block = frame.private_block(0x2005, "Philips MR Imaging DD 005", create=True)
+        block.add_new(0x0F, "SQ", [theirs])
+    image.save_as(path)
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
+    require_right(truth, AS_DRAWN, loaded, lead[0])
+
+
+def test_elements_of_another_vendor_at_the_place_of_ges_say_nothing(tmp_path):
+    def add(image):
+        image.private_block(0x0043, "SOMEBODY", create=True).add_new(0x2F, "SS", 0)
+
+    written(tmp_path / "in", "siemens", edit=add)
+    roles = {f.role for f in read_frames(tmp_path / "in").frames}
+    assert roles == {"phase", "magnitude"}
+
+
+def test_a_phase_whose_rescaling_has_a_unit_that_says_nothing(tmp_path):
+    truth = written(tmp_path / "in", "philips", edit=each(RescaleType="normalized"))
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
+    require_right(truth, AS_DRAWN, loaded, lead[0])
+
+
 def without(role, *places):
     return lambda image: not (image.role == role and (image.echo, image.slice) in places)
 
@@ -200,6 +230,11 @@ REFUSED = {
         of_phase(ImageType=["ORIGINAL", "PRIMARY", "P", "ND", "SWI"]),
         "is filtered or projected",
     ),
+    "SWI in the name of the sequence": (
+        "siemens",
+        of_phase(SequenceName="*swi3d3r", SeriesDescription=""),
+        "series 12 is filtered or projected",
+    ),
     "derived": ("ge", each(ImageType=["DERIVED", "SECONDARY", "OTHER"]), "is derived"),
     "velocities": (
         "philips",
@@ -248,14 +283,30 @@ def test_what_is_not_whole_is_refused(tmp_path, why):
 
 
 def test_several_repetitions_are_refused(tmp_path):
-    written(tmp_path / "in", "ge")
-    written(
-        tmp_path / "in" / "again",
-        "ge",
-        edit=lambda image: each(SOPInstanceUID=generate_uid())(image),
-    )
+    for again in ("one", "two"):
+        written(
+            tmp_path / "in" / again, "ge", edit=lambda i: each(SOPInstanceUID=generate_uid())(i)
+        )
     with pytest.raises(DataError, match=r"48 images of 24 slices; .* repetitions or coils"):
         converted(tmp_path / "in", tmp_path / "out")
+    for path in (tmp_path / "in").rglob("*.dcm"):  # emptied, which makes no copies of them
+        image = dcmread(path)
+        image.SOPInstanceUID = ""
+        image.save_as(path)
+    with pytest.raises(DataError, match="48 images of 24 slices"):
+        converted(tmp_path / "in", tmp_path / "none")
+
+
+def test_a_sum_of_echoes_is_not_the_magnitude(tmp_path):
+    def add_up(image):
+        image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), "1.2.3.4"
+        image.SeriesNumber = 13
+        return image.role == "magnitude" and image.echo == 0
+
+    truth = written(tmp_path / "in", "siemens")
+    written(tmp_path / "in" / "sum", "siemens", edit=add_up)
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
+    require_right(truth, AS_DRAWN, loaded, lead[0])
 
 
 def test_an_image_that_is_there_twice_counts_once(tmp_path):
@@ -349,6 +400,21 @@ def test_units_of_a_phase(tmp_path):
         write_series(tmp_path / vendor, vendor)
         first = acquisition_of(read_frames(tmp_path / vendor), tmp_path).slices[0]
         assert phase_unit(first, "it") == unit
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda storage: storage.letters)
+def test_a_volume_in_any_storage_is_the_same_images(images, storage):
+    slices, truth = images
+    volume = np.random.default_rng(0).random(truth.mask.shape, dtype=np.float32)
+    found = as_images(storage.of(volume), storage.affine(truth.affine, volume.shape), slices)
+    assert np.array_equal(found, volume.transpose(2, 1, 0))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("philips")
+    truth = written(folder, "philips")
+    return acquisition_of(read_frames(folder), folder).slices, truth
 
 
 def test_a_volume_on_another_grid_is_none_of_the_images(tmp_path):
