@@ -16,6 +16,7 @@ from qsm_deploy.runtime.job.arguments import (
     NAME,
     OF_COHORT,
     OF_DICOM,
+    OF_DICOM_OUT,
     STEPS,
     WANTED,
     WRITTEN,
@@ -57,6 +58,9 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         for name in ("bids", "qsm_ci", "qsm_ci_stage", "phase", "magnitude", "real", "imag"):
             if getattr(arguments, name):
                 p.error(f"--dicom finds its images itself; drop --{name.replace('_', '-')}")
+    for name in OF_DICOM_OUT:
+        if getattr(arguments, name) is not None and arguments.dicom_out is None:
+            p.error(f"--{name.replace('_', '-')} needs --dicom-out FOLDER")
     if arguments.bids is None:
         for name in ("participant_label", "bids_input", "resume"):
             if getattr(arguments, name):
@@ -92,7 +96,7 @@ def _run_dicom(arguments: argparse.Namespace) -> str:
             arguments.dicom_out = DicomOut(
                 folder,
                 acquisition,
-                arguments.dicom_out_kind,
+                arguments.dicom_out_kind or "mr",
                 arguments.dicom_series,
                 arguments.burn_in,
             )

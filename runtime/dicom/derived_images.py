@@ -50,7 +50,12 @@ OF_THE_SOURCE = (  # its pixels, how they are shown, its echo, what refers to it
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "IconImageSequence", "NumberOfFrames"),
     *("EchoNumbers", "ImagesInAcquisition", "QualityControlImage", "AcquisitionContextSequence"),
     *("ReferencedImageSequence", "SourceImageSequence", "DerivationCodeSequence"),
+    *("ReferencedSeriesSequence", "InstanceCreatorUID"),
     *("ReferencedPerformedProcedureStepSequence", "SeriesDescriptionCodeSequence"),
+)
+NEEDED = (  # of an MR image, though it may be empty
+    *("Manufacturer", "PatientPosition", "PositionReferenceIndicator", "ScanOptions"),
+    *("MRAcquisitionType", "RepetitionTime", "SliceThickness"),
 )
 LOSSY = "LossyImageCompression"
 LONGEST_NUMBER = 16  # characters, VR DS
@@ -100,6 +105,7 @@ def phase_of(acquisition: Acquisition) -> list[tuple[Frame, ...]]:
 
 def file_bytes(image: "Dataset") -> bytes:
     """Return a data set as a file that says who wrote it."""
+    from pydicom import dcmwrite
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -108,7 +114,7 @@ def file_bytes(image: "Dataset") -> bytes:
     image.file_meta.ImplementationClassUID = implementation_uid()
     image.file_meta.ImplementationVersionName = f"{NAME} {version()}".upper()[:16]
     file = BytesIO()
-    image.save_as(file, enforce_file_format=True)
+    dcmwrite(file, image, enforce_file_format=True)  # of big-endian sources, too
     return file.getvalue()
 
 
@@ -148,7 +154,7 @@ def _references(frames: Iterable[Frame], instances: dict[Path, Any]) -> Iterator
 
 def _strip(image: "Dataset") -> None:
     """Remove what is not true of a map; what stays is not decoded, and so keeps its bytes."""
-    from pydicom.datadict import dictionary_VR, tag_for_keyword
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 
     gone = {tag_for_keyword(keyword) for keyword in OF_THE_SOURCE}
     if str(image.get(LOSSY, "")) != "01":  # what was lost once stays lost
@@ -162,7 +168,7 @@ def _strip(image: "Dataset") -> None:
         ):
             del image[tag]
             continue
-        vr = image.get_item(tag).VR or dictionary_VR(tag)
+        vr = image.get_item(tag).VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
         if vr == "SQ":
             for item in image[tag].value:
                 item.remove_private_tags()
@@ -186,12 +192,10 @@ def _complete(image: "Dataset") -> None:
     spoiled = image.get("Spoiling") in ("RF", "GRADIENT", "RF_AND_GRADIENT")
     for keyword, value in (
         *((keyword, None) for keyword in ASKED_FOR),
+        ("Modality", "MR"),
         ("ScanningSequence", "GR"),
         ("SequenceVariant", "SP" if spoiled else "NONE"),
-        ("ScanOptions", None),
-        ("MRAcquisitionType", None),
-        ("SliceThickness", None),
-        ("PositionReferenceIndicator", None),
+        *((keyword, None) for keyword in NEEDED),
     ):
         if keyword not in image:
             setattr(image, keyword, value)

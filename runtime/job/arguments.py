@@ -42,7 +42,8 @@ FOR_ONE = (
     *(*FILES, "echo_time", "echo_times", "voxel_size", "b0_direction", "until"),
     *("figure", "slices", "window", "report"),
 )
-OF_DICOM = ("list", "series", "dicom_out", "dicom_series", "burn_in")
+OF_DICOM = ("list", "series", "dicom_out")
+OF_DICOM_OUT = ("dicom_out_kind", "dicom_series", "burn_in")
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
     *("html", "html_names", "out_units", "force", "resume", "dry_run"),
@@ -222,7 +223,6 @@ def _add_dicom(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--dicom-out-kind",
         choices=("mr", "pm"),
-        default="mr",
         help="mr: MR images in whole ppb, which every viewer shows (default); pm: a parametric "
         "map in float32",
     )

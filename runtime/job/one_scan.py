@@ -329,11 +329,11 @@ def run_scan(
     outputs = request.outputs
     files = _map_files(request, run, made, gives, stages) | (kept or {})
     files |= _between_files(request, made, stages)
-    if (images := outputs.dicom) is not None and measured.affine is not None:
-        with stages("DICOM"):
-            given = dict(zip(gives, made.volumes, strict=True))
-            files |= images.files(given, measured.affine, run)
     try:
+        if (images := outputs.dicom) is not None and measured.affine is not None:
+            with stages("DICOM"):
+                given = dict(zip(gives, made.volumes, strict=True))
+                files |= images.files(given, measured.affine, run)
         evaluates = request.wants.evaluates and gives == (CHI,)
         run |= _judge(made, measured, stages, evaluates=evaluates)
         if outputs.figure is not None:

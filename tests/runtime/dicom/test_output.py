@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, MRImageStorage, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.dicom import series
@@ -298,8 +298,39 @@ def test_what_belongs_to_the_source_alone_is_left_behind(tmp_path):
     assert "motion" not in image.ImageComments
 
 
+def of_two_slices(folder, edit=lambda image: None, **options):
+    write_series(
+        folder,
+        "siemens",
+        edit=lambda image: [edit(image), image.echo == 0 and image.slice < 2][1],
+        **options,
+    )
+
+
+def test_implicit_elements_that_no_dictionary_has(tmp_path):
+    of_two_slices(tmp_path / "in", syntax=ImplicitVRLittleEndian)
+    for path in (tmp_path / "in").iterdir():
+        whole, first = path.read_bytes(), b"\x08\x00\x05\x00"  # the character set
+        length = b"\x08\x00\x00\x00\x04\x00\x00\x00\x10\x00\x00\x00"  # of the group, as once
+        path.write_bytes(whole.replace(first, length + first, 1))
+    out = DicomOut(tmp_path / "out", acquisition_of(tmp_path / "in"))
+    image = dcmread(write(out, {"chi_ppm": map_of()[:, :, :2]})[0])
+    assert str(image.PatientName) == NAMES["ISO_IR 100"]
+
+
+def test_a_source_of_the_retired_order_of_bytes(tmp_path):
+    of_two_slices(tmp_path / "in", syntax=ExplicitVRBigEndian)
+    out = DicomOut(tmp_path / "out", acquisition_of(tmp_path / "in"))
+    files = write(out, {"chi_ppm": map_of()[:, :, :2]})
+    image = dcmread(files[0])
+    assert (image.Rows, [*image.AcquisitionMatrix]) == (SHAPE[1], [0, 48, 56, 0])
+    require_valid(files)
+
+
 def bare(image):
     for keyword in ("PatientSex", "StudyID", "SliceThickness", "BodyPartExamined", "ScanOptions"):
+        del image[keyword]
+    for keyword in ("Manufacturer", "PatientPosition", "RepetitionTime", "Modality"):
         del image[keyword]
 
 

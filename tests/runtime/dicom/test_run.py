@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.dicom.output import DicomOut
 from tests.runtime.dicom.vendors import NAME, VENDORS, gradient_echo, write_series
 
 
@@ -117,10 +119,26 @@ def test_what_makes_no_sense_is_said(run, tmp_path, flags, code, message):
 
 
 def test_flags_of_dicom_need_it(run):
-    for flag in (("--list",), ("--series", "3"), ("--dicom-out", "map"), ("--burn-in", "x")):
+    for flag in (("--list",), ("--series", "3"), ("--dicom-out", "map")):
         code, _, err = run("field.nii.gz", *flag)
         assert code == 2
         assert f"{flag[0]} needs --dicom FOLDER" in err
+    for flag in (("--dicom-out-kind", "mr"), ("--dicom-series", "3"), ("--burn-in", "x")):
+        code, _, err = run("--dicom", "study", *flag)
+        assert code == 2
+        assert f"{flag[0]} needs --dicom-out FOLDER" in err
+
+
+def test_nifti_outlives_what_cannot_be_written_as_dicom(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise DataError("gone")
+
+    write_series(tmp_path / "study", "ge")
+    monkeypatch.setattr(DicomOut, "files", fail)
+    code, _, err = run("--dicom", "study", *FAST, "--dicom-out", "map", "-o", "chi.nii.gz")
+    assert code == 3
+    assert "gone" in err
+    assert nib.load("chi.nii.gz").get_fdata().any()
 
 
 def test_a_field_strength_that_nobody_states(run, tmp_path):
