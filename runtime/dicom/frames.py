@@ -240,7 +240,7 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
     position, orientation, spacing, rows, columns = where = [
         _numbers(said, name, count) for name, count in WHERE.items()
     ]
-    if not all(where):
+    if not all(where) or min(*spacing, *rows, *columns) <= 0:
         return None
     echo_ms, frequency = _numbers(said, "EchoTime", 1), _numbers(said, "ImagingFrequency")
     strength, echo = _numbers(said, "MagneticFieldStrength", 1), _numbers(said, "EchoNumbers", 1)

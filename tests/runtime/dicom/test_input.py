@@ -388,6 +388,17 @@ def test_a_damaged_file_is_named(tmp_path):
         converted(tmp_path / "in", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["PixelSpacing", "ImagePositionPatient", "Rows"])
+def test_images_that_lie_nowhere_are_none(tmp_path, name):
+    def empty(image):
+        image[name].value = [0, 0] if name == "PixelSpacing" else None
+        return image.slice == 0
+
+    written(tmp_path / "in", "ge", edit=empty)
+    with pytest.raises(DataError, match="no MR image in DICOM among its 6 files"):
+        acquisition_of(read_frames(tmp_path / "in"), tmp_path)
+
+
 def test_an_empty_folder_and_none(tmp_path):
     with pytest.raises(DataError, match="no MR image in DICOM among its 0 files"):
         acquisition_of(read_frames(tmp_path), tmp_path)
