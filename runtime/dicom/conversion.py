@@ -131,9 +131,9 @@ def _image(volume: Path, number: int) -> Path:
 
 def _make_volume(path: Path, images: Sequence[Frame], name: str) -> None:
     """Have one volume made of images that lie there, and check it."""
-    source, target = _images_of(path), path.with_suffix(".out")
+    target = path.with_suffix(".out")
     target.mkdir()
-    printed = _run_dcm2niix(source, target, name)
+    printed = _run_dcm2niix(path, target, images, name)
     made = sorted(target.glob("*.nii"))
     if len(made) != 1 or any(word in made[0].name for word in INTERPOLATED):
         raise DataError(
@@ -146,11 +146,11 @@ def _make_volume(path: Path, images: Sequence[Frame], name: str) -> None:
     _require_equal(path, images, name)
 
 
-def _run_dcm2niix(source: Path, target: Path, name: str) -> str:
+def _run_dcm2niix(path: Path, target: Path, images: Sequence[Frame], name: str) -> str:
     """Run it and return what it prints."""
     from dcm2niix import bin_path
 
-    command = [str(bin_path), *FLAGS, "-f", "volume", "-o", str(target), str(source)]
+    command = [str(bin_path), *FLAGS, "-f", "volume", "-o", str(target), str(_images_of(path))]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -158,6 +158,8 @@ def _run_dcm2niix(source: Path, target: Path, name: str) -> str:
     printed = (done.stdout + done.stderr).decode(errors="replace")
     if done.returncode:
         last = (printed.strip().splitlines() or ["no word"])[-1]
+        for number, frame in enumerate(images):  # by the names that the user knows
+            last = last.replace(str(_image(path, number)), frame.path.name)
         raise DataError(f"{name}: dcm2niix ends with code {done.returncode} ({last[:200]})")
     return printed
 

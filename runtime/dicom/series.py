@@ -153,8 +153,8 @@ def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) 
         raise DataError(
             f"{where} no phase images, and no real and imaginary ones; it holds {_listed(every)}"
         )
-    if not usable:
-        reasons = "; ".join(f"{series} {series.kind}" for series in leading[:LISTED])
+    if not usable or (numbers and len(usable) < len(leading)):  # none that was named is left out
+        reasons = "; ".join(f"{s} {s.kind}" for s in leading[:LISTED] if s.kind)
         raise DataError(f"{folder}: {reasons}")
     if len(usable) > 1 and numbers:  # one for each echo, as some scanners have it
         return _acquisition(Series(tuple(f for s in asked for f in s.frames)), every, numbers)
