@@ -158,12 +158,26 @@ def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) 
         raise DataError(f"{folder}: {reasons}")
     if len(usable) > 1 and numbers:  # one for each echo, as some scanners have it
         return _acquisition(Series(tuple(f for s in asked for f in s.frames)), every, numbers)
+    usable = [s for s in usable if not _is_difference(s, usable, every)] or usable
     if len(usable) > 1:
         raise DataError(
             f"{folder}: {len(usable)} series have a phase: {_listed(usable)}; pass --series NUMBER "
             "with the one to take"
         )
     return _acquisition(usable[0], every, numbers)
+
+
+def _is_difference(series: Series, usable: Sequence[Series], every: Sequence[Series]) -> bool:
+    """Return whether a phase is that of a field map: alone, and later than its magnitude begins."""
+
+    def starts(of: Series, role: Role) -> float:
+        return min((f.echo_time_s for f in of.of(role) if f.echo_time_s), default=0)
+
+    acquired = {frame.acquired for frame in series.frames}
+    beside = [o for o in every if acquired & {frame.acquired for frame in o.frames}]
+    return not any(o is not series and o in beside for o in usable) and any(
+        0 < starts(o, "magnitude") < starts(series, "phase") for o in beside
+    )
 
 
 def _acquisition(series: Series, every: Sequence[Series], numbers: Sequence[int]) -> Acquisition:

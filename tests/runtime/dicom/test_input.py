@@ -357,6 +357,25 @@ def test_of_several_the_user_chooses(tmp_path):
         acquisition_of(headers, tmp_path, [11])
 
 
+@pytest.mark.parametrize("time", ["101500", "094513.250000"], ids=["later", "at once"])
+def test_a_field_map_of_the_study_is_not_taken_for_the_phase(tmp_path, time):
+    uids = {"magnitude": generate_uid(), "phase": generate_uid()}
+
+    def difference(image):
+        image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), uids[image.role]
+        image.SeriesNumber, image.AcquisitionTime = int(image.SeriesNumber) + 20, time
+        return image.echo == 1 or (image.echo == 0 and image.role == "magnitude")
+
+    written(tmp_path / "in" / "map", "siemens", edit=difference)
+    written(tmp_path / "in" / "gre", "siemens")
+    headers = read_frames(tmp_path / "in")
+    if time == "101500":
+        assert {f.series_number for f in acquisition_of(headers, tmp_path).frames} == {11, 12}
+    else:  # it could be an echo of it
+        with pytest.raises(DataError, match="2 series have a phase"):
+            acquisition_of(headers, tmp_path)
+
+
 def test_a_series_that_is_named_and_cannot_be_taken_is_not_left_out(tmp_path):
     def filtered(image):
         image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), "1.2.3.4"
