@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.dicom.frames import Frame
 from qsm_deploy.runtime.scan.axes import Affine
-from qsm_deploy.runtime.scan.unit_names import field_strength
+from qsm_deploy.runtime.scan.unit_names import SAME_STRENGTH, field_strength
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SAME_STRENGTH = 1.001  # relative: what frequencies of one acquisition differ by
 WHOLE = 0.01  # voxels that an index may be off a whole number
 
 

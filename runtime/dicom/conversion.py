@@ -1,7 +1,7 @@
 """From the images of an acquisition to NIfTI files: dcm2niix converts, and is checked.
 
 Each echo of each role is converted by itself. dcm2niix gets the files as the scanner wrote them;
-what it reads less surely it gets as plain classic images: frames of enhanced files, compressed
+what it reads less surely it gets as plain classic images: frames of enhanced files, encoded
 pixels, and those whose only scale is a real world value mapping.
 """
 
@@ -190,7 +190,7 @@ def _require_equal(path: Path, images: Sequence[Frame], name: str) -> None:
 
 def _needs_copy(frame: Frame) -> bool:
     is_mapped = frame.rescale is None and frame.real_world is not None
-    return frame.number is not None or frame.compressed or is_mapped
+    return frame.number is not None or frame.encoded or is_mapped
 
 
 def _write_plain(said: "Dataset", frame: Frame, path: Path) -> None:

@@ -32,7 +32,7 @@ WORDS: dict[Role, tuple[str, ...]] = {  # of ImageType from the third on, or Com
 GE_ROLES: tuple[Role, ...] = ("magnitude", "phase", "real", "imaginary")
 GE_IMAGE_TYPE, GE_OWNER = 0x0043102F, 0x00430010  # which says whose the first is
 PER_FRAME, SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
-LIBRARIES = {"pydicom": "pydicom", "dcm2niix": "dcm2niix"}
+LIBRARIES = ("pydicom", "dcm2niix")
 WHERE = {  # an image lies, and how many numbers say it
     "ImagePositionPatient": 3,
     "ImageOrientationPatient": 6,
@@ -71,8 +71,9 @@ class Frame:
         Slope and intercept, if there are some, and the unit that they lead to, ``RescaleType``.
     real_world
         The same of a real world value mapping.
-    compressed, lossy
-        Whether the pixels are, and whether that lost something.
+    encoded, lossy
+        Whether the pixels are anything but whole numbers in little-endian order, and whether that
+        lost something.
     position_mm, orientation
         (3,) and (2, 3), of the first pixel's centre and along a row and a column, LPS.
     spacing_mm
@@ -102,7 +103,7 @@ class Frame:
     manufacturer: str
     rescale: tuple[float, float, str] | None
     real_world: tuple[float, float, str] | None
-    compressed: bool
+    encoded: bool
     lossy: bool
     position_mm: NDArray[np.float64]
     orientation: NDArray[np.float64]
@@ -128,8 +129,8 @@ def read_frames(folder: Path) -> Headers:
     DataError
         If it is no folder, or an image in it is damaged.
     """
-    for module, library in LIBRARIES.items():
-        if importlib.util.find_spec(module) is None:
+    for library in LIBRARIES:
+        if importlib.util.find_spec(library) is None:
             raise MissingDependencyError(library, "dicom", "DICOM")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; pass the one that holds the DICOM files")
@@ -269,7 +270,8 @@ def _frame(path: Path, number: int | None, said: "Dataset", header: "Dataset") -
         str(said.get("Manufacturer", "") or ""),
         _rescale(said),
         _real_world(said),
-        bool(syntax and (syntax.is_compressed or syntax.is_deflated)),
+        bool(syntax)
+        and (syntax.is_encapsulated or syntax.is_deflated or not syntax.is_little_endian),
         str(said.get("LossyImageCompression", "")) == "01",
         np.array(position),
         np.array(orientation).reshape(2, 3),
@@ -356,7 +358,7 @@ def _real_world(said: "Dataset") -> tuple[float, float, str] | None:
 
 
 def classics(frames: Iterable[Frame], *, pixels: bool = False) -> Iterator["Dataset"]:
-    """Return what is said of each frame as classic images say it; compressed pixels decompressed.
+    """Return what is said of each frame as classic images say it; pixels as plain numbers.
 
     Parameters
     ----------
@@ -390,4 +392,7 @@ def _read(path: Path, *, pixels: bool) -> "Dataset":
     read = dcmread(path, stop_before_pixels=not pixels)
     if pixels and read.file_meta.TransferSyntaxUID.is_compressed:
         read.decompress(generate_instance_uid=False)
+    elif pixels and not read.file_meta.TransferSyntaxUID.is_little_endian:  # as once
+        values = read.pixel_array
+        read.PixelData = values.astype(values.dtype.newbyteorder("<")).tobytes()
     return read

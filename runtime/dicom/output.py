@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,8 @@ class DicomOut:
 
         Raises
         ------
+        MissingDependencyError
+            If a Parametric Map is wanted and highdicom is not installed.
         UsageError
             If a map is no susceptibility, the folder holds other files or, without force, files
             at all, the series number is none, or the text cannot be drawn.
@@ -76,6 +79,8 @@ class DicomOut:
             if importlib.util.find_spec(module) is None:
                 raise MissingDependencyError(library, "dicom", "DICOM output")
         require_susceptibility(names)
+        if self.kind == "pm" and find_spec("highdicom") is None:
+            raise MissingDependencyError("highdicom", "dicom", "a Parametric Map")
         if not 1 <= self._number(len(names) - 1) <= MOST or self._number(0) < 1:
             raise UsageError(
                 f"series number {self._number(0)}: pass one from 1 to {MOST} with --dicom-series"

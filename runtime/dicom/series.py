@@ -63,7 +63,7 @@ class Series:
     @cached_property
     def corrections(self) -> frozenset[str]:
         """How its images were corrected for the gradients."""
-        return frozenset(CORRECTIONS.intersection(*(f.image_type for f in self.frames[:1])))
+        return frozenset(CORRECTIONS.intersection(self.frames[0].image_type))
 
     @property
     def kind(self) -> str | None:

@@ -20,9 +20,9 @@ from qsm_deploy.runtime.scan.nifti import NiftiVolume, load_volumes, on_grid_of
 from qsm_deploy.runtime.scan.params import Params, load_json_object, params_from
 from qsm_deploy.runtime.scan.phase_scale import Said, is_vague, phase_of_echoes
 from qsm_deploy.runtime.scan.scan import Reading, geometry_from
+from qsm_deploy.runtime.scan.unit_names import SAME_STRENGTH
 
 NAMES = ("EchoTime", "MagneticFieldStrength", "ImagingFrequency", "B0_dir")
-SAME_STRENGTH = 1.001  # relative: what frequencies of one acquisition differ by
 
 
 @dataclass(frozen=True)

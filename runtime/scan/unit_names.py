@@ -11,6 +11,7 @@ UNITS: tuple[FieldUnit, ...] = get_args(FieldUnit)
 ALIASES: dict[str, FieldUnit] = {"t": "tesla"}
 GYROMAGNETIC_MHZ_PER_T = 42.577  # of the proton, over 2 pi
 NOMINAL = 0.05  # what a nominal field strength is off at most: scanners of "3 T" have 2.89
+SAME_STRENGTH = 1.001  # relative: what frequencies of one acquisition differ by
 TURN = 2 * math.pi
 
 

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -106,6 +107,18 @@ def test_any_orientation_and_order(tmp_path, what, number):
 @pytest.mark.parametrize("what", ["ge", "enhanced siemens"])
 def test_transfer_syntaxes(tmp_path, what, syntax):
     truth = written(tmp_path / "in", what, syntax=syntax)
+    _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
+    require_right(truth, AS_DRAWN, loaded, lead[0])
+
+
+def test_the_retired_order_of_bytes(tmp_path):
+    def swap(image):
+        nested = Dataset()
+        nested.CodeValue = "x"  # dcm2niix loses its way in sequences of this order
+        image.RequestAttributesSequence = [nested]
+        image.PixelData = np.frombuffer(image.PixelData, "<u2").astype(">u2").tobytes()
+
+    truth = written(tmp_path / "in", "siemens", syntax=ExplicitVRBigEndian, edit=swap)
     _, loaded, lead = converted(tmp_path / "in", tmp_path / "out")
     require_right(truth, AS_DRAWN, loaded, lead[0])
 

@@ -16,8 +16,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
-from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.dicom import series
+from qsm_deploy.kernels.errors import DataError, MissingDependencyError, UsageError
+from qsm_deploy.runtime.dicom import output, series
 from qsm_deploy.runtime.dicom.burn_in import letters_of
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
@@ -437,6 +437,14 @@ def test_a_folder_holds_one_run(sources, tmp_path):
     ):
         with pytest.raises(DataError, match=said):
             replace(out, folder=folder).check(force=True)
+
+
+def test_a_parametric_map_needs_its_library(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
+    out = DicomOut(tmp_path / "out", acquisition_of(sources("siemens")))
+    out.check(force=False)
+    with pytest.raises(MissingDependencyError, match=r"highdicom"):
+        replace(out, kind="pm").check(force=False)
 
 
 @pytest.mark.parametrize("number", [0, -3, 2**31])
