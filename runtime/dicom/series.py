@@ -19,6 +19,7 @@ OTHERS: dict[Role, Role] = {"phase": "magnitude", "real": "imaginary"}
 FILTERED = re.compile(
     r"(?<![a-z])(swi|swan|swip|mip|mnip|minip|filt|filtered)(?![a-z])|pha_?images", re.IGNORECASE
 )
+VELOCITIES = re.compile(r"_v\d")  # of Siemens' sequences of flow, such as *fl3d1_v150in
 LISTED = 6  # series in a message
 
 
@@ -77,7 +78,8 @@ class Series:
                 "is filtered or projected, as susceptibility-weighted images are; a map needs the "
                 "phase before that (if this is it, convert it and pass --phase)"
             )
-        if any(word.startswith("VELOCITY") for word in words):
+        velocities = VELOCITIES.search(frame.sequence_name)
+        if velocities or any(word.startswith("VELOCITY") for word in words):
             return "is one of velocities, not of susceptibility"
         if frame.sequence and not {"GR", "RM"} & {*frame.sequence}:
             return f"is no gradient echo (its sequence is {' '.join(frame.sequence)})"

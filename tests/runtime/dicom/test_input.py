@@ -254,6 +254,7 @@ REFUSED = {
         of_phase(ImageType=["ORIGINAL", "PRIMARY", "VELOCITY MAP", "P", "PCA"]),
         "is one of velocities",
     ),
+    "flow": ("siemens", of_phase(SequenceName="*fl2d1_v150in"), "is one of velocities"),
     "a spin echo": ("siemens", each(ScanningSequence="SE"), r"no gradient echo \(.* SE\)"),
     "corrected in two ways": (
         "siemens",
