@@ -155,18 +155,37 @@ def acquisition_of(headers: Headers, folder: Path, numbers: Sequence[int] = ()) 
         raise DataError(
             f"{where} no phase images, and no real and imaginary ones; it holds {_listed(every)}"
         )
-    if not usable or (numbers and len(usable) < len(leading)):  # none that was named is left out
+    kept, named = ({series.number for series in some} for some in (usable, leading))
+    if not usable or (numbers and kept != named):  # none that was named is left out
         reasons = "; ".join(f"{s} {s.kind}" for s in leading[:LISTED] if s.kind)
         raise DataError(f"{folder}: {reasons}")
-    if len(usable) > 1 and numbers:  # one for each echo, as some scanners have it
-        return _acquisition(Series(tuple(f for s in asked for f in s.frames)), every, numbers)
+    if numbers:
+        return _acquisition_named(asked, usable, every, numbers)
     usable = [s for s in usable if not _is_difference(s, usable, every)] or usable
     if len(usable) > 1:
         raise DataError(
             f"{folder}: {len(usable)} series have a phase: {_listed(usable)}; pass --series NUMBER "
             "with the one to take"
         )
-    return _acquisition(usable[0], every, numbers)
+    return _acquisition(usable[0], every, ())
+
+
+def _acquisition_named(
+    asked: Sequence[Series], usable: Sequence[Series], every: Sequence[Series], named: Sequence[int]
+) -> Acquisition:
+    """Return what is made of series that the user named, of each of them."""
+    if len(usable) > 1:  # one for each echo, as some scanners have it
+        frames = (frame for series in asked if series.kind is None for frame in series.frames)
+        made = _acquisition(Series(tuple(frames)), every, named)
+    else:
+        made = _acquisition(usable[0], every, named)
+    taken = {frame.series_number for frame in made.frames}
+    if left := [series for series in asked if series.number not in taken]:
+        raise DataError(
+            f"{left[0]} does not fit {usable[0]}: it has other echoes, another place, size or "
+            f"correction, or neither role ({left[0].summary}); drop it"
+        )
+    return made
 
 
 def _is_difference(series: Series, usable: Sequence[Series], every: Sequence[Series]) -> bool:

@@ -404,6 +404,18 @@ def test_a_series_that_is_named_and_cannot_be_taken_is_not_left_out(tmp_path):
         acquisition_of(headers, tmp_path, [12, 30])
 
 
+def test_a_magnitude_that_is_named_and_does_not_fit_is_not_left_out(tmp_path):
+    def elsewhere(image):
+        image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), "1.2.3.4"
+        image.SeriesNumber, image.FrameOfReferenceUID = 30, "1.2.3.5"
+        return image.role == "magnitude"
+
+    written(tmp_path / "in", "siemens")
+    written(tmp_path / "in" / "other", "siemens", edit=elsewhere)
+    with pytest.raises(DataError, match=r"series 30 \(qsm_gre\) does not fit series 12"):
+        acquisition_of(read_frames(tmp_path / "in"), tmp_path, [12, 30])
+
+
 def test_the_list_says_what_each_series_is(tmp_path):
     second_run(tmp_path / "in")
     written(tmp_path / "in", "siemens", edit=derived)
