@@ -83,7 +83,10 @@ def _print(name: str, result: str) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # names come out in the bytes that they have
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        print(result, end="\n" if result else "", flush=True)
+        try:
+            print(result, end="\n" if result else "", flush=True)
+        except UnicodeEncodeError:  # a terminal that lacks letters of it
+            print(result.encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError as error:
         # what the interpreter still flushes at exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.dicom.frames import Frame
+from qsm_deploy.runtime.dicom.headers import Frame
 from qsm_deploy.runtime.scan.axes import Affine
 from qsm_deploy.runtime.scan.unit_names import SAME_STRENGTH, field_strength
 

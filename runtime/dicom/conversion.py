@@ -16,7 +16,8 @@ import numpy as np
 
 from qsm_deploy.kernels.errors import DataError, EngineError
 from qsm_deploy.runtime.dicom.acquisition import Acquisition, as_images
-from qsm_deploy.runtime.dicom.frames import Frame, classics, damaged
+from qsm_deploy.runtime.dicom.frames import classics, damaged
+from qsm_deploy.runtime.dicom.headers import Frame
 from qsm_deploy.runtime.scan.phase_scale import is_vague
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.dicom.acquisition import Acquisition
-from qsm_deploy.runtime.dicom.frames import Frame, classics, damaged
+from qsm_deploy.runtime.dicom.frames import classics, damaged
+from qsm_deploy.runtime.dicom.headers import Frame
 from qsm_deploy.runtime.dicom.map_series import (
     ASKED_FOR,
     PPB,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.dicom.acquisition import Acquisition, affine_of
 from qsm_deploy.runtime.dicom.derived_images import file_bytes, phase_of
-from qsm_deploy.runtime.dicom.frames import WHERE, damaged
+from qsm_deploy.runtime.dicom.frames import damaged
+from qsm_deploy.runtime.dicom.headers import WHERE
 from qsm_deploy.runtime.dicom.map_series import (
     ASKED_FOR,
     PPB,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.dicom.acquisition import normal
-from qsm_deploy.runtime.dicom.frames import Frame
+from qsm_deploy.runtime.dicom.headers import Frame
 
 Stack = tuple[float, tuple[Frame, ...]]  # echo time [s], and its images along the slices
 SPACING, ORIENTATION = 0.01, 1e-4  # that slices may differ by: relative, and of unit vectors

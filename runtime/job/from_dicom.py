@@ -44,9 +44,9 @@ def volumes_from(
     QsmDeployError
         As :func:`read_frames`, :func:`acquisition_of` and :func:`convert`.
     """
+    from qsm_deploy.runtime.dicom.choice import acquisition_of
     from qsm_deploy.runtime.dicom.conversion import convert
     from qsm_deploy.runtime.dicom.frames import read_frames
-    from qsm_deploy.runtime.dicom.series import acquisition_of
 
     log.stage("reading DICOM headers")
     acquisition = acquisition_of(read_frames(folder), folder, series)
@@ -69,7 +69,7 @@ def folder_series(folder: Path) -> str:
     DataError
         If it holds no MR image, or one is damaged.
     """
+    from qsm_deploy.runtime.dicom.choice import list_series
     from qsm_deploy.runtime.dicom.frames import read_frames
-    from qsm_deploy.runtime.dicom.series import list_series
 
     return list_series(read_frames(folder), folder)

@@ -91,6 +91,11 @@ class Outputs:
                 raise UsageError(f"{path} is an input of this run; choose another output")
             if path.resolve() in written:
                 raise UsageError(f"two outputs would go to {path}; choose another name for one")
+            if self.dicom is not None and path.resolve().parent == self.dicom.folder.resolve():
+                raise UsageError(
+                    f"{path} would lie among the images of --dicom-out, and viewers open all of a "
+                    "folder; choose another"
+                )
             written.add(path.resolve())
             check_writable(path, force=self.force)
         for sidecar in self.sidecars:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import QsmDeployError
+from qsm_deploy.runtime.dicom.choice import acquisition_of
 from qsm_deploy.runtime.dicom.conversion import convert
 from qsm_deploy.runtime.dicom.frames import read_frames
-from qsm_deploy.runtime.dicom.series import acquisition_of
 from tests.fuzz.damage import damaged
 from tests.runtime.dicom.vendors import gradient_echo, write_series
 

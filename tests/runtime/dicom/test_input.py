@@ -21,9 +21,9 @@ from pydicom.uid import (
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.dicom.acquisition import affine_of, as_images
+from qsm_deploy.runtime.dicom.choice import acquisition_of, list_series
 from qsm_deploy.runtime.dicom.conversion import convert, phase_unit
 from qsm_deploy.runtime.dicom.frames import read_frames
-from qsm_deploy.runtime.dicom.series import acquisition_of, list_series
 from qsm_deploy.runtime.local_field.echo_images import (
     EchoImages,
     images_with_sidecars,
@@ -246,7 +246,7 @@ REFUSED = {
     "SWI in the name of the sequence": (
         "siemens",
         of_phase(SequenceName="*swi3d3r", SeriesDescription=""),
-        "series 12 is filtered or projected",
+        "series 12 is called susceptibility-weighted",
     ),
     "derived": ("ge", each(ImageType=["DERIVED", "SECONDARY", "OTHER"]), "is derived"),
     "velocities": (
@@ -393,15 +393,29 @@ def test_a_field_map_of_the_study_is_not_taken_for_the_phase(tmp_path, time):
 def test_a_series_that_is_named_and_cannot_be_taken_is_not_left_out(tmp_path):
     def filtered(image):
         image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), "1.2.3.4"
-        image.SeriesNumber, image.SeriesDescription = 30, "SWI"
+        image.SeriesNumber, image.SeriesDescription = 30, "Pha_Images"
         return image.role == "phase"
 
     written(tmp_path / "in", "siemens")
     written(tmp_path / "in" / "swi", "siemens", edit=filtered)
     headers = read_frames(tmp_path / "in")
     assert {f.series_number for f in acquisition_of(headers, tmp_path).frames} == {11, 12}
-    with pytest.raises(DataError, match=r"series 30 \(SWI\) is filtered"):
+    with pytest.raises(DataError, match=r"series 30 \(Pha_Images\) is filtered"):
         acquisition_of(headers, tmp_path, [12, 30])
+
+
+def test_a_phase_that_is_weighted_by_its_name_alone_is_taken_if_named(tmp_path):
+    written(tmp_path / "in", "siemens", edit=each(SeriesDescription="SWI multi-echo"))
+    headers = read_frames(tmp_path / "in")
+    with pytest.raises(DataError, match=r"is called susceptibility-weighted.* pass --series 12"):
+        acquisition_of(headers, tmp_path)
+    assert len(acquisition_of(headers, tmp_path, [12]).echoes) == 3
+
+
+def test_a_field_strength_of_nothing_is_not_stated(tmp_path):
+    written(tmp_path / "in", "siemens", edit=each(ImagingFrequency="0"))
+    acquisition = acquisition_of(read_frames(tmp_path / "in"), tmp_path)
+    assert acquisition.field_strength_t == 3
 
 
 def test_a_magnitude_that_is_named_and_does_not_fit_is_not_left_out(tmp_path):

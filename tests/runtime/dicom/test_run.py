@@ -104,6 +104,7 @@ def test_the_list_of_series(run, tmp_path):
         (("--series", "3"), 3, r"no series 3; it holds series 5 \(qsm_gre\)"),
         (("--dicom-out", "study"), 2, "holds 144 files that are none of this map"),
         (("--dicom-out", "no/map"), 3, "no is not a folder"),
+        (("--dicom-out", "map", "-o", "map/x.nii.gz"), 2, "would lie among the images"),
         (("--magnitude", "mask.nii.gz"), 2, "--dicom finds its images itself; drop --magnitude"),
         (("--bids", "study"), 2, "drop --bids"),
         (
