@@ -26,6 +26,8 @@ async function unpacked(text) {
   return new Int16Array(await new Response(stream).arrayBuffer());
 }
 
+// zooms, goes back and so on
+const theBrowsers = (event) => event.ctrlKey || event.altKey || event.metaKey;
 const product = (row, [x, y, z]) => row[0] * x + row[1] * y + row[2] * z + row[3];
 
 function placeText({ before, row, after, ends }, at) {
@@ -123,6 +125,7 @@ class Viewer {
       return at;
     };
     canvas.onpointerdown = (event) => {
+      if (event.button) return;
       this.move(voxel(event));
       canvas.setPointerCapture(event.pointerId);
     };
@@ -133,6 +136,7 @@ class Viewer {
     };
     canvas.onpointerleave = () => { this.pointed = null; this.tell(); };
     canvas.addEventListener("wheel", (event) => {
+      if (theBrowsers(event)) return;
       event.preventDefault();
       const turned = event.deltaY * (event.deltaMode ? NOTCH : 1); // lines and pages are notches
       this.spun += Math.max(-NOTCH, Math.min(NOTCH, turned));
@@ -144,7 +148,7 @@ class Viewer {
       ArrowDown: [plane.up, -1], ArrowUp: [plane.up, 1], PageDown: [plane.through, -1],
       PageUp: [plane.through, 1] };
     panel.onkeydown = (event) => {
-      if (!(event.key in keys)) return;
+      if (theBrowsers(event) || !(event.key in keys)) return;
       event.preventDefault();
       this.step(...keys[event.key]);
     };

@@ -44,10 +44,10 @@ const at = (canvas, x, y, kind, more = {}) => {
   const where = { clientX: box.left + (x + 0.5) / canvas.width * box.width,
     clientY: box.top + (y + 0.5) / canvas.height * box.height, bubbles: true, cancelable: true };
   const Kind = kind === "wheel" ? WheelEvent : PointerEvent;
-  canvas.dispatchEvent(new Kind(kind, { ...where, ...more }));
+  return canvas.dispatchEvent(new Kind(kind, { ...where, ...more }));
 };
-const key = (canvas, name) => canvas.parentElement.dispatchEvent(
-  new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const key = (canvas, name, more = {}) => canvas.parentElement.dispatchEvent(
+  new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true, ...more }));
 """
 
 
@@ -286,6 +286,19 @@ def test_greys_follow_the_values_the_cross_and_the_windows(tmp_path) -> None:
     assert found["left"] == ["-", "-"]
     last = Planes(mask, AFFINE, (keyed[0], 2, 14))
     assert found["titles"] == [last.title(plane) for plane in PLANES]
+
+
+def test_what_is_the_browsers_own_stays_so(tmp_path) -> None:
+    chi, mask = head()
+    text = viewer([Row("χ", chi, WINDOW)], mask, GEOMETRY, AFFINE)
+    body = f"""{GREYS}
+      const panel = {CANVAS % (0, 0)}, before = text('.titles output');
+      at(panel, 6, 7, "pointerdown", {{ button: 2, buttons: 2 }});
+      const left = [at(panel, 6, 7, "wheel", {{ deltaY: 100, ctrlKey: true }}),
+        key(panel, "ArrowLeft", {{ altKey: true }}), key(panel, "ArrowRight", {{ metaKey: true }})];
+      const same = String(before) === String(text('.titles output'));
+      return [left, same, key(panel, "ArrowLeft")];"""
+    assert driven(shown(text), tmp_path, body) == [[True, True, True], True, False]
 
 
 def test_the_screen_shows_the_greys_of_the_central_slices(tmp_path) -> None:
