@@ -365,3 +365,15 @@ def test_nothing_is_cut_off_at_any_width(width, tmp_path) -> None:
     beyond, inside = driven(text, tmp_path, body, width=width)
     assert beyond <= 0
     assert inside
+
+
+@pytest.mark.parametrize("height", [500, 1000])
+def test_no_panel_is_higher_than_the_screen(height, tmp_path) -> None:
+    chi, mask = head()
+    tall = Geometry(SHAPE, (1, 1, 20))
+    text = shown(viewer([Row("χ", chi, WINDOW)], mask, tall, np.diag([1, 1, 20, 1.0])))
+    body = """return [...document.querySelectorAll('canvas')].map((canvas) =>
+      [canvas.getBoundingClientRect().height / innerHeight, canvas.parentElement.role])"""
+    panels = driven(text, tmp_path, body, height=height)
+    assert max(high for high, _ in panels) <= 0.86
+    assert {role for _, role in panels} == {"application"}  # or a screen reader keeps the arrows
