@@ -1,5 +1,6 @@
 """The index of a cohort's pages: a row for every recording, what looks wrong first."""
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ COMPARED = {
 FEWEST = 4  # recordings that have a usual value
 ODD = 3.5  # robust standard deviations from the median
 LEAST_SIGMA = 0.05  # of the median
-THUMBNAIL_PIXELS = 120  # its height
+THUMBNAIL_PIXELS = 120  # its longer side
 ABOUT = (
     "What failed comes first, then what has most to look at, then by field residual. A number in "
     f"red is odd: it lies more than {ODD:g} robust standard deviations ({NORMAL_PER_MEDIAN} times "
@@ -94,9 +95,12 @@ def index_page(seen: Sequence[Seen]) -> str:
     head = ["", "recording", "what to look at"]
     head += [f"{c.title} [{c.unit}]" if c.unit else c.title for c in COMPARED.values()]
     usual = sorted({line for one in seen for line in one.usual})
+    makers = Counter(one.summary["title"] for one in seen if not one.failed).most_common()
+    made = "; ".join(f"{n} by {maker}" for maker, n in makers)
     parts = [
         "<h1>Susceptibility maps</h1>",
         note(f"{count} {PURPOSE}"),
+        note(f"Made: {made}.") if made else "",
         note(ABOUT),
         *(note(f"Noted of most: {text}") for text in usual),
         table([*head, "voxel [mm]"], map(_row, ordered), text_columns=(1, 2), marked=failed),
@@ -136,7 +140,8 @@ def _row(one: Seen) -> tuple[Cell, ...]:
         numbers.append((text, "over" if key in one.odd else ""))
     sizes = [f"{size:.3g}" for size in summary.get("voxel_size_mm", ())]
     voxel = (" x ".join(sizes) or "-", "")
-    linked = (_link(one, _thumbnail(one)), _link(one, escape(summary["name"])), lines)
+    drawn = _thumbnail(one)
+    linked = (_link(one, drawn) if drawn else "", _link(one, escape(summary["name"])), lines)
     return (*cells(*linked), *numbers, voxel)
 
 
@@ -148,6 +153,8 @@ def _thumbnail(one: Seen) -> str:
     drawn = one.summary.get("thumbnail")
     if drawn is None:
         return ""
-    width, height = drawn["size_mm"]
-    size = f'width="{THUMBNAIL_PIXELS * width / height:.0f}" height="{THUMBNAIL_PIXELS}"'
-    return f'<img class="thumbnail" {size} alt="" src="{png_source(drawn["png"])}">'
+    longer = max(drawn["size_mm"])
+    width, height = (math.ceil(THUMBNAIL_PIXELS * side / longer) for side in drawn["size_mm"])
+    alt = f"axial plane of {escape(one.summary['name'])}"
+    size = f'width="{width}" height="{height}" alt="{alt}"'
+    return f'<img class="thumbnail" {size} src="{png_source(drawn["png"])}">'
