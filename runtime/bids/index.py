@@ -49,8 +49,9 @@ ABOUT = (
     "What failed comes first, then what has most to look at, then by field residual. A number in "
     f"red is odd: it lies more than {ODD:g} robust standard deviations ({NORMAL_PER_MEDIAN} times "
     f"the median distance from the median, at least {100 * LEAST_SIGMA:g} % of that) above the "
-    f"cohort's median or, a mask, to either side of it; from {FEWEST} recordings on. Noise is that "
-    "of the field, by its spectrum. That nothing is odd does not make a map right."
+    "cohort's median or, a mask, to either side of it; or it is a voxel size that not most have; "
+    f"from {FEWEST} recordings on. Noise is that of the field, by its spectrum. That nothing is "
+    "odd does not make a map right."
 )
 
 
@@ -72,6 +73,12 @@ class Seen:
     def notes(self) -> list[str]:
         """What its run noted."""
         return list(self.summary.get("notes", ()))
+
+    @property
+    def voxel(self) -> str:
+        """Its voxel size."""
+        sizes = (f"{size:.3g}" for size in self.summary.get("voxel_size_mm", ()))
+        return " x ".join(sizes) or "-"
 
     @property
     def lines(self) -> list[str]:
@@ -124,10 +131,18 @@ def judge(seen: Sequence[Seen]) -> None:
                 text = f"{compared.title} {compared.text(value)}"
                 one.odd[name] = f"{text}, the cohort's median is {compared.text(median)}"
     finished = [one for one in seen if not one.failed]
-    counts = Counter(line for one in finished for line in set(one.notes))
-    usual = {line for line, n in counts.items() if n > max(len(finished) / 2, FEWEST - 1)}
+    for size in _of_most([one.voxel for one in finished], len(finished)):
+        for one in finished:
+            if one.voxel != size:
+                one.odd["voxel"] = f"voxel {one.voxel} mm, most have {size}"
+    usual = _of_most([line for one in finished for line in set(one.notes)], len(finished))
     for one in seen:
         one.usual = frozenset(usual.intersection(one.notes))
+
+
+def _of_most(said: Sequence[str], recordings: int) -> set[str]:
+    """Return what more than half of the recordings say, and not too few."""
+    return {text for text, n in Counter(said).items() if n > max(recordings / 2, FEWEST - 1)}
 
 
 def _row(one: Seen) -> tuple[Cell, ...]:
@@ -138,8 +153,7 @@ def _row(one: Seen) -> tuple[Cell, ...]:
         value = summary.get(key)
         text = "-" if value is None else f"{value:.{compared.digits}f}"
         numbers.append((text, "over" if key in one.odd else ""))
-    sizes = [f"{size:.3g}" for size in summary.get("voxel_size_mm", ())]
-    voxel = (" x ".join(sizes) or "-", "")
+    voxel = (one.voxel, "over" if "voxel" in one.odd else "")
     drawn = _thumbnail(one)
     linked = (_link(one, drawn) if drawn else "", _link(one, escape(summary["name"])), lines)
     return (*cells(*linked), *numbers, voxel)

@@ -204,3 +204,18 @@ def test_a_cohort_of_few_has_nothing_odd_and_what_all_have_is_said_once() -> Non
         ["mask 700 ml, the cohort's median is 1000 ml", "y"]
     ]
     assert sorted(many, key=Seen.rank)[0] is many[-1]
+
+
+def test_a_voxel_size_that_not_most_have_is_odd() -> None:
+    def seen(n: int, *size: float) -> Seen:
+        return Seen(f"{n}.html", {"name": f"{n}", "title": "tv", "voxel_size_mm": size})
+
+    alike = [seen(n, 1, 1, 2.0001) for n in range(4)]
+    other = seen(4, 1, 1, 3)
+    index_page([*alike, other])
+    assert [one.lines for one in alike] == [[]] * 4
+    assert other.lines == ["voxel 1 x 1 x 3 mm, most have 1 x 1 x 2"]
+    halves = [seen(n, 1, 1, 2 + n % 2) for n in range(10)]
+    judge(halves)
+    assert not any(one.lines for one in halves)
+    judge([])
