@@ -1,6 +1,7 @@
 """The index of a cohort's pages: a row for every recording, what looks wrong first."""
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ COMPARED = {
 FEWEST = 4  # recordings that have a usual value
 ODD = 3.5  # robust standard deviations from the median
 LEAST_SIGMA = 0.05  # of the median
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?")
 THUMBNAIL_PIXELS = 120  # its longer side
 ABOUT = (
     "What failed comes first, then what has most to look at, then by field residual. A number in "
@@ -62,7 +64,7 @@ class Seen:
     file: str
     summary: dict[str, Any]
     odd: dict[str, str] = field(default_factory=dict)
-    usual: frozenset[str] = frozenset()  # notes that most of the cohort have
+    usual: frozenset[str] = frozenset()  # notes that most of the cohort have, but for their numbers
 
     @property
     def failed(self) -> str | None:
@@ -84,7 +86,7 @@ class Seen:
     def lines(self) -> list[str]:
         """What to look at."""
         first = [self.failed] if self.failed else []
-        return [*first, *self.odd.values(), *(n for n in self.notes if n not in self.usual)]
+        return [*first, *self.odd.values(), *(n for n in self.notes if _kind(n) not in self.usual)]
 
     def rank(self) -> tuple[bool, int, float, str]:
         """Return what sorts it: what looks wrong first."""
@@ -135,9 +137,15 @@ def judge(seen: Sequence[Seen]) -> None:
         for one in finished:
             if one.voxel != size:
                 one.odd["voxel"] = f"voxel {one.voxel} mm, most have {size}"
-    usual = _of_most([line for one in finished for line in set(one.notes)], len(finished))
+    kinds = [kind for one in finished for kind in set(map(_kind, one.notes))]
+    usual = _of_most(kinds, len(finished))
     for one in seen:
-        one.usual = frozenset(usual.intersection(one.notes))
+        one.usual = frozenset(usual.intersection(map(_kind, one.notes)))
+
+
+def _kind(text: str) -> str:
+    """Return a note without its numbers."""
+    return NUMBER.sub("…", text)
 
 
 def _of_most(said: Sequence[str], recordings: int) -> set[str]:

@@ -206,6 +206,27 @@ def test_a_cohort_of_few_has_nothing_odd_and_what_all_have_is_said_once() -> Non
     assert sorted(many, key=Seen.rank)[0] is many[-1]
 
 
+def test_what_most_note_with_other_numbers_is_usual() -> None:
+    def seen(n: int, *notes: str) -> Seen:
+        return Seen(f"{n}.html", {"name": f"{n}", "title": "tv", "notes": notes})
+
+    many = [
+        *(seen(n, f"taking {30.5 + n} % of the volume", "x 1") for n in range(4)),
+        seen(4, "y 2"),
+    ]
+    assert "Noted of most: taking … % of the volume" in index_page(many)
+    assert [one.lines for one in many] == [[]] * 4 + [["y 2"]]
+
+
+def test_notes_are_compared_without_the_names_that_pages_may_tell(run, dataset, tmp_path) -> None:
+    for mask in dataset.glob("sub-*/anat/*_mask.nii.gz"):
+        mask.write_bytes(nifti_bytes(np.ones(SHAPE, np.uint8), np.diag([1.0, 1.0, 2.0, 1.0])))
+    assert run("--html-names")[0] == 3
+    text = (tmp_path / "pages" / "index.html").read_text()
+    assert "Noted of most: the mask: … % of the volume is inside" in text
+    assert "sub-1_mask.nii.gz: 100 % of" in (tmp_path / "pages" / "sub-1.html").read_text()
+
+
 def test_a_voxel_size_that_not_most_have_is_odd() -> None:
     def seen(n: int, *size: float) -> Seen:
         return Seen(f"{n}.html", {"name": f"{n}", "title": "tv", "voxel_size_mm": size})
