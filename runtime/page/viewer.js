@@ -41,9 +41,9 @@ class Row {
   constructor(element, facts, values) {
     Object.assign(this, { element, values }, facts);
     this.palette = palette(COLOURS[this.colours]);
-    const stops = COLOURS[this.colours].map((stop) => `#${stop}`);
-    this.find(".bar").style.background = `linear-gradient(to right, ${stops})`;
-    this.canvases = [...element.querySelectorAll("canvas")];
+    const bar = new ImageData(new Uint8ClampedArray(this.palette.buffer), GREYS, 1);
+    this.find(".bar").getContext("2d").putImageData(bar, 0, 0);
+    this.canvases = [...element.querySelectorAll(".panel canvas")];
   }
 
   find(selector) { return this.element.querySelector(selector); }
@@ -192,7 +192,7 @@ class Viewer {
   }
 
   smooth() { // voxels stay voxels, unless there are more of them than pixels
-    for (const canvas of this.element.querySelectorAll("canvas")) {
+    for (const canvas of this.element.querySelectorAll(".panel canvas")) {
       const shown = canvas.getBoundingClientRect().width * devicePixelRatio;
       canvas.style.imageRendering = shown < canvas.width ? "auto" : "pixelated";
     }

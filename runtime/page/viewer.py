@@ -231,7 +231,8 @@ def _row(row: Row, planes: Planes, sides_mm: Vector) -> str:
         f'<div class="row">{panels}<fieldset><legend>{escape(row.name)}</legend>'
         '<div><p><output class="value"></output> <span>at the cross</span></p>'
         '<p><output class="pointed"></output> <span>under the pointer</span></p></div>'
-        f'<div><div class="bar"></div><p class="ends"><span></span><span>{facts["unit"]}</span>'
-        f'<span></span></p></div><div>{ends}<button type="button">reset</button></div>'
+        '<div><canvas class="bar" width="256" height="1"></canvas><p class="ends"><span></span>'
+        f"<span>{facts['unit']}</span><span></span></p></div><div>{ends}"
+        '<button type="button">reset</button></div>'
         "</fieldset></div>\n"
     )
