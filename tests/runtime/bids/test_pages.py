@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids import pages
 from qsm_deploy.runtime.bids.index import Seen, index_page, judge
 from qsm_deploy.runtime.cli import main
@@ -172,6 +173,20 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_flag(dataset, tmp_path, 
     assert main(words) == 3
     assert "choose another --html" in capsys.readouterr().err
     assert not (dataset / "derivatives").exists()
+
+
+def test_a_map_whose_page_cannot_be_written_is_told_of(
+    dataset, tmp_path, monkeypatch, capsys
+) -> None:
+    def full(*_) -> None:
+        raise DataError("no space")
+
+    monkeypatch.setattr(pages.Pages, "made", full)
+    words = ["--bids", str(dataset), "--method", "tkd", "-q", "--participant-label", "1"]
+    assert main([*words, "--html", str(tmp_path / "pages")]) == 3
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).is_file()
+    assert "sub-1: no space" in err
 
 
 def test_no_file_of_others_is_written_over(run, tmp_path) -> None:
