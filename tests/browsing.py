@@ -82,10 +82,10 @@ def browser() -> str:
     return found
 
 
-def screenshot(page: Path, folder: Path, width: int, height: int) -> Path:
+def screenshot(page: Path, folder: Path, width: int, height: int, *flags: str) -> Path:
     """Return a picture of a page that was opened."""
     shot = folder / "shot.png"
-    _browse(page, folder, f"--window-size={width},{height}", f"--screenshot={shot}")
+    _browse(page, folder, f"--window-size={width},{height}", f"--screenshot={shot}", *flags)
     return shot
 
 

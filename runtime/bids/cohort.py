@@ -257,13 +257,12 @@ class _Run:
         run = finished.report
         self.outcome.reports.append({"recording": recording.name, "map": str(chi), **run})
         if request.dry_run:
-            line = f"{recording.name}: {report.plan_line(run)} -> {chi}"
-        else:
-            self.log.tell(f"{run['total_seconds']:.1f} s")
-            line = str(chi)
-            if self.pages is not None:
-                self.pages.made(recording.name, finished, request)
-        self.outcome.lines.append(line)
+            self.outcome.lines.append(f"{recording.name}: {report.plan_line(run)} -> {chi}")
+            return
+        self.log.tell(f"{run['total_seconds']:.1f} s")
+        self.outcome.lines.append(str(chi))  # which is there, even if its page cannot be written
+        if self.pages is not None:
+            self.pages.made(recording.name, finished, request)
 
     def _measured(
         self, recording: Recording, stages: Stages

@@ -1,5 +1,7 @@
 """The index of a cohort's pages: a row for every recording, what looks wrong first."""
 
+import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -43,13 +45,15 @@ COMPARED = {
 FEWEST = 4  # recordings that have a usual value
 ODD = 3.5  # robust standard deviations from the median
 LEAST_SIGMA = 0.05  # of the median
-THUMBNAIL_PIXELS = 120  # its height
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?")
+THUMBNAIL_PIXELS = 120  # its longer side
 ABOUT = (
     "What failed comes first, then what has most to look at, then by field residual. A number in "
     f"red is odd: it lies more than {ODD:g} robust standard deviations ({NORMAL_PER_MEDIAN} times "
     f"the median distance from the median, at least {100 * LEAST_SIGMA:g} % of that) above the "
-    f"cohort's median or, a mask, to either side of it; from {FEWEST} recordings on. Noise is that "
-    "of the field, by its spectrum. That nothing is odd does not make a map right."
+    "cohort's median or, a mask, to either side of it; or it is a voxel size that not most have; "
+    f"from {FEWEST} recordings on. Noise is that of the field, by its spectrum. That nothing is "
+    "odd does not make a map right."
 )
 
 
@@ -60,7 +64,7 @@ class Seen:
     file: str
     summary: dict[str, Any]
     odd: dict[str, str] = field(default_factory=dict)
-    usual: frozenset[str] = frozenset()  # notes that most of the cohort have
+    usual: frozenset[str] = frozenset()  # notes that most of the cohort have, but for their numbers
 
     @property
     def failed(self) -> str | None:
@@ -73,10 +77,16 @@ class Seen:
         return list(self.summary.get("notes", ()))
 
     @property
+    def voxel(self) -> str:
+        """Its voxel size."""
+        sizes = (f"{size:.3g}" for size in self.summary.get("voxel_size_mm", ()))
+        return " x ".join(sizes) or "-"
+
+    @property
     def lines(self) -> list[str]:
         """What to look at."""
         first = [self.failed] if self.failed else []
-        return [*first, *self.odd.values(), *(n for n in self.notes if n not in self.usual)]
+        return [*first, *self.odd.values(), *(n for n in self.notes if _kind(n) not in self.usual)]
 
     def rank(self) -> tuple[bool, int, float, str]:
         """Return what sorts it: what looks wrong first."""
@@ -94,9 +104,12 @@ def index_page(seen: Sequence[Seen]) -> str:
     head = ["", "recording", "what to look at"]
     head += [f"{c.title} [{c.unit}]" if c.unit else c.title for c in COMPARED.values()]
     usual = sorted({line for one in seen for line in one.usual})
+    makers = Counter(one.summary["title"] for one in seen if not one.failed).most_common()
+    made = "; ".join(f"{n} by {maker}" for maker, n in makers)
     parts = [
         "<h1>Susceptibility maps</h1>",
         note(f"{count} {PURPOSE}"),
+        note(f"Made: {made}.") if made else "",
         note(ABOUT),
         *(note(f"Noted of most: {text}") for text in usual),
         table([*head, "voxel [mm]"], map(_row, ordered), text_columns=(1, 2), marked=failed),
@@ -120,10 +133,24 @@ def judge(seen: Sequence[Seen]) -> None:
                 text = f"{compared.title} {compared.text(value)}"
                 one.odd[name] = f"{text}, the cohort's median is {compared.text(median)}"
     finished = [one for one in seen if not one.failed]
-    counts = Counter(line for one in finished for line in set(one.notes))
-    usual = {line for line, n in counts.items() if n > max(len(finished) / 2, FEWEST - 1)}
+    for size in _of_most([one.voxel for one in finished], len(finished)):
+        for one in finished:
+            if one.voxel != size:
+                one.odd["voxel"] = f"voxel {one.voxel} mm, most have {size}"
+    kinds = [kind for one in finished for kind in set(map(_kind, one.notes))]
+    usual = _of_most(kinds, len(finished))
     for one in seen:
-        one.usual = frozenset(usual.intersection(one.notes))
+        one.usual = frozenset(usual.intersection(map(_kind, one.notes)))
+
+
+def _kind(text: str) -> str:
+    """Return a note without its numbers."""
+    return NUMBER.sub("…", text)
+
+
+def _of_most(said: Sequence[str], recordings: int) -> set[str]:
+    """Return what more than half of the recordings say, and not too few."""
+    return {text for text, n in Counter(said).items() if n > max(recordings / 2, FEWEST - 1)}
 
 
 def _row(one: Seen) -> tuple[Cell, ...]:
@@ -134,9 +161,9 @@ def _row(one: Seen) -> tuple[Cell, ...]:
         value = summary.get(key)
         text = "-" if value is None else f"{value:.{compared.digits}f}"
         numbers.append((text, "over" if key in one.odd else ""))
-    sizes = [f"{size:.3g}" for size in summary.get("voxel_size_mm", ())]
-    voxel = (" x ".join(sizes) or "-", "")
-    linked = (_link(one, _thumbnail(one)), _link(one, escape(summary["name"])), lines)
+    voxel = (one.voxel, "over" if "voxel" in one.odd else "")
+    drawn = _thumbnail(one)
+    linked = (_link(one, drawn) if drawn else "", _link(one, escape(summary["name"])), lines)
     return (*cells(*linked), *numbers, voxel)
 
 
@@ -148,6 +175,8 @@ def _thumbnail(one: Seen) -> str:
     drawn = one.summary.get("thumbnail")
     if drawn is None:
         return ""
-    width, height = drawn["size_mm"]
-    size = f'width="{THUMBNAIL_PIXELS * width / height:.0f}" height="{THUMBNAIL_PIXELS}"'
-    return f'<img class="thumbnail" {size} alt="" src="{png_source(drawn["png"])}">'
+    longer = max(drawn["size_mm"])
+    width, height = (math.ceil(THUMBNAIL_PIXELS * side / longer) for side in drawn["size_mm"])
+    alt = f"axial plane of {escape(one.summary['name'])}"
+    size = f'width="{width}" height="{height}" alt="{alt}"'
+    return f'<img class="thumbnail" {size} src="{png_source(drawn["png"])}">'

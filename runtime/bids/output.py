@@ -170,8 +170,8 @@ def _remove_empty(folder: Path) -> None:
         os.removedirs(folder)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and those above it.
+def make_folder(folder: Path, flag: str = "--output") -> None:
+    """Create a folder, which a flag names, and those above it.
 
     Raises
     ------
@@ -182,5 +182,5 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"cannot create {folder}: {error.strerror}; choose another --output"
+            f"cannot create {folder}: {error.strerror}; choose another {flag}"
         ) from error

@@ -28,7 +28,7 @@ from qsm_deploy.runtime.page.parts import json_script, note, page
 INDEX = "index.html"
 SUMMARY = re.compile(r'<script type="application/json" class="summary">(.*?)</script>', re.S)
 HEAD_BYTES = 1 << 18  # of a page, that its summary is in
-EARLIER = "the map was there before the page was asked for; --force makes both again"
+EARLIER = "there is a map and no page of it; --force makes both again"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Pages:
     def begin(self, names: Iterable[str]) -> None:
         """Make the folder, and refuse to write over what is no page of a cohort.
 
+        What was wrong with a subject whose recordings are found now, or with a derivative that is
+        read now, is no longer there.
+
         Raises
         ------
         UsageError
@@ -56,10 +59,16 @@ class Pages:
         DataError
             If the folder cannot be made.
         """
-        make_folder(self.folder)
-        for path in (self.folder / INDEX, *map(self._page, names)):
+        make_folder(self.folder, "--html")
+        names = set(names)
+        for path in (self.folder / INDEX, *map(self._page, sorted(names))):
             if path.exists() and _summary_of(path) is None:
                 raise UsageError(f"{path} is no page of qsm-run --bids; choose another --html")
+        for one in self._seen():
+            name = one.summary["name"]
+            found = any(other.startswith(f"{name}_") for other in names)
+            if one.failed and name not in names and (found or not name.startswith("sub-")):
+                (self.folder / one.file).unlink(missing_ok=True)
 
     def made(self, name: str, finished: Finished, request: Request) -> None:
         """Write the page of a recording that has a map."""
@@ -110,4 +119,4 @@ def _summary_of(path: Path) -> dict[str, Any] | None:
         summary = json.loads(found[1]) if found else None
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and "name" in summary else None
+    return summary if isinstance(summary, dict) and summary.get("name") else None

@@ -51,7 +51,8 @@ def run_page(
         Of the recording, in a cohort.
     """
     title = f"{name}: {run['title']}" if name else f"Susceptibility map: {run['title']}"
-    notes = [n if outputs.html_names else without_names(n, files) for n in run["input"]["notes"]]
+    notes = [without_names(said, files) for said in run["input"]["notes"]]
+    shown = run["input"]["notes"] if outputs.html_names else notes
     looked = viewer(
         scan_rows(scan, maps, unit=outputs.units, window=outputs.window),
         scan.mask,
@@ -69,7 +70,7 @@ def run_page(
         [
             f"<h1>{escape(title)}</h1>",
             note(PURPOSE),
-            "".join(f'<p class="warning">{escape(line)}</p>\n' for line in notes),
+            "".join(f'<p class="warning">{escape(line)}</p>\n' for line in shown),
             looked,
             section("How it was made", table(("", ""), rows, text_columns=(1,))),
         ],

@@ -110,7 +110,10 @@ class Outputs:
             raise UsageError("--html-names is of a page; add --html FILE.html")
         if self.figure is None and self.html is None:
             if self.slices is not None or self.window is not None:
-                raise UsageError("--slices and --window are of a picture; add --figure FILE.png")
+                raise UsageError(
+                    "--slices and --window are of a picture; add --figure FILE.png or --html "
+                    "FILE.html"
+                )
             return
         from qsm_deploy.runtime.page.figure import require_look, require_matplotlib
 

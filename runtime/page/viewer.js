@@ -26,6 +26,8 @@ async function unpacked(text) {
   return new Int16Array(await new Response(stream).arrayBuffer());
 }
 
+// zooms, goes back and so on
+const theBrowsers = (event) => event.ctrlKey || event.altKey || event.metaKey;
 const product = (row, [x, y, z]) => row[0] * x + row[1] * y + row[2] * z + row[3];
 
 function placeText({ before, row, after, ends }, at) {
@@ -39,9 +41,9 @@ class Row {
   constructor(element, facts, values) {
     Object.assign(this, { element, values }, facts);
     this.palette = palette(COLOURS[this.colours]);
-    const stops = COLOURS[this.colours].map((stop) => `#${stop}`);
-    this.find(".bar").style.background = `linear-gradient(to right, ${stops})`;
-    this.canvases = [...element.querySelectorAll("canvas")];
+    const bar = new ImageData(new Uint8ClampedArray(this.palette.buffer), GREYS, 1);
+    this.find(".bar").getContext("2d").putImageData(bar, 0, 0);
+    this.canvases = [...element.querySelectorAll(".panel canvas")];
   }
 
   find(selector) { return this.element.querySelector(selector); }
@@ -123,6 +125,7 @@ class Viewer {
       return at;
     };
     canvas.onpointerdown = (event) => {
+      if (event.button) return;
       this.move(voxel(event));
       canvas.setPointerCapture(event.pointerId);
     };
@@ -133,6 +136,7 @@ class Viewer {
     };
     canvas.onpointerleave = () => { this.pointed = null; this.tell(); };
     canvas.addEventListener("wheel", (event) => {
+      if (theBrowsers(event)) return;
       event.preventDefault();
       const turned = event.deltaY * (event.deltaMode ? NOTCH : 1); // lines and pages are notches
       this.spun += Math.max(-NOTCH, Math.min(NOTCH, turned));
@@ -144,7 +148,7 @@ class Viewer {
       ArrowDown: [plane.up, -1], ArrowUp: [plane.up, 1], PageDown: [plane.through, -1],
       PageUp: [plane.through, 1] };
     panel.onkeydown = (event) => {
-      if (!(event.key in keys)) return;
+      if (theBrowsers(event) || !(event.key in keys)) return;
       event.preventDefault();
       this.step(...keys[event.key]);
     };
@@ -188,7 +192,7 @@ class Viewer {
   }
 
   smooth() { // voxels stay voxels, unless there are more of them than pixels
-    for (const canvas of this.element.querySelectorAll("canvas")) {
+    for (const canvas of this.element.querySelectorAll(".panel canvas")) {
       const shown = canvas.getBoundingClientRect().width * devicePixelRatio;
       canvas.style.imageRendering = shown < canvas.width ? "auto" : "pixelated";
     }

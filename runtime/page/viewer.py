@@ -92,9 +92,11 @@ def viewer(
         said += f" {clipped} values lie beyond what the page holds, and are shown at its end."
     facts = _facts(rows, planes, geometry, halvings)
     sides_mm = planes.sides_mm(geometry.voxel_size_mm)
+    x, y, z = sides_mm
+    sizes = f"--x:{x:g}fr;--y:{y:g}fr;--wide:{(2 * x + y) / max(y, z):g}"
     return "".join(
         (
-            f'<div class="viewer" style="--x:{sides_mm[0]:g}fr;--y:{sides_mm[1]:g}fr">\n',
+            f'<div class="viewer" style="{sizes}">\n',
             still,
             f"<noscript>{note(NO_SCRIPT)}</noscript>\n",
             f'<p class="note said">{escape(said.strip())}</p>\n',
@@ -206,7 +208,8 @@ def _titles() -> str:
 def _row(row: Row, planes: Planes, sides_mm: Vector) -> str:
     """Return three panels with letters at their edges, and what is said and set beside them."""
     panels = "".join(
-        f'<div class="panel" tabindex="0" aria-label="{escape(row.name)}, {plane.name}"'
+        '<div class="panel" tabindex="0" role="application"'
+        f' aria-label="{escape(row.name)}, {plane.name}"'
         f' style="aspect-ratio:{sides_mm[plane.across]:g}/{sides_mm[plane.up]:g}">'
         '<canvas></canvas><i class="across"></i><i class="up"></i>'
         + "".join(
@@ -228,7 +231,8 @@ def _row(row: Row, planes: Planes, sides_mm: Vector) -> str:
         f'<div class="row">{panels}<fieldset><legend>{escape(row.name)}</legend>'
         '<div><p><output class="value"></output> <span>at the cross</span></p>'
         '<p><output class="pointed"></output> <span>under the pointer</span></p></div>'
-        f'<div><div class="bar"></div><p class="ends"><span></span><span>{facts["unit"]}</span>'
-        f'<span></span></p></div><div>{ends}<button type="button">reset</button></div>'
+        '<div><canvas class="bar" width="256" height="1"></canvas><p class="ends"><span></span>'
+        f"<span>{facts['unit']}</span><span></span></p></div><div>{ends}"
+        '<button type="button">reset</button></div>'
         "</fieldset></div>\n"
     )

@@ -271,7 +271,11 @@ class TestBadInput:
             ("engine.plan field", 4, "engine.plan"),
             ("engine.trt field", 2, "the model, if named, comes first and ends in .onnx"),
             ("model field --figure chi.jpg", 2, "must end in .png"),
-            ("model field --slices 1 2 3", 2, "--slices and --window are of a picture; add"),
+            (
+                "model field --slices 1 2 3",
+                2,
+                "of a picture; add --figure FILE.png or --html FILE.html",
+            ),
             ("model field --window 0 1", 2, "--slices and --window are of a picture; add"),
             ("model field --figure a.png --window 1 0", 2, "--window is 1 0, expected LOW HIGH"),
             ("model field --figure a.png --slices 90 0 0", 2, "whose box is R 3 to 18, A 2 to 14"),

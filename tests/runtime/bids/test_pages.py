@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids import pages
-from qsm_deploy.runtime.bids.index import Seen, judge
+from qsm_deploy.runtime.bids.index import Seen, index_page, judge
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.browsing import Page, assert_asks_nobody
@@ -112,6 +113,82 @@ def test_a_map_from_before_is_in_the_index_without_a_page_until_it_is_made_again
     assert [row[2] for row in rows_of(index)] == [""] * 2
 
 
+def test_what_was_wrong_with_a_subject_goes_when_its_recordings_are_found(
+    run, dataset, tmp_path
+) -> None:
+    anat, session = dataset / "sub-3" / "anat", dataset / "sub-3" / "ses-a"
+    hidden = dataset / "anat"
+    anat.rename(hidden)
+    anat.mkdir()
+    assert run("--participant-label 1 3")[0] == 3
+    index = tmp_path / "pages" / "index.html"
+    assert [row[1] for row in rows_of(index)] == ["sub-3", "sub-1"]
+    assert run("--participant-label 4")[0] == 0  # which tells nothing of the third
+    assert {row[1] for row in rows_of(index)} == {"sub-1", "sub-3", "sub-4"}
+    anat.rmdir()
+    session.mkdir()
+    hidden.rename(session / "anat")
+    for path in (session / "anat").iterdir():
+        path.rename(path.with_name(path.name.replace("sub-3_", "sub-3_ses-a_")))
+    assert run("--participant-label 3")[0] == 0
+    assert {row[1] for row in rows_of(index)} == {"sub-1", "sub-3_ses-a", "sub-4"}
+
+
+def test_a_page_of_one_run_is_none_of_the_cohort(run, dataset, tmp_path) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    field, mask = (
+        str(dataset / "sub-1" / "anat" / f"sub-1_{kind}.nii.gz") for kind in ("localfield", "mask")
+    )
+    words = ["-m", mask, "--units", "ppm", "--method", "tkd", "-q", "-o", str(tmp_path / "chi.nii")]
+    assert main([field, *words, "--html", str(folder / "sub-1.html")]) == 0
+    assert run("--participant-label 3")[0] == 0
+    assert [row[1] for row in rows_of(folder / "index.html")] == ["sub-3"]
+    code, said = run("--participant-label 1")
+    assert code == 2
+    assert "sub-1.html is no page of qsm-run --bids" in said
+
+
+def test_the_index_tells_who_made_the_maps_and_its_pictures_have_a_text_and_a_size() -> None:
+    def seen(name: str, title: str, size_mm: list[float]) -> Seen:
+        drawn = {"png": "", "size_mm": size_mm}
+        return Seen(f"{name}.html", {"name": name, "title": title, "thumbnail": drawn})
+
+    failed = Seen("d.html", {"name": "d", "failed": "why"})
+    sizes = {"a": [160, 4], "b": [20, 180], "c": [90, 90]}
+    text = index_page([*(seen(n, f"m{len(n)}", s) for n, s in sizes.items()), failed])
+    assert "Made: 3 by m1." in text
+    assert 'width="120" height="3" alt="axial plane of a"' in text
+    assert 'width="14" height="120" alt="axial plane of b"' in text
+    assert 'width="120" height="120" alt="axial plane of c"' in text
+    assert text.count('href="d.html"') == 1
+    two = index_page([seen("a", "tv", [1, 1]), seen("b", "tkd", [1, 1]), seen("c", "tv", [1, 1])])
+    assert "Made: 2 by tv; 1 by tkd." in two
+    assert "Made:" not in index_page([failed])
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_flag(dataset, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    words = ["--bids", str(dataset), "--method", "tkd", "-q", "--html", str(tmp_path / "file")]
+    assert main(words) == 3
+    assert "choose another --html" in capsys.readouterr().err
+    assert not (dataset / "derivatives").exists()
+
+
+def test_a_map_whose_page_cannot_be_written_is_told_of(
+    dataset, tmp_path, monkeypatch, capsys
+) -> None:
+    def full(*_) -> None:
+        raise DataError("no space")
+
+    monkeypatch.setattr(pages.Pages, "made", full)
+    words = ["--bids", str(dataset), "--method", "tkd", "-q", "--participant-label", "1"]
+    assert main([*words, "--html", str(tmp_path / "pages")]) == 3
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).is_file()
+    assert "sub-1: no space" in err
+
+
 def test_no_file_of_others_is_written_over(run, tmp_path) -> None:
     folder = tmp_path / "pages"
     folder.mkdir()
@@ -142,3 +219,39 @@ def test_a_cohort_of_few_has_nothing_odd_and_what_all_have_is_said_once() -> Non
         ["mask 700 ml, the cohort's median is 1000 ml", "y"]
     ]
     assert sorted(many, key=Seen.rank)[0] is many[-1]
+
+
+def test_what_most_note_with_other_numbers_is_usual() -> None:
+    def seen(n: int, *notes: str) -> Seen:
+        return Seen(f"{n}.html", {"name": f"{n}", "title": "tv", "notes": notes})
+
+    many = [
+        *(seen(n, f"taking {30.5 + n} % of the volume", "x 1") for n in range(4)),
+        seen(4, "y 2"),
+    ]
+    assert "Noted of most: taking … % of the volume" in index_page(many)
+    assert [one.lines for one in many] == [[]] * 4 + [["y 2"]]
+
+
+def test_notes_are_compared_without_the_names_that_pages_may_tell(run, dataset, tmp_path) -> None:
+    for mask in dataset.glob("sub-*/anat/*_mask.nii.gz"):
+        mask.write_bytes(nifti_bytes(np.ones(SHAPE, np.uint8), np.diag([1.0, 1.0, 2.0, 1.0])))
+    assert run("--html-names")[0] == 3
+    text = (tmp_path / "pages" / "index.html").read_text()
+    assert "Noted of most: the mask: … % of the volume is inside" in text
+    assert "sub-1_mask.nii.gz: 100 % of" in (tmp_path / "pages" / "sub-1.html").read_text()
+
+
+def test_a_voxel_size_that_not_most_have_is_odd() -> None:
+    def seen(n: int, *size: float) -> Seen:
+        return Seen(f"{n}.html", {"name": f"{n}", "title": "tv", "voxel_size_mm": size})
+
+    alike = [seen(n, 1, 1, 2.0001) for n in range(4)]
+    other = seen(4, 1, 1, 3)
+    index_page([*alike, other])
+    assert [one.lines for one in alike] == [[]] * 4
+    assert other.lines == ["voxel 1 x 1 x 3 mm, most have 1 x 1 x 2"]
+    halves = [seen(n, 1, 1, 2 + n % 2) for n in range(10)]
+    judge(halves)
+    assert not any(one.lines for one in halves)
+    judge([])

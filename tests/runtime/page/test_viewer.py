@@ -44,10 +44,10 @@ const at = (canvas, x, y, kind, more = {}) => {
   const where = { clientX: box.left + (x + 0.5) / canvas.width * box.width,
     clientY: box.top + (y + 0.5) / canvas.height * box.height, bubbles: true, cancelable: true };
   const Kind = kind === "wheel" ? WheelEvent : PointerEvent;
-  canvas.dispatchEvent(new Kind(kind, { ...where, ...more }));
+  return canvas.dispatchEvent(new Kind(kind, { ...where, ...more }));
 };
-const key = (canvas, name) => canvas.parentElement.dispatchEvent(
-  new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const key = (canvas, name, more = {}) => canvas.parentElement.dispatchEvent(
+  new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true, ...more }));
 """
 
 
@@ -195,7 +195,7 @@ def test_the_marked_corner_is_where_the_letters_say_in_every_storage(tmp_path) -
         viewers.append(viewer([row], axes.turn(mask), geometry, affine, at=at))
     body = f"""{GREYS}
       return [...document.querySelectorAll('.viewer')].map((one) => ({{
-        greys: [...one.querySelectorAll('canvas')].map(grey),
+        greys: [...one.querySelectorAll('.panel canvas')].map(grey),
         letters: [...one.querySelectorAll('.panel')].map((panel) =>
           [...panel.querySelectorAll('b')].map((b) => b.textContent)),
         titles: [...one.querySelectorAll('.titles output')].map((t) => t.textContent),
@@ -234,7 +234,7 @@ def test_greys_follow_the_values_the_cross_and_the_windows(tmp_path) -> None:
     x, y, z = first.at
     body = f"""{GREYS}
       const axial = {CANVAS % (1, 0)};
-      const all = () => [...document.querySelectorAll('canvas')].map(grey);
+      const all = () => [...document.querySelectorAll('.panel canvas')].map(grey);
       const inputs = [...document.querySelectorAll('.row')[1].querySelectorAll('input')];
       const set = (n, value, kind) => {{
         inputs[n].value = value;
@@ -288,6 +288,19 @@ def test_greys_follow_the_values_the_cross_and_the_windows(tmp_path) -> None:
     assert found["titles"] == [last.title(plane) for plane in PLANES]
 
 
+def test_what_is_the_browsers_own_stays_so(tmp_path) -> None:
+    chi, mask = head()
+    text = viewer([Row("χ", chi, WINDOW)], mask, GEOMETRY, AFFINE)
+    body = f"""{GREYS}
+      const panel = {CANVAS % (0, 0)}, before = text('.titles output');
+      at(panel, 6, 7, "pointerdown", {{ button: 2, buttons: 2 }});
+      const left = [at(panel, 6, 7, "wheel", {{ deltaY: 100, ctrlKey: true }}),
+        key(panel, "ArrowLeft", {{ altKey: true }}), key(panel, "ArrowRight", {{ metaKey: true }})];
+      const same = String(before) === String(text('.titles output'));
+      return [left, same, key(panel, "ArrowLeft")];"""
+    assert driven(shown(text), tmp_path, body) == [[True, True, True], True, False]
+
+
 def test_the_screen_shows_the_greys_of_the_central_slices(tmp_path) -> None:
     image = pytest.importorskip("matplotlib.image")
     chi, mask = head()
@@ -296,7 +309,8 @@ def test_the_screen_shows_the_greys_of_the_central_slices(tmp_path) -> None:
     boxes = driven(
         text,
         tmp_path,
-        "return [...document.querySelectorAll('canvas')].map((c) => c.getBoundingClientRect())",
+        "return [...document.querySelectorAll('.panel canvas')].map((c) =>"
+        " c.getBoundingClientRect())",
     )
     made = tmp_path / "page.html"
     made.write_text(text)
@@ -352,3 +366,30 @@ def test_nothing_is_cut_off_at_any_width(width, tmp_path) -> None:
     beyond, inside = driven(text, tmp_path, body, width=width)
     assert beyond <= 0
     assert inside
+
+
+@pytest.mark.parametrize("height", [500, 1000])
+def test_no_panel_is_higher_than_the_screen(height, tmp_path) -> None:
+    chi, mask = head()
+    tall = Geometry(SHAPE, (1, 1, 20))
+    text = shown(viewer([Row("χ", chi, WINDOW)], mask, tall, np.diag([1, 1, 20, 1.0])))
+    body = """return [...document.querySelectorAll('.panel canvas')].map((canvas) =>
+      [canvas.getBoundingClientRect().height / innerHeight, canvas.parentElement.role])"""
+    panels = driven(text, tmp_path, body, height=height)
+    assert max(high for high, _ in panels) <= 0.86
+    assert {role for _, role in panels} == {"application"}  # or a screen reader keeps the arrows
+
+
+def test_a_browser_that_darkens_pages_leaves_the_colour_bar(tmp_path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    chi, mask = head()
+    text = shown(viewer([Row("χ", chi, WINDOW)], mask, GEOMETRY, AFFINE))
+    body = "return document.querySelector('.bar').getBoundingClientRect()"
+    bar = driven(text, tmp_path, body)
+    made = tmp_path / "page.html"
+    made.write_text(text)
+    dark = "--enable-features=WebContentsForceDark"
+    screen = image.imread(screenshot(made, tmp_path, 1400, 1000, dark))[..., :3]
+    middle = screen[int((bar["top"] + bar["bottom"]) / 2), :, 0]
+    ends = middle[[int(bar["left"]) + 3, int(bar["right"]) - 3]]
+    assert ends == pytest.approx([0, 1], abs=0.05)
