@@ -1,6 +1,7 @@
 """``qsm-run --bids``: every recording of a BIDS dataset, with networks that are opened once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,10 +205,16 @@ class _Run:
         """Note a recording without a map."""
         self.outcome.failures.append(failure)
         if self.pages is not None:
-            try:
+            with self._warning():
                 self.pages.failed(failure.name, failure.reason)
-            except QsmDeployError as error:
-                self.log.warn(str(error))
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Say what went wrong with pages, which no map depends on."""
+        try:
+            yield
+        except QsmDeployError as error:
+            self.log.warn(str(error))
 
     def all(self, recordings: list[Recording]) -> None:
         """Reconstruct recordings one after the other, last those that another process is at."""
@@ -250,6 +257,8 @@ class _Run:
 
     def _one(self, recording: Recording) -> None:
         """Reconstruct one recording."""
+        if self.pages is not None:
+            self.pages.clear(recording.name)
         stages = Stages(self.log.stage, baseline_bytes=self.baseline_bytes)
         chi = self.derivative.chi(recording)
         request, measured, kept = self._measured(recording, stages)
@@ -260,9 +269,10 @@ class _Run:
             self.outcome.lines.append(f"{recording.name}: {report.plan_line(run)} -> {chi}")
             return
         self.log.tell(f"{run['total_seconds']:.1f} s")
-        self.outcome.lines.append(str(chi))  # which is there, even if its page cannot be written
+        self.outcome.lines.append(str(chi))
         if self.pages is not None:
-            self.pages.made(recording.name, finished, request)
+            with self._warning():
+                self.pages.index()
 
     def _measured(
         self, recording: Recording, stages: Stages
@@ -331,7 +341,9 @@ class _Run:
             derivative.chi(recording),
             units=cohort.out_units,
             force=force,
+            html=None if self.pages is None else self.pages.path(recording.name),
             html_names=cohort.html_names,
+            name=recording.name,
         )
         labels = derivative.labels(images, files.mask, cohort.out_units, reading.field_strength_t)
         return Request(files, reading, cohort.wants, outputs, labels=labels, dry_run=cohort.dry_run)

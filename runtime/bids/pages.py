@@ -7,7 +7,6 @@ runs that were interrupted, resumed or shared by several processes have a whole 
 import json
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,9 +19,7 @@ from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import made_by
-from qsm_deploy.runtime.job.looks import PURPOSE, run_page
-from qsm_deploy.runtime.job.one_scan import Finished
-from qsm_deploy.runtime.job.request import Request
+from qsm_deploy.runtime.job.looks import PURPOSE
 from qsm_deploy.runtime.page.parts import json_script, note, page
 
 INDEX = "index.html"
@@ -61,7 +58,7 @@ class Pages:
         """
         make_folder(self.folder, "--html")
         names = set(names)
-        for path in (self.folder / INDEX, *map(self._page, sorted(names))):
+        for path in (self.folder / INDEX, *map(self.path, sorted(names))):
             if path.exists() and _summary_of(path) is None:
                 raise UsageError(f"{path} is no page of qsm-run --bids; choose another --html")
         for one in self._seen():
@@ -70,32 +67,32 @@ class Pages:
             if one.failed and name not in names and (found or not name.startswith("sub-")):
                 (self.folder / one.file).unlink(missing_ok=True)
 
-    def made(self, name: str, finished: Finished, request: Request) -> None:
-        """Write the page of a recording that has a map."""
-        assert finished.scan is not None
-        about = finished.report, finished.scan, finished.maps
-        self._write(name, run_page(*about, request.outputs, request.files, name))
+    def clear(self, name: str) -> None:
+        """Remove the page of a recording whose map is made now, and its page with it."""
+        self.path(name).unlink(missing_ok=True)
 
-    def failed(self, name: str, reason: str, *, force: bool = True) -> None:
+    def failed(self, name: str, reason: str) -> None:
         """Write the page of a recording that has nothing to show."""
         reason = reason.replace(f"{self.dataset}/", "")
         summary = {"made_by": made_by(), "name": name, "failed": reason}
         text = f'<p class="warning">{escape(reason)}</p>'
         parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE), text]
-        self._write(name, page(name, parts, head=json_script(summary, "summary")).encode(), force)
+        content = page(name, parts, head=json_script(summary, "summary")).encode()
+        write_atomically(self.path(name), content, force=True)
+        self.index()
 
     def kept(self, name: str) -> None:
         """Say of a recording whose map was there that it has no page, unless it has one."""
-        summary = _summary_of(self._page(name))
+        summary = _summary_of(self.path(name))
         if summary is None or summary.get("failed", EARLIER) != EARLIER:
-            with suppress(UsageError):  # another process has written the page meanwhile
-                self.failed(name, EARLIER, force=summary is not None)
+            self.failed(name, EARLIER)
 
-    def _page(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where the page of a recording goes."""
         return self.folder / f"{name}.html"
 
-    def _write(self, name: str, content: bytes, force: bool = True) -> None:
-        write_atomically(self._page(name), content, force=force)
+    def index(self) -> None:
+        """Make the index of the pages that there are."""
         try:
             with held(self.folder / f"{PREFIX}{INDEX}", wait=True):
                 index = index_page(self._seen()).encode()

@@ -33,7 +33,6 @@ def run_page(
     maps: Mapping[str, Volume],
     outputs: Outputs,
     files: ScanFiles,
-    name: str = "",
 ) -> bytes:
     """Return the page of a run, which says nothing of its files unless it is to name them.
 
@@ -47,9 +46,8 @@ def run_page(
         How it is shown.
     files
         What was read.
-    name
-        Of the recording, in a cohort.
     """
+    name = outputs.name
     title = f"{name}: {run['title']}" if name else f"Susceptibility map: {run['title']}"
     notes = [without_names(said, files) for said in run["input"]["notes"]]
     shown = run["input"]["notes"] if outputs.html_names else notes

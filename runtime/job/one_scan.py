@@ -332,8 +332,7 @@ def run_scan(
     try:
         if (images := outputs.dicom) is not None and measured.affine is not None:
             with stages("DICOM"):
-                given = dict(zip(gives, made.volumes, strict=True))
-                files |= images.files(given, measured.affine, run)
+                files |= images.files(maps, measured.affine, run)
         evaluates = request.wants.evaluates and gives == (CHI,)
         run |= _judge(made, measured, stages, evaluates=evaluates)
         if outputs.figure is not None:

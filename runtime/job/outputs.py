@@ -43,8 +43,8 @@ class Outputs:
     slices, window
         Where the planes of figure and page lie, and the susceptibility that they show, in
         ``units``.
-    html_names
-        Whether the page names the files.
+    html_names, name
+        Whether the page names the files; that of the recording, in a cohort.
     maps
         Those on the way to the field that are kept, by name.
     """
@@ -61,6 +61,7 @@ class Outputs:
     further: Mapping[str, Path] = field(default_factory=dict)
     html: Path | None = None
     html_names: bool = False
+    name: str = ""
 
     @property
     def given(self) -> tuple[Path, ...]:

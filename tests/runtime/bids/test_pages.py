@@ -175,18 +175,34 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_flag(dataset, tmp_path, 
     assert not (dataset / "derivatives").exists()
 
 
-def test_a_map_whose_page_cannot_be_written_is_told_of(
+def test_a_map_and_its_page_are_there_though_the_index_cannot_be_written(
     dataset, tmp_path, monkeypatch, capsys
 ) -> None:
     def full(*_) -> None:
         raise DataError("no space")
 
-    monkeypatch.setattr(pages.Pages, "made", full)
+    monkeypatch.setattr(pages.Pages, "index", full)
     words = ["--bids", str(dataset), "--method", "tkd", "-q", "--participant-label", "1"]
-    assert main([*words, "--html", str(tmp_path / "pages")]) == 3
+    assert main([*words, "--html", str(tmp_path / "pages")]) == 0
     out, err = capsys.readouterr()
     assert Path(out.strip()).is_file()
+    assert "failed" not in (tmp_path / "pages" / "sub-1.html").read_text()
     assert "sub-1: no space" in err
+
+
+def test_a_map_and_its_page_appear_together(dataset, tmp_path, monkeypatch, capsys) -> None:
+    def killed(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    words = ["--bids", str(dataset), "--method", "tkd", "-q", "--participant-label", "1"]
+    words += ["--html", str(tmp_path / "pages")]
+    monkeypatch.setattr("qsm_deploy.runtime.job.one_scan.write_together", killed)
+    assert main(words) == 130
+    assert not [*dataset.rglob("*Chimap*")]
+    assert not (tmp_path / "pages" / "sub-1.html").exists()
+    monkeypatch.undo()
+    assert main([*words, "--resume"]) == 0
+    assert "failed" not in (tmp_path / "pages" / "sub-1.html").read_text()
 
 
 def test_no_file_of_others_is_written_over(run, tmp_path) -> None:

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from qsm_deploy.kernels.errors import DataError, MissingDependencyError, UsageError
-from qsm_deploy.runtime.dicom import output, series
+from qsm_deploy.runtime.dicom import choice, output
 from qsm_deploy.runtime.dicom.burn_in import letters_of
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
@@ -44,7 +44,7 @@ NAMES = {
 
 def acquisition_of(folder):
     """Return the gradient echo in a folder."""
-    return series.acquisition_of(read_frames(folder), folder)
+    return choice.acquisition_of(read_frames(folder), folder)
 
 
 def map_of(shape=SHAPE):
