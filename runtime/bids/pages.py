@@ -19,7 +19,7 @@ from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import made_by
-from qsm_deploy.runtime.job.looks import PURPOSE
+from qsm_deploy.runtime.job.looks import PURPOSE, TO_INDEX
 from qsm_deploy.runtime.page.parts import json_script, note, page
 
 INDEX = "index.html"
@@ -76,7 +76,7 @@ class Pages:
         reason = reason.replace(f"{self.dataset}/", "")
         summary = {"made_by": made_by(), "name": name, "failed": reason}
         text = f'<p class="warning">{escape(reason)}</p>'
-        parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE), text]
+        parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE) + TO_INDEX, text]
         content = page(name, parts, head=json_script(summary, "summary")).encode()
         write_atomically(self.path(name), content, force=True)
         self.index()

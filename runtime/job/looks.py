@@ -18,6 +18,7 @@ from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 PURPOSE = "For research, not for diagnosis."
+TO_INDEX = '<p><a href="index.html">all recordings</a></p>\n'  # beside the page of each
 
 
 def drawing(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume], outputs: Outputs) -> bytes:
@@ -67,7 +68,7 @@ def run_page(
         title,
         [
             f"<h1>{escape(title)}</h1>",
-            note(PURPOSE),
+            note(PURPOSE) + TO_INDEX * bool(name),
             "".join(f'<p class="warning">{escape(line)}</p>\n' for line in shown),
             looked,
             section("How it was made", table(("", ""), rows, text_columns=(1,))),

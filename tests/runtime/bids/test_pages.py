@@ -190,6 +190,14 @@ def test_a_map_and_its_page_are_there_though_the_index_cannot_be_written(
     assert "sub-1: no space" in err
 
 
+def test_every_page_leads_back_to_the_index(run, tmp_path) -> None:
+    run("")
+    made = sorted(path.name for path in (tmp_path / "pages").glob("sub-*.html"))
+    assert made
+    for name in made:
+        assert '<a href="index.html">' in (tmp_path / "pages" / name).read_text()
+
+
 def test_a_map_and_its_page_appear_together(dataset, tmp_path, monkeypatch, capsys) -> None:
     def killed(*_, **__) -> None:
         raise KeyboardInterrupt
