@@ -12,9 +12,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".pkl", ".safetensors", ".h5", ".hdf
 ANNEX_POINTER = b"/annex/objects/"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_BYTES = 512
-A_FOLDER = (
-    "a folder; pass one file, a BIDS dataset with --bids, and DICOM as NIfTI (dcm2niix -z y FOLDER)"
-)
+A_FOLDER = "a folder; pass one file, a BIDS dataset with --bids, and a folder of DICOM with --dicom"
 
 
 def not_downloaded(path: Path) -> str | None:

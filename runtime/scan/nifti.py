@@ -32,7 +32,7 @@ ROUNDED_DIGITS = 4  # of a direction, 0.003 degrees: what a quaternion tells of 
 CONVERT = "convert it to NIfTI"
 # what else is handed over for a NIfTI file, by the bytes at a place
 OTHER_KINDS = (
-    (128, b"DICM", "a DICOM image; convert the series with: dcm2niix -z y -o OUTPUT FOLDER"),
+    (128, b"DICM", "a DICOM image; pass its folder: qsm-run --dicom FOLDER"),
     (344, b"ni1\0", f"the header of a NIfTI pair (.hdr and .img); {CONVERT} in one file"),
     (0, b"\x5c\x01\x00\x00", f"an Analyze header (.hdr), which knows no orientation; {CONVERT}"),
     (0, b"\x00\x00\x01\x5c", f"an Analyze header (.hdr), which knows no orientation; {CONVERT}"),

@@ -252,7 +252,7 @@ def test_an_offset_within_the_header_or_beyond_all_files_is_refused(path, offset
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (bytes(128) + b"DICM" + bytes(400), "a DICOM image; convert the series with: dcm2niix"),
+        (bytes(128) + b"DICM" + bytes(400), "a DICOM image; pass its folder: qsm-run --dicom"),
         (b"NRRD0004\ntype: float", "an NRRD file; convert it to NIfTI"),
         (b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file"),
         (b"\x93NUMPY" + bytes(500), "a NumPy array"),
