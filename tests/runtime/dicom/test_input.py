@@ -89,6 +89,7 @@ def test_series_of_every_vendor(tmp_path, what):
     require_right(truth, AS_DRAWN, loaded, lead[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3, 17, 30, 41])
 @pytest.mark.parametrize("what", ["siemens", "enhanced philips"])
 def test_any_orientation_and_order(tmp_path, what, number):
@@ -103,6 +104,7 @@ def test_any_orientation_and_order(tmp_path, what, number):
     assert np.allclose(images[:, 2], stored[:, 2] * np.sign(images[:, 2] @ stored[:, 2]), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name)
 @pytest.mark.parametrize("what", ["ge", "enhanced siemens"])
 def test_transfer_syntaxes(tmp_path, what, syntax):

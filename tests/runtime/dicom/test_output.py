@@ -124,6 +124,7 @@ def test_others_read_the_same_map_at_the_same_place(sources, tmp_path, vendor, e
     require_valid(files[:1], with_sources=sorted(source.rglob("*.dcm")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "stored"),
     [*zip(SPREAD, reversed(SPREAD), strict=True)],
@@ -237,6 +238,7 @@ def test_of_parts_both_are_named_as_sources(tmp_path):
     assert len(image.SourceImageSequence) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("syntax", "enhanced"),
     [(ImplicitVRLittleEndian, False), (RLELossless, True)],

@@ -182,4 +182,7 @@ class TestAllowed:
 
         words = ["--allow", "10.0.0.5", "--allow", "2001:db8::/32"]
         given = parser().parse_args(words).allow
-        assert given == [ipaddress.ip_network("10.0.0.5"), ipaddress.ip_network("2001:db8::/32")]
+        assert [one.network for one in given] == [
+            ipaddress.ip_network("10.0.0.5"),
+            ipaddress.ip_network("2001:db8::/32"),
+        ]
