@@ -104,7 +104,11 @@ class Pages:
         """Return what all pages say of themselves."""
         paths = sorted(path for path in self.folder.glob("*.html") if path.name != INDEX)
         summaries = ((path.name, _summary_of(path)) for path in paths)
-        return [Seen(name, summary) for name, summary in summaries if summary is not None]
+        return [
+            Seen(name, summary)
+            for name, summary in summaries
+            if summary is not None and "recordings" not in summary  # which a copy of an index says
+        ]
 
 
 def _summary_of(path: Path) -> dict[str, Any] | None:
