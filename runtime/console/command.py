@@ -1,10 +1,11 @@
 """From a command to its exit code: what a user can meet is one line, a bug is a trace."""
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
 
@@ -60,6 +61,21 @@ class Version(argparse.Action):
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add ``--version``, the same for every program."""
     parser.add_argument("--version", nargs=0, action=Version, help="show the version and leave")
+
+
+def require_installed(
+    modules: Iterable[str], extra: str, purpose: str, library: str | None = None
+) -> None:
+    """Refuse what needs modules that are not installed, without importing them.
+
+    Raises
+    ------
+    MissingDependencyError
+        If one is not; it is called as it is imported, or ``library``.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(library or module, extra, purpose)
 
 
 @contextmanager

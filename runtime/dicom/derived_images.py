@@ -128,26 +128,19 @@ def implementation_uid() -> "UID":
 
 def _sources(acquisition: Acquisition) -> list[list["Dataset"]]:
     """Return what each slice of a map is made of: the phase, or both parts, of every echo."""
-    from pydicom import dcmread
-
-    made_of = [*zip(*phase_of(acquisition), strict=True)]
-    instances: dict[Path, Any] = {}
-    for path in {frame.path for frames in made_of for frame in frames}:
-        with damaged(path):
-            tags = ["SOPClassUID", "SOPInstanceUID"]
-            instances[path] = dcmread(path, stop_before_pixels=True, specific_tags=[*tags])
-    return [[*_references(frames, instances)] for frames in made_of]
+    return [[*_references(frames)] for frames in zip(*phase_of(acquisition), strict=True)]
 
 
-def _references(frames: Iterable[Frame], instances: dict[Path, Any]) -> Iterator["Dataset"]:
+def _references(frames: Iterable[Frame]) -> Iterator["Dataset"]:
     """Return a reference to each file, and to which frames of it."""
-    numbers: dict[Path, list[int]] = defaultdict(list)
+    numbers: dict[tuple[Path, str, str], list[int]] = defaultdict(list)
     for frame in frames:
-        numbers[frame.path] += [] if frame.number is None else [frame.number + 1]
-    for path, some in numbers.items():
+        own = [] if frame.number is None else [frame.number + 1]
+        numbers[frame.path, frame.kind, frame.instance] += own
+    for (_, kind, instance), some in numbers.items():
         yield dataset(
-            ReferencedSOPClassUID=instances[path].SOPClassUID,
-            ReferencedSOPInstanceUID=instances[path].SOPInstanceUID,
+            ReferencedSOPClassUID=kind,
+            ReferencedSOPInstanceUID=instance,
             **({"ReferencedFrameNumber": some} if some else {}),
             PurposeOfReferenceCodeSequence=[coded(SOURCE)],
         )

@@ -1,6 +1,5 @@
 """The files of a folder of DICOM: their frames by headers alone, and what is read of them later."""
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import DataError, MissingDependencyError
+from qsm_deploy.runtime.console.command import require_installed
 from qsm_deploy.runtime.dicom.headers import PER_FRAME, Frame, flat, frame_of, tags
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def read_frames(folder: Path) -> Headers:
     DataError
         If it is no folder, or an image in it is damaged.
     """
-    for library in LIBRARIES:
-        if importlib.util.find_spec(library) is None:
-            raise MissingDependencyError(library, "dicom", "DICOM")
+    require_installed(LIBRARIES, "dicom", "DICOM")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; pass the one that holds the DICOM files")
     frames: dict[Any, Frame] = {}  # archives give the same one twice at times

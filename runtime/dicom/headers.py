@@ -49,8 +49,8 @@ class Frame:
     ----------
     path, number
         Its file, and which frame of an enhanced one it is; ``None`` is a classic image.
-    instance, study, series, frame_of_reference
-        UIDs, of the file and of what it belongs to.
+    kind, instance, study, series, frame_of_reference
+        UIDs, of what the file is, of itself and of what it belongs to.
     patient
         Name and identifier, compared and never shown.
     series_number, description
@@ -82,6 +82,7 @@ class Frame:
 
     path: Path
     number: int | None
+    kind: str
     instance: str
     study: str
     series: str
@@ -154,6 +155,7 @@ def frame_of(path: Path, number: int | None, said: "Dataset", header: "Dataset")
     return Frame(
         path=path,
         number=number,
+        kind=_text(header, "SOPClassUID"),
         instance=_text(header, "SOPInstanceUID"),
         study=_text(said, "StudyInstanceUID"),
         series=_text(said, "SeriesInstanceUID"),

@@ -1,18 +1,17 @@
 """The maps of a run as DICOM, beside the gradient echo that they were made of."""
 
-import importlib.util
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qsm_deploy.kernels.errors import DataError, MissingDependencyError, UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.console.command import require_installed
 from qsm_deploy.runtime.dicom.acquisition import Acquisition, as_images
 from qsm_deploy.runtime.dicom.burn_in import burn_in, letters_of
 from qsm_deploy.runtime.dicom.derived_images import images_of
@@ -20,11 +19,10 @@ from qsm_deploy.runtime.dicom.frames import classics
 from qsm_deploy.runtime.dicom.map_series import MapSeries, now_beside, require_susceptibility
 from qsm_deploy.runtime.dicom.parametric_map import parametric_map
 from qsm_deploy.runtime.scan.axes import Affine
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 Kind = Literal["mr", "pm"]
-PPB_PER_PPM = 1000
 SOURCE_STEP, FIRST = 100, 1  # the series after those of the source
-LIBRARIES = {"highdicom": "highdicom", "PIL": "pillow"}
 MOST = 2**31 - 1  # of a series number, VR IS
 
 
@@ -64,23 +62,18 @@ class DicomOut:
 
         Raises
         ------
-        MissingDependencyError
-            If a Parametric Map is wanted and highdicom is not installed.
         UsageError
             If a map is no susceptibility, the folder holds other files or, without force, files
             at all, the series number is none, or the text cannot be drawn.
         MissingDependencyError
-            If the extra ``dicom`` is not installed.
+            If what draws the text, or writes a Parametric Map, is not installed.
         DataError
             If the folder cannot be written to, or the images say in no frame of reference where
             they lie.
         """
-        for module, library in LIBRARIES.items():
-            if importlib.util.find_spec(module) is None:
-                raise MissingDependencyError(library, "dicom", "DICOM output")
         require_susceptibility(names)
-        if self.kind == "pm" and find_spec("highdicom") is None:
-            raise MissingDependencyError("highdicom", "dicom", "a Parametric Map")
+        if self.kind == "pm":
+            require_installed(["highdicom"], "dicom", "a Parametric Map")
         if not 1 <= self._number(len(names) - 1) <= MOST or self._number(0) < 1:
             raise UsageError(
                 f"series number {self._number(0)}: pass one from 1 to {MOST} with --dicom-series"
@@ -93,6 +86,7 @@ class DicomOut:
         if self.burn_in is not None:
             if self.kind == "pm":
                 raise UsageError("--burn-in: a Parametric Map has no text; use kind mr")
+            require_installed(["PIL"], "dicom", "--burn-in", "pillow")
             letters_of(self.burn_in, self.acquisition.slices[0].shape)
         self._check_folder([p.name for name in names for p in self._paths(name)], force=force)
 

@@ -1,6 +1,5 @@
 """From a model to a running server, and to its end."""
 
-import importlib.util
 import ipaddress
 import signal
 import sys
@@ -8,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from qsm_deploy.kernels.errors import MissingDependencyError
+from qsm_deploy.runtime.console.command import require_installed
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker
 from qsm_deploy.runtime.serve.limits import Limits
@@ -42,8 +41,7 @@ def run_server(
     QsmDeployError
         If it cannot be opened, or the address not listened on.
     """
-    if importlib.util.find_spec("ismrmrd") is None:
-        raise MissingDependencyError("ismrmrd", "serve", "qsm-serve")
+    require_installed(["ismrmrd"], "serve", "qsm-serve")
     from qsm_deploy.runtime.serve.server import MrdServer
     from qsm_deploy.runtime.serve.turns import open_taking_turns
 

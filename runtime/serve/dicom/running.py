@@ -1,6 +1,5 @@
 """From a model and what the command line says to a running DICOM server, and to its end."""
 
-import importlib.util
 import ipaddress
 import os
 import tempfile
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from qsm_deploy.kernels.errors import MissingDependencyError
+from qsm_deploy.runtime.console.command import require_installed
 from qsm_deploy.runtime.console.user_cache import state_folder
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host, Maker
@@ -80,9 +79,7 @@ def run_dicom_server(
     QsmDeployError
         If it cannot be opened, the spool not be used, or the address not be listened on.
     """
-    for library in ("pydicom", "pynetdicom", "dcm2niix"):
-        if importlib.util.find_spec(library) is None:
-            raise MissingDependencyError(library, "dicom", "qsm-serve --dicom")
+    require_installed(("pydicom", "pynetdicom", "dcm2niix"), "dicom", "qsm-serve --dicom")
     from qsm_deploy.runtime.serve.dicom.outbox import Outbox
     from qsm_deploy.runtime.serve.dicom.receiver import Receiver
     from qsm_deploy.runtime.serve.dicom.reconstruction import open_map_maker

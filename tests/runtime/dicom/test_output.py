@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from qsm_deploy.kernels.errors import DataError, MissingDependencyError, UsageError
-from qsm_deploy.runtime.dicom import choice, output
+from qsm_deploy.runtime.dicom import choice
 from qsm_deploy.runtime.dicom.burn_in import letters_of
 from qsm_deploy.runtime.dicom.frames import read_frames
 from qsm_deploy.runtime.dicom.output import DicomOut
@@ -442,8 +442,8 @@ def test_a_folder_holds_one_run(sources, tmp_path):
 
 
 def test_a_parametric_map_needs_its_library(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "find_spec", lambda name: None)
     out = DicomOut(tmp_path / "out", acquisition_of(sources("siemens")))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     out.check(force=False)
     with pytest.raises(MissingDependencyError, match=r"highdicom"):
         replace(out, kind="pm").check(force=False)
