@@ -26,7 +26,7 @@ from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import within_process
 from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run_scan
-from qsm_deploy.runtime.job.outputs import Outputs, OutUnits
+from qsm_deploy.runtime.job.outputs import OutDtype, Outputs, OutUnits, require_dtype
 from qsm_deploy.runtime.job.request import Request, begins_with
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
@@ -86,8 +86,8 @@ class Cohort:
         How local fields and phases are to be understood where the dataset does not say.
     steps
         How local fields are made of echoes.
-    out_units
-        Of the maps.
+    out_units, out_dtype
+        Of the maps, as they are stored.
     force, resume
         Whether maps that exist are made again, or kept.
     dry_run
@@ -107,6 +107,7 @@ class Cohort:
     phase_scale: str | None = None
     steps: Steps = STEPS
     out_units: OutUnits = "ppm"
+    out_dtype: OutDtype = "float32"
     force: bool = False
     resume: bool = False
     dry_run: bool = False
@@ -153,10 +154,11 @@ def run_cohort(cohort: Cohort, maker: Maker, host: Host, log: TerminalLog) -> Ou
             f"{' and '.join(needs.gives)}, which --bids does not find or name; run it on each "
             "recording"
         )
+    require_dtype(cohort.out_dtype, needs.gives)
     derivative = replace(derivative, gives=needs.gives[0])
     facts = reconstructor.inversion.facts()["model"]
     first = reconstructor.first_weights()
-    wanted = wanted_facts(facts, first, cohort.out_units, cohort.wants.correction)
+    wanted = wanted_facts(facts, first, cohort.out_units, cohort.out_dtype, cohort.wants.correction)
     made = maps_that_stay(derivative, recordings, wanted, force=cohort.force, resume=cohort.resume)
     without = without_recording(found, cohort.participant_labels or ())
     failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
@@ -340,6 +342,7 @@ class _Run:
         outputs = Outputs(
             derivative.chi(recording),
             units=cohort.out_units,
+            dtype=cohort.out_dtype,
             force=force,
             html=None if self.pages is None else self.pages.path(recording.name),
             html_names=cohort.html_names,
