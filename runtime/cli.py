@@ -1,16 +1,18 @@
 """``qsm-run``: a field map in, a susceptibility map out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.console.command import fail, run_command
 from qsm_deploy.runtime.job.arguments import (
     FIELD,
     FILES,
+    FOR_A_DATASET,
     FOR_ONE,
     METHOD,
     NAME,
@@ -27,7 +29,8 @@ from qsm_deploy.runtime.job.arguments import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qsm_deploy.runtime.bids.cohort import Failure
+    from qsm_deploy.runtime.cohort.cohort import Cohort
+    from qsm_deploy.runtime.cohort.pool import Pool
     from qsm_deploy.runtime.reconstructor import Maker
 
 
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = p.parse_intermixed_args(argv)
     _require_mode(p, arguments)
     if arguments.bids is not None and not arguments.stages:
-        return _run_bids(arguments)
+        return _status(arguments) if arguments.status else _run_bids(arguments)
     run = _run if arguments.dicom is None else _run_dicom
     return run_command(NAME, lambda: run(arguments))
 
@@ -62,7 +65,7 @@ def _require_mode(p: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         if getattr(arguments, name) is not None and arguments.dicom_out is None:
             p.error(f"--{name.replace('_', '-')} needs --dicom-out FOLDER")
     if arguments.bids is None:
-        for name in ("participant_label", "bids_input", "resume"):
+        for name in FOR_A_DATASET:
             if getattr(arguments, name):
                 p.error(f"--{name.replace('_', '-')} needs --bids DATASET")
         echoes = (arguments.phase, arguments.real, arguments.imag)
@@ -207,48 +210,96 @@ def _take_contract(arguments: argparse.Namespace) -> None:
 
 def _run_bids(arguments: argparse.Namespace) -> int:
     """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
-    failures: list[Failure] = []
+    from qsm_deploy.runtime.cohort.driver import Result, run_cohort
+
+    result = Result()
 
     def command() -> str:
-        from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
         from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job import report
-        from qsm_deploy.runtime.job.beginning import steps_from
-        from qsm_deploy.runtime.job.request import maker_from, models_alone, wants_from
 
-        for name in FOR_ONE:
-            if getattr(arguments, name) is not None:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
-                    "from the dataset"
-                )
-        if arguments.html_names and arguments.html is None:
-            raise UsageError("--html-names is of pages; add --html FOLDER")
-        wants = wants_from(**{name: getattr(arguments, name) for name in WANTED})
-        draws = arguments.html is not None
-        evaluates = (draws or arguments.json) and not arguments.dry_run
-        cohort = Cohort(
-            dataset=arguments.bids,
-            output=arguments.output,
-            participant_labels=arguments.participant_label,
-            source=arguments.bids_input,
-            wants=replace(wants, draws=draws, evaluates=evaluates),
-            steps=steps_from(arguments.background_removal, arguments.erode),
-            **{name: getattr(arguments, name) for name in OF_COHORT},
-        )
         log = TerminalLog(quiet=arguments.quiet)
-        models = models_alone(arguments.files)
-        maker = maker_from(models, **{name: getattr(arguments, name) for name in METHOD})
-        outcome = run_cohort(cohort, maker, host_from(arguments), log)
-        failures.extend(outcome.failures)
+        run_cohort(_cohort(arguments), _pool(arguments), log, result)
         if arguments.json:
-            return "\n".join(map(report.json_line, outcome.reports))
-        return "\n".join(outcome.lines)
+            return "\n".join(map(report.json_line, result.reports))
+        return "\n".join(result.lines)
 
     code = run_command(NAME, command)
-    for failure in failures:
-        fail(NAME, f"{failure.name}: {failure.reason}", failure.exit_code)
-    return code or (failures[0].exit_code if failures else 0)
+    for failure in result.failures:
+        fail(NAME, f"{failure.recording}: {failure.reason}", failure.exit_code)
+    return code or (result.failures[0].exit_code if result.failures else 0)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Say how far a dataset is."""
+    everything = []
+
+    def command() -> str:
+        from qsm_deploy.runtime.cohort.status import status_of, status_text
+        from qsm_deploy.runtime.job.report import json_line
+
+        status = status_of(_cohort(arguments))
+        everything.append(status["done"] == status["recordings"])
+        return json_line(status) if arguments.json else status_text(status)
+
+    code = run_command(NAME, command)
+    return code or (0 if everything == [True] else DataError.exit_code)
+
+
+def _cohort(arguments: argparse.Namespace) -> "Cohort":
+    """Return what is asked of a dataset."""
+    from qsm_deploy.runtime.cohort.cohort import Cohort, require_pattern
+    from qsm_deploy.runtime.cohort.sharding import shard_from
+    from qsm_deploy.runtime.job.beginning import steps_from
+    from qsm_deploy.runtime.job.request import maker_from, models_alone, wants_from
+
+    for name in FOR_ONE:
+        if getattr(arguments, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for one recording; --bids takes what it needs "
+                "from the dataset"
+            )
+    if arguments.html_names and arguments.html is None:
+        raise UsageError("--html-names is of pages; add --html FOLDER")
+    if arguments.report is not None:
+        require_pattern(arguments.report, "report", ".json")
+    if arguments.figure is not None:
+        from qsm_deploy.runtime.page.figure import require_matplotlib
+
+        require_matplotlib()
+        require_pattern(arguments.figure, "figure", ".png")
+    shard = None if arguments.shard is None else shard_from(arguments.shard, os.environ)
+    wants = wants_from(**{name: getattr(arguments, name) for name in WANTED})
+    draws = arguments.html is not None or arguments.figure is not None
+    models = models_alone(arguments.files)
+    cohort = Cohort(
+        dataset=arguments.bids,
+        maker=maker_from(models, **{name: getattr(arguments, name) for name in METHOD}),
+        host=host_from(arguments),
+        output=arguments.output,
+        participant_labels=arguments.participant_label,
+        source=arguments.bids_input,
+        shard=shard,
+        wants=replace(wants, draws=draws, evaluates=not arguments.dry_run),
+        steps=steps_from(arguments.background_removal, arguments.erode),
+        reports=arguments.json,
+        **{name: getattr(arguments, name) for name in OF_COHORT},
+    )
+    return cohort if shard is None or cohort.force else replace(cohort, resume=True)
+
+
+def _pool(arguments: argparse.Namespace) -> "Pool":
+    """Return where a dataset is reconstructed."""
+    from qsm_deploy.runtime.cohort.pool import ThisProcess
+
+    if arguments.cluster is None or arguments.dry_run:
+        return ThisProcess()
+    from qsm_deploy.runtime.cohort.children import Children
+
+    kind, _, count = arguments.cluster.partition(":")
+    if kind != "local" or not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"--cluster {arguments.cluster}: expected local:N, such as local:4")
+    return Children(int(count))
 
 
 if __name__ == "__main__":

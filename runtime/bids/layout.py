@@ -19,6 +19,8 @@ PART_OF_SUFFIX = {"phase": "phase", "magnitude": "mag"}
 PARTS = (("phase", "mag"), ("real", "imag"))
 COMPLEX = ("phase", "real", "imag")
 KNOWN_PARTS = (*COMPLEX, "mag")
+# what may belong to several recordings: those that have its pairs
+SHARED = ("mask", "dseg")
 # what tells files of one recording apart
 WITHIN = ("echo", "part", "desc")
 

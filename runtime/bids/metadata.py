@@ -1,5 +1,7 @@
 """What the JSON files of a BIDS dataset say of an image, with inheritance."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,23 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
     ``bids-validator-deno`` 3.0.2.
     """
     merged: dict[str, Any] = {}
+    for path in applying_files(image, ".json"):
+        merged |= load_json_object(path)
+    return merged
+
+
+def applying_files(image: BidsImage, ending: str) -> list[Path]:
+    """Return the files of an ending that say something of an image, the closest last.
+
+    Raises
+    ------
+    DataError
+        If several in one folder apply and none has the image's own name.
+    """
+    found: list[Path] = []
     for folder in _folders(image):
-        applying = [path for path in sorted(folder.glob("*.json")) if _applies(path, image)]
+        names = _names(folder, folder.stat().st_mtime_ns, ending)
+        applying = [folder / name for name in names if _applies(name, image, ending)]
         if len(applying) > 1:
             exact = [path for path in applying if len(path.name.split("_")) > len(image.entities)]
             if len(exact) != 1:
@@ -40,9 +57,8 @@ def load_metadata(image: BidsImage) -> dict[str, Any]:
                     "allows one in each folder, unless one has the image's own name"
                 )
             applying = exact
-        for path in applying:
-            merged |= load_json_object(path)
-    return merged
+        found += applying
+    return found
 
 
 def echo_image(image: BidsImage) -> EchoImage:
@@ -101,8 +117,17 @@ def _folders(image: BidsImage) -> list[Path]:
     return [*reversed(above), inner]
 
 
-def _applies(path: Path, image: BidsImage) -> bool:
-    *pairs, suffix = path.name.removesuffix(".json").split("_")
+@lru_cache(maxsize=8)
+def _names(folder: Path, changed_ns: int, ending: str) -> tuple[str, ...]:
+    """Return the files of an ending in a folder, by name.
+
+    The root of a large dataset has one entry for every subject, which every image asks for.
+    """
+    return tuple(sorted(name for name in os.listdir(folder) if name.endswith(ending)))
+
+
+def _applies(name: str, image: BidsImage, ending: str) -> bool:
+    *pairs, suffix = name.removesuffix(ending).split("_")
     stated = [tuple(pair.split("-", 1)) for pair in pairs]
     return suffix == image.suffix and set(stated) <= set(image.entities.items())
 

@@ -19,6 +19,8 @@ from qsm_deploy.runtime.reconstruction.inversion import CHI
 from qsm_deploy.runtime.scan.params import load_json_object
 
 BIDS_VERSION = "1.10.0"
+# what BIDS has no name for: the table of all recordings, and what became of each
+IGNORED = ".bidsignore", b"group_*.tsv\noutcomes\n"
 # of what is given
 SUFFIXES = {CHI: "Chimap", "local_field_ppm": "desc-local_fieldmap"}
 DESCRIPTIONS = {CHI: "Magnetic susceptibility", "local_field_ppm": "Field of the sources inside"}
@@ -73,19 +75,20 @@ class Derivative:
             )
 
     def describe(self) -> None:
-        """Write the dataset's description, unless it has one already.
+        """Write the dataset's description, and what a validator passes over, unless it has them.
 
         Raises
         ------
         DataError
             If it cannot be written.
         """
-        path = self.root / DESCRIPTION
-        if not path.exists():
-            make_folder(self.root)
-            source = load_json_object(self.dataset / DESCRIPTION)
-            with contextlib.suppress(UsageError):  # another process was quicker, with the same
-                write_atomically(path, json_bytes(self._description(source)), force=False)
+        make_folder(self.root)
+        source = load_json_object(self.dataset / DESCRIPTION)
+        for name, content in ((DESCRIPTION, json_bytes(self._description(source))), IGNORED):
+            path = self.root / name
+            if not path.exists():
+                with contextlib.suppress(UsageError):  # another process was quicker, with the same
+                    write_atomically(path, content, force=False)
 
     def _description(self, source: dict[str, Any]) -> dict[str, Any]:
         doi = source.get("DatasetDOI")

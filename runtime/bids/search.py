@@ -7,7 +7,7 @@ recording does not stop the others.
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from qsm_deploy.runtime.bids.layout import (
     COMPLEX,
     GRADIENT_ECHOES,
     KNOWN_PARTS,
+    SHARED,
     BidsImage,
     Recording,
     Source,
@@ -25,6 +26,11 @@ from qsm_deploy.runtime.scan.params import load_json_object
 
 DESCRIPTION = "dataset_description.json"
 FOLDERS = ("anat", "fmap", "swi")
+# of other measurements, which nobody puts a gradient echo in
+OTHER_FOLDERS = (
+    *("beh", "dwi", "eeg", "func", "ieeg", "meg"),
+    *("micr", "motion", "mrs", "nirs", "perf", "pet"),
+)
 IMAGE = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9+]+_(?:[a-z0-9]+-[A-Za-z0-9+]+_)*)(?P<suffix>[A-Za-z0-9-]+)"
     r"\.nii(?:\.gz)?"
@@ -75,7 +81,11 @@ class Found:
 
 
 def find_recordings(
-    dataset: Path, labels: Iterable[str] | None, source: Source | None, ours: Path
+    dataset: Path,
+    labels: Iterable[str] | None,
+    source: Source | None,
+    ours: Path,
+    has: Callable[[str], bool] | None = None,
 ) -> Found:
     """Return the recordings of a dataset, by subject.
 
@@ -94,6 +104,9 @@ def find_recordings(
         What every recording is to begin with; ``None`` takes what there is.
     ours
         The derivative dataset that is written, which is not read.
+    has
+        Whether a subject, by its label, is in the part that is wanted, which may be empty; the
+        folders of others are not opened.
 
     Raises
     ------
@@ -104,17 +117,20 @@ def find_recordings(
     """
     _require_dataset(dataset)
     found = Found()
-    roots, known = [], set[str]()
+    known: dict[str, list[Path]] = defaultdict(list)  # where each subject has a folder
     for root in (dataset, *_derivatives(dataset, ours, found)):
         try:
-            folders = _folders(root, found)
-            known |= {path.name for path in folders if path.name.startswith("sub-")}
-            roots.append(root)
+            for path in _entries(root, found):
+                if path.name.startswith("sub-"):
+                    known[path.name].append(root)
         except DataError as error:
             found.failures[root.name] = str(error)
     wanted = sorted(known) if labels is None else _participants(labels, sorted(known), dataset)
+    if has is not None:
+        wanted = [name for name in wanted if has(name.removeprefix("sub-"))]
     for subject in wanted:
         try:
+            roots = [root for root in known[subject] if not os.path.isfile(root / subject)]
             images = [image for root in roots for image in _images(root, subject, found)]
         except DataError as error:
             found.failures[subject] = str(error)
@@ -125,7 +141,7 @@ def find_recordings(
                 found.recordings.append(recording)
             except DataError as error:
                 found.failures[recording.name] = str(error)
-    if not (found.recordings or found.failures):
+    if not (found.recordings or found.failures or has):
         what = {
             None: "local field (_localfield, _desc-local_fieldmap) nor part-phase MEGRE",
             "localfield": "local field (_localfield, _desc-local_fieldmap)",
@@ -157,7 +173,7 @@ def _recordings(
     groups: dict[tuple[tuple[str, str], ...], list[BidsImage]] = defaultdict(list)
     for image in images:
         groups[image.recording].append(image)
-    masks = [image for image in images if image.suffix == "mask"]
+    shared = [image for image in images if image.suffix in SHARED]
     for entities, members in sorted(groups.items()):
         kinds: list[Source] = []
         if any(image.is_local_field for image in members):
@@ -166,8 +182,8 @@ def _recordings(
             kinds.append("megre")
         chosen = source if source in kinds else (kinds[0] if kinds and source is None else None)
         if chosen is not None:
-            fitting = [m for m in masks if dict(m.recording).items() <= dict(entities).items()]
-            others = [image for image in members if image.suffix != "mask"]
+            fitting = [i for i in shared if dict(i.recording).items() <= dict(entities).items()]
+            others = [image for image in members if image.suffix not in SHARED]
             yield Recording(entities, chosen, (*others, *fitting))
         elif not kinds:
             lonely = [
@@ -184,9 +200,11 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
     DataError
         If a folder cannot be read, or an image has the name of another subject or session.
     """
-    searched = dict(_data_folders(root / subject, found))
-    for folder, session in searched.items():
-        for path in _entries(folder, found):
+    searched, elsewhere = _data_folders(root / subject, found)
+    for folder, session in searched:
+        entries = _entries(folder, found)
+        elsewhere += [path for path in entries if "." not in path.name and path.is_dir()]
+        for path in entries:
             image = _image(path, root)
             if image is None:
                 _note(path.name, NO_NAME, found)
@@ -202,8 +220,8 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
                 need = OF_A_FIELD_MAP if image.suffix in FIELD_MAPS else other
                 _note(path.name, need, found)
             yield image
-    for path in (root / subject).rglob("*.nii*"):
-        image = None if path.parent in searched else _image(path, root)
+    for path in (path for other in elsewhere for path in (other, *other.rglob("*.nii*"))):
+        image = _image(path, root)
         if image is not None and (image.part in COMPLEX or image.is_local_field):
             found.unused.setdefault(NOT_SEARCHED, []).append(path.name)
 
@@ -222,14 +240,20 @@ def _note(name: str, need: str, found: Found) -> None:
         found.unused.setdefault(need, []).append(name)
 
 
-def _data_folders(subject: Path, found: Found) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folders of a subject that are searched, and the session that each belongs to."""
-    for path in _folders(subject, found):
-        if path.name in FOLDERS:
-            yield path, []
-        elif path.name.startswith("ses-"):
-            inner = [p for p in _folders(path, found) if p.name in FOLDERS]
-            yield from ((p, [path.name]) for p in inner)
+def _data_folders(subject: Path, found: Found) -> tuple[list[tuple[Path, list[str]]], list[Path]]:
+    """Return the folders of a subject that are searched, with their sessions, and what else is."""
+    inside = [(path, list[str]()) for path in _entries(subject, found)]
+    for session in [path for path, _ in inside if path.name.startswith("ses-")]:
+        if not os.path.isfile(session):
+            inside.remove((session, []))
+            inside += [(path, [session.name]) for path in _entries(session, found)]
+    searched = [
+        (path, session)
+        for path, session in inside
+        if path.name in FOLDERS and not os.path.isfile(path)
+    ]
+    others = [path for path, _ in inside if path.name not in (*FOLDERS, *OTHER_FOLDERS)]
+    return searched, others
 
 
 def _derivatives(dataset: Path, ours: Path, found: Found) -> list[Path]:

@@ -36,7 +36,7 @@ class TerminalLog:
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
         erases = os.environ.get("TERM", "dumb") != "dumb"
         self.live = erases and sys.stderr.isatty() and not quiet
         self._about = ""
@@ -71,5 +71,5 @@ class TerminalLog:
 
     def _print(self, line: str) -> None:
         self.stage("")
-        if not self._quiet:
+        if not self.quiet:
             print(line, file=sys.stderr)

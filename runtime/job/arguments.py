@@ -40,13 +40,19 @@ WRITTEN = (
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (
     *(*FILES, "echo_time", "echo_times", "voxel_size", "b0_direction", "until"),
-    *("figure", "slices", "window", "report"),
+    *("slices", "window"),
 )
 OF_DICOM = ("list", "series", "dicom_out")
 OF_DICOM_OUT = ("dicom_out_kind", "dicom_series", "burn_in")
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
     *("html", "html_names", "out_units", "out_dtype", "force", "resume", "dry_run"),
+    *("figure", "report", "outcomes", "table"),
+)
+# flags of a dataset
+FOR_A_DATASET = (
+    *("participant_label", "bids_input", "resume", "shard", "status", "outcomes", "table"),
+    "cluster",
 )
 EPILOG = """\
 examples:
@@ -66,6 +72,9 @@ examples:
   qsm-run chi-sepnet.onnx local.nii.gz --chi chi.nii.gz --r2prime r2prime.nii.gz -m mask.nii.gz
   qsm-run iqsm.onnx wrapped.nii.gz -m mask.nii.gz --echo-time 0.02 --field-strength 3
   qsm-run ir2qsm.onnx --bids study --participant-label 01 02 --html pages
+  qsm-run --bids study --cluster local:4                 # four recordings at once
+  qsm-run --bids study --shard 3/100                     # one task of an array of a hundred
+  qsm-run --bids study --status                          # what is done, failed, missing
 
 exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 130 interrupted
 """
@@ -258,6 +267,37 @@ def _add_bids(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--resume", action="store_true", help="keep the maps that exist and make the others"
     )
+    group.add_argument(
+        "--shard",
+        metavar="K/N|auto|auto/N",
+        help="only the K-th of N parts, K from 1, whose subjects are chosen by their labels; "
+        "auto: as the array task of SLURM, PBS, SGE, LSF or Kubernetes says; means --resume",
+    )
+    group.add_argument(
+        "--cluster",
+        metavar="local:N",
+        help="reconstruct N recordings at once, in processes with an equal share of cores and "
+        "memory; one that dies takes only its own map with it",
+    )
+    group.add_argument(
+        "--status",
+        action="store_true",
+        help="say which recordings are done, failed and why, or missing, and stop; exit code 3 "
+        "unless all have maps",
+    )
+    group.add_argument(
+        "--outcomes",
+        type=Path,
+        metavar="FOLDER",
+        help="where it is written down what became of each recording; default OUTPUT/outcomes",
+    )
+    group.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE.tsv",
+        help="a row of each recording: residual, noise, mask, deep grey nuclei where a _dseg is; "
+        "default OUTPUT/group_Chimap.tsv, with --shard and --status none",
+    )
 
 
 def _add_qsm_ci(group: "argparse._ArgumentGroup") -> None:
@@ -440,8 +480,17 @@ def _add_outputs(group: "argparse._ArgumentGroup") -> None:
         default="float32",
         help="of the map; int16: whole ppb, a third of the room (the header scales to --out-units)",
     )
-    group.add_argument("--report", type=Path, help="JSON: times, memory, geometry, metrics")
-    group.add_argument("--figure", type=Path, help="PNG of three planes, R on the left")
+    group.add_argument(
+        "--report",
+        type=Path,
+        help="JSON: times, memory, geometry, metrics; with --bids {recording} in its name stands "
+        "for that of each",
+    )
+    group.add_argument(
+        "--figure",
+        type=Path,
+        help="PNG of three planes, R on the left; with --bids as --report",
+    )
     group.add_argument(
         "--html",
         type=Path,

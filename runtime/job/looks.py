@@ -7,7 +7,7 @@ from typing import Any
 
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.job.outputs import Outputs
-from qsm_deploy.runtime.job.report import mask_ml, page_rows, way_text
+from qsm_deploy.runtime.job.report import numbers, page_rows, way_text
 from qsm_deploy.runtime.page.figure import png_of, scan_figure
 from qsm_deploy.runtime.page.parts import json_script, note, page, section, table
 from qsm_deploy.runtime.page.planes import voxel_at
@@ -15,7 +15,6 @@ from qsm_deploy.runtime.page.rows import scan_rows
 from qsm_deploy.runtime.page.thumbnail import thumbnail
 from qsm_deploy.runtime.page.viewer import viewer, viewer_head
 from qsm_deploy.runtime.scan.scan import Scan, ScanFiles
-from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 PURPOSE = "For research, not for diagnosis."
 TO_INDEX = '<p><a href="index.html">all recordings</a></p>\n'  # beside the page of each
@@ -79,15 +78,11 @@ def run_page(
 
 def _summary(run: dict[str, Any], scan: Scan, maps: Mapping[str, Volume]) -> dict[str, Any]:
     """Return what an index tells of a run."""
-    is_local = scan.quantity == "local_field_ppm"
     name, first = next(iter(maps.items()))
     return {
         "made_by": run["made_by"],
         "title": run["title"],
-        "field_residual": run.get("field_residual"),
-        "noise_ppb": PPB_PER_PPM * scan.spectrum_noise_ppm if is_local else None,
-        "mask_ml": mask_ml(run),
-        "voxel_size_mm": run["geometry"]["voxel_size_mm"],
+        **numbers(run, scan),
         "seconds": run["total_seconds"],
         "thumbnail": thumbnail(first, scan, name),
     }

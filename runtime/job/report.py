@@ -18,6 +18,7 @@ from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
 from qsm_deploy.runtime.scan.scan import Scan
+from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 READ = ("mask", "truth", "labels", "noise_map", "chi", "r2prime")
 MM3_PER_ML = 1000.0
@@ -294,7 +295,7 @@ def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
         "field": f"{quantity}, read in {given['units']}",
         "volume": _shape(full["geometry"]["shape"]),
         **_volume_rows(full["geometry"]),
-        "mask": f"{given['mask_voxels']} voxels, {mask_ml(full):.0f} ml",
+        "mask": f"{given['mask_voxels']} voxels, {_mask_ml(full):.0f} ml",
         "stored axes": grid["stored_axes"] or "not known",
         **_network_rows(grid),
         "plan": _plan(full["plan"]),
@@ -305,7 +306,18 @@ def page_rows(full: dict[str, Any], names: bool) -> dict[str, str]:
     return rows
 
 
-def mask_ml(full: dict[str, Any]) -> float:
+def numbers(full: dict[str, Any], scan: Scan) -> dict[str, Any]:
+    """Return what maps of many acquisitions are compared by."""
+    is_local = scan.quantity == "local_field_ppm"
+    return {
+        "field_residual": full.get("field_residual"),
+        "noise_ppb": PPB_PER_PPM * scan.spectrum_noise_ppm if is_local else None,
+        "mask_ml": _mask_ml(full),
+        "voxel_size_mm": full["geometry"]["voxel_size_mm"],
+    }
+
+
+def _mask_ml(full: dict[str, Any]) -> float:
     """Return the volume of a run's mask."""
     voxel_mm3 = float(np.prod(full["geometry"]["voxel_size_mm"]))
     return float(full["input"]["mask_voxels"]) * voxel_mm3 / MM3_PER_ML

@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qsm_deploy.runtime.bids import cohort
 from qsm_deploy.runtime.bids import output as bids_output
 from qsm_deploy.runtime.bids.output import claim
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.cohort import reconstructing
 from qsm_deploy.runtime.job import memory_limit
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 
@@ -288,7 +288,7 @@ class TestAtOnce:
         assert not list(dataset.rglob(".qsm-deploy-*"))
 
     def test_a_map_that_another_process_finished_meanwhile_is_made(self, run, chi, monkeypatch):
-        at_once, finished = cohort.run_scan, []
+        at_once, finished = reconstructing.run_scan, []
 
         def meanwhile(*given):
             if not finished:
@@ -296,7 +296,7 @@ class TestAtOnce:
                 finished.append(run("--resume --participant-label 02")[0])
             return at_once(*given)
 
-        monkeypatch.setattr(cohort, "run_scan", meanwhile)
+        monkeypatch.setattr(reconstructing, "run_scan", meanwhile)
         code, out, err = run("--resume")
         assert finished == [None, 0]
         assert (code, out.split()) == (0, [str(chi("01"))])
@@ -336,14 +336,14 @@ class TestFailures:
 
     @pytest.mark.parametrize("what", [ZeroDivisionError("a fault"), OverflowError("too big")])
     def test_nor_does_a_fault_of_ours(self, run, chi, monkeypatch, what):
-        measured = cohort.read_scan
+        measured = reconstructing.read_scan
 
         def faulty(request, reconstructor):
             if "sub-01" in request.files.fields[0].name:
                 raise what
             return measured(request, reconstructor)
 
-        monkeypatch.setattr(cohort, "read_scan", faulty)
+        monkeypatch.setattr(reconstructing, "read_scan", faulty)
         code, out, err = run()
         assert (code, out.split()) == (1, [str(chi("02"))])
         assert f"error: sub-01_ses-a: {type(what).__name__}: {what}" in err.splitlines()[-1]
@@ -352,7 +352,7 @@ class TestFailures:
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cohort, "read_scan", interrupted)
+        monkeypatch.setattr(reconstructing, "read_scan", interrupted)
         assert run()[0] == 130
         assert not chi("02").exists()
 
@@ -429,7 +429,10 @@ class TestFailures:
             ("-m mask.nii.gz", "--mask is for one recording"),
             ("--echo-time 0.02", "--echo-time is for one recording"),
             ("--b0-direction 0 0 1", "--b0-direction is for one recording"),
-            ("--report run.json", "--report is for one recording"),
+            (
+                "--report run.json",
+                "run.json: with --bids it is made of every recording",
+            ),
             ("--resume --force", "--resume keeps the maps that --force would overwrite"),
             ("field.nii.gz", "field.nii.gz is no model"),
             ("-o @derivatives/prep", "holds a dataset that qsm-deploy did not make"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.bids import pages
-from qsm_deploy.runtime.bids.index import Seen, index_page, judge
 from qsm_deploy.runtime.cli import main
+from qsm_deploy.runtime.cohort import pages
+from qsm_deploy.runtime.cohort.index import Seen, index_page, judge
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.browsing import Page, assert_asks_nobody
 

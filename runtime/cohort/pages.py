@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import DataError, UsageError
-from qsm_deploy.runtime.bids.index import Seen, index_page
 from qsm_deploy.runtime.bids.output import make_folder
+from qsm_deploy.runtime.cohort.index import Seen, index_page
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
@@ -58,7 +58,7 @@ class Pages:
         """
         make_folder(self.folder, "--html")
         names = set(names)
-        for path in (self.folder / INDEX, *map(self.path, sorted(names))):
+        for path in (self.folder / INDEX, *(page_of(self.folder, name) for name in sorted(names))):
             if path.exists() and _summary_of(path) is None:
                 raise UsageError(f"{path} is no page of qsm-run --bids; choose another --html")
         for one in self._seen():
@@ -67,10 +67,6 @@ class Pages:
             if one.failed and name not in names and (found or not name.startswith("sub-")):
                 (self.folder / one.file).unlink(missing_ok=True)
 
-    def clear(self, name: str) -> None:
-        """Remove the page of a recording whose map is made now, and its page with it."""
-        self.path(name).unlink(missing_ok=True)
-
     def failed(self, name: str, reason: str) -> None:
         """Write the page of a recording that has nothing to show."""
         reason = reason.replace(f"{self.dataset}/", "")
@@ -78,18 +74,13 @@ class Pages:
         text = f'<p class="warning">{escape(reason)}</p>'
         parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE) + TO_INDEX, text]
         content = page(name, parts, head=json_script(summary, "summary")).encode()
-        write_atomically(self.path(name), content, force=True)
-        self.index()
+        write_atomically(page_of(self.folder, name), content, force=True)
 
     def kept(self, name: str) -> None:
         """Say of a recording whose map was there that it has no page, unless it has one."""
-        summary = _summary_of(self.path(name))
+        summary = _summary_of(page_of(self.folder, name))
         if summary is None or summary.get("failed", EARLIER) != EARLIER:
             self.failed(name, EARLIER)
-
-    def path(self, name: str) -> Path:
-        """Return where the page of a recording goes."""
-        return self.folder / f"{name}.html"
 
     def index(self) -> None:
         """Make the index of the pages that there are."""
@@ -109,6 +100,11 @@ class Pages:
             for name, summary in summaries
             if summary is not None and "recordings" not in summary  # which a copy of an index says
         ]
+
+
+def page_of(folder: Path, name: str) -> Path:
+    """Return where the page of a recording goes."""
+    return folder / f"{name}.html"
 
 
 def _summary_of(path: Path) -> dict[str, Any] | None:

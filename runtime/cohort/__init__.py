@@ -1,0 +1,1 @@
+"""Many recordings: shared out over processes and machines, accounted for, looked at together."""

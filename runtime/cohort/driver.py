@@ -1,0 +1,236 @@
+"""A cohort from its dataset to its maps, whatever pool makes them: ``qsm-run --bids``."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qsm_deploy.kernels.errors import DataError, QsmDeployError, UsageError
+from qsm_deploy.runtime.bids.layout import Recording
+from qsm_deploy.runtime.bids.output import Derivative
+from qsm_deploy.runtime.bids.resume import maps_that_stay
+from qsm_deploy.runtime.bids.search import without_recording
+from qsm_deploy.runtime.cohort.cohort import Cohort, file_of
+from qsm_deploy.runtime.cohort.group_table import group_table
+from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
+from qsm_deploy.runtime.cohort.pool import Pool
+from qsm_deploy.runtime.cohort.progress import Progress
+from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.console.provenance import version
+from qsm_deploy.runtime.console.terminal import TerminalLog
+
+if TYPE_CHECKING:
+    from qsm_deploy.runtime.cohort.pages import Pages
+
+HAS_MAP = "has a map already"
+GRACE_S = 60.0  # for what still runs when a user interrupts
+INDEX_SHARE = 0.1  # of the time, at most, goes into the index of pages
+
+
+@dataclass
+class Result:
+    """What a run over a cohort has to say.
+
+    Attributes
+    ----------
+    lines
+        One for every map that was made.
+    reports
+        Of these, if they were asked for.
+    failures
+        Those without one.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+
+
+def run_cohort(
+    cohort: Cohort, pool: Pool, log: TerminalLog, result: Result | None = None
+) -> Result:
+    """Reconstruct the recordings of a dataset.
+
+    A recording that fails does not keep the others from their maps.
+
+    Parameters
+    ----------
+    cohort
+        What is asked for.
+    pool
+        Where it is done.
+    log
+        Takes notes and progress.
+    result
+        Takes what there is to say, also where an interrupt ends it.
+
+    Raises
+    ------
+    UsageError
+        If maps exist and nothing says what becomes of them, or the network takes no local field.
+    DataError
+        If it is no BIDS dataset, or holds nothing to reconstruct.
+    EngineError
+        If the model cannot be loaded.
+    KeyboardInterrupt
+        If the user ends it; what was running has had time to end.
+    """
+    if cohort.resume and cohort.force:
+        raise UsageError("--resume keeps the maps that --force would overwrite; drop one")
+    result = Result() if result is None else result
+    cohort.derivative.require_ours()
+    found = cohort.find()
+    recordings = found.recordings
+    for note in found.notes():
+        log.warn(note)
+    if cohort.shard is not None:
+        log.tell(f"{cohort.shard}: {len(recordings)} recordings")
+    with closing(pool):
+        facts = pool.open(cohort, log)
+        derivative = replace(cohort.derivative, gives=facts.gives)
+        how = {"force": cohort.force, "resume": cohort.resume}
+        made = maps_that_stay(derivative, recordings, facts.wanted, **how)
+        missing = [r for r in recordings if r not in made]
+        _require_free(cohort, missing)
+        asked = () if cohort.shard else cohort.participant_labels or ()
+        without = without_recording(found, asked)
+        failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
+        run = _Run(cohort, derivative, log, result, Progress(len(recordings) + len(failures), log))
+        run.begin([*(r.name for r in recordings), *failures])
+        try:
+            for recording in made:
+                run.keep(recording)
+            for name, reason in failures.items():
+                code = DataError.exit_code
+                run.note(Outcome(name, "failed", exit_code=code, reason=reason, version=version()))
+            run.all(pool, missing)
+        finally:
+            run.end()
+    return result
+
+
+def _require_free(cohort: Cohort, recordings: Sequence[Recording]) -> None:
+    """Refuse to write over pictures and reports of recordings before anything is computed."""
+    if cohort.force or cohort.resume:
+        return
+    for flag, pattern in (("figure", cohort.figure), ("report", cohort.report)):
+        for path in (file_of(pattern, r.name) for r in recordings if pattern is not None):
+            if os.path.lexists(path):
+                raise UsageError(f"--{flag}: {path} exists; pass --force or choose another name")
+
+
+@dataclass
+class _Run:
+    """What came of the recordings of a run, and where it is written down."""
+
+    cohort: Cohort
+    derivative: Derivative
+    log: TerminalLog
+    result: Result
+    progress: Progress
+    pages: "Pages | None" = None
+    _indexed_at: float = 0.0
+    _index_takes: float = 0.0
+
+    def begin(self, names: Sequence[str]) -> None:
+        """Make the folders of what is written."""
+        self.file = OutcomeFile(self.cohort.outcomes_folder, self.cohort.shard)
+        if self.cohort.dry_run:
+            return
+        if self.cohort.html is not None:
+            from qsm_deploy.runtime.cohort.pages import Pages
+
+            self.pages = Pages(self.cohort.html, self.cohort.dataset)
+            self.pages.begin(names)
+        self.derivative.describe()
+        self.file.begin()
+
+    def keep(self, recording: Recording) -> None:
+        """Note a recording that has a map."""
+        self.log.tell(f"{recording.name}: {HAS_MAP}")
+        self.progress.kept()
+        if self.pages is not None:
+            self.pages.kept(recording.name)
+
+    def all(self, pool: Pool, recordings: Sequence[Recording]) -> None:
+        """Reconstruct recordings, last those that another process is at."""
+        theirs = self._taken(pool, recordings, wait=False)
+        self._taken(pool, theirs, wait=True)
+
+    def _taken(self, pool: Pool, recordings: Sequence[Recording], *, wait: bool) -> list[Recording]:
+        """Reconstruct recordings; return those that another process is at."""
+        taken = set()
+        try:
+            for outcome in pool.outcomes(recordings, wait=wait):
+                if outcome.state == "taken":
+                    taken.add(outcome.recording)
+                else:
+                    self.note(outcome)
+        except KeyboardInterrupt:
+            for outcome in pool.finish(GRACE_S):
+                if outcome.state != "taken":
+                    self.note(outcome)
+            raise
+        return [recording for recording in recordings if recording.name in taken]
+
+    def note(self, outcome: Outcome) -> None:
+        """Take down what became of a recording."""
+        name, chi = outcome.recording, outcome.map
+        if outcome.report is not None:
+            self.result.reports.append({"recording": name, "map": chi, **outcome.report})
+        if outcome.state == "planned":
+            self.result.lines.append(f"{name}: {outcome.reason} -> {chi}")
+            return
+        if outcome.state == "failed":
+            self.result.failures.append(outcome)
+            self.log.tell(f"{name}: failed: {outcome.reason}")
+        elif outcome.again:
+            self.log.tell(f"{name}: {HAS_MAP}")
+        else:
+            self.result.lines.append(chi)
+            self.log.tell(f"{name}: {outcome.seconds:.1f} s")
+        if not self.cohort.dry_run:
+            with self._warning(name):
+                self.file.append(outcome)
+            if self.pages is not None:
+                with self._warning(name):
+                    self._look(self.pages, outcome)
+        self.progress.ended(outcome)
+
+    def _look(self, pages: "Pages", outcome: Outcome) -> None:
+        """Bring pages and index up to date, the latter not all the time in a large cohort."""
+        if outcome.state == "failed":
+            pages.failed(outcome.recording, outcome.reason)
+        elif outcome.again:
+            pages.kept(outcome.recording)
+        if INDEX_SHARE * (time.monotonic() - self._indexed_at) > self._index_takes:
+            self._index(pages)
+
+    def _index(self, pages: "Pages") -> None:
+        began = time.monotonic()
+        pages.index()
+        self._indexed_at = time.monotonic()
+        self._index_takes = self._indexed_at - began
+
+    def end(self) -> None:
+        """Write what is made of all."""
+        self.progress.end()
+        if self.cohort.dry_run:
+            return
+        if self.pages is not None:
+            with self._warning("index"):
+                self._index(self.pages)
+        if (path := self.cohort.table_file) is not None:
+            with self._warning(path.name):
+                if outcomes := last_outcomes(self.cohort.outcomes_folder).values():
+                    write_atomically(path, group_table(outcomes), force=True)
+
+    @contextmanager
+    def _warning(self, about: str) -> Iterator[None]:
+        """Say what went wrong with what no map depends on."""
+        try:
+            yield
+        except QsmDeployError as error:
+            self.log.warn(f"{about}: {error}")

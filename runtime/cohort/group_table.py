@@ -1,0 +1,43 @@
+"""The table of a cohort: a row for every recording, tab separated, as BIDS has its tables."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from qsm_deploy.runtime.cohort.findings import REGIONS
+from qsm_deploy.runtime.cohort.outcomes import Outcome
+
+NUMBERS = ("field_residual", "noise_ppb", "mask_ml")
+NOTHING = "n/a"
+
+
+def group_table(outcomes: Iterable[Outcome]) -> bytes:
+    """Return a table of recordings: what was found of each, then the deep grey nuclei [ppb].
+
+    The nuclei have a column each, ``chi_ppb_NAME``, by their names in the datasets' own tables.
+    """
+    rows = sorted(outcomes, key=lambda outcome: outcome.recording)
+    names = sorted({name for one in rows for name in one.findings.get(REGIONS, {})})
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(
+        ["participant_id", "recording", "state", *NUMBERS, "voxel_size_mm"]
+        + [f"{REGIONS}_{name}" for name in names]
+        + ["seconds", "reason"]
+    )
+    for one in rows:
+        found = one.findings
+        means = found.get(REGIONS, {})
+        sizes = " x ".join(f"{size:.4g}" for size in found.get("voxel_size_mm", ()))
+        cells = [_number(found.get(key)) for key in NUMBERS]
+        cells += [sizes or NOTHING, *(_number(means.get(name)) for name in names)]
+        reason = " ".join(one.reason.split()) or NOTHING
+        subject = one.recording.partition("_")[0]
+        row = [subject, one.recording, one.state, *cells, _number(one.seconds), reason]
+        table.writerow([value.encode(errors="replace").decode() for value in row])
+    return text.getvalue().encode()
+
+
+def _number(value: Any) -> str:
+    return NOTHING if value is None else f"{value:.6g}"

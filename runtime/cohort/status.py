@@ -1,0 +1,107 @@
+"""What is done of a cohort, what failed and why, and what nobody has tried: ``--status``."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.bids.layout import Recording
+from qsm_deploy.runtime.bids.output import SUFFIXES
+from qsm_deploy.runtime.bids.search import without_recording
+from qsm_deploy.runtime.cohort.cohort import Cohort
+from qsm_deploy.runtime.cohort.group_table import group_table
+from qsm_deploy.runtime.cohort.index import NUMBER
+from qsm_deploy.runtime.cohort.outcomes import Outcome, last_outcomes
+from qsm_deploy.runtime.console.atomic import write_atomically
+
+FREQUENT = 10  # reasons that are told
+NAMED = 10  # recordings that are named
+OF_A_SUBJECT = re.compile(r"[^\s'\"]*\bsub-[^\s:;,'\"]+")
+
+
+def status_of(cohort: Cohort) -> dict[str, Any]:
+    """Return how far a cohort is, by what is on disk and what was written down.
+
+    Nothing is opened but folders and the files of outcomes. A map that is there counts, whatever a
+    later attempt came to. If a table is asked for it is written.
+
+    Parameters
+    ----------
+    cohort
+        Which recordings; a shard's, if it has one.
+
+    Returns
+    -------
+    dict
+        ``recordings``, ``done``, ``failed``, ``never_tried`` (how many), ``failures`` (exit code,
+        reason and recording of each), ``reasons`` (the most frequent, and how often), ``missing``
+        (the names of those never tried).
+
+    Raises
+    ------
+    DataError
+        If it is no BIDS dataset, or holds nothing to reconstruct.
+    """
+    found = cohort.find()
+    asked = () if cohort.shard else cohort.participant_labels or ()
+    unusable = found.failures | {
+        f"sub-{label}": reason for label, reason in without_recording(found, asked).items()
+    }
+    said = last_outcomes(cohort.outcomes_folder)
+    done = {r.name for r in found.recordings if _has_map(cohort, r)}
+    code = DataError.exit_code
+    failures = [Outcome(n, "failed", exit_code=code, reason=r) for n, r in unusable.items()]
+    missing = []
+    for name in (r.name for r in found.recordings if r.name not in done):
+        outcome = said.get(name)
+        if outcome is not None and outcome.state == "failed":
+            failures.append(outcome)
+        else:
+            missing.append(name)
+    if cohort.table is not None:
+        rows = {name: said.get(name) or Outcome(name, "done") for name in done}
+        rows |= {failure.recording: failure for failure in failures}
+        write_atomically(cohort.table, group_table(rows.values()), force=True)
+    reasons = Counter((one.exit_code, _kind(one.reason)) for one in failures).most_common(FREQUENT)
+    return {
+        "recordings": len(found.recordings) + len(unusable),
+        "done": len(done),
+        "failed": len(failures),
+        "never_tried": len(missing),
+        "reasons": [{"exit_code": c, "reason": r, "count": n} for (c, r), n in reasons],
+        "failures": [
+            {"recording": f.recording, "exit_code": f.exit_code, "reason": f.reason}
+            for f in failures
+        ],
+        "missing": missing,
+    }
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """Return a status as lines."""
+    lines = [
+        f"{status['recordings']} recordings: {status['done']} done, {status['failed']} failed, "
+        f"{status['never_tried']} never tried"
+    ]
+    for one in status["reasons"]:
+        lines.append(f"failed {one['count']} x, exit code {one['exit_code']}: {one['reason']}")
+    for what, names in (
+        ("failed", [failure["recording"] for failure in status["failures"]]),
+        ("never tried", status["missing"]),
+    ):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            lines.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+    return "\n".join(lines)
+
+
+def _has_map(cohort: Cohort, recording: Recording) -> bool:
+    places = (replace(cohort.derivative, gives=gives) for gives in SUFFIXES)
+    return any(os.path.lexists(place.chi(recording)) for place in places)
+
+
+def _kind(reason: str) -> str:
+    """Return a reason without the names and numbers that tell one recording from another."""
+    return NUMBER.sub("…", OF_A_SUBJECT.sub("FILE", " ".join(reason.split())))
