@@ -350,12 +350,12 @@ def run(
         Called with the patches that are done and their number.
     **options
         The flags of ``qsm-run``, by their names: mask, output, report, figure, html, html_names,
-        slices, window, out_units, force, dry_run, truth, labels, params, units, echo_time,
-        field_strength, b0_direction, voxel_size, negate, chi, r2prime, patch, overlap, blend,
-        data_consistency, dc_iterations, allow_geometry, memory_limit, magnitude, noise_map, phase,
-        real, imag, echo_times, phase_scale, total_field, local_field, quality, r2star, brain_mask,
-        background_removal, erode, until; and ``method`` with what is said to it. Without ``output``
-        no map is written.
+        slices, window, out_units, out_dtype, force, dry_run, truth, labels, params, units,
+        echo_time, field_strength, b0_direction, voxel_size, negate, chi, r2prime, patch, overlap,
+        blend, data_consistency, dc_iterations, allow_geometry, memory_limit, magnitude, noise_map,
+        phase, real, imag, echo_times, phase_scale, total_field, local_field, quality, r2star,
+        brain_mask, background_removal, erode, until; and ``method`` with what is said to it.
+        Without ``output`` no map is written.
         Notes are issued as warnings, and stand in the report.
 
     Raises

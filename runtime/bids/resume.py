@@ -23,13 +23,18 @@ FIRST = "weights of the part before"
 
 
 def wanted_facts(
-    model: dict[str, Any], first_weights: str | None, units: str, correction: Correction | None
+    model: dict[str, Any],
+    first_weights: str | None,
+    units: str,
+    dtype: str,
+    correction: Correction | None,
 ) -> dict[str, Any]:
     """Return what the sidecars of all maps of a run say alike."""
     return {
         **{key: model.get(name) for key, name in OF_MODEL.items()},
         FIRST: first_weights,
         "units": units,
+        "dtype": dtype,
         "data consistency": correction
         and (correction.name or (correction.lam, correction.iterations)),
     }
@@ -83,6 +88,7 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
         **{key: model.get(name) for key, name in OF_MODEL.items()},
         FIRST: first and f"{first.get('precision')}, {first.get('weights_sha256')}",
         "units": sidecar.get("units"),
+        "dtype": sidecar.get("dtype", "float32"),  # all there was at first
         "data consistency": _object(sidecar, "asked_for").get("data_consistency")
         or ((step.get("lambda"), step.get("iterations")) if step else None),
     }

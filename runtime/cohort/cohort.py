@@ -12,7 +12,7 @@ from qsm_deploy.runtime.cohort.outcomes import FOLDER
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console.provenance import NAME
 from qsm_deploy.runtime.job.one_scan import LOCAL
-from qsm_deploy.runtime.job.outputs import OutUnits
+from qsm_deploy.runtime.job.outputs import OutDtype, OutUnits
 from qsm_deploy.runtime.job.request import begins_with
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
@@ -43,8 +43,8 @@ class Cohort:
         How local fields and phases are to be understood where the dataset does not say.
     steps
         How local fields are made of echoes.
-    out_units
-        Of the maps.
+    out_units, out_dtype
+        Of the maps, as they are stored.
     force, resume
         Whether maps that exist are made again, or kept.
     dry_run
@@ -74,6 +74,7 @@ class Cohort:
     phase_scale: str | None = None
     steps: Steps = STEPS
     out_units: OutUnits = "ppm"
+    out_dtype: OutDtype = "float32"
     force: bool = False
     resume: bool = False
     dry_run: bool = False

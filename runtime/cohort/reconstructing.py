@@ -28,7 +28,7 @@ from qsm_deploy.runtime.job import report
 from qsm_deploy.runtime.job.beginning import Beginning
 from qsm_deploy.runtime.job.memory_limit import within_process
 from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run_scan
-from qsm_deploy.runtime.job.outputs import Outputs
+from qsm_deploy.runtime.job.outputs import Outputs, require_dtype
 from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
 from qsm_deploy.runtime.reconstructor import open_reconstructor
@@ -88,9 +88,11 @@ class CohortReconstructor:
                 f"{' and '.join(needs.gives)}, which --bids does not find or name; run it on each "
                 "recording"
             )
+        require_dtype(cohort.out_dtype, needs.gives)
         model = self.reconstructor.inversion.facts()["model"]
         first = self.reconstructor.first_weights()
-        wanted = wanted_facts(model, first, cohort.out_units, wants.correction)
+        stored = cohort.out_units, cohort.out_dtype
+        wanted = wanted_facts(model, first, *stored, wants.correction)
         self.facts = Facts(needs.gives[0], wanted)
         self._weights_sha256 = model.get("weights_sha256")
 
@@ -167,11 +169,11 @@ class CohortReconstructor:
             outcome = replace(outcome, report=run)
         if request.dry_run:
             return replace(outcome, state="planned", reason=report.plan_line(run))
-        return replace(
-            outcome,
-            peak_bytes=max(stages.peak_bytes.values(), default=0),
-            findings=findings_of(finished, recording),
-        )
+        peak = max(stages.peak_bytes.values(), default=0)
+        found, wrong = findings_of(finished, recording)
+        for text in wrong:
+            self.log.warn(text)
+        return replace(outcome, peak_bytes=peak, findings=found)
 
     def _measured(
         self, recording: Recording, stages: Stages
@@ -239,6 +241,7 @@ class CohortReconstructor:
         outputs = Outputs(
             derivative.chi(recording),
             units=cohort.out_units,
+            dtype=cohort.out_dtype,
             force=force,
             report=None if cohort.report is None else file_of(cohort.report, recording.name),
             figure=None if cohort.figure is None else file_of(cohort.figure, recording.name),

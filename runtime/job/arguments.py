@@ -35,7 +35,7 @@ WANTED = (
 METHOD = ("method", "alpha", "iterations", "robust", "threshold", "lam")
 WRITTEN = (
     *("report", "figure", "html", "html_names", "slices", "window"),
-    *("out_units", "force", "dry_run", "dicom_out"),
+    *("out_units", "out_dtype", "force", "dry_run", "dicom_out"),
 )
 # what a dataset's own files say of every recording, or what is made for one recording only
 FOR_ONE = (
@@ -46,7 +46,7 @@ OF_DICOM = ("list", "series", "dicom_out")
 OF_DICOM_OUT = ("dicom_out_kind", "dicom_series", "burn_in")
 OF_COHORT = (
     *("units", "field_strength", "negate", "phase_scale"),
-    *("html", "html_names", "out_units", "force", "resume", "dry_run"),
+    *("html", "html_names", "out_units", "out_dtype", "force", "resume", "dry_run"),
     *("figure", "report", "outcomes", "table"),
 )
 # flags of a dataset
@@ -493,6 +493,12 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
 
 def _add_outputs(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--out-units", choices=("ppm", "ppb"), default="ppm", help="of the map")
+    group.add_argument(
+        "--out-dtype",
+        choices=("float32", "int16"),
+        default="float32",
+        help="of the map; int16: whole ppb, a third of the room (the header scales to --out-units)",
+    )
     group.add_argument(
         "--report",
         type=Path,

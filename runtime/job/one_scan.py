@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.geometry import Volume
@@ -320,13 +321,18 @@ def run_scan(
     notes = made.findings.pop("notes", [])
     if measured.quantity == "local_field_ppm" and gives == (CHI,):
         notes += doubt_of_sign(made.map_ppm, measured.mask, measured.geometry)
+    outputs = request.outputs
+    if outputs.dtype == "int16" and outputs.given:
+        from qsm_deploy.runtime.job.whole_ppb import step_note, step_ppb
+
+        run["step_ppb"] = step_ppb(made.volumes)
+        notes += [step_note(run["step_ppb"])] * (run["step_ppb"] > 1)
     for note in notes:
         log.warn(note)
     run["input"]["notes"] += notes
     run |= made.findings
     if "precision_error" in made.findings:
         log.warn(report.precision_text(run["model"]["precision"], run["precision_error"]))
-    outputs = request.outputs
     files = _map_files(request, run, made, gives, stages) | (kept or {})
     files |= _between_files(request, made, stages)
     try:
@@ -388,7 +394,8 @@ def _map_files(
         ):
             files[sidecar] = report.json_bytes({**request.labels, **run})
             said = f"{MAP_NAMES[name]} [{outputs.units}] {run['title']}"
-            files[path] = _nifti(volume, outputs.units, made, said, path)
+            stored, slope = _stored(volume, outputs.units, run.get("step_ppb"))
+            files[path] = _nifti(stored, made, said, path, slope)
     return files
 
 
@@ -398,17 +405,30 @@ def _between_files(request: Request, made: Made, stages: Stages) -> dict[Path, b
     if path is None or LOCAL not in made.between:
         return {}
     with stages("write"):
-        return {path: _nifti(made.between[LOCAL], "ppm", made, "local field [ppm]", path)}
+        return {path: _nifti(made.between[LOCAL], made, "local field [ppm]", path)}
 
 
-def _nifti(volume: Volume, unit: str, made: Made, description: str, path: Path) -> bytes:
+def _stored(volume_ppm: Volume, unit: str, step: int | None) -> tuple[NDArray[Any], float]:
+    """Return a map as it is stored, whole or in steps [ppb], and what it is multiplied by."""
+    per_ppm = PPB_PER_PPM if unit == "ppb" else 1.0
+    if step is not None:
+        from qsm_deploy.runtime.job.whole_ppb import in_steps
+
+        return in_steps(volume_ppm, step), step * per_ppm / PPB_PER_PPM
+    return (volume_ppm * np.float32(per_ppm) if unit == "ppb" else volume_ppm), 1.0
+
+
+def _nifti(
+    volume: NDArray[Any], made: Made, description: str, path: Path, slope: float = 1.0
+) -> bytes:
     scan = made.scan
     assert scan is not None  # it was made of one
     return nifti_bytes(
-        scan.axes.turn_back(volume * np.float32(PPB_PER_PPM) if unit == "ppb" else volume),
+        scan.axes.turn_back(volume),
         None,
         description=description,
         like=scan.header,
+        slope=slope,
         compress=path.name.endswith(".gz"),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.atomic import check_writable
@@ -20,6 +20,7 @@ MAP_NAMES = {
     "chi_negative_ppm": "chi-negative",
 }
 OutUnits = Literal["ppm", "ppb"]
+OutDtype = Literal["float32", "int16"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Outputs:
         The images that the map is written as.
     report, figure, html
         If they were asked for.
-    units
-        Of the map.
+    units, dtype
+        Of the map, as it is stored.
     force
         Whether existing ones are overwritten.
     slices, window
@@ -53,6 +54,7 @@ class Outputs:
     report: Path | None = None
     figure: Path | None = None
     units: OutUnits = "ppm"
+    dtype: OutDtype = "float32"
     force: bool = False
     slices: Sequence[float] | None = None
     window: Sequence[float] | None = None
@@ -129,6 +131,24 @@ class Outputs:
         for name, path, suffix in (("figure", self.figure, ".png"), ("html", self.html, ".html")):
             if path is not None and path.suffix != suffix:
                 raise UsageError(f"--{name} {path} must end in {suffix}")
+
+
+def require_dtype(dtype: str, gives: Sequence[str]) -> None:
+    """Refuse a type that maps are not stored in, or whole ppb of what is no susceptibility.
+
+    Raises
+    ------
+    UsageError
+        If it is one of these.
+    """
+    if dtype not in get_args(OutDtype):
+        raise UsageError(f"out_dtype is {dtype!r}, expected one of {', '.join(get_args(OutDtype))}")
+    others = [name for name in gives if not name.startswith("chi")]
+    if dtype == "int16" and others:
+        raise UsageError(
+            f"--out-dtype int16 is whole ppb of susceptibility, and {others[0]} is made; drop "
+            "the flag"
+        )
 
 
 def output_files(output: Path, gives: Sequence[str]) -> dict[str, Path]:

@@ -53,6 +53,7 @@ def describe_run(
     return {
         "made_by": made_by(),
         "units": request.outputs.units,
+        "dtype": request.outputs.dtype,
         "title": reconstructor.inversion.name,
         "model": inversion["model"],
         "backend": {"name": name, "version": version, "why": reconstructor.why_backend}

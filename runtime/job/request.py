@@ -11,7 +11,14 @@ from qsm_deploy.runtime.card.card import TASKS
 from qsm_deploy.runtime.card.read import ONNX, PLAN, load_card
 from qsm_deploy.runtime.console.inputs import refuse_weights, require_files
 from qsm_deploy.runtime.job.beginning import Beginning, Until, beginning_of
-from qsm_deploy.runtime.job.outputs import MAP_NAMES, Outputs, OutUnits, output_files
+from qsm_deploy.runtime.job.outputs import (
+    MAP_NAMES,
+    OutDtype,
+    Outputs,
+    OutUnits,
+    output_files,
+    require_dtype,
+)
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import CHI, Wants
 from qsm_deploy.runtime.reconstruction.patches import Blend
@@ -95,6 +102,7 @@ def make_request(
     slices: Sequence[float] | None = None,
     window: Sequence[float] | None = None,
     out_units: OutUnits = "ppm",
+    out_dtype: OutDtype = "float32",
     force: bool = False,
     units: FieldUnit | None = None,
     echo_time: float | None = None,
@@ -133,8 +141,8 @@ def make_request(
     slices, window
         Where the planes of figure and page lie, as their titles say it, and the lowest and the
         highest susceptibility that they show, in ``out_units``.
-    out_units
-        Of the map.
+    out_units, out_dtype
+        Of the map, as it is stored.
     force
         Whether existing outputs are overwritten.
     units, echo_time, echo_times, field_strength, b0_direction, voxel_size, negate, phase_scale
@@ -171,6 +179,7 @@ def make_request(
     ]
     require_files(inputs, "model file")
     require_files([*map(Path, fields), *phases, *signal, *paths])
+    require_dtype(out_dtype, gives if until == "chi" else (until,))
     begins = beginning_of(
         tuple(map(Path, fields)),
         phase=phases,
@@ -239,6 +248,7 @@ def make_request(
         slices=slices,
         window=window,
         units=out_units,
+        dtype=out_dtype,
         force=force,
     )
     if truth is not None and tuple(gives) != (CHI,):

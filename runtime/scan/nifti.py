@@ -252,6 +252,7 @@ def nifti_bytes(
     *,
     description: str = "",
     like: nib.Nifti1Header | None = None,
+    slope: float = 1.0,
     compress: bool = True,
 ) -> bytes:
     """Return a single-file NIfTI-1, gzip-compressed unless told otherwise.
@@ -259,7 +260,7 @@ def nifti_bytes(
     Parameters
     ----------
     data
-        (x, y, z) array, stored in its own type without scaling.
+        (x, y, z) array, stored in its own type.
     affine
         (4, 4) voxel-to-scanner (RAS mm) matrix, for qform and sform with code 1; not read where
         there is a ``like``.
@@ -267,17 +268,19 @@ def nifti_bytes(
         Header description, at most 79 ASCII characters.
     like
         A header whose qform, sform and their codes, units and ``dim_info`` are kept.
+    slope
+        What readers multiply the array by; they add nothing.
     """
     array = np.asarray(data)
     header = nib.Nifti1Header() if like is None else _spatial_header(like)
     header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
     header["descrip"] = description.encode("ascii", "replace")[:79]
     image = nib.Nifti1Image(array, None if like is not None else affine, header)
     if like is None:
         image.set_qform(affine, 1)
         image.set_sform(affine, 1)
         image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(slope, 0)  # of a header that it is made of it forgets them
     raw = image.to_bytes()
     return gzip.compress(raw, compresslevel=4, mtime=0) if compress else raw
 

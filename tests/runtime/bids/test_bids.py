@@ -184,6 +184,7 @@ class TestSeveralRuns:
         ("flags", "says"),
         [
             ("--out-units ppb", "units ppm, this run has ppb"),
+            ("--out-dtype int16", "dtype float32, this run has int16"),
             ("--data-consistency 0.1", "data consistency none, this run has (0.1, None)"),
         ],
     )
@@ -194,9 +195,19 @@ class TestSeveralRuns:
         assert says in err
 
     def test_resume_after_the_same_settings(self, run, chi):
-        assert run("--data-consistency auto --out-units ppb")[0] == 0
+        flags = "--data-consistency auto --out-units ppb --out-dtype int16"
+        assert run(flags)[0] == 0
         chi("02").unlink()
-        assert run("--data-consistency auto --out-units ppb --resume")[0] == 0
+        assert run(f"{flags} --resume")[0] == 0
+
+    def test_resume_knows_sidecars_from_before_there_were_types(self, run, chi):
+        assert run()[0] == 0
+        sidecar = chi("01").with_name("sub-01_ses-a_Chimap.json")
+        content = json.loads(sidecar.read_text())
+        del content["dtype"]
+        sidecar.write_text(json.dumps(content))
+        assert run("--resume")[0] == 0
+        assert run("--resume --out-dtype int16")[0] == 2
 
     def test_resume_does_not_mix_methods(self, run, dataset, capsys):
         words = ["--bids", str(dataset), "--resume"]
