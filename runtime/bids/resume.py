@@ -36,7 +36,7 @@ def wanted_facts(
         "units": units,
         "dtype": dtype,
         "data consistency": correction
-        and (correction.name or (correction.lam, correction.iterations)),
+        and (correction.name or [correction.lam, correction.iterations]),
     }
 
 
@@ -90,7 +90,7 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
         "units": sidecar.get("units"),
         "dtype": sidecar.get("dtype", "float32"),  # all there was at first
         "data consistency": _object(sidecar, "asked_for").get("data_consistency")
-        or ((step.get("lambda"), step.get("iterations")) if step else None),
+        or ([step.get("lambda"), step.get("iterations")] if step else None),
     }
 
 

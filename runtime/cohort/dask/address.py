@@ -4,6 +4,7 @@ A scheduler runs whatever whoever reaches its port sends.
 """
 
 import ipaddress
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from distributed import Client, Security
 
 CONNECT_S = 10.0
+LOGS = "distributed"
 HELP = "expected local:N, slurm, or the address of a Dask scheduler such as tls://HOST:8786"
 
 
@@ -94,6 +96,9 @@ class Scheduler:
         """As :meth:`Source.connect`."""
         from distributed import Client
 
+        # what it has to say, as that the scheduler is gone, is said by the pool
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGS)]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             return Client(self._address, security=self._security, timeout=CONNECT_S)
         except (OSError, TimeoutError) as error:

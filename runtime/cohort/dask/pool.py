@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from distributed import Client, Future, KilledWorker
 
@@ -70,6 +71,7 @@ class DaskPool:
         self._client: Client | None = None
         self._place = f"{NAME}-{uuid.uuid4().hex}"
         self._facts: dict[str, Any] | None = None
+        self._unfit: UnfitError | None = None  # the last that was sent away
         self._waiting: deque[str] = deque()
         self._running: dict[Future[str], str] = {}
         self._ended: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
@@ -92,6 +94,7 @@ class DaskPool:
         self._resources = GPU if cohort.host.device.startswith("cuda") else None
         self._client = self._source.connect()
         self._send_away_other_versions()
+        self._require_some()
         self._client.register_plugin(Workplace(self._place, cohort, same, quiet=log.quiet))
         if not self._client.nthreads():
             log.tell("waiting for a worker")
@@ -99,13 +102,18 @@ class DaskPool:
             self._begin("")
             try:
                 self._facts = self._answer(self._ended.get())
-            except UnfitError as unfit:
-                if not self._client.nthreads():
-                    kind = ERRORS.get(unfit.exit_code, EngineError)
-                    raise kind(f"worker {unfit.host}: {unfit.reason}") from unfit
+            except UnfitError:
+                self._require_some()
             except KilledWorker as killed:
                 raise EngineError(f"{_died(killed)} as it opened the model") from killed
         return Facts(**self._facts)
+
+    def _require_some(self) -> None:
+        """Refuse to wait for others where no worker fits."""
+        assert self._client is not None
+        if self._unfit is not None and not self._client.nthreads():
+            kind = ERRORS.get(self._unfit.exit_code, EngineError)
+            raise kind(f"no worker fits; {self._unfit.host}: {self._unfit.reason}")
 
     def outcomes(self, recordings: Sequence[Recording], *, wait: bool) -> Iterator[Outcome]:
         """As :meth:`Pool.outcomes`."""
@@ -170,7 +178,7 @@ class DaskPool:
             )
         error = future.exception()
         if isinstance(error, UnfitError):
-            self._send_away(error.address, error.host, error.reason)
+            self._send_away(error)
         elif not isinstance(error, KilledWorker) and self._send_away_other_versions():
             return None
         raise error
@@ -178,19 +186,23 @@ class DaskPool:
     def _send_away_other_versions(self) -> bool:
         """Send away workers that lack this program, and say whether there were any."""
         assert self._client is not None
-        found = False
         answers: Any = self._client.get_versions(packages=[NAME])
-        for address, said in answers["workers"].items():
-            theirs = said["packages"].get(NAME) or "not installed"
-            if theirs != version():
-                found = True
-                self._send_away(address, address, f"{NAME} is {theirs}, here it is {version()}")
-        return found
+        others = {
+            address: theirs
+            for address, said in answers["workers"].items()
+            if (theirs := said["packages"].get(NAME) or "not installed") != version()
+        }
+        for address, theirs in others.items():
+            reason = f"{NAME} is {theirs}, here it is {version()}"
+            host = urlsplit(address).hostname or ""
+            self._send_away(UnfitError(reason, EngineError.exit_code, address, host))
+        return bool(others)
 
-    def _send_away(self, address: str, host: str, reason: str) -> None:
+    def _send_away(self, unfit: UnfitError) -> None:
         assert self._client is not None
-        self._log.warn(f"worker {address} on {host} takes no part: {reason}")
-        self._client.retire_workers([address])
+        self._unfit = unfit
+        self._log.warn(f"worker {unfit.address} on {unfit.host} takes no part: {unfit.reason}")
+        self._client.retire_workers([unfit.address])
         self._looked_at = 0.0
 
     def finish(self, seconds: float) -> Iterator[Outcome]:

@@ -26,6 +26,8 @@ from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import gpu_number, models_of
 
+ENDS_S = 5.0  # that a killed child may take
+
 
 class UnfitError(Exception):
     """A worker that takes no part: reason, exit code, its address and host."""
@@ -123,6 +125,8 @@ class Workplace(WorkerPlugin):
         """End the child at once."""
         self._ends = True
         self._worker.kill()
+        if self._one_at_a_time.acquire(timeout=ENDS_S):
+            self._worker.close()
 
     def facts(self) -> dict[str, Any]:
         """Return what all maps of this worker have alike.
