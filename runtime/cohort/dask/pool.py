@@ -219,7 +219,7 @@ class DaskPool:
         """As :meth:`Pool.close`; what still runs is killed, and the workers stay."""
         if self._client is not None:
             self._running.clear()
-            with suppress(OSError, TimeoutError):  # they may be gone
+            with suppress(OSError, TimeoutError, ValueError):  # it is gone, or never came
                 self._client.unregister_worker_plugin(self._place)
             self._client.close()
         self._source.close()

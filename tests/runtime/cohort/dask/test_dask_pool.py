@@ -129,7 +129,7 @@ def test_a_worker_of_another_version(new_dataset, dask, tmp_path) -> None:
     worker = dask.add_worker()
     words = ("--bids", root, "--method", "tkd", "--cluster", dask.address)
     code, out, err = run(*words)
-    assert (code, out) == (4, "")
+    assert (code, out) == (4, ""), err
     assert f"127.0.0.1 takes no part: qsm-deploy is 9.9, here it is {version()}" in err
     assert worker.wait(30) == 0
     del dask.environment["PYTHONPATH"]
