@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -468,7 +469,10 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         "bf16: faster where the CPU has it; its error is measured and printed",
     )
     group.add_argument(
-        "--threads", type=thread_count, default=0, help="CPU threads, default all cores"
+        "--threads",
+        type=thread_count,
+        default=0,
+        help="CPU threads, default all cores, in a job of SLURM those of its task",
     )
 
 
@@ -576,7 +580,10 @@ def host_from(arguments: argparse.Namespace) -> "Host":
     from qsm_deploy.runtime.reconstructor import Host
 
     names = ("backend", "device", "precision", "threads", "plan_cache")
-    return Host(**{name: getattr(arguments, name) for name in names})
+    host = Host(**{name: getattr(arguments, name) for name in names})
+    # not every SLURM lets a task see its own cores only
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return replace(host, threads=int(own)) if own.isdecimal() and not host.threads else host
 
 
 def add_device(group: "argparse._ActionsContainer") -> None:
