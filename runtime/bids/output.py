@@ -12,7 +12,7 @@ from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.search import DESCRIPTION
 from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.held import held
-from qsm_deploy.runtime.console.journal import PREFIX
+from qsm_deploy.runtime.console.journal import PREFIX, clear_leftovers
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.job.report import json_bytes
 from qsm_deploy.runtime.reconstruction.inversion import CHI
@@ -165,6 +165,12 @@ def claim(chi: Path, *, wait: bool) -> Iterator[bool]:
                     f"cannot write to {chi.parent}: {error.strerror}; choose another --output"
                 ) from error
         yield descriptor is not None
+
+
+def clear_claim(chi: Path) -> None:
+    """Remove what a process left that was killed as it made a map."""
+    clear_leftovers(chi.parent)
+    _remove_empty(chi.parent)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import DataError, QsmDeployError, UsageError
 from qsm_deploy.runtime.bids.layout import Recording
-from qsm_deploy.runtime.bids.output import Derivative
+from qsm_deploy.runtime.bids.output import Derivative, clear_claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay
 from qsm_deploy.runtime.bids.search import without_recording
 from qsm_deploy.runtime.cohort.cohort import Cohort, file_of
@@ -161,13 +161,15 @@ class _Run:
 
     def _taken(self, pool: Pool, recordings: Sequence[Recording], *, wait: bool) -> list[Recording]:
         """Reconstruct recordings; return those that another process is at."""
-        taken = set()
+        taken, by_name = set(), {recording.name: recording for recording in recordings}
         try:
             for outcome in pool.outcomes(recordings, wait=wait):
                 if outcome.state == "taken":
                     taken.add(outcome.recording)
                 else:
                     self.note(outcome)
+                if outcome.state == "failed" and outcome.attempt > 1:
+                    clear_claim(self.derivative.chi(by_name[outcome.recording]))
         except KeyboardInterrupt:
             for outcome in pool.finish(GRACE_S):
                 if outcome.state != "taken":

@@ -9,6 +9,7 @@ import numpy as np
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import applying_files
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.job.one_scan import Finished
 from qsm_deploy.runtime.job.report import numbers
 from qsm_deploy.runtime.reconstruction.inversion import CHI
@@ -23,45 +24,56 @@ DEEP_GREY = re.compile(
 REGIONS = "chi_ppb"  # means, by the names of regions
 
 
-def findings_of(finished: Finished, recording: Recording) -> dict[str, Any]:
-    """Return the numbers of a map that was made: residual, noise, mask, deep grey nuclei.
+def findings_of(finished: Finished, recording: Recording) -> tuple[dict[str, Any], list[str]]:
+    """Return the numbers of a map that was made, and what is wrong with segmentations.
 
-    Raises
-    ------
-    DataError
-        If a segmentation that lies on the measurement's grid, or its table, cannot be read.
+    They are its field residual, the field's noise, the mask's volume, and the means of the deep
+    grey nuclei, where there is a segmentation.
     """
     scan = finished.scan
     assert scan is not None  # something was made of it
     found = numbers(finished.report, scan)
-    if CHI in finished.maps:
-        chi_ppm = scan.axes.turn_back(finished.maps[CHI])
-        if means := _deep_grey_ppb(chi_ppm, scan.axes.turn_back(scan.mask), recording):
-            found[REGIONS] = means
-    return found
+    wrong: list[str] = []
+    for image in (image for image in recording.images if image.suffix == "dseg"):
+        if CHI in finished.maps:
+            chi_ppm, mask = map(scan.axes.turn_back, (finished.maps[CHI], scan.mask))
+            try:
+                means = _deep_grey_ppb(chi_ppm, mask, recording, image)
+                found[REGIONS] = found.get(REGIONS, {}) | means
+            except DataError as error:
+                wrong.append(f"no means of its nuclei: {error}")
+    return found, wrong
 
 
-def _deep_grey_ppb(chi_ppm: Any, mask: Any, recording: Recording) -> dict[str, float]:
+def _deep_grey_ppb(
+    chi_ppm: Any, mask: Any, recording: Recording, image: BidsImage
+) -> dict[str, float]:
     """Return the mean of every deep grey nucleus in the mask [ppb], by its name.
 
-    Nuclei come from every ``_dseg`` of the recording, its session or its subject that lies on the
-    measurement's grid and has a table of names.
+    A segmentation counts if it lies on the measurement's grid and has a table of names.
+
+    Raises
+    ------
+    DataError
+        If it, or its table, cannot be read.
     """
+    names = _names(image)
+    if not names:
+        return {}
     if recording.source == "localfield":
         measured = recording.local_field().path
     else:
         measured = recording.echoes()[0][0].path
-    means: dict[str, float] = {}
-    for image in recording.images:
-        if image.suffix != "dseg" or not (names := _names(image)):
-            continue
-        if not on_grid(image.path, measured):
-            continue
-        labels = np.where(mask, np.rint(load_volume(image.path).data), 0).astype(np.int64)
-        for index, name in names.items():
-            if DEEP_GREY.search(name) and (inside := labels == index).any():
-                means[name] = round(PPB_PER_PPM * float(chi_ppm[inside].mean(dtype=np.float64)), 3)
-    return means
+    require_files([image.path])
+    if not on_grid(image.path, measured):
+        return {}
+    labels = np.where(mask, np.rint(load_volume(image.path).data), 0).astype(np.int64)
+    inside = {name: labels == index for index, name in names.items() if DEEP_GREY.search(name)}
+    return {
+        name: round(PPB_PER_PPM * float(chi_ppm[region].mean(dtype=np.float64)), 3)
+        for name, region in inside.items()
+        if region.any()
+    }
 
 
 def _names(image: BidsImage) -> dict[int, str]:
@@ -76,9 +88,11 @@ def _names(image: BidsImage) -> dict[int, str]:
         return {}
     try:
         with tables[-1].open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        return {int(row["index"]): row["name"].strip() for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DataError(
-            f"{tables[-1]}: no table of the columns index and name ({error})"
-        ) from error
+            table = csv.DictReader(file, delimiter="\t")
+            lacking = {"index", "name"} - set(table.fieldnames or ())
+            names = {int(row["index"]): row["name"].strip() for row in table if not lacking}
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise DataError(f"{tables[-1]}: cannot be read as a table ({error})") from error
+    if lacking:
+        raise DataError(f"{tables[-1]}: no column {min(lacking)}, separated by tabs")
+    return names

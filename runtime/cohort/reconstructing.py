@@ -169,11 +169,11 @@ class CohortReconstructor:
             outcome = replace(outcome, report=run)
         if request.dry_run:
             return replace(outcome, state="planned", reason=report.plan_line(run))
-        return replace(
-            outcome,
-            peak_bytes=max(stages.peak_bytes.values(), default=0),
-            findings=findings_of(finished, recording),
-        )
+        peak = max(stages.peak_bytes.values(), default=0)
+        found, wrong = findings_of(finished, recording)
+        for text in wrong:
+            self.log.warn(text)
+        return replace(outcome, peak_bytes=peak, findings=found)
 
     def _measured(
         self, recording: Recording, stages: Stages

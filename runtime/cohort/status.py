@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -64,13 +64,23 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
         rows = {name: said.get(name) or Outcome(name, "done") for name in done}
         rows |= {failure.recording: failure for failure in failures}
         write_atomically(cohort.table, group_table(rows.values()), force=True)
-    reasons = Counter((one.exit_code, _kind(one.reason)) for one in failures).most_common(FREQUENT)
+    kinds: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for one in failures:
+        kinds[one.exit_code, _kind(one.reason)].append(one.reason)
+    frequent = sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:FREQUENT]
     return {
         "recordings": len(found.recordings) + len(unusable),
         "done": len(done),
         "failed": len(failures),
         "never_tried": len(missing),
-        "reasons": [{"exit_code": c, "reason": r, "count": n} for (c, r), n in reasons],
+        "reasons": [
+            {
+                "exit_code": code,
+                "reason": kind if len(set(said)) > 1 else said[0],
+                "count": len(said),
+            }
+            for (code, kind), said in frequent
+        ],
         "failures": [
             {"recording": f.recording, "exit_code": f.exit_code, "reason": f.reason}
             for f in failures

@@ -88,17 +88,17 @@ class _Child:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
-            raise ChildDied(self._process.wait())
+            raise ChildDied(self.close())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def close(self) -> None:
-        """Let it end, and wait for that."""
+    def close(self) -> int:
+        """Let it end, wait for that, and return how."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
-        self._process.wait()
+        return self._process.wait()
 
     def kill(self) -> None:
         """End it at once."""

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import QsmDeployError
-from qsm_deploy.runtime.bids import cohort
-from qsm_deploy.runtime.bids.cohort import Cohort, run_cohort
+from qsm_deploy.runtime.cohort import reconstructing
+from qsm_deploy.runtime.cohort.cohort import Cohort
+from qsm_deploy.runtime.cohort.driver import run_cohort
+from qsm_deploy.runtime.cohort.pool import ThisProcess
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.job.request import maker_from
 from qsm_deploy.runtime.reconstructor import Host, open_reconstructor
@@ -98,8 +100,8 @@ def run():
 
     def run_on(root, **options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cohort, "open_reconstructor", lambda *_, **__: opened)
-            return run_cohort(Cohort(root, **options), maker, host, Quiet())
+            patch.setattr(reconstructing, "open_reconstructor", lambda *_, **__: opened)
+            return run_cohort(Cohort(root, maker, host, **options), ThisProcess(), Quiet())
 
     return run_on
 

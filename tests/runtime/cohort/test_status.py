@@ -1,0 +1,193 @@
+"""``--status``, the files of outcomes, and the table: what is left of a cohort when all is over."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
+from qsm_deploy.runtime.cohort.sharding import Shard
+from qsm_deploy.runtime.scan.nifti import nifti_bytes
+from tests.runtime.cohort.conftest import SHAPE
+
+OURS = "derivatives/qsm-deploy"
+NUCLEI = "index\tname\n1\tLeft-Pallidum\n2\tRight-Pallidum\n3\tLeft-Cerebral-White-Matter\n"
+
+
+@pytest.fixture
+def study(new_dataset):
+    """Return three recordings, the second of which has no unit."""
+    root = new_dataset("sub-01", "sub-02", "sub-03")
+    (root / "sub-02/anat/sub-02_localfield.json").write_text("{}")
+    return root
+
+
+def table_of(path) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(path.read_text().splitlines(), delimiter="\t")
+    return {row["recording"]: row for row in rows}
+
+
+class TestStatus:
+    def test_before_after_and_in_between(self, study, run) -> None:
+        words = ("--bids", study, "--method", "tkd")
+        code, out, err = run("--bids", study, "--status")
+        assert (code, err) == (3, "")
+        assert out.splitlines() == [
+            "3 recordings: 0 done, 0 failed, 3 never tried",
+            "never tried: sub-01, sub-02, sub-03",
+        ]
+        assert not (study / "derivatives").exists()
+        assert run(*words, "--participant-label", "01", "02")[0] == 3
+        code, out, _ = run("--bids", study, "--status", "--json")
+        status = json.loads(out)
+        counts = {key: status[key] for key in ("recordings", "done", "failed", "never_tried")}
+        assert counts == {"recordings": 3, "done": 1, "failed": 1, "never_tried": 1}
+        assert status["missing"] == ["sub-03"]
+        [failure] = status["failures"]
+        assert (failure["recording"], failure["exit_code"]) == ("sub-02", 3)
+        assert "sub-02_localfield.json: Units are not stated" in failure["reason"]
+        [reason] = status["reasons"]
+        assert reason["reason"] == failure["reason"]
+        (study / "sub-02/anat/sub-02_localfield.json").write_text('{"Units": "ppm"}')
+        assert run(*words, "--resume")[0] == 0
+        assert run("--bids", study, "--status")[:2] == (
+            0,
+            "3 recordings: 3 done, 0 failed, 0 never tried\n",
+        )
+
+    def test_a_map_that_went_counts_no_more(self, study, run) -> None:
+        assert run("--bids", study, "--method", "tkd", "--participant-label", "01")[0] == 0
+        (study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").unlink()
+        _, out, _ = run("--bids", study, "--status")
+        assert out.startswith("3 recordings: 0 done, 0 failed, 3 never tried\n")
+
+    def test_what_cannot_be_taken_is_a_failure_nobody_has_to_try(self, study, run) -> None:
+        anat = study / "sub-03/anat"
+        (anat / "sub-03_localfield.nii").write_bytes(b"")
+        _, out, _ = run("--bids", study, "--status")
+        assert out.splitlines()[0] == "3 recordings: 0 done, 1 failed, 2 never tried"
+        assert "2 images fit as local field" in out
+
+    def test_maps_of_a_local_field_count(self, study, run) -> None:
+        place = study / OURS / "sub-01/anat/sub-01_desc-local_fieldmap.nii.gz"
+        place.parent.mkdir(parents=True)
+        place.touch()
+        assert "1 done" in run("--bids", study, "--status")[1]
+
+    def test_a_part_of_it(self, study, run) -> None:
+        assert run("--bids", study, "--status", "--shard", "1/3")[1].startswith("0 recordings")
+        assert run("--bids", study, "--status", "--shard", "2/3")[1].startswith("3 recordings")
+        assert "1 recordings" in run("--bids", study, "--status", "--participant-label", "03")[1]
+
+
+class TestTable:
+    def test_a_row_of_each_and_the_nuclei_by_their_names(self, study, run) -> None:
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[8:10, 9:11, 7:9], labels[12:14, 9:11, 7:9], labels[3:5, 3:5, 3:5] = 1, 2, 3
+        (study / "sub-01/anat/sub-01_dseg.nii.gz").write_bytes(nifti_bytes(labels, np.eye(4)))
+        (study / "dseg.tsv").write_text(NUCLEI)
+        assert run("--bids", study, "--method", "tkd")[0] == 3
+        rows = table_of(study / OURS / "group_Chimap.tsv")
+        assert [*rows] == ["sub-01", "sub-02", "sub-03"]
+        assert "chi_ppb_Left-Cerebral-White-Matter" not in rows["sub-01"]
+        import nibabel as nib
+
+        chi = nib.load(study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").get_fdata()
+        for index, name in ((1, "Left-Pallidum"), (2, "Right-Pallidum")):
+            expected = 1000 * chi[labels == index].mean()
+            assert float(rows["sub-01"][f"chi_ppb_{name}"]) == pytest.approx(expected, abs=1e-2)
+            assert rows["sub-03"][f"chi_ppb_{name}"] == "n/a"
+        assert rows["sub-02"]["state"] == "failed"
+        assert "Units are not stated" in rows["sub-02"]["reason"]
+        assert float(rows["sub-01"]["mask_ml"]) == pytest.approx(16 * 18 * 14 / 1000)
+        assert 1 < float(rows["sub-01"]["noise_ppb"]) < 4
+        assert 0 < float(rows["sub-01"]["field_residual"]) < 1
+
+    def test_the_nuclei_of_a_head_that_is_stored_otherwise(self, study, run) -> None:
+        """Labels and map lie on one grid, however its axes run."""
+        import nibabel as nib
+
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[8:10, 9:11, 7:9] = 1
+        affine = np.array([[0, 0, -1.0, 9], [1, 0, 0, 3], [0, -1, 0, 2], [0, 0, 0, 1]])
+        anat = study / "sub-01/anat"
+        for path in anat.glob("*.nii.gz"):
+            volume = np.asarray(nib.load(path).dataobj)
+            path.write_bytes(nifti_bytes(volume, affine))
+        (anat / "sub-01_dseg.nii.gz").write_bytes(nifti_bytes(labels, affine))
+        (anat / "sub-01_dseg.tsv").write_text(NUCLEI)
+        assert run("--bids", study, "--method", "tkd", "--participant-label", "01")[0] == 0
+        chi = nib.load(study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").get_fdata()
+        rows = table_of(study / OURS / "group_Chimap.tsv")
+        expected = 1000 * chi[labels == 1].mean()
+        assert float(rows["sub-01"]["chi_ppb_Left-Pallidum"]) == pytest.approx(expected, abs=1e-2)
+
+    def test_a_segmentation_that_cannot_be_read_costs_no_map(self, study, run) -> None:
+        (study / "sub-01/anat/sub-01_dseg.nii.gz").symlink_to("../../.git/annex/objects/x")
+        (study / "sub-03/anat/sub-03_dseg.nii.gz").write_bytes(nifti_bytes(np.ones(SHAPE), None))
+        (study / "dseg.tsv").write_text("number,label\n")
+        code, out, err = run("--bids", study, "--method", "tkd", "--participant-label", "01", "03")
+        assert (code, len(out.splitlines())) == (0, 2)
+        assert "sub-01: " in err
+        assert "no column index, separated by tabs" in err
+
+    def test_one_of_a_shard_is_made_when_asked_for(self, study, run, tmp_path) -> None:
+        for number in (1, 2, 3):
+            run("--bids", study, "--method", "tkd", "--shard", f"{number}/3")
+        assert not (study / OURS / "group_Chimap.tsv").exists()
+        code, _, _ = run("--bids", study, "--status", "--table", tmp_path / "all.tsv")
+        rows = table_of(tmp_path / "all.tsv")
+        assert code == 3
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "sub-01": "done", "sub-02": "failed", "sub-03": "done",
+        }  # fmt: skip
+
+
+class TestOutcomes:
+    def test_the_last_one_counts_whichever_file_it_is_in(self, tmp_path) -> None:
+        first = Outcome("sub-01", "failed", exit_code=3, reason="gone", finished_s=1.0)
+        later = Outcome("sub-01", "done", findings={"mask_ml": 2.5}, finished_s=2.0)
+        OutcomeFile(tmp_path, Shard(2, 3)).append(later)
+        OutcomeFile(tmp_path, None).append(first)
+        assert last_outcomes(tmp_path) == {"sub-01": later}
+
+    @pytest.mark.parametrize("line", ["{", "[]", "null", '"x"', '{"recording": 1}', "{}", "\xff"])
+    def test_what_is_half_written_is_passed_over(self, tmp_path, line) -> None:
+        file = OutcomeFile(tmp_path, None)
+        file.append(Outcome("sub-01", "done"))
+        with next(tmp_path.glob("*.jsonl")).open("a", encoding="latin-1") as half:
+            half.write(f"{line}\n")
+        file.append(Outcome("sub-02", "done"))
+        assert {"sub-01", "sub-02"} <= last_outcomes(tmp_path).keys()
+
+    def test_a_folder_of_their_own(self, study, run, tmp_path) -> None:
+        words = ("--bids", study, "--method", "tkd", "--outcomes", tmp_path / "told" / "here")
+        assert run(*words)[0] == 3
+        assert not (study / OURS / "outcomes").exists()
+        assert len(last_outcomes(tmp_path / "told" / "here")) == 3
+        assert run("--bids", study, "--status")[1].startswith(
+            "3 recordings: 2 done, 0 failed, 1 never"
+        )
+        _, out, _ = run("--bids", study, "--status", "--outcomes", tmp_path / "told" / "here")
+        assert out.startswith("3 recordings: 2 done, 1 failed, 0 never")
+
+
+class TestFilesOfEach:
+    def test_pictures_and_reports(self, study, run, tmp_path) -> None:
+        figure, report = tmp_path / "f/{recording}.png", tmp_path / "r/run-{recording}.json"
+        words = ("--bids", study, "--method", "tkd", "--figure", figure, "--report", report)
+        assert run(*words)[0] == 3
+        assert sorted(p.name for p in (tmp_path / "f").iterdir()) == ["sub-01.png", "sub-03.png"]
+        content = json.loads((tmp_path / "r/run-sub-03.json").read_text())
+        assert content["field_residual"] > 0
+        code, _, err = run(*words, "-o", tmp_path / "other")
+        assert code == 2
+        assert f"{tmp_path}/f/sub-01.png exists; pass --force" in err
+        assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize("flags", ["--figure f.png", "--figure {recording}.pdf"])
+    def test_names_that_are_one_for_all(self, study, run, flags) -> None:
+        code, _, err = run("--bids", study, *flags.split())
+        assert code == 2
+        assert "write {recording} for its name and end in .png" in err
