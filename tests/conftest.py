@@ -7,11 +7,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qsm_deploy.kernels.cmake import find_tool
+
+if TYPE_CHECKING:
+    from tests.slurm import Slurm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are loaded: one worker per core
 NO_TEST_DATA = "test data not present: ../shared"
@@ -25,6 +28,7 @@ ALLOWED_SKIPS = (
     "no headless browser",
     "no DICOM tool",
     "no network namespace",
+    "no SLURM",
 )
 
 # folders whose tests share what takes long to make: one worker runs them
@@ -50,6 +54,17 @@ def compiler() -> str:
     if not found:
         pytest.skip("no C++ compiler")
     return str(found)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator["Slurm"]:
+    """Return a SLURM cluster of one node; skip where there can be none."""
+    from tests.slurm import missing, started
+
+    if why := missing():
+        pytest.skip(f"no SLURM: {why}")
+    with started() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 WAIT_S = 60.0
-# without cgroups and accounting, which need a machine of its own
+# without cgroups and accounting, which need a machine of its own; nobody measures its memory
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -42,7 +42,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 MinJobAge=3600
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory_mb}
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=64000
 PartitionName=main Nodes={host} Default=YES
 """
 
@@ -105,7 +105,6 @@ def started() -> Iterator[Slurm]:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         host = socket.gethostname().partition(".")[0]
-        memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**21
         controller_port, node_port = _free_ports(2)
         configuration = folder / "slurm.conf"
         configuration.write_text(CONFIGURATION.format_map(locals()))

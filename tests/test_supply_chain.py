@@ -16,7 +16,8 @@ def test_nothing_installs_the_bare_name():
     assert BY_NAME.search("pip install -U qsm-deploy")
     assert BY_NAME.search("RUN pip install --no-cache-dir \\\n    'qsm-deploy[serve]==1'")
     tracked = subprocess.run(
-        ["git", "ls-files", "*.py", "*.md", "*Dockerfile", "Makefile", "*.ipynb", ".ci/run"],
+        ["git", "ls-files", "*.py", "*.md", "*Dockerfile*", "*.def", "*.sh", "*.yaml", "*.toml",
+         "Makefile", "*.ipynb", ".ci/run"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     ).stdout.split()  # fmt: skip
     found = [
