@@ -42,7 +42,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[export,openvino,figure,mask,dicom]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[export,openvino,figure,mask,dicom,cluster]" --group dev
 	touch $@
 
 $(CUDA_READY): $(READY)

@@ -218,6 +218,10 @@ def _run_bids(arguments: argparse.Namespace) -> int:
         from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job import report
 
+        if arguments.cluster == "slurm" and arguments.dry_run:
+            from qsm_deploy.runtime.cohort.dask.choice import script_from
+
+            return script_from(arguments.cluster_config).rstrip()
         log = TerminalLog(quiet=arguments.quiet)
         run_cohort(_cohort(arguments), _pool(arguments), log, result)
         if arguments.json:
@@ -292,14 +296,25 @@ def _pool(arguments: argparse.Namespace) -> "Pool":
     """Return where a dataset is reconstructed."""
     from qsm_deploy.runtime.cohort.pool import ThisProcess
 
+    for name in ("cluster_config", "cluster_tls", "cluster_insecure"):
+        if getattr(arguments, name) and arguments.cluster is None:
+            raise UsageError(f"--{name.replace('_', '-')} needs --cluster")
     if arguments.cluster is None or arguments.dry_run:
         return ThisProcess()
-    from qsm_deploy.runtime.cohort.children import Children
-
     kind, _, count = arguments.cluster.partition(":")
-    if kind != "local" or not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"--cluster {arguments.cluster}: expected local:N, such as local:4")
-    return Children(int(count))
+    if kind == "local" and count.isdecimal() and int(count) > 0:
+        from qsm_deploy.runtime.cohort.children import Children
+
+        return Children(int(count))
+    from qsm_deploy.runtime.cohort.dask.choice import pool_from
+
+    return pool_from(
+        arguments.cluster,
+        arguments.cluster_config,
+        arguments.cluster_tls,
+        insecure=arguments.cluster_insecure,
+        device=arguments.device,
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ OF_COHORT = (
 # flags of a dataset
 FOR_A_DATASET = (
     *("participant_label", "bids_input", "resume", "shard", "status", "outcomes", "table"),
-    "cluster",
+    *("cluster", "cluster_config", "cluster_tls", "cluster_insecure"),
 )
 EPILOG = """\
 examples:
@@ -276,9 +276,28 @@ def _add_bids(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--cluster",
-        metavar="local:N",
+        metavar="local:N|ADDRESS|slurm",
         help="reconstruct N recordings at once, in processes with an equal share of cores and "
-        "memory; one that dies takes only its own map with it",
+        "memory; one that dies takes only its own map with it; or on the workers of a Dask "
+        "scheduler, tls://HOST:8786; or in jobs of SLURM",
+    )
+    group.add_argument(
+        "--cluster-config",
+        type=Path,
+        metavar="FILE.toml",
+        help="the jobs of --cluster slurm; --dry-run prints their script",
+    )
+    group.add_argument(
+        "--cluster-tls",
+        type=Path,
+        nargs=3,
+        metavar=("CA", "CERT", "KEY"),
+        help="with which scheduler, workers and this program know each other, in PEM",
+    )
+    group.add_argument(
+        "--cluster-insecure",
+        action="store_true",
+        help="without TLS beyond this computer: who reaches the port runs programs there",
     )
     group.add_argument(
         "--status",

@@ -1,0 +1,237 @@
+"""A pool of the workers of a Dask scheduler.
+
+No more is handed to the scheduler than there are workers: when one dies, every task that waits for
+it is suspected of having killed it.
+"""
+
+import json
+import queue
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from distributed import Client, Future, KilledWorker
+
+from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.bids.layout import Recording
+from qsm_deploy.runtime.cohort.cohort import Cohort
+from qsm_deploy.runtime.cohort.dask.workplace import UnfitError, Workplace, alike, answer
+from qsm_deploy.runtime.cohort.outcomes import Outcome, outcome_from
+from qsm_deploy.runtime.cohort.reconstructing import Facts
+from qsm_deploy.runtime.cohort.worker import ERRORS
+from qsm_deploy.runtime.console.provenance import NAME, version
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.methods.method import Method
+
+LOOK_S = 1.0  # how often the workers are counted
+GPU = {"GPU": 1}  # what a worker with one is started with
+
+
+class Source(Protocol):
+    """Where workers come from.
+
+    Attributes
+    ----------
+    most
+        How many there will be, where they come and go with the work; else 0.
+    """
+
+    most: int
+
+    def connect(self) -> Client:
+        """Return a client of their scheduler.
+
+        Raises
+        ------
+        EngineError
+            If there is none.
+        """
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+class DaskPool:
+    """Dask workers, each with a child process that reconstructs one recording at a time.
+
+    Parameters
+    ----------
+    source
+        Where they come from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._client: Client | None = None
+        self._place = f"{NAME}-{uuid.uuid4().hex}"
+        self._facts: dict[str, Any] | None = None
+        self._waiting: deque[str] = deque()
+        self._running: dict[Future[str], str] = {}
+        self._ended: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
+        self._wait = self._stopping = False
+        self._live, self._looked_at = 0, 0.0
+
+    @property
+    def workers(self) -> int:
+        """As :attr:`Pool.workers`; those that are there, or that will come when there is work."""
+        now = time.monotonic()
+        if self._client is not None and now - self._looked_at > LOOK_S:
+            self._live, self._looked_at = len(self._client.nthreads()), now
+        return self._source.most or max(1, self._live)
+
+    def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
+        """As :meth:`Pool.open`; the first worker that fits says what all maps have alike."""
+        self._log = log
+        cohort = from_anywhere(cohort)
+        same = alike(cohort)
+        self._resources = GPU if cohort.host.device.startswith("cuda") else None
+        self._client = self._source.connect()
+        self._send_away_other_versions()
+        self._client.register_plugin(Workplace(self._place, cohort, same, quiet=log.quiet))
+        if not self._client.nthreads():
+            log.tell("waiting for a worker")
+        while self._facts is None:
+            self._begin("")
+            try:
+                self._facts = self._answer(self._ended.get())
+            except UnfitError as unfit:
+                if not self._client.nthreads():
+                    kind = ERRORS.get(unfit.exit_code, EngineError)
+                    raise kind(f"worker {unfit.host}: {unfit.reason}") from unfit
+            except KilledWorker as killed:
+                raise EngineError(f"{_died(killed)} as it opened the model") from killed
+        return Facts(**self._facts)
+
+    def outcomes(self, recordings: Sequence[Recording], *, wait: bool) -> Iterator[Outcome]:
+        """As :meth:`Pool.outcomes`."""
+        self._waiting.extend(recording.name for recording in recordings)
+        self._wait = wait
+        yield from self._until(None)
+
+    def _until(self, end: float | None) -> Iterator[Outcome]:
+        """Yield what ends, until nothing is left or the time is over."""
+        while self._running or self._waiting:
+            while self._waiting and len(self._running) < self.workers:
+                self._begin(self._waiting.popleft())
+            left = LOOK_S if end is None else min(LOOK_S, end - time.monotonic())
+            if left < 0:
+                return
+            with suppress(queue.Empty):
+                outcome = self._outcome(self._ended.get(timeout=left))
+                if outcome is not None:
+                    yield outcome
+
+    def _begin(self, name: str) -> None:
+        assert self._client is not None
+        task = (self._place, name, self._facts, self._wait)
+        future = self._client.submit(answer, *task, pure=False, resources=self._resources)
+        self._running[future] = name
+        future.add_done_callback(self._ended.put)
+
+    def _outcome(self, future: Future[str]) -> Outcome | None:
+        """Return what became of a recording, unless it is to be begun anew or was given up."""
+        if (name := self._running.get(future)) is None:
+            return None
+        try:
+            answered = self._answer(future)
+        except UnfitError:
+            answered = None
+        except KilledWorker as killed:
+            reason = f"{_died(killed)} while it had {name}"
+            return Outcome(name, "failed", exit_code=EngineError.exit_code, reason=reason)
+        if answered is None:
+            if not self._stopping:
+                self._waiting.appendleft(name)
+            return None
+        return outcome_from(answered)
+
+    def _answer(self, future: Future[str]) -> dict[str, Any] | None:
+        """Return the answer of a task, ``None`` if its worker had no such program.
+
+        Raises
+        ------
+        UnfitError, KilledWorker
+            If that became of it; the former has been sent away.
+        EngineError
+            If the scheduler is gone.
+        """
+        del self._running[future]
+        if future.status == "finished":
+            found: dict[str, Any] = json.loads(future.result())
+            return found
+        if future.status != "error":
+            raise EngineError(
+                "the scheduler is gone; what is done stays, go on with --resume when it is back"
+            )
+        error = future.exception()
+        if isinstance(error, UnfitError):
+            self._send_away(error.address, error.host, error.reason)
+        elif not isinstance(error, KilledWorker) and self._send_away_other_versions():
+            return None
+        raise error
+
+    def _send_away_other_versions(self) -> bool:
+        """Send away workers that lack this program, and say whether there were any."""
+        assert self._client is not None
+        found = False
+        answers: Any = self._client.get_versions(packages=[NAME])
+        for address, said in answers["workers"].items():
+            theirs = said["packages"].get(NAME) or "not installed"
+            if theirs != version():
+                found = True
+                self._send_away(address, address, f"{NAME} is {theirs}, here it is {version()}")
+        return found
+
+    def _send_away(self, address: str, host: str, reason: str) -> None:
+        assert self._client is not None
+        self._log.warn(f"worker {address} on {host} takes no part: {reason}")
+        self._client.retire_workers([address])
+        self._looked_at = 0.0
+
+    def finish(self, seconds: float) -> Iterator[Outcome]:
+        """As :meth:`Pool.finish`."""
+        assert self._client is not None
+        self._stopping = True
+        self._waiting.clear()
+        at = {key for keys in self._client.processing().values() for key in keys}
+        for future in [future for future in self._running if future.key not in at]:
+            del self._running[future]
+        yield from self._until(time.monotonic() + seconds)
+
+    def close(self) -> None:
+        """As :meth:`Pool.close`; what still runs is killed, and the workers stay."""
+        if self._client is not None:
+            self._running.clear()
+            with suppress(OSError, TimeoutError):  # they may be gone
+                self._client.unregister_worker_plugin(self._place)
+            self._client.close()
+        self._source.close()
+
+
+def _died(killed: KilledWorker) -> str:
+    return f"the worker died {killed.allowed_failures + 1} times"
+
+
+def from_anywhere(cohort: Cohort) -> Cohort:
+    """Return a cohort whose paths do not depend on the folder that a process runs in."""
+
+    def whole(path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
+
+    maker = cohort.maker
+    if not isinstance(maker, Method):
+        maker = [one if isinstance(one, Method) else one.absolute() for one in maker]
+    return replace(
+        cohort,
+        dataset=cohort.dataset.absolute(),
+        maker=maker,
+        output=whole(cohort.output),
+        figure=whole(cohort.figure),
+        report=whole(cohort.report),
+        html=whole(cohort.html),
+    )
