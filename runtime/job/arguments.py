@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -599,10 +598,7 @@ def host_from(arguments: argparse.Namespace) -> "Host":
     from qsm_deploy.runtime.reconstructor import Host
 
     names = ("backend", "device", "precision", "threads", "plan_cache")
-    host = Host(**{name: getattr(arguments, name) for name in names})
-    # not every SLURM lets a task see its own cores only
-    own = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return replace(host, threads=int(own)) if own.isdecimal() and not host.threads else host
+    return Host(**{name: getattr(arguments, name) for name in names})
 
 
 def add_device(group: "argparse._ActionsContainer") -> None:
