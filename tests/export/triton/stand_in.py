@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-FORMS = {"FP32": np.float32, "FP64": np.float64, "UINT8": np.uint8}
+FORMS = {"TYPE_FP32": np.float32, "TYPE_FP64": np.float64, "TYPE_UINT8": np.uint8}
 
 
 class TritonError(Exception):
@@ -94,15 +94,12 @@ class Served:
 
     def __call__(self, *, cancelled: bool = False, **tensors: Any) -> InferenceResponse:
         """Call it with tensors of the types that its configuration says, as Triton sees to it."""
-        types = {
-            one["name"]: one["data_type"].removeprefix("TYPE_") for one in self.config["input"]
-        }
+        types = {one["name"]: FORMS[one["data_type"]] for one in self.config["input"]}
         given = [
-            Tensor(n, a if isinstance(a, np.ndarray) else np.array(a, dtype=FORMS[types[n]]))
+            Tensor(n, a if isinstance(a, np.ndarray) else np.array(a, dtype=types[n]))
             for n, a in tensors.items()
         ]
-        for tensor in given:
-            assert tensor.array.dtype == FORMS[types[tensor.name()]]
+        assert all(tensor.array.dtype == types[tensor.name()] for tensor in given)
         [answer] = self.model.execute([Request(given, cancelled)])
         if answer.error is None:
             names = [one["name"] for one in self.config["output"]]

@@ -18,7 +18,7 @@ from qsm_deploy.export.triton.repository import SERVED, write_repository
 from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
 from qsm_deploy.kernels.geometry import Geometry
 from qsm_deploy.runtime.card.card import TASKS
-from qsm_deploy.runtime.card.plan_file import plan_bytes
+from qsm_deploy.runtime.card.plan_file import FORM, PROMISE, plan_bytes
 from qsm_deploy.runtime.card.read import load_card
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import needs_of
@@ -107,7 +107,7 @@ def test_an_affine_turns_the_head_and_what_contradicts_it_is_a_note(
     [
         ({"MASK": np.ones((9, 9, 9), np.uint8)}, TritonError.INVALID_ARG, "the mask"),
         ({"B0_DIRECTION": np.zeros(3)}, TritonError.INVALID_ARG, "B0"),
-        ({"FIELD_PPM": np.full(GRID.shape, 900, np.float32)}, TritonError.INVALID_ARG, "ppm"),
+        ({"FIELD_PPM": np.full(GRID.shape, 900, np.float32)}, TritonError.INVALID_ARG, "labels"),
         (
             {"FIELD_PPM": np.broadcast_to(np.float32(0.01), GRID.shape)},
             TritonError.INTERNAL,
@@ -160,9 +160,11 @@ def test_another_file_than_was_exported_is_not_opened(tmp_path: Path, monkeypatc
 def test_parameters_reach_what_they_are_for(unet: Path, monkeypatch) -> None:
     opened: list[dict[str, Any]] = []
 
+    opened_for_real = qsm.open_model(method="tv")
+
     def open_model(models: object, **how: Any) -> Any:
         opened.append(how)
-        return qsm.open_model(method="tv")
+        return opened_for_real
 
     folder = unet / "models" / "qsm_tv_unet"
     with monkeypatch.context() as patch:
@@ -188,7 +190,11 @@ def test_methods_are_served_and_the_probe_reaches_them(
     field, mask = np.array(sent.pop("FIELD_PPM"), np.float32), np.array(sent.pop("MASK"))
     said = {name.lower(): value for name, value in sent.items()}
     model = qsm.open_model(method=method, device="cpu")
-    np.testing.assert_array_equal(answer.get("CHI_PPM"), model.reconstruct(field, mask, **said))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        expected = model.reconstruct(field, mask, **said)
+    np.testing.assert_array_equal(answer.get("CHI_PPM"), expected)
+    assert answer.notes == "\n".join(str(note.message) for note in notes)
     assert ("MAGNITUDE" in sent) == (method == "medi")
     assert field.ndim == (4 if method == "cosmos" else 3)
 
@@ -211,8 +217,9 @@ def test_a_plan_asks_for_a_gpu_and_its_graph_runs_on_the_cpu(
     tmp_path: Path, head: Any, monkeypatch
 ) -> None:
     plan = tmp_path / "unet.plan"
-    plan.write_bytes(plan_bytes(b"engine", BUNDLED_MODEL.read_bytes()))
-    monkeypatch.setattr("qsm_deploy.runtime.reconstructor.instead_of_gpu", lambda *a: "no GPU")
+    card = replace(load_card(BUNDLED_MODEL), options={PROMISE: f"{FORM}"})
+    plan.write_bytes(plan_bytes(card.to_json().encode(), BUNDLED_MODEL.read_bytes()))
+    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", lambda: "no GPU")
     write_repository(tmp_path / "serve", [plan], force=False)
     folder = tmp_path / "serve" / "models" / "qsm_tv_unet"
     served = Served(folder, monkeypatch)
