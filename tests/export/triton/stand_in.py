@@ -26,14 +26,23 @@ class TritonError(Exception):
 
 @dataclass
 class Tensor:
+    """A tensor; one that is misread has its first value everywhere, as with NumPy 2."""
+
     _name: str
     array: np.ndarray
+    misread: bool = False
 
     def name(self) -> str:
         return self._name
 
     def as_numpy(self) -> np.ndarray:
-        return self.array
+        return np.full_like(self.array, self.array.flat[0]) if self.misread else self.array
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.array.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
 
 
 @dataclass
@@ -92,11 +101,13 @@ class Served:
             }
         )
 
-    def __call__(self, *, cancelled: bool = False, **tensors: Any) -> InferenceResponse:
+    def __call__(
+        self, *, cancelled: bool = False, misread: str = "", **tensors: Any
+    ) -> InferenceResponse:
         """Call it with tensors of the types that its configuration says, as Triton sees to it."""
         types = {one["name"]: FORMS[one["data_type"]] for one in self.config["input"]}
         given = [
-            Tensor(n, a if isinstance(a, np.ndarray) else np.array(a, dtype=types[n]))
+            Tensor(n, a if isinstance(a, np.ndarray) else np.array(a, types[n]), n == misread)
             for n, a in tensors.items()
         ]
         assert all(tensor.array.dtype == types[tensor.name()] for tensor in given)

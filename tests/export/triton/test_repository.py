@@ -127,6 +127,14 @@ def test_what_cannot_be_right_is_refused_with_its_sentence(
     assert served.counts == {("qsm_scans_total", "qsm_tv_unet", outcome): 1}
 
 
+@pytest.mark.parametrize("name", ["FIELD_PPM", "B0_DIRECTION"])
+def test_an_array_that_numpy_misread_is_refused(served: Served, head: Any, name: str) -> None:
+    error = served(**tensors(head), misread=name).error
+    assert error is not None
+    assert error.code == TritonError.INTERNAL
+    assert str(error).startswith(f"{name} did not arrive as it was sent")
+
+
 def test_memory_bugs_and_cancelled_calls(unet: Path, head: Any, monkeypatch) -> None:
     folder = unet / "models" / "qsm_tv_unet"
     small = Served(folder, monkeypatch, memory_limit="2M")
