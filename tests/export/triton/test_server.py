@@ -1,22 +1,17 @@
 """The repository in a real Triton, that of the wheel which ``QSM_TRITON_WHEEL`` names.
 
 That Triton's Python backend needs ``numpy<2``, so that the environment that runs these tests is
-one of its own, and serves the model too: ``.ci/run`` makes it.
+one of its own, and serves the model too: `make test-triton`.
 """
 
-import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ import numpy as np
 import pytest
 
 import qsm_deploy.runtime as qsm
+from benchmarks.triton_server import Server, inputs_of, started
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.export.triton.repository import write_repository
 from qsm_deploy.kernels.geometry import Geometry
@@ -42,78 +38,19 @@ from tritonclient.utils import InferenceServerException, shared_memory  # noqa: 
 pytestmark = pytest.mark.slow
 
 GRID = Geometry((40, 36, 33), (1.0, 0.86, 1.3), (0.0, 0.2, 0.98))
-KINDS = {"float32": "FP32", "float64": "FP64", "uint8": "UINT8"}
 UNET, TV, QUEUED = "qsm_tv_unet", "qsm_tv", 1
-READY_S = 120
-
-
-@dataclass
-class Server:
-    """A Triton that runs."""
-
-    pid: int
-    folder: Path
-    http: int
-    grpc: int
-    metrics: int
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{path}", timeout=10) as answer:
-            assert answer.status == 200
-            return str(answer.read().decode())
-
-    def probe(self) -> subprocess.CompletedProcess[str]:
-        url = f"http://127.0.0.1:{self.http}"
-        command = [sys.executable, str(self.folder / "probe.py"), "--url", url]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    def stub(self, model: str) -> int:
-        """Return the process that serves a model."""
-        for status in Path("/proc").glob("[0-9]*/status"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                ours = f"\nPPid:\t{self.pid}\n" in status.read_text()
-                if ours and f"/{model}/".encode() in status.with_name("cmdline").read_bytes():
-                    return int(status.parent.name)
-        raise AssertionError(f"no process serves {model}")
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     place = tmp_path_factory.mktemp("triton")
-    zipfile.ZipFile(str(WHEEL)).extractall(place / "triton")
     folder = place / "serve"
     write_repository(folder, Method("tv"), force=False)
     config = folder / "models" / TV / "config.pbtxt"
     config.write_text(config.read_text().replace("max_queue_size: 16", f"max_queue_size: {QUEUED}"))
     write_repository(folder, [BUNDLED_MODEL], force=True)
-    http, grpc, metrics = free_port(), free_port(), free_port()
-    command = ["sh", str(folder / "start.sh"), sys.prefix, str(place / "triton")]
-    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command += ["--exit-timeout-secs=3"]  # which it waits for a process that was killed
-    with (place / "log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as ran:
-        running = Server(ran.pid, folder, http, grpc, metrics)
-        try:
-            wait_until_ready(running, ran, place / "log")
-            yield running
-        finally:
-            ran.terminate()
-
-
-def wait_until_ready(server: Server, ran: subprocess.Popen[Any], log: Path) -> None:
-    began = time.monotonic()
-    while True:
-        with contextlib.suppress(OSError):
-            server.get(f"{server.http}/v2/health/ready")
-            return
-        late = time.monotonic() - began > READY_S
-        assert ran.poll() is None and not late, log.read_text()[-3000:]  # noqa: PT018
-        time.sleep(0.2)
+    with started(Path(str(WHEEL)), folder, place) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -133,25 +70,17 @@ def expected(scan: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(qsm.reconstruct(**said, method="tv-unet", device="cpu"))
 
 
-def inputs_of(kind: Any, tensors: dict[str, np.ndarray]) -> list[Any]:
-    inputs = [kind.InferInput(n, a.shape, KINDS[a.dtype.name]) for n, a in tensors.items()]
-    for one, array in zip(inputs, tensors.values(), strict=True):
-        one.set_data_from_numpy(array)
-    return inputs
-
-
-@contextlib.contextmanager
-def client(server: Server, kind: Any) -> Iterator[Any]:
-    port = server.http if kind is tritonclient.http else server.grpc
-    with kind.InferenceServerClient(f"127.0.0.1:{port}") as found:
-        yield found
+def probe(server: Server) -> subprocess.CompletedProcess[str]:
+    url = f"http://127.0.0.1:{server.http}"
+    command = [sys.executable, str(server.folder / "probe.py"), "--url", url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("kind", [tritonclient.http, tritonclient.grpc])
 def test_the_map_is_that_of_reconstruct_bit_for_bit(
     server: Server, scan: dict[str, np.ndarray], expected: np.ndarray, kind: Any
 ) -> None:
-    with client(server, kind) as found:
+    with server.client(kind) as found:
         answer = found.infer(UNET, inputs_of(kind, scan))
     np.testing.assert_array_equal(answer.as_numpy("CHI_PPM"), expected)
     assert answer.as_numpy("NOTES").tolist() == [b""]
@@ -166,7 +95,7 @@ def test_shared_memory(
         shared_memory.set_shared_memory_region(region, [scan["FIELD_PPM"]])
         inputs = inputs_of(kind, scan)
         inputs[0].set_shared_memory("field", size)
-        with client(server, kind) as found:
+        with server.client(kind) as found:
             found.register_system_shared_memory("field", key, size)
             answer = found.infer(UNET, inputs)
             found.unregister_system_shared_memory("field")
@@ -187,7 +116,7 @@ def test_shared_memory(
 def test_what_cannot_be_right_is_the_callers_error(
     server: Server, scan: dict[str, np.ndarray], kind: Any, change: dict[str, Any], reason: str
 ) -> None:
-    with client(server, kind) as found, pytest.raises(InferenceServerException) as error:
+    with server.client(kind) as found, pytest.raises(InferenceServerException) as error:
         found.infer(UNET, inputs_of(kind, scan | change))
     assert error.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
     assert reason in str(error.value)
@@ -229,7 +158,7 @@ def test_a_full_queue_refuses_at_once_and_the_rest_is_served(server: Server) -> 
 
     def call(number: int) -> str:
         try:
-            with client(server, tritonclient.grpc) as found:
+            with server.client(tritonclient.grpc) as found:
                 found.infer(TV, inputs_of(tritonclient.grpc, tensors))
         except InferenceServerException as error:
             return str(error)
@@ -243,20 +172,27 @@ def test_a_full_queue_refuses_at_once_and_the_rest_is_served(server: Server) -> 
     assert 2 <= len(answers) - len(refused) <= 4  # one runs, one waits, and what ends meanwhile
 
 
-def test_own_counters_tell_maps_from_refusals(server: Server) -> None:
-    text = server.get(f"{server.metrics}/metrics")
-    made = f'qsm_scans_total{{model="{UNET}",outcome="made"}} '
-    before = float(text.partition(made)[2].split()[0])
-    assert server.probe().returncode == 0
-    text = server.get(f"{server.metrics}/metrics")
-    assert float(text.partition(made)[2].split()[0]) == before + 1
-    assert f'qsm_scans_total{{model="{UNET}",outcome="refused"}} 4' in text
+def test_own_counters_tell_maps_from_refusals(server: Server, scan: dict[str, np.ndarray]) -> None:
+    kind = tritonclient.grpc
+
+    def counted(outcome: str) -> float:
+        text = server.get(f"{server.metrics}/metrics")
+        _, _, rest = text.partition(f'qsm_scans_total{{model="{UNET}",outcome="{outcome}"}} ')
+        return float(rest.split()[0]) if rest else 0
+
+    before = [counted("made"), counted("refused")]
+    assert probe(server).returncode == 0
+    with server.client(kind) as found:
+        for _ in range(2):
+            with pytest.raises(InferenceServerException, match="B0"):
+                found.infer(UNET, inputs_of(kind, scan | {"B0_DIRECTION": np.zeros(3)}))
+    assert [counted("made") - before[0], counted("refused") - before[1]] == [1, 2]
 
 
 def test_the_probe_finds_a_killed_process_though_triton_says_ready(server: Server) -> None:
     os.kill(server.stub(TV), signal.SIGKILL)
     time.sleep(1)
-    probed = server.probe()
+    probed = probe(server)
     assert probed.returncode == 1
     assert probed.stdout == f"{UNET}: ok\n"
     assert probed.stderr.startswith(f"{TV}: ")
