@@ -11,7 +11,7 @@ JOBS ?= 2
 # without a restart, or a worker that dies is not named: xdist waits for what it had left
 PYTEST := $(BIN)/python -m pytest --strict-skips -n $(JOBS) --max-worker-restart 0
 
-.PHONY: demo test test-all check cuda c-runtime setup clean
+.PHONY: demo test test-all test-triton check cuda c-runtime setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py demo
@@ -21,6 +21,11 @@ test: setup
 
 test-all: setup $(CUDA_READY)
 	$(PYTEST)
+
+# The Triton of a wheel, which needs an environment with numpy<2.
+test-triton: .triton/.ready
+	QSM_TRITON_WHEEL=$$(echo .triton/nvidia_pytriton-*.whl) .triton/bin/python -m pytest \
+		--confcutdir tests/export/triton tests/export/triton/test_server.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -49,5 +54,12 @@ $(CUDA_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --group cuda
 	touch $@
 
+.triton/.ready: pyproject.toml
+	$(PYTHON) -m venv .triton
+	.triton/bin/python -m pip install --quiet 'numpy<2' --editable '.[openvino]' \
+		'tritonclient[http,grpc]' pytest
+	.triton/bin/python -m pip download --quiet --no-deps --dest .triton nvidia-pytriton==0.7.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo kernels/build runtime/c/build
+	rm -rf $(VENV) .triton demo kernels/build runtime/c/build

@@ -4,9 +4,13 @@ python benchmarks/bench_scale.py storage -o benchmarks/results/scale.json
 """
 
 import json
+import os
+import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +18,16 @@ import numpy as np
 from common import Row, parser, say
 
 from qsm_deploy.export.bench.machine import machine
+from qsm_deploy.runtime.bids.search import find_recordings
+from qsm_deploy.runtime.cohort.sharding import Shard
 
 SHAPE = (160, 192, 160)
+RECORDINGS, COHORT_SHAPE, TURNS = 24, (96, 96, 96), 3
+SAMPLED_S = 0.1  # how often memory is looked at
+# the susceptibility-weighted acquisition of UK Biobank: PMC5770339, table 1
+STUDY_SHAPE, STUDY_VOXEL_MM, STUDY_ECHOES_S = (256, 288, 48), (0.8, 0.8, 3.0), (0.0094, 0.020)
+SUBJECTS, SHARDS = 4000, 100
+FOLDER_EVENTS = ("os.listdir", "os.scandir")
 
 
 def storage(folder: Path) -> list[Row]:
@@ -41,7 +53,165 @@ def storage(folder: Path) -> list[Row]:
     return rows
 
 
-SECTIONS: dict[str, Callable[[Path], list[Row]]] = {"storage": storage}
+def local(folder: Path) -> list[Row]:
+    """Return the time and the memory of a cohort in one process of all cores, and in one a core.
+
+    Both are run in turns; the ratio is the median of those of the turns.
+    """
+    dataset = cohort(folder / "study", RECORDINGS, COHORT_SHAPE)
+    cores = len(os.sched_getaffinity(0))
+    rows = []
+    for flags in (["--method", "tv"], ["--method", "tv-unet"], ["--method", "tkd"]):
+        turns: dict[str, list[tuple[float, float]]] = {"one": [], "children": []}
+        for _ in range(TURNS):
+            for name, how in (("one", []), ("children", ["--cluster", f"local:{cores}"])):
+                words = ["qsm-run", "--bids", dataset, "-o", folder / name, "--force", "-q"]
+                turns[name].append(watched([*words, *flags, *how]))
+        (alone, alone_mib), (shared, shared_mib) = (
+            (statistics.median(column) for column in zip(*turns[name], strict=True))
+            for name in turns
+        )
+        ratios = [a[0] / b[0] for a, b in zip(turns["one"], turns["children"], strict=True)]
+        row = {"made_by": flags[-1], "recordings": RECORDINGS, "shape": COHORT_SHAPE}
+        row |= {"cores": cores, "seconds_one_process": round(alone, 2)}
+        row |= {"seconds_children": round(shared, 2), "ratio": round(statistics.median(ratios), 2)}
+        row |= {"ratios": [round(ratio, 2) for ratio in sorted(ratios)]}
+        row |= {"peak_mib_one_process": round(alone_mib), "peak_mib_children": round(shared_mib)}
+        row["largest_difference_ppb"] = largest_difference_ppb(folder / "one", folder / "children")
+        rows.append(say(row))
+    return rows
+
+
+def cohort(root: Path, recordings: int, shape: Sequence[int]) -> Path:
+    """Return a dataset of the local fields of drawn heads."""
+    root.mkdir()
+    about = {"Name": "Drawn heads", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(about))
+    for number in range(1, recordings + 1):
+        name, head = f"sub-{number:03}", root.parent / "head"
+        words = ["qsm-phantom", head, "--shape", *shape, "--seed", number, "-q", "--force"]
+        subprocess.run([str(word) for word in words], check=True, capture_output=True)
+        anat = root / name / "anat"
+        anat.mkdir(parents=True)
+        for drawn, suffix in (("field", "localfield"), ("mask", "mask")):
+            (head / f"{drawn}.nii.gz").rename(anat / f"{name}_{suffix}.nii.gz")
+        (anat / f"{name}_localfield.json").write_text('{"Units": "ppm"}')
+    return root
+
+
+def watched(words: Sequence[object]) -> tuple[float, float]:
+    """Run a command; return its seconds and the most memory of it and its children [MiB]."""
+    began, most = time.perf_counter(), 0.0
+    with subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            most = max(most, sum(map(_memory_mib, _tree(process.pid))))
+            time.sleep(SAMPLED_S)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, [*map(str, words)])
+    return time.perf_counter() - began, most
+
+
+def _tree(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = [int(t.name) for t in Path(f"/proc/{pid}/task").iterdir() if t.name != str(pid)]
+        for thread in threads:
+            below += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(one for child in below for one in _tree(int(child)))]
+
+
+def _memory_mib(pid: int) -> float:
+    """Return what a process takes, what it shares by halves."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def largest_difference_ppb(one: Path, other: Path) -> float:
+    """Return by how much the maps of two derivative datasets differ."""
+    differences = [
+        1000 * float(np.abs(nib.load(path).get_fdata() - _twin(path, one, other)).max())
+        for path in sorted(one.rglob("*_Chimap.nii.gz"))
+    ]
+    return round(max(differences), 6)
+
+
+def _twin(path: Path, one: Path, other: Path) -> np.ndarray:
+    twin: np.ndarray = nib.load(other / path.relative_to(one)).get_fdata()
+    return twin
+
+
+def scans(folder: Path) -> list[Row]:
+    """Return the CPU time of one scan of a large study's acquisition, in one thread."""
+    words = ["qsm-phantom", folder / "drawn", "--shape", *STUDY_SHAPE, "--seed", "1", "-q"]
+    words += ["--voxel-size", *STUDY_VOXEL_MM, "--background", "--echoes", *STUDY_ECHOES_S]
+    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+    drawn = folder / "drawn"
+    echoes = range(1, len(STUDY_ECHOES_S) + 1)
+    phase = ["--phase", *(drawn / f"phase{n}.nii.gz" for n in echoes)]
+    phase += ["--magnitude", *(drawn / f"magnitude{n}.nii.gz" for n in echoes)]
+    phase += ["--echo-times", *STUDY_ECHOES_S, "--field-strength", "3"]
+    rows = []
+    for begins, files in (("local field", [drawn / "field.nii.gz"]), ("two echoes", phase)):
+        for method in ("tkd", "tv", "tv-unet"):
+            words = ["qsm-run", *files, "-m", drawn / "mask.nii.gz", "--method", method]
+            words += ["--threads", "1", "-o", folder / "chi.nii.gz", "--force", "-q"]
+            spent = sorted(cpu_seconds(words) for _ in range(TURNS))
+            row: Row = {"begins_with": begins, "made_by": method, "shape": STUDY_SHAPE}
+            row |= {"voxel_size_mm": STUDY_VOXEL_MM, "cpu_seconds": spent[TURNS // 2]}
+            rows.append(say(row | {"cpu_seconds_all": spent}))
+    words = ["qsm-run", "--version"]
+    rows.append(say({"begins_with": "nothing", "cpu_seconds": cpu_seconds(words)}))
+    return rows
+
+
+def cpu_seconds(words: Sequence[object]) -> float:
+    """Return the CPU time that a command takes, with all its threads."""
+    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, [*map(str, words)])
+    return round(used.ru_utime + used.ru_stime, 2)
+
+
+def search(folder: Path) -> list[Row]:
+    """Return how many folders are opened, and how long that takes, in a dataset of many."""
+    root = folder / "study"
+    root.mkdir()
+    about = {"Name": "Names", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(about))
+    for number in range(SUBJECTS):
+        anat = root / f"sub-{number:06}" / "anat"
+        anat.mkdir(parents=True)
+        for echo in (1, 2):
+            for part in ("phase", "mag"):
+                (anat / f"sub-{number:06}_echo-{echo}_part-{part}_MEGRE.nii.gz").touch()
+    opened: list[object] = []
+    sys.addaudithook(lambda event, given: event in FOLDER_EVENTS and opened.append(given[0]))
+    rows = []
+    for shard in (None, Shard(1, SHARDS)):
+        opened.clear()
+        began = time.perf_counter()
+        has = None if shard is None else shard.has
+        found = find_recordings(root, None, None, root / "derivatives" / "qsm-deploy", has)
+        row: Row = {"subjects": SUBJECTS, "shard": str(shard or "all")}
+        row |= {"recordings": len(found.recordings), "folders_opened": len(opened)}
+        rows.append(say(row | {"seconds": round(time.perf_counter() - began, 3)}))
+    return rows
+
+
+SECTIONS: dict[str, Callable[[Path], list[Row]]] = {
+    "storage": storage,
+    "local": local,
+    "scans": scans,
+    "search": search,
+}
 
 
 def main() -> None:

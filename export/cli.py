@@ -37,6 +37,9 @@ examples:
   qsm-export --module net.py:build --weights w.pth --card card.toml -o mine.onnx
   qsm-export --onnx theirs.onnx --card card.toml --fp16 -o mine.plan
   qsm-export --model iqsm-plus --weights iQSM_plus.pth LoT.pth --b0-direction 0 0.2 0.98
+  qsm-export --model tv-unet --triton serve/
+  qsm-export ir2qsm.plan --triton serve/
+  qsm-export --method tv --triton serve/
 
 exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot be exported or a missing library,
 5 differs from PyTorch, 7 weights, 130 interrupted
@@ -45,7 +48,7 @@ exit codes: 0 done, 2 usage, 3 files, 4 a network that cannot be exported or a m
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     if arguments.list:
         return run_command(NAME, lambda: _list(arguments))
     if arguments.describe or arguments.extract:
@@ -60,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
         description="Write a QSM network as ONNX or as a TensorRT plan, checked against PyTorch.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="for --triton: finished .onnx or .plan files, as qsm-run takes them",
     )
     which = p.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="NAME", help="the network; --list names them")
@@ -86,6 +96,14 @@ def parser() -> argparse.ArgumentParser:
         help="the authors' file, or files where there are several; else the bundled one",
     )
     p.add_argument("-o", "--output", type=Path, help=OUTPUT_HELP)
+    p.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="write a model repository for NVIDIA Triton instead, which reconstructs as qsm-run "
+        "does, with the network or with FILE",
+    )
+    p.add_argument("--method", metavar="NAME", help="for --triton: one of qsm-run, as tv, for FILE")
     _add_precision(p.add_mutually_exclusive_group())
     add_int8(p.add_argument_group("INT8"))
     _add_engine(p.add_argument_group("TensorRT plans"))
@@ -270,6 +288,8 @@ def _exported(arguments: argparse.Namespace, say: Callable[[str], None]) -> "Exp
         raise UsageError(
             "name a network with --model, of which --list shows those known, or your own with "
             "--module or --onnx"
+            + "; what is finished by its FILE or --method"
+            * (arguments.triton is not None)
         )
     if strange := [name for name in OF_NETWORKS if getattr(arguments, name)]:
         raise UsageError(f"{flag(strange[0])} is for the networks of --list, with --model")
@@ -288,23 +308,80 @@ def _export(arguments: argparse.Namespace) -> str:
         if not arguments.quiet:
             print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
+    if arguments.triton is not None:
+        return _write_triton(arguments, say)
+    if finished := _finished(arguments):
+        raise UsageError(f"{finished[0]} is for --triton DIR; see --help")
+    exported = _exported(arguments, say)
+    if arguments.json:
+        return json.dumps(_result(exported))
+    return _text(exported, say)
+
+
+def _finished(arguments: argparse.Namespace) -> list[str]:
+    """Return what was named that needs no export."""
+    methods = [] if arguments.method is None else [f"--method {arguments.method}"]
+    return [*map(str, arguments.files), *methods]
+
+
+def _write_triton(arguments: argparse.Namespace, say: Callable[[str], None]) -> str:
+    """Write a model repository of a network that is exported, or of what is finished."""
+    from qsm_deploy.export.by_name import PASSED
+    from qsm_deploy.export.order import choose_output, given_options
+    from qsm_deploy.export.triton.repository import check_repository, write_repository
+    from qsm_deploy.runtime.console.held import scratch_folder
+    from qsm_deploy.runtime.job.request import maker_from, models_alone
+
+    folder, force, finished = arguments.triton, arguments.force, _finished(arguments)
+    check_repository(folder, force=force)
+    if arguments.output is not None:
+        raise UsageError(f"-o {arguments.output}: the network goes into {folder}; drop it")
+    network = arguments.model or arguments.module or arguments.onnx
+    if finished and network is not None:
+        raise UsageError(f"{finished[0]} is finished, {network} is to be exported; drop one")
+    if not finished:
+        with scratch_folder() as scratch:
+            name, *_ = choose_output(None, arguments.engine, "model", arguments.precision)
+            arguments.output = scratch / name
+            exported = _exported(arguments, say)
+            written = write_repository(folder, [exported.path], force=force)
+        exported = dataclasses.replace(exported, path=written.models[0])
+        result, text = _result(exported), _text(exported, say)
+        del result["card_file"]  # which is in the model
+    else:
+        passed = {name: getattr(arguments, name) for name in (*PASSED, "card") if name != "force"}
+        if strange := [n for n, value in given_options(passed).items() if value != "fp32"]:
+            raise UsageError(f"{flag(strange[0])} is for an export, {finished[0]} is finished")
+        maker = maker_from(models_alone(arguments.files), method=arguments.method)
+        written = write_repository(folder, maker, force=force)
+        result, text = dict[str, Any](), ""
+    if arguments.json:
+        files = list(map(str, written.files))
+        return json.dumps(result | {"triton": {"model": written.name, "files": files}})
+    return "\n".join([text, *map(str, written.files)]).strip()
+
+
+def _result(exported: "Exported") -> dict[str, Any]:
+    """Return what was exported, for machines."""
+    result = {
+        "file": str(exported.path),
+        "card_file": str(exported.card_path),
+        "size_bytes": exported.size_bytes,
+        "differences": [dataclasses.asdict(d) for d in exported.differences],
+        "rounding": exported.rounding and dataclasses.asdict(exported.rounding),
+        "card": json.loads(exported.card.to_json()),
+    }
+    if exported.int8:
+        result["int8"] = int8_result(exported.int8)
+    return result
+
+
+def _text(exported: "Exported", say: Callable[[str], None]) -> str:
+    """Return what was exported, for people."""
     from qsm_deploy.kernels.geometry import shape_text
     from qsm_deploy.runtime.card.read import PLAN
 
-    exported = _exported(arguments, say)
     card = exported.card
-    if arguments.json:
-        result = {
-            "file": str(exported.path),
-            "card_file": str(exported.card_path),
-            "size_bytes": exported.size_bytes,
-            "differences": [dataclasses.asdict(d) for d in exported.differences],
-            "rounding": exported.rounding and dataclasses.asdict(exported.rounding),
-            "card": json.loads(card.to_json()),
-        }
-        if exported.int8:
-            result["int8"] = int8_result(exported.int8)
-        return json.dumps(result)
     if exported.rounding:
         from qsm_deploy.export.measure.rounding import rounding_lines
 

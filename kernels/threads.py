@@ -9,9 +9,15 @@ _wanted: ContextVar[int] = ContextVar("threads", default=0)
 
 
 def workers() -> int:
-    """Return the number of threads: as asked for here, else all cores of the process."""
+    """Return the number of threads: as asked for here, else all cores of the process.
+
+    Not every SLURM lets a task see its own cores only.
+    """
     if wanted := _wanted.get():
         return wanted
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if own.isdecimal():
+        return int(own)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -24,6 +24,7 @@ ALLOWED_SKIPS = (
     "no GPU",
     "no VNNI",
     "no TensorRT",
+    "no Triton",
     "no valgrind",
     "no headless browser",
     "no DICOM tool",

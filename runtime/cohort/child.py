@@ -31,13 +31,14 @@ def main() -> int:
     first = json.loads(sys.stdin.readline())
     cohort: Cohort = pickle.loads(base64.b64decode(first["cohort"]))
     try:
-        reconstructor = CohortReconstructor(cohort, TerminalLog(quiet=first["quiet"]))
+        log = TerminalLog(quiet=first["quiet"], draws=False)
+        reconstructor = CohortReconstructor(cohort, log)
     except QsmDeployError as error:
         return _answer(answers, {"error": str(error), "exit_code": error.exit_code})
     except MemoryError:
         code = MemoryLimitError.exit_code
         return _answer(answers, {"error": "out of memory as it opened", "exit_code": code})
-    _answer(answers, asdict(reconstructor.facts))
+    _answer(answers, {"facts": base64.b64encode(pickle.dumps(reconstructor.facts)).decode()})
     for line in sys.stdin:
         request = json.loads(line)
         outcome = _outcome(reconstructor, request["recording"], wait=request["wait"])

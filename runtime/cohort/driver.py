@@ -131,6 +131,7 @@ class _Run:
     result: Result
     progress: Progress
     pages: "Pages | None" = None
+    _kept: list[Outcome] = field(default_factory=list)
     _indexed_at: float = 0.0
     _index_takes: float = 0.0
 
@@ -151,6 +152,7 @@ class _Run:
         """Note a recording that has a map."""
         self.log.tell(f"{recording.name}: {HAS_MAP}")
         self.progress.kept()
+        self._kept.append(Outcome(recording.name, "done", again=True))
         if self.pages is not None:
             self.pages.kept(recording.name)
 
@@ -226,8 +228,9 @@ class _Run:
                 self._index(self.pages)
         if (path := self.cohort.table_file) is not None:
             with self._warning(path.name):
-                if outcomes := last_outcomes(self.cohort.outcomes_folder).values():
-                    write_atomically(path, group_table(outcomes), force=True)
+                rows = {outcome.recording: outcome for outcome in self._kept}
+                if rows := rows | last_outcomes(self.cohort.outcomes_folder):
+                    write_atomically(path, group_table(rows.values()), force=True)
 
     @contextmanager
     def _warning(self, about: str) -> Iterator[None]:

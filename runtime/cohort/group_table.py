@@ -34,7 +34,7 @@ def group_table(outcomes: Iterable[Outcome]) -> bytes:
         cells += [sizes or NOTHING, *(_number(means.get(name)) for name in names)]
         reason = " ".join(one.reason.split()) or NOTHING
         subject = one.recording.partition("_")[0]
-        row = [subject, one.recording, one.state, *cells, _number(one.seconds), reason]
+        row = [subject, one.recording, one.state, *cells, _number(one.seconds or None), reason]
         table.writerow([value.encode(errors="replace").decode() for value in row])
     return text.getvalue().encode()
 

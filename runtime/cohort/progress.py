@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, total: int, log: TerminalLog) -> None:
         self._total, self._log = total, log
-        self._done = self._failed = self._made = 0
+        self._done = self._failed = self._ended = self._made = 0
         self._seconds = 0.0
         self._began = self._said = time.monotonic()
 
@@ -35,7 +35,8 @@ class Progress:
             self._failed += 1
         else:
             self._done += 1
-        if not outcome.again and outcome.seconds:
+        self._ended += not outcome.again
+        if outcome.state == "done" and not outcome.again:
             self._made += 1
             self._seconds += outcome.seconds
         now = time.monotonic()
@@ -57,9 +58,9 @@ class Progress:
             said.append(f"{self._failed} failed")
         if self._made:
             said.append(f"{duration_text(self._seconds / self._made)} per recording")
-            left = self._total - self._done - self._failed
-            if left:
-                said.append(f"about {duration_text(left * (now - self._began) / self._made)} left")
+            if left := self._total - self._done - self._failed:
+                seconds = left * (now - self._began) / self._ended
+                said.append(f"about {duration_text(seconds)} left")
         return ", ".join(said)
 
 

@@ -12,6 +12,7 @@ from qsm_deploy.kernels.errors import (
     UnitsError,
     UsageError,
 )
+from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim, make_folder
@@ -75,7 +76,8 @@ class CohortReconstructor:
 
     def __init__(self, cohort: Cohort, log: TerminalLog) -> None:
         self._baseline_bytes = rss_bytes()
-        host, maker = cohort.host, cohort.maker
+        maker = cohort.maker
+        host = replace(cohort.host, threads=cohort.host.threads or workers())
         wants = within_process(cohort.wants, host.device, maker)
         self.cohort, self.log = replace(cohort, wants=wants), log
         self.reconstructor = open_reconstructor(maker, host, log, memory_limit=wants.memory_limit)

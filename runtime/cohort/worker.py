@@ -71,7 +71,7 @@ class _Child:
         if "error" in hello:
             self.close()
             raise ERRORS.get(hello["exit_code"], QsmDeployError)(hello["error"])
-        self.facts = Facts(**hello)
+        self.facts: Facts = pickle.loads(base64.b64decode(hello["facts"]))
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a request.

@@ -32,13 +32,14 @@ def bar_on_terminal(items: Sequence[Item], what: str) -> Iterable[Item]:
 class TerminalLog:
     """Progress and notes on stderr, unless it is to be quiet.
 
-    Stages and bars are for a terminal that can erase a line.
+    Stages and bars are for a terminal that can erase a line, and for one process that draws there.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, draws: bool = True) -> None:
         self.quiet = quiet
-        erases = os.environ.get("TERM", "dumb") != "dumb"
-        self.live = erases and sys.stderr.isatty() and not quiet
+        can_erase = os.environ.get("TERM", "dumb") != "dumb"
+        self._erases = can_erase and sys.stderr.isatty() and not quiet
+        self.live = self._erases and draws
         self._about = ""
 
     def about(self, name: str) -> None:
@@ -56,7 +57,7 @@ class TerminalLog:
 
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""
-        if self.live:
+        if self.live if name else self._erases:
             about = self._about if name else ""
             sys.stderr.write(f"\r\033[K{about}{name}{' ...' * bool(name)}")
             sys.stderr.flush()

@@ -487,7 +487,10 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         "bf16: faster where the CPU has it; its error is measured and printed",
     )
     group.add_argument(
-        "--threads", type=thread_count, default=0, help="CPU threads, default all cores"
+        "--threads",
+        type=thread_count,
+        default=0,
+        help="CPU threads, default all cores, in a job of SLURM those of its task",
     )
 
 

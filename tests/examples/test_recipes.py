@@ -17,7 +17,8 @@ EXAMPLES = ROOT / "examples"
 CONTAINERS = EXAMPLES / "containers"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGED = [*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]]
-OF_THE_BUILD = ["pyproject.toml", "README.md", "LICENSE", "constraints.txt"]
+# the first keeps what was built in the checkout out of the package
+OF_THE_BUILD = [".gitignore", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"]
 DOCKERFILES = ("Dockerfile", "Dockerfile.gpu")
 
 

@@ -163,3 +163,11 @@ def test_what_is_no_cluster(new_dataset, run, cluster) -> None:
     code, _, err = run("--bids", new_dataset("sub-01"), "--cluster", cluster)
     assert code == 2
     assert "expected local:N" in err
+
+
+def test_resuming_with_what_is_no_plain_json(new_dataset, run, card, write_model) -> None:
+    words = (write_model(card), "--bids", new_dataset(*NAMES[:2]), "--cluster", "local:1")
+    consistent = ("--data-consistency", "0.1")
+    assert run(*words, *consistent, "--participant-label", "01")[0] == 0
+    code, out, err = run(*words, *consistent, "--resume")
+    assert (code, len(out.splitlines())) == (0, 1), err
