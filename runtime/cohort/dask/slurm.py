@@ -86,7 +86,10 @@ def jobs_from(path: Path) -> Jobs:
     if missing := [name for name in REQUIRED if name not in content]:
         raise UsageError(f"--cluster-config {path}: {_list(missing)} missing")
     jobs = Jobs(**content)
-    memory_bytes(jobs.memory)
+    try:
+        memory_bytes(jobs.memory)
+    except UsageError as error:
+        raise UsageError(f"--cluster-config {path}: memory: {error}") from error
     if jobs.gpus > 1:
         raise UsageError(
             f"--cluster-config {path}: gpus {jobs.gpus}; a job makes one map at a time, on one GPU"

@@ -6,7 +6,6 @@ asks first, and the driver sends away who does not fit.
 
 import hashlib
 import json
-import os
 import platform
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from distributed import Worker as DaskWorker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from qsm_deploy.kernels.errors import EngineError, QsmDeployError
+from qsm_deploy.kernels.threads import workers as cores
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.worker import Worker
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
@@ -157,7 +157,8 @@ class Workplace(WorkerPlugin):
         """
         if (facts := self.facts()) != wanted:
             ours, theirs = facts["wanted"], wanted["wanted"]
-            said = [f"{k} {ours[k]}, not {theirs[k]}" for k in ours if ours[k] != theirs.get(k)]
+            differs = [name for name in ours if ours[name] != theirs.get(name)]
+            said = [f"{k} {ours[k] or 'none'}, not {theirs.get(k) or 'none'}" for k in differs]
             reason = f"its maps have {', '.join(said) or facts['gives']}"
             raise self._unfit(reason, EngineError.exit_code)
         with self._one_at_a_time:
@@ -177,8 +178,7 @@ def fitted(cohort: Cohort, worker: DaskWorker) -> Cohort:
     """
     host, wants = cohort.host, cohort.wants
     if not host.threads:
-        threads = os.environ.get("SLURM_CPUS_PER_TASK", "")
-        host = replace(host, threads=int(threads) if threads else worker.state.nthreads)
+        host = replace(host, threads=min(cores(), worker.state.nthreads))
     on_gpu = gpu_number(host.device, models_of(cohort.maker)) is not None
     limit = worker.memory_manager.memory_limit
     if wants.memory_limit is None and limit and not on_gpu:
