@@ -31,7 +31,7 @@ def test_nothing_installs_the_bare_name():
 def test_the_constraints_have_what_the_extras_need():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = list(project["dependencies"])
-    for extra in ("dicom", "export", "figure", "mask", "openvino", "serve"):
+    for extra in ("cluster", "dicom", "export", "figure", "mask", "openvino", "serve"):
         needed += project["optional-dependencies"][extra]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))

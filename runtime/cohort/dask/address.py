@@ -107,5 +107,8 @@ class Scheduler:
                 "scheduler`, and workers with `dask worker ADDRESS`"
             ) from error
 
+    def require_coming(self) -> None:
+        """As :meth:`Source.require_coming`: the user may start one at any time."""
+
     def close(self) -> None:
         """As :meth:`Source.close`: it stays."""

@@ -30,6 +30,7 @@ from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.methods.method import Method
 
 LOOK_S = 1.0  # how often the workers are counted
+ASK_S = 10.0  # how often it is asked whether a first one will come
 GPU = {"GPU": 1}  # what a worker with one is started with
 
 
@@ -51,6 +52,15 @@ class Source(Protocol):
         ------
         EngineError
             If there is none.
+        """
+
+    def require_coming(self) -> None:
+        """Refuse to wait any longer for a first worker where none will come.
+
+        Raises
+        ------
+        EngineError
+            If that is so.
         """
 
     def close(self) -> None:
@@ -83,7 +93,10 @@ class DaskPool:
         """As :attr:`Pool.workers`; those that are there, or that will come when there is work."""
         now = time.monotonic()
         if self._client is not None and now - self._looked_at > LOOK_S:
+            before = self._live
             self._live, self._looked_at = len(self._client.nthreads()), now
+            if before and not self._live:
+                self._log.tell("no worker is left; waiting for another")
         return self._source.most or max(1, self._live)
 
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
@@ -101,12 +114,20 @@ class DaskPool:
         while self._facts is None:
             self._begin("")
             try:
-                self._facts = self._answer(self._ended.get())
+                self._facts = self._answer(self._first())
             except UnfitError:
                 self._require_some()
             except KilledWorker as killed:
                 raise EngineError(f"{_died(killed)} as it opened the model") from killed
         return Facts(**self._facts)
+
+    def _first(self) -> Future[str]:
+        """Return what ends first, as long as it may take."""
+        while True:
+            try:
+                return self._ended.get(timeout=ASK_S)
+            except queue.Empty:
+                self._source.require_coming()
 
     def _require_some(self) -> None:
         """Refuse to wait for others where no worker fits."""

@@ -179,6 +179,17 @@ class Slurm:
         self._cluster.adapt(minimum_jobs=self._jobs.jobs_min, maximum_jobs=self._jobs.jobs_max)
         return Client(self._cluster)
 
+    def require_coming(self) -> None:
+        """As :meth:`Source.require_coming`: jobs have ended, and none waits or runs."""
+        assert self._cluster is not None
+        jobs = [job.job_id for job in self._cluster.workers.values() if job.job_id]
+        asked = ["squeue", "--noheader", f"--jobs={','.join(jobs)}"]
+        if jobs and not subprocess.run(asked, capture_output=True, check=False).stdout.strip():
+            raise EngineError(
+                f"the jobs {', '.join(jobs)} have ended before a worker answered; read "
+                f"{Path.cwd()}/slurm-{jobs[0]}.out"
+            )
+
     def close(self) -> None:
         """As :meth:`Source.close`: the jobs end."""
         if self._cluster is not None:

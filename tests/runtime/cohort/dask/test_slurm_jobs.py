@@ -79,6 +79,17 @@ def test_a_job_that_slurm_refuses_is_not_waited_for(on_slurm, new_dataset, confi
     assert not (root / "derivatives").exists()
 
 
+@pytest.mark.slow
+def test_a_job_that_ends_before_its_worker_is_there(on_slurm, new_dataset, config) -> None:
+    jobs = config(SMALL + 'prologue = ["exit 1"]\n')
+    words = ("--bids", new_dataset("sub-01"), "--method", "tkd")
+    code, out, err = run(*words, "--cluster", "slurm", "--cluster-config", jobs)
+    assert (code, out) == (4, "")
+    assert "have ended before a worker answered; read " in err
+    [log] = Path.cwd().glob("slurm-*.out")
+    assert str(log) in err
+
+
 def test_where_there_is_no_slurm(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineError, match="no sbatch here"):
