@@ -227,7 +227,6 @@ def test_a_plan_asks_for_a_gpu_and_its_graph_runs_on_the_cpu(
     plan = tmp_path / "unet.plan"
     card = replace(load_card(BUNDLED_MODEL), options={PROMISE: f"{FORM}"})
     plan.write_bytes(plan_bytes(card.to_json().encode(), BUNDLED_MODEL.read_bytes()))
-    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", lambda: "no GPU")
     write_repository(tmp_path / "serve", [plan], force=False)
     folder = tmp_path / "serve" / "models" / "qsm_tv_unet"
     served = Served(folder, monkeypatch)
