@@ -287,8 +287,8 @@ def test_the_command_writes_all_files_and_names_them(tmp_path: Path, capsys) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--method", "tv"], 2, "--method tv is for --triton"),
-        (["x.onnx"], 2, "x.onnx is for --triton"),
+        (["--method", "tv"], 2, "--method tv: what is finished is for --triton"),
+        (["x.onnx"], 2, "x.onnx: what is finished is for --triton"),
         (["--triton", "D"], 2, "FILE or --method"),
         (["--triton", "D", "--method", "tv", "--model", "tv-unet"], 2, "drop one"),
         (["--triton", "D", "--method", "tv", "--fp16"], 2, "--precision is for an export"),
