@@ -10,16 +10,28 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 from common import Row, parser, say
+from distributed import Client
+from distributed.protocol.pickle import dumps
 
 from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.runtime.bids.search import find_recordings
+from qsm_deploy.runtime.cohort.cohort import Cohort
+from qsm_deploy.runtime.cohort.dask.workplace import Workplace, alike, answer
+from qsm_deploy.runtime.cohort.outcomes import last_outcomes
+from qsm_deploy.runtime.cohort.reconstructing import CohortReconstructor
 from qsm_deploy.runtime.cohort.sharding import Shard
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.methods.method import Method
 
 SHAPE = (160, 192, 160)
 RECORDINGS, COHORT_SHAPE, TURNS = 24, (96, 96, 96), 3
@@ -27,6 +39,7 @@ SAMPLED_S = 0.1  # how often memory is looked at
 # the susceptibility-weighted acquisition of UK Biobank: PMC5770339, table 1
 STUDY_SHAPE, STUDY_VOXEL_MM, STUDY_ECHOES_S = (256, 288, 48), (0.8, 0.8, 3.0), (0.0094, 0.020)
 SUBJECTS, SHARDS = 4000, 100
+SMALL_SHAPE, FEW, MANY, WORKERS = (48, 48, 48), 8, 48, 2
 FOLDER_EVENTS = ("os.listdir", "os.scandir")
 
 
@@ -206,11 +219,65 @@ def search(folder: Path) -> list[Row]:
     return rows
 
 
+def dask(folder: Path) -> list[Row]:
+    """Return what a small recording adds in two processes and on two Dask workers, and in bytes.
+
+    What starting takes is in many recordings as in few, and not counted.
+    """
+    dataset = cohort(folder / "study", MANY, SMALL_SHAPE)
+    about = folder / "scheduler.json"
+    where = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+    with ExitStack() as stack:
+
+        def start(*words: str) -> psutil.Popen:
+            command = [sys.executable, "-m", "dask", *words]
+            process = psutil.Popen(command, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            return process
+
+        scheduler = start("scheduler", *where, "--scheduler-file", str(about))
+        for _ in range(WORKERS):
+            start("worker", "--scheduler-file", str(about), "--nthreads", "1")
+        while not about.exists():
+            time.sleep(SAMPLED_S)
+        address = json.loads(about.read_text())["address"]
+        with Client(address) as client:
+            client.wait_for_workers(WORKERS)
+        processes = added_by_each(dataset, f"local:{WORKERS}")
+        before = sum(scheduler.cpu_times()[:2])
+        workers = {**added_by_each(dataset, address), "pool": f"{WORKERS} Dask workers"}
+        spent = sum(scheduler.cpu_times()[:2]) - before
+        workers["scheduler_cpu_ms"] = round(1000 * spent / (TURNS * (MANY + FEW)), 1)
+        workers["scheduler_mb"] = round(scheduler.memory_info().rss / 1e6)
+    asked = Cohort(dataset, Method("tkd"))
+    outcome = max(last_outcomes(asked.outcomes_folder).values(), key=lambda one: len(one.line()))
+    facts = asdict(CohortReconstructor(asked, TerminalLog(quiet=True)).facts)
+    place = Workplace(f"qsm-deploy-{uuid.uuid4().hex}", asked, alike(asked), quiet=True)
+    workers["plugin_bytes"] = len(dumps(place))
+    workers["task_bytes"] = len(dumps((answer, place.name, outcome.recording, facts, False)))
+    workers["result_bytes"] = len(json.dumps(asdict(outcome)))
+    return [say(processes), say(workers)]
+
+
+def added_by_each(dataset: Path, pool: str) -> Row:
+    """Return by how much the time of a run grows with each recording, in the median of turns."""
+    few = ["--participant-label", *(f"{number:03}" for number in range(1, FEW + 1))]
+    words = ["qsm-run", "--bids", str(dataset), "--method", "tkd", "--force", "-q"]
+    each = []
+    for _ in range(TURNS):
+        seconds = [watched([*words, "--cluster", pool, *which])[0] for which in ([], few)]
+        each.append(1000 * (seconds[0] - seconds[1]) / (MANY - FEW))
+    row: Row = {"pool": pool, "shape": SMALL_SHAPE, "recordings": [FEW, MANY]}
+    return row | {"ms_each": round(statistics.median(each), 1), "all": [*map(round, each)]}
+
+
 SECTIONS: dict[str, Callable[[Path], list[Row]]] = {
     "storage": storage,
     "local": local,
     "scans": scans,
     "search": search,
+    "dask": dask,
 }
 
 
