@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def local(folder: Path) -> list[Row]:
     dataset = cohort(folder / "study", RECORDINGS, COHORT_SHAPE)
     cores = len(os.sched_getaffinity(0))
     rows = []
-    for flags in (["--method", "tv"], ["--method", "tv-unet"], ["--method", "tkd"]):
+    for flags in (["--method", "tv"], ["--method", "tv-unet"]):
         turns: dict[str, list[tuple[float, float]]] = {"one": [], "children": []}
         for _ in range(TURNS):
             for name, how in (("one", []), ("children", ["--cluster", f"local:{cores}"])):
@@ -117,32 +117,22 @@ def watched(words: Sequence[object]) -> tuple[float, float]:
     began, most = time.perf_counter(), 0.0
     with subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            most = max(most, sum(map(_memory_mib, _tree(process.pid))))
+            most = max(most, _memory_mib(process.pid))
             time.sleep(SAMPLED_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, [*map(str, words)])
     return time.perf_counter() - began, most
 
 
-def _tree(pid: int) -> list[int]:
-    """Return a process and all below it."""
-    try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        threads = [int(t.name) for t in Path(f"/proc/{pid}/task").iterdir() if t.name != str(pid)]
-        for thread in threads:
-            below += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(one for child in below for one in _tree(int(child)))]
-
-
 def _memory_mib(pid: int) -> float:
-    """Return what a process takes, what it shares by halves."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    """Return what a process and all below it take, what several share counted once."""
+    found = 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                found += one.memory_full_info().pss / 2**20
+    return found
 
 
 def largest_difference_ppb(one: Path, other: Path) -> float:

@@ -101,9 +101,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="write a model repository for NVIDIA Triton instead, which reconstructs as qsm-run "
-        "does, with the network or with FILE",
+        "does, with the network, FILE or --method",
     )
-    p.add_argument("--method", metavar="NAME", help="for --triton: one of qsm-run, as tv, for FILE")
+    p.add_argument(
+        "--method",
+        metavar="NAME",
+        help="for --triton: a method of qsm-run, as tv, in place of FILE or after it",
+    )
     _add_precision(p.add_mutually_exclusive_group())
     add_int8(p.add_argument_group("INT8"))
     _add_engine(p.add_argument_group("TensorRT plans"))
@@ -311,7 +315,10 @@ def _export(arguments: argparse.Namespace) -> str:
     if arguments.triton is not None:
         return _write_triton(arguments, say)
     if finished := _finished(arguments):
-        raise UsageError(f"{finished[0]} is for --triton DIR; see --help")
+        raise UsageError(
+            f"{finished[0]}: what is finished is for --triton DIR; weights follow --weights, and "
+            "--model names their network"
+        )
     exported = _exported(arguments, say)
     if arguments.json:
         return json.dumps(_result(exported))

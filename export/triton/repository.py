@@ -1,7 +1,7 @@
 """The folder that Triton serves a reconstruction from."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
@@ -80,11 +80,12 @@ def write_repository(folder: Path, maker: Maker, *, force: bool) -> Repository:
     DataError
         If a folder cannot be created.
     EngineError
-        If a model cannot be opened here.
+        If a model cannot be opened on the CPU, a plan by its graph.
     """
     check_repository(folder, force=force)
-    opened = open_reconstructor(maker, Host())  # or it would fail in the server
-    needs = opened.needs
+    opened = open_reconstructor(maker, Host(device="cpu"))  # or it would fail in the server
+    # of a chain the last is what may be a method and need a magnitude
+    needs = replace(opened.needs, magnitude=opened.inversion.needs.magnitude)
     paths = models_of(maker)
     parts = [maker] if isinstance(maker, Method) else maker
     methods = [part for part in parts if isinstance(part, Method)]

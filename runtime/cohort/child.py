@@ -38,7 +38,7 @@ def main() -> int:
     except MemoryError:
         code = MemoryLimitError.exit_code
         return _answer(answers, {"error": "out of memory as it opened", "exit_code": code})
-    _answer(answers, {"facts": base64.b64encode(pickle.dumps(reconstructor.facts)).decode()})
+    _answer(answers, asdict(reconstructor.facts))
     for line in sys.stdin:
         request = json.loads(line)
         outcome = _outcome(reconstructor, request["recording"], wait=request["wait"])

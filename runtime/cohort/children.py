@@ -35,7 +35,7 @@ class Children:
         self._ended: queue.Queue[Outcome | BaseException | None] = queue.Queue()
 
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
-        """As :meth:`Pool.open`; the other processes are started when there is work for them."""
+        """As :meth:`Pool.open`."""
         host, wants = cohort.host, cohort.wants
         if not host.threads:
             host = replace(host, threads=max(1, cores() // self.workers))
@@ -44,6 +44,8 @@ class Children:
             wants = replace(wants, memory_limit=int(available_bytes()) // self.workers)
         cohort = replace(cohort, host=host, wants=wants)
         self._workers = [Worker(cohort, quiet=log.quiet) for _ in range(self.workers)]
+        for worker in self._workers:
+            worker.start()
         return self._workers[0].open()
 
     def outcomes(self, recordings: Sequence[Recording], *, wait: bool) -> Iterator[Outcome]:

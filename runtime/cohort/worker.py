@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from qsm_deploy.kernels.errors import (
@@ -66,12 +67,24 @@ class _Child:
             env=os.environ | threads,
             start_new_session=True,  # or an interrupt at the terminal would reach it, too
         )
-        pickled = base64.b64encode(pickle.dumps(cohort)).decode()
-        hello = self.ask({"cohort": pickled, "quiet": quiet})
+        self._say({"cohort": base64.b64encode(pickle.dumps(cohort)).decode(), "quiet": quiet})
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What it knows of all maps, as soon as it has opened what makes them.
+
+        Raises
+        ------
+        QsmDeployError
+            If that failed.
+        ChildDied
+            If it ended meanwhile.
+        """
+        hello = self._heard()
         if "error" in hello:
-            self.close()
+            self._ended()
             raise ERRORS.get(hello["exit_code"], QsmDeployError)(hello["error"])
-        self.facts: Facts = pickle.loads(base64.b64decode(hello["facts"]))
+        return Facts(**hello)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a request.
@@ -80,20 +93,34 @@ class _Child:
         ------
         ChildDied
             If the process ends without one.
+        QsmDeployError
+            If it could not open what makes the maps.
         """
+        assert self.facts
+        self._say(request)
+        return self._heard()
+
+    def _say(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
+
+    def _heard(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
-            raise ChildDied(self.close())
+            raise ChildDied(self._ended())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def close(self) -> int:
-        """Let it end, wait for that, and return how."""
+    def close(self) -> None:
+        """Let it end, at once if it is only opening, and wait for that."""
+        if "facts" not in vars(self):
+            self.kill()
+        self._ended()
+
+    def _ended(self) -> int:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
@@ -121,6 +148,11 @@ class Worker:
         self._child: _Child | None = None
         self._killed = False
 
+    def start(self) -> None:
+        """Start a child, unless there is one."""
+        if self._child is None:
+            self._child = _Child(self._cohort, quiet=self._quiet)
+
     def open(self) -> Facts:
         """Start a child, unless there is one, and return what it knows of all maps.
 
@@ -129,13 +161,16 @@ class Worker:
         QsmDeployError
             As :class:`CohortReconstructor`, or if the child dies.
         """
-        if self._child is None:
-            try:
-                self._child = _Child(self._cohort, quiet=self._quiet)
-            except ChildDied as died:
-                kind = MemoryLimitError if died.is_memory else EngineError
-                raise kind(f"{died}, before it had opened the model; {HELP}") from died
-        return self._child.facts
+        self.start()
+        assert self._child is not None
+        try:
+            return self._child.facts
+        except (ChildDied, QsmDeployError) as error:
+            self._child = None
+            if not isinstance(error, ChildDied):
+                raise
+            kind = MemoryLimitError if error.is_memory else EngineError
+            raise kind(f"{error}, before it had opened the model; {HELP}") from error
 
     def outcome(self, name: str, *, wait: bool) -> Outcome:
         """Reconstruct a recording, whatever comes of it.
@@ -156,6 +191,7 @@ class Worker:
                     break
                 continue
             except QsmDeployError as error:  # as it opened
+                self._child = None
                 return Outcome(name, "failed", exit_code=error.exit_code, reason=str(error))
             if attempt > 1:
                 self.close()

@@ -96,7 +96,7 @@ class TritonPythonModel:
             warnings.simplefilter("always", UserWarning)
             made = self.model.reconstruct(field, mask, **besides, **self.wanted)
         maps = made if isinstance(made, dict) else {self.gives[0].lower(): made}
-        said = "\n".join(str(note.message) for note in notes)
+        said = "\n".join(str(n.message) for n in notes if n.category is UserWarning)
         answers = {name.upper(): np.ascontiguousarray(volume) for name, volume in maps.items()}
         answers["NOTES"] = np.array([said.encode()], dtype=np.object_)
         self._count("qsm_scans_total", 1, "made")

@@ -227,7 +227,6 @@ def test_a_plan_asks_for_a_gpu_and_its_graph_runs_on_the_cpu(
     plan = tmp_path / "unet.plan"
     card = replace(load_card(BUNDLED_MODEL), options={PROMISE: f"{FORM}"})
     plan.write_bytes(plan_bytes(card.to_json().encode(), BUNDLED_MODEL.read_bytes()))
-    monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", lambda: "no GPU")
     write_repository(tmp_path / "serve", [plan], force=False)
     folder = tmp_path / "serve" / "models" / "qsm_tv_unet"
     served = Served(folder, monkeypatch)
@@ -288,8 +287,8 @@ def test_the_command_writes_all_files_and_names_them(tmp_path: Path, capsys) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--method", "tv"], 2, "--method tv is for --triton"),
-        (["x.onnx"], 2, "x.onnx is for --triton"),
+        (["--method", "tv"], 2, "--method tv: what is finished is for --triton"),
+        (["x.onnx"], 2, "x.onnx: what is finished is for --triton"),
         (["--triton", "D"], 2, "FILE or --method"),
         (["--triton", "D", "--method", "tv", "--model", "tv-unet"], 2, "drop one"),
         (["--triton", "D", "--method", "tv", "--fp16"], 2, "--precision is for an export"),
