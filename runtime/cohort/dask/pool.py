@@ -32,6 +32,7 @@ from qsm_deploy.runtime.methods.method import Method
 LOOK_S = 1.0  # how often the workers are counted
 ASK_S = 10.0  # how often it is asked whether a first one will come
 GPU = {"GPU": 1.0}  # what a worker with one is started with
+GONE = "the scheduler is gone; what is done stays, go on with --resume when it is back"
 
 
 class Source(Protocol):
@@ -103,9 +104,12 @@ class DaskPool:
     def _count(self) -> int:
         """Return how many workers there are that may take a task."""
         assert self._client is not None
-        if self._resources is None:
-            return len(self._client.nthreads())
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        try:
+            if self._resources is None:
+                return len(self._client.nthreads())
+            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        except (OSError, TimeoutError) as error:
+            raise EngineError(GONE) from error
         return sum(worker["resources"].get("GPU", 0) >= 1 for worker in workers)
 
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
@@ -202,9 +206,7 @@ class DaskPool:
             found: dict[str, Any] = json.loads(future.result())
             return found
         if future.status != "error":
-            raise EngineError(
-                "the scheduler is gone; what is done stays, go on with --resume when it is back"
-            )
+            raise EngineError(GONE)
         error = future.exception()
         if isinstance(error, UnfitError):
             self._send_away(error)

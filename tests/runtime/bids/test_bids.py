@@ -185,7 +185,7 @@ class TestSeveralRuns:
         [
             ("--out-units ppb", "units ppm, this run has ppb"),
             ("--out-dtype int16", "dtype float32, this run has int16"),
-            ("--data-consistency 0.1", "data consistency none, this run has (0.1, None)"),
+            ("--data-consistency 0.1", "data consistency none, this run has [0.1, None]"),
         ],
     )
     def test_resume_does_not_mix_settings(self, run, flags, says):

@@ -1,5 +1,6 @@
 """What a worker does with a recording, without a scheduler."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,9 @@ from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.dask import workplace
 from qsm_deploy.runtime.cohort.dask.pool import from_anywhere
 from qsm_deploy.runtime.cohort.dask.workplace import UnfitError, Workplace, alike, fitted
+from qsm_deploy.runtime.cohort.reconstructing import CohortReconstructor
+from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.job.request import wants_from
 from qsm_deploy.runtime.methods.method import Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
 from qsm_deploy.runtime.reconstructor import Host
@@ -41,6 +45,14 @@ def test_a_task_that_is_run_again_finds_its_map(place) -> None:
     first, second = (place.outcome("sub-01", facts, wait=False) for _ in range(2))
     assert (first["state"], first["again"]) == ("done", False)
     assert (second["state"], second["again"]) == ("done", True)
+
+
+def test_facts_are_the_same_in_another_process(new_dataset, card, write_model) -> None:
+    wants = wants_from(data_consistency=0.1)
+    cohort = Cohort(new_dataset("sub-01"), (write_model(card),), wants=wants)
+    facts = asdict(CohortReconstructor(cohort, TerminalLog(quiet=True)).facts)
+    assert facts["wanted"]["data consistency"] == [0.1, None]
+    assert json.loads(json.dumps(facts)) == facts
 
 
 def test_a_worker_whose_maps_would_be_others_makes_none(place) -> None:
