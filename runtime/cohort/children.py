@@ -37,9 +37,9 @@ class Children:
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
         """As :meth:`Pool.open`."""
         host, wants = cohort.host, cohort.wants
-        if not host.threads:
-            host = replace(host, threads=max(1, cores() // self.workers))
         on_gpu = gpu_number(host.device, models_of(cohort.maker)) is not None
+        if not host.threads and not on_gpu:  # a method on a GPU takes no threads
+            host = replace(host, threads=max(1, cores() // self.workers))
         if wants.memory_limit is None and not on_gpu:
             wants = replace(wants, memory_limit=int(available_bytes()) // self.workers)
         cohort = replace(cohort, host=host, wants=wants)

@@ -32,7 +32,7 @@ from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run
 from qsm_deploy.runtime.job.outputs import Outputs, require_dtype
 from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
-from qsm_deploy.runtime.reconstructor import open_reconstructor
+from qsm_deploy.runtime.reconstructor import gpu_number, models_of, open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import NOMINAL
@@ -76,8 +76,9 @@ class CohortReconstructor:
 
     def __init__(self, cohort: Cohort, log: TerminalLog) -> None:
         self._baseline_bytes = rss_bytes()
-        maker = cohort.maker
-        host = replace(cohort.host, threads=cohort.host.threads or workers())
+        host, maker = cohort.host, cohort.maker
+        if not host.threads and gpu_number(host.device, models_of(maker)) is None:
+            host = replace(host, threads=workers())
         wants = within_process(cohort.wants, host.device, maker)
         self.cohort, self.log = replace(cohort, wants=wants), log
         self.reconstructor = open_reconstructor(maker, host, log, memory_limit=wants.memory_limit)

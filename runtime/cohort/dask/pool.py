@@ -31,7 +31,7 @@ from qsm_deploy.runtime.methods.method import Method
 
 LOOK_S = 1.0  # how often the workers are counted
 ASK_S = 10.0  # how often it is asked whether a first one will come
-GPU = {"GPU": 1}  # what a worker with one is started with
+GPU = {"GPU": 1.0}  # what a worker with one is started with
 
 
 class Source(Protocol):
@@ -87,6 +87,7 @@ class DaskPool:
         self._ended: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
         self._wait = self._stopping = False
         self._live, self._looked_at = 0, 0.0
+        self._resources: dict[str, float] | None = None
 
     @property
     def workers(self) -> int:
@@ -94,10 +95,18 @@ class DaskPool:
         now = time.monotonic()
         if self._client is not None and now - self._looked_at > LOOK_S:
             before = self._live
-            self._live, self._looked_at = len(self._client.nthreads()), now
+            self._live, self._looked_at = self._count(), now
             if before and not self._live:
                 self._log.tell("no worker is left; waiting for another")
         return self._source.most or max(1, self._live)
+
+    def _count(self) -> int:
+        """Return how many workers there are that may take a task."""
+        assert self._client is not None
+        if self._resources is None:
+            return len(self._client.nthreads())
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return sum(worker["resources"].get("GPU", 0) >= 1 for worker in workers)
 
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
         """As :meth:`Pool.open`; the first worker that fits says what all maps have alike."""
@@ -109,8 +118,8 @@ class DaskPool:
         self._send_away_other_versions()
         self._require_some()
         self._client.register_plugin(Workplace(self._place, cohort, same, quiet=log.quiet))
-        if not self._client.nthreads():
-            log.tell("waiting for a worker")
+        if not self._count():
+            log.tell(f"waiting for a worker{' with --resources GPU=1' if self._resources else ''}")
         while self._facts is None:
             self._begin("")
             try:
@@ -131,8 +140,7 @@ class DaskPool:
 
     def _require_some(self) -> None:
         """Refuse to wait for others where no worker fits."""
-        assert self._client is not None
-        if self._unfit is not None and not self._client.nthreads():
+        if self._unfit is not None and not self._count():
             kind = ERRORS.get(self._unfit.exit_code, EngineError)
             raise kind(f"no worker fits; {self._unfit.host}: {self._unfit.reason}")
 

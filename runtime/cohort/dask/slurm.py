@@ -1,19 +1,20 @@
 """Workers in jobs of SLURM, which come and go with the work: ``--cluster slurm``."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import EngineError, UsageError
 from qsm_deploy.runtime.job.request import memory_bytes
 
 if TYPE_CHECKING:
-    from dask_jobqueue.slurm import SLURMCluster
     from distributed import Client, Security
 
 if sys.version_info >= (3, 11):
@@ -141,10 +142,18 @@ def options_of(jobs: Jobs) -> dict[str, Any]:
 
 def job_script(jobs: Jobs) -> str:
     """Return the script of a job, with a place for the scheduler's address."""
-    from dask_jobqueue.slurm import SLURMJob
-
-    script: str = SLURMJob("SCHEDULER", name=NAME, **options_of(jobs)).job_script()
+    made_by = _dask_jobqueue().SLURMJob("SCHEDULER", name=NAME, **options_of(jobs))
+    script: str = made_by.job_script()
     return script
+
+
+def _dask_jobqueue() -> ModuleType:
+    """Import what hands in jobs, which else lets the whole process end, done, at an interrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    from dask_jobqueue import slurm
+
+    signal.signal(signal.SIGINT, before)
+    return slurm
 
 
 class Slurm:
@@ -161,15 +170,14 @@ class Slurm:
     def __init__(self, jobs: Jobs, security: "Security | bool | None") -> None:
         self._jobs, self._security = jobs, security
         self.most = jobs.jobs_max
-        self._cluster: SLURMCluster | None = None
+        self._cluster: Any = None
 
     def connect(self) -> "Client":
         """As :meth:`Source.connect`."""
-        from dask_jobqueue.slurm import SLURMCluster
         from distributed import Client
 
         require_accepted(job_script(self._jobs))
-        self._cluster = SLURMCluster(
+        self._cluster = _dask_jobqueue().SLURMCluster(
             security=self._security,
             # the keys of a run, readable for the user alone; jobs begin in this folder, too
             shared_temp_directory=os.getcwd(),
@@ -181,7 +189,6 @@ class Slurm:
 
     def require_coming(self) -> None:
         """As :meth:`Source.require_coming`: jobs have ended, and none waits or runs."""
-        assert self._cluster is not None
         jobs = [job.job_id for job in self._cluster.workers.values() if job.job_id]
         asked = ["squeue", "--noheader", f"--jobs={','.join(jobs)}"]
         if jobs and not subprocess.run(asked, capture_output=True, check=False).stdout.strip():

@@ -177,9 +177,9 @@ def fitted(cohort: Cohort, worker: DaskWorker) -> Cohort:
     The child is no part of what Dask limits and counts, so it gets the limit as its own.
     """
     host, wants = cohort.host, cohort.wants
-    if not host.threads:
-        host = replace(host, threads=min(cores(), worker.state.nthreads))
     on_gpu = gpu_number(host.device, models_of(cohort.maker)) is not None
+    if not host.threads and not on_gpu:  # a method on a GPU takes no threads
+        host = replace(host, threads=min(cores(), worker.state.nthreads))
     limit = worker.memory_manager.memory_limit
     if wants.memory_limit is None and limit and not on_gpu:
         wants = replace(wants, memory_limit=min(limit - rss_bytes(), available_bytes()))

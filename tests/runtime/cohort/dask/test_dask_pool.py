@@ -138,6 +138,20 @@ def test_a_worker_of_another_version(new_dataset, dask, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_a_gpu_is_sought_where_a_worker_says_that_it_has_one(new_dataset, dask) -> None:
+    root = new_dataset("sub-01")
+    plain = dask.add_worker()
+    words = ("--bids", root, "--method", "tv", "--device", "cuda:7", "--cluster", dask.address)
+    running = Run(*words)
+    running.until("waiting for a worker with --resources GPU=1")
+    dask.add_worker("--resources", "GPU=1")
+    code, _, err = running.end()
+    assert code == 4, err
+    assert "no worker fits; " in err  # here, none has a GPU
+    assert plain.poll() is None
+
+
+@pytest.mark.slow
 def test_an_interrupt_lets_what_runs_end(new_dataset, dask, as_they_open) -> None:
     root = new_dataset(*NAMES)
     slowly(as_they_open, 0.25)

@@ -1,5 +1,6 @@
 """``--cluster slurm``: jobs of a real SLURM, cancelled meanwhile, and what a file asks for."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import tomllib
 from qsm_deploy.kernels.errors import EngineError, UsageError
 from qsm_deploy.runtime.cohort.dask.slurm import Jobs, job_script, jobs_from, require_accepted
 from tests.runtime.cohort.dask.conftest import Run, run
-from tests.runtime.cohort.test_children import NAMES, OURS, maps_of
+from tests.runtime.cohort.test_children import NAMES, OURS, maps_of, outcomes_of
 
 EXAMPLE = Path(__file__).parents[4] / "examples/slurm/cluster.toml"
 SMALL = 'cores = 1\nmemory = "2G"\njobs_max = 2\ninterface = "lo"\n'
@@ -60,11 +61,39 @@ def test_jobs_come_go_and_are_cancelled_and_no_map_is_missing(
     assert alone.keys() == shared.keys() == {*NAMES}
     for name, chi in alone.items():
         np.testing.assert_array_equal(chi, shared[name])
+    assert_ended(on_slurm, tmp_path)
+
+
+def assert_ended(slurm, folder: Path) -> None:
+    """Wait until no job is left, and look for keys."""
     until = time.monotonic() + 30
-    while on_slurm.run("squeue", "-h"):
+    while slurm.run("squeue", "-h"):
         assert time.monotonic() < until
         time.sleep(0.2)
-    assert not [path for path in tmp_path.iterdir() if "jobqueue" in path.name]  # keys
+    assert not [path for path in folder.iterdir() if "jobqueue" in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_ends_the_jobs(
+    on_slurm, new_dataset, config, as_they_open, tmp_path, times
+) -> None:
+    root = new_dataset(*NAMES)
+    as_they_open(r"_localfield\.nii", "time.sleep(0.5)")
+    words = ("--bids", root, "--method", "tkd", "--cluster", "slurm")
+    running = Run(*words, "--cluster-config", config(SMALL))
+    running.until(" s\n")
+    for _ in range(times):
+        running.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    code, _, err = running.end()
+    assert (code, "Traceback" in err) == (130, False), err
+    told = {name for name, one in outcomes_of(root).items() if one["state"] == "done"}
+    assert 0 < len(told) < 12
+    assert told <= maps_of(root).keys()
+    if times == 1:
+        assert f"{len(told)}/12 done" in err
+    assert_ended(on_slurm, tmp_path)
 
 
 def test_a_job_that_slurm_refuses_is_not_waited_for(on_slurm, new_dataset, config) -> None:

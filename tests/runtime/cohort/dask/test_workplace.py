@@ -94,6 +94,11 @@ def test_threads_are_the_workers(monkeypatch, slurm, asked, nthreads, threads) -
     assert fitted(cohort, dask_worker(nthreads)).host.threads == threads
 
 
+def test_on_a_gpu_neither_is_said() -> None:
+    cohort = Cohort(Path("study"), Method("tv"), Host(device="cuda:0"))
+    assert fitted(cohort, dask_worker(4, 4 * GIB)) == cohort
+
+
 def test_memory_is_the_workers(monkeypatch) -> None:
     monkeypatch.setattr(workplace, "available_bytes", lambda: 8 * GIB)
     monkeypatch.setattr(workplace, "rss_bytes", lambda: GIB)
