@@ -97,7 +97,8 @@ def run_cohort(
         asked = () if cohort.shard else cohort.participant_labels or ()
         without = without_recording(found, asked)
         failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
-        run = _Run(cohort, derivative, log, result, Progress(len(recordings) + len(failures), log))
+        progress = Progress(len(recordings) + len(failures), log, lambda: pool.workers)
+        run = _Run(cohort, derivative, log, result, progress)
         run.begin([*(r.name for r in recordings), *failures])
         try:
             for recording in made:

@@ -1,6 +1,7 @@
 """How far a cohort is, and how long it will take."""
 
 import time
+from collections.abc import Callable
 
 from qsm_deploy.runtime.cohort.outcomes import Outcome
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -17,10 +18,12 @@ class Progress:
         How many there are.
     log
         Where it is said.
+    workers
+        Tells how many are at once.
     """
 
-    def __init__(self, total: int, log: TerminalLog) -> None:
-        self._total, self._log = total, log
+    def __init__(self, total: int, log: TerminalLog, workers: Callable[[], int]) -> None:
+        self._total, self._log, self._workers = total, log, workers
         self._done = self._failed = self._ended = self._made = 0
         self._seconds = 0.0
         self._began = self._said = time.monotonic()
@@ -56,6 +59,8 @@ class Progress:
         said = [f"{self._done}/{self._total} done"]
         if self._failed:
             said.append(f"{self._failed} failed")
+        if (workers := self._workers()) > 1:
+            said.append(f"{workers} workers")
         if self._made:
             said.append(f"{duration_text(self._seconds / self._made)} per recording")
             if left := self._total - self._done - self._failed:

@@ -21,21 +21,23 @@ def clock(monkeypatch) -> Clock:
 
 
 def test_how_many_and_how_long(clock, capsys) -> None:
-    told = Progress(1000, TerminalLog(quiet=False))
+    told = Progress(1000, TerminalLog(quiet=False), lambda: 8)
     for _ in range(200):
         told.kept()
     for number in range(115):  # eight at a time, 41 s each
         clock.now = 1000 + 41 * (number + 1) / 8
         state = "failed" if number < 3 else "done"
         told.ended(Outcome(f"sub-{number}", state, seconds=41.0))
-    assert told.text(clock.now) == "312/1000 done, 3 failed, 41 s per recording, about 59 min left"
+    assert told.text(clock.now) == (
+        "312/1000 done, 3 failed, 8 workers, 41 s per recording, about 59 min left"
+    )
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("31")
     assert len(lines) == 115  # each took longer than the pause between two lines
 
 
 def test_a_line_in_five_seconds_at_most(clock, capsys) -> None:
-    told = Progress(100, TerminalLog(quiet=False))
+    told = Progress(100, TerminalLog(quiet=False), lambda: 1)
     for number in range(99):
         clock.now += 0.5
         told.ended(Outcome(f"sub-{number}", "done", seconds=0.5))
@@ -47,7 +49,7 @@ def test_a_line_in_five_seconds_at_most(clock, capsys) -> None:
 
 def test_nothing_where_it_is_to_be_quiet_or_there_is_one(clock, capsys) -> None:
     for total, quiet in ((100, True), (1, False)):
-        told = Progress(total, TerminalLog(quiet=quiet))
+        told = Progress(total, TerminalLog(quiet=quiet), lambda: 1)
         clock.now += 50
         told.ended(Outcome("sub-01", "done", seconds=1.0))
         told.end()
