@@ -247,11 +247,12 @@ def dask(folder: Path) -> list[Row]:
         workers["scheduler_cpu_ms"] = round(1000 * spent / (MORE_TURNS * (MANY + FEW)), 1)
         workers["scheduler_mb"] = round(scheduler.memory_info().rss / 1e6)
     asked = Cohort(dataset, Method("tkd"))
+    recording = asked.find().recordings[0]
     outcome = max(last_outcomes(asked.outcomes_folder).values(), key=lambda one: len(one.line()))
     facts = asdict(CohortReconstructor(asked, TerminalLog(quiet=True)).facts)
     place = Workplace(f"qsm-deploy-{uuid.uuid4().hex}", asked, alike(asked), quiet=True)
     workers["plugin_bytes"] = len(dumps(place))
-    workers["task_bytes"] = len(dumps((answer, place.name, outcome.recording, facts, False)))
+    workers["task_bytes"] = len(dumps((answer, place.name, recording, facts, False)))
     workers["result_bytes"] = len(json.dumps(asdict(outcome)))
     return [say(processes), say(workers)]
 

@@ -9,15 +9,20 @@ _wanted: ContextVar[int] = ContextVar("threads", default=0)
 
 
 def workers() -> int:
-    """Return the number of threads: as asked for here, else all cores of the process.
+    """Return the number of threads: as asked for here, else all cores of the process."""
+    return _wanted.get() or of_task() or _cores()
 
-    Not every SLURM lets a task see its own cores only.
+
+def of_task() -> int:
+    """Return the cores of the task of SLURM that this is, which not every SLURM binds it to.
+
+    0 is none.
     """
-    if wanted := _wanted.get():
-        return wanted
     own = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if own.isdecimal():
-        return int(own)
+    return min(int(own), _cores()) if own.isdecimal() else 0
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

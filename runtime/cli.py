@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qsm_deploy.runtime.cohort.cohort import Cohort
+    from qsm_deploy.runtime.cohort.driver import Result
     from qsm_deploy.runtime.cohort.pool import Pool
     from qsm_deploy.runtime.reconstructor import Maker
 
 
+OF_DASK = ("cluster_config", "cluster_tls", "cluster_insecure")
+NOT_OF_STATUS = ("cluster", "force", "resume", "dry_run", "html", "figure", "report")
 AFTER_TOTAL = ("quality", "background")  # steps to a local field
 
 
@@ -210,11 +213,10 @@ def _take_contract(arguments: argparse.Namespace) -> None:
 
 def _run_bids(arguments: argparse.Namespace) -> int:
     """Run a whole dataset; what failed comes last, the first failure decides the exit code."""
-    from qsm_deploy.runtime.cohort.driver import Result, run_cohort
-
-    result = Result()
+    results: list[Result] = []
 
     def command() -> str:
+        from qsm_deploy.runtime.cohort.driver import Result, run_cohort
         from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job import report
 
@@ -222,16 +224,19 @@ def _run_bids(arguments: argparse.Namespace) -> int:
             from qsm_deploy.runtime.cohort.dask.choice import script_from
 
             return script_from(arguments.cluster_config).rstrip()
-        log = TerminalLog(quiet=arguments.quiet)
+        log, result = TerminalLog(quiet=arguments.quiet), Result()
+        results.append(result)
         run_cohort(_cohort(arguments), _pool(arguments), log, result)
         if arguments.json:
             return "\n".join(map(report.json_line, result.reports))
         return "\n".join(result.lines)
 
     code = run_command(NAME, command)
-    for failure in result.failures:
+    failures = [failure for result in results for failure in result.failures]
+    failures.sort(key=lambda failure: failure.recording)  # in whichever order they ended
+    for failure in failures:
         fail(NAME, f"{failure.recording}: {failure.reason}", failure.exit_code)
-    return code or (result.failures[0].exit_code if result.failures else 0)
+    return code or (failures[0].exit_code if failures else 0)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -242,6 +247,9 @@ def _status(arguments: argparse.Namespace) -> int:
         from qsm_deploy.runtime.cohort.status import status_of, status_text
         from qsm_deploy.runtime.job.report import json_line
 
+        for name in NOT_OF_STATUS:
+            if getattr(arguments, name):
+                raise UsageError(f"--status looks and makes nothing; drop --{name}")
         status = status_of(_cohort(arguments))
         everything.append(status["done"] == status["recordings"])
         return json_line(status) if arguments.json else status_text(status)
@@ -289,6 +297,8 @@ def _cohort(arguments: argparse.Namespace) -> "Cohort":
         reports=arguments.json,
         **{name: getattr(arguments, name) for name in OF_COHORT},
     )
+    if not (arguments.cluster or "local").startswith("local"):  # elsewhere folders are others
+        cohort = cohort.from_anywhere()
     return cohort if shard is None or cohort.force else replace(cohort, resume=True)
 
 
@@ -296,25 +306,31 @@ def _pool(arguments: argparse.Namespace) -> "Pool":
     """Return where a dataset is reconstructed."""
     from qsm_deploy.runtime.cohort.pool import ThisProcess
 
-    for name in ("cluster_config", "cluster_tls", "cluster_insecure"):
+    for name in OF_DASK:
         if getattr(arguments, name) and arguments.cluster is None:
             raise UsageError(f"--{name.replace('_', '-')} needs --cluster")
-    if arguments.cluster is None or arguments.dry_run:
+    if arguments.cluster is None:
         return ThisProcess()
+    pool: Pool
     kind, _, count = arguments.cluster.partition(":")
     if kind == "local" and count.isdecimal() and int(count) > 0:
         from qsm_deploy.runtime.cohort.children import Children
 
-        return Children(int(count))
-    from qsm_deploy.runtime.cohort.dask.choice import pool_from
+        for name in OF_DASK:
+            if getattr(arguments, name):
+                raise UsageError(f"--{name.replace('_', '-')} is not of --cluster local:N; drop it")
+        pool = Children(int(count))
+    else:
+        from qsm_deploy.runtime.cohort.dask.choice import pool_from
 
-    return pool_from(
-        arguments.cluster,
-        arguments.cluster_config,
-        arguments.cluster_tls,
-        insecure=arguments.cluster_insecure,
-        device=arguments.device,
-    )
+        pool = pool_from(
+            arguments.cluster,
+            arguments.cluster_config,
+            arguments.cluster_tls,
+            insecure=arguments.cluster_insecure,
+            device=arguments.device,
+        )
+    return ThisProcess() if arguments.dry_run else pool
 
 
 if __name__ == "__main__":

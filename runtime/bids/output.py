@@ -53,6 +53,11 @@ class Derivative:
         """Return where what is known of the map goes."""
         return self._file(recording, ".json")
 
+    @property
+    def table(self) -> Path:
+        """Where the table of all maps goes."""
+        return self.root / f"group_{SUFFIXES[self.gives]}.tsv"
+
     def _file(self, recording: Recording, ending: str) -> Path:
         return self.root / recording.folder / f"{recording.name}_{SUFFIXES[self.gives]}{ending}"
 

@@ -46,6 +46,7 @@ NO_MASK = "which needs the suffix mask"
 NO_NAME = f"which needs a name of BIDS, such as {EXAMPLE}"
 NOT_SEARCHED = f"which needs to lie in {', '.join(FOLDERS[:-1])} or {FOLDERS[-1]}"
 EMPTY = "which is empty; a subdataset of DataLad comes with: datalad get"
+OF_FILES = (".nii", ".gz", ".json", ".tsv")
 # like the name of what is looked for
 SOUNDS = re.compile(
     r"_part-(?!mag_)|_(phase|real|imag)|phase[0-9]*\.nii|mask\.nii|_(megre|gre|t2star.*)\.nii", re.I
@@ -121,7 +122,7 @@ def find_recordings(
     for root in (dataset, *_derivatives(dataset, ours, found)):
         try:
             for path in _entries(root, found):
-                if path.name.startswith("sub-"):
+                if path.name.startswith("sub-") and not ("." in path.name and path.is_file()):
                     known[path.name].append(root)
         except DataError as error:
             found.failures[root.name] = str(error)
@@ -203,7 +204,7 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
     searched, elsewhere = _data_folders(root / subject, found)
     for folder, session in searched:
         entries = _entries(folder, found)
-        elsewhere += [path for path in entries if "." not in path.name and path.is_dir()]
+        elsewhere += [p for p in entries if p.suffix not in OF_FILES and os.path.isdir(p)]
         for path in entries:
             image = _image(path, root)
             if image is None:
@@ -220,6 +221,7 @@ def _images(root: Path, subject: str, found: Found) -> Iterator[BidsImage]:
                 need = OF_A_FIELD_MAP if image.suffix in FIELD_MAPS else other
                 _note(path.name, need, found)
             yield image
+    elsewhere = [path for path in elsewhere if not path.is_symlink()]
     for path in (path for other in elsewhere for path in (other, *other.rglob("*.nii*"))):
         image = _image(path, root)
         if image is not None and (image.part in COMPLEX or image.is_local_field):

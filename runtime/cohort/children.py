@@ -4,17 +4,17 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.kernels.threads import workers as cores
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.outcomes import Outcome
+from qsm_deploy.runtime.cohort.pool import FINISHING
 from qsm_deploy.runtime.cohort.reconstructing import Facts
 from qsm_deploy.runtime.cohort.worker import Worker
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
-from qsm_deploy.runtime.reconstructor import gpu_number, models_of
 
 
 class Children:
@@ -36,23 +36,25 @@ class Children:
 
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
         """As :meth:`Pool.open`."""
-        host, wants = cohort.host, cohort.wants
-        on_gpu = gpu_number(host.device, models_of(cohort.maker)) is not None
-        if not host.threads and not on_gpu:  # a method on a GPU takes no threads
-            host = replace(host, threads=max(1, cores() // self.workers))
-        if wants.memory_limit is None and not on_gpu:
-            wants = replace(wants, memory_limit=int(available_bytes()) // self.workers)
-        cohort = replace(cohort, host=host, wants=wants)
+        if cohort.on_gpu and self.workers > 1 and cohort.wants.memory_limit is None:
+            raise UsageError(
+                f"--cluster local:{self.workers}: each process would plan with all of the GPU's "
+                "memory; pass the --memory-limit of one, or local:1"
+            )
+        threads, memory = max(1, cores() // self.workers), int(available_bytes()) // self.workers
+        cohort = cohort.sharing(threads, memory)
+        self._log = log
         self._workers = [Worker(cohort, quiet=log.quiet) for _ in range(self.workers)]
         for worker in self._workers:
             worker.start()
-        return self._workers[0].open()
+        facts, *_ = [worker.open() for worker in self._workers]
+        return facts
 
     def outcomes(self, recordings: Sequence[Recording], *, wait: bool) -> Iterator[Outcome]:
         """As :meth:`Pool.outcomes`."""
-        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[Recording] = queue.SimpleQueue()
         for recording in recordings:
-            waiting.put(recording.name)
+            waiting.put(recording)
         self._running = min(self.workers, len(recordings))
         self._threads = [
             threading.Thread(target=self._work, args=(worker, waiting, wait), daemon=True)
@@ -62,7 +64,7 @@ class Children:
             thread.start()
         yield from self._until(None)
 
-    def _work(self, worker: Worker, waiting: "queue.SimpleQueue[str]", wait: bool) -> None:
+    def _work(self, worker: Worker, waiting: "queue.SimpleQueue[Recording]", wait: bool) -> None:
         """Take recordings until there are no more."""
         try:
             while not self._stopping.is_set():
@@ -92,6 +94,8 @@ class Children:
     def finish(self, seconds: float) -> Iterator[Outcome]:
         """As :meth:`Pool.finish`."""
         self._stopping.set()
+        if self._running:
+            self._log.tell(FINISHING.format(seconds))
         yield from self._until(time.monotonic() + seconds)
 
     def close(self) -> None:

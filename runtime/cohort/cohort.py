@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.bids.output import Derivative
-from qsm_deploy.runtime.bids.search import Found, find_recordings
+from qsm_deploy.runtime.bids.search import Found, find_recordings, without_recording
 from qsm_deploy.runtime.cohort.outcomes import FOLDER
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console.provenance import NAME
@@ -17,11 +17,10 @@ from qsm_deploy.runtime.job.request import begins_with
 from qsm_deploy.runtime.local_field.from_echoes import STEPS, Steps
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstructor import Host, Maker
+from qsm_deploy.runtime.reconstructor import Host, Maker, gpu_number, models_of
 from qsm_deploy.runtime.scan.unit_names import FieldUnit
 
 RECORDING = "{recording}"  # in the names of files that are made for each
-TABLE = "group_Chimap.tsv"  # in the derivative dataset
 
 
 @dataclass(frozen=True)
@@ -98,24 +97,45 @@ class Cohort:
         return self.derivative.root / FOLDER if self.outcomes is None else self.outcomes
 
     @property
-    def table_file(self) -> Path | None:
-        """Where the table of all goes, if there is to be one."""
-        if self.table is not None or self.shard is not None:
-            return self.table
-        return self.derivative.root / TABLE
+    def on_gpu(self) -> bool:
+        """Whether its maps are made on one."""
+        return gpu_number(self.host.device, models_of(self.maker)) is not None
+
+    def from_anywhere(self) -> "Cohort":
+        """Return it with paths that do not depend on the folder that a process runs in."""
+        maker = self.maker
+        if not isinstance(maker, Method):
+            maker = [one if isinstance(one, Method) else one.absolute() for one in maker]
+        names = ("output", "figure", "report", "html", "outcomes", "table")
+        given = {name: path for name in names if (path := getattr(self, name)) is not None}
+        absolute: dict[str, Any] = {name: path.absolute() for name, path in given.items()}
+        return replace(self, dataset=self.dataset.absolute(), maker=maker, **absolute)
+
+    def sharing(self, threads: int, memory_bytes: int | None) -> "Cohort":
+        """Return what one of several processes does, with its share of what nobody has allotted.
+
+        On a GPU neither is shared.
+        """
+        if self.on_gpu:
+            return self
+        host = replace(self.host, threads=self.host.threads or threads)
+        limit = self.wants.memory_limit or memory_bytes
+        return replace(self, host=host, wants=replace(self.wants, memory_limit=limit))
 
     def find(self) -> Found:
-        """Return the recordings; see :func:`find_recordings`."""
-        source = self.source
+        """Return the recordings, and participants that have none among the failures.
+
+        See :func:`find_recordings`.
+        """
+        source, labels = self.source, self.participant_labels
         if source is None and begins_with(self.maker) != LOCAL:
             source = "megre"
         has = None if self.shard is None else self.shard.has
-        root = self.derivative.root
-        return find_recordings(self.dataset, self.participant_labels, source, root, has)
-
-    def only(self, subject: str) -> "Cohort":
-        """Return the part of it that is one subject's, in whichever shard."""
-        return replace(self, participant_labels=[subject], shard=None)
+        found = find_recordings(self.dataset, labels, source, self.derivative.root, has)
+        asked = [label.removeprefix("sub-") for label in labels or ()]
+        without = without_recording(found, filter(has, asked) if has else asked)
+        more = {f"sub-{label}": reason for label, reason in without.items()}
+        return replace(found, failures=found.failures | more)
 
 
 def file_of(pattern: Path, name: str) -> Path:

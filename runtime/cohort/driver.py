@@ -11,9 +11,8 @@ from qsm_deploy.kernels.errors import DataError, QsmDeployError, UsageError
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.output import Derivative, clear_claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay
-from qsm_deploy.runtime.bids.search import without_recording
 from qsm_deploy.runtime.cohort.cohort import Cohort, file_of
-from qsm_deploy.runtime.cohort.group_table import group_table
+from qsm_deploy.runtime.cohort.group_table import group_table, require_table
 from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
 from qsm_deploy.runtime.cohort.pool import Pool
 from qsm_deploy.runtime.cohort.progress import Progress
@@ -81,8 +80,10 @@ def run_cohort(
         raise UsageError("--resume keeps the maps that --force would overwrite; drop one")
     result = Result() if result is None else result
     cohort.derivative.require_ours()
+    if cohort.table is not None:
+        require_table(cohort.table)
     found = cohort.find()
-    recordings = found.recordings
+    recordings, failures = found.recordings, found.failures
     for note in found.notes():
         log.warn(note)
     if cohort.shard is not None:
@@ -94,12 +95,11 @@ def run_cohort(
         made = maps_that_stay(derivative, recordings, facts.wanted, **how)
         missing = [r for r in recordings if r not in made]
         _require_free(cohort, missing)
-        asked = () if cohort.shard else cohort.participant_labels or ()
-        without = without_recording(found, asked)
-        failures = found.failures | {f"sub-{label}": reason for label, reason in without.items()}
         progress = Progress(len(recordings) + len(failures), log, lambda: pool.workers)
-        run = _Run(cohort, derivative, log, result, progress)
-        run.begin([*(r.name for r in recordings), *failures])
+        names = [*(recording.name for recording in recordings), *failures]
+        run = _Run(cohort, derivative, log, result, progress, names)
+        if missing or failures or cohort.table or cohort.html:  # or nothing is written
+            run.begin()
         try:
             for recording in made:
                 run.keep(recording)
@@ -107,6 +107,11 @@ def run_cohort(
                 code = DataError.exit_code
                 run.note(Outcome(name, "failed", exit_code=code, reason=reason, version=version()))
             run.all(pool, missing)
+        except KeyboardInterrupt:
+            pool.close()
+            for recording in missing:  # at which a process may have been
+                clear_claim(derivative.chi(recording))
+            raise
         finally:
             run.end()
     return result
@@ -131,29 +136,31 @@ class _Run:
     log: TerminalLog
     result: Result
     progress: Progress
+    names: Sequence[str]
     pages: "Pages | None" = None
-    _kept: list[Outcome] = field(default_factory=list)
+    file: OutcomeFile | None = None
+    _kept: dict[str, Outcome] = field(default_factory=dict)
     _indexed_at: float = 0.0
     _index_takes: float = 0.0
 
-    def begin(self, names: Sequence[str]) -> None:
+    def begin(self) -> None:
         """Make the folders of what is written."""
-        self.file = OutcomeFile(self.cohort.outcomes_folder, self.cohort.shard)
         if self.cohort.dry_run:
             return
         if self.cohort.html is not None:
             from qsm_deploy.runtime.cohort.pages import Pages
 
             self.pages = Pages(self.cohort.html, self.cohort.dataset)
-            self.pages.begin(names)
+            self.pages.begin(self.names)
         self.derivative.describe()
+        self.file = OutcomeFile(self.cohort.outcomes_folder, self.cohort.shard)
         self.file.begin()
 
     def keep(self, recording: Recording) -> None:
         """Note a recording that has a map."""
         self.log.tell(f"{recording.name}: {HAS_MAP}")
         self.progress.kept()
-        self._kept.append(Outcome(recording.name, "done", again=True))
+        self._kept[recording.name] = Outcome(recording.name, "done", again=True)
         if self.pages is not None:
             self.pages.kept(recording.name)
 
@@ -171,7 +178,7 @@ class _Run:
                     taken.add(outcome.recording)
                 else:
                     self.note(outcome)
-                if outcome.state == "failed" and outcome.attempt > 1:
+                if outcome.state == "failed" and not self.cohort.dry_run:
                     clear_claim(self.derivative.chi(by_name[outcome.recording]))
         except KeyboardInterrupt:
             for outcome in pool.finish(GRACE_S):
@@ -196,7 +203,7 @@ class _Run:
         else:
             self.result.lines.append(chi)
             self.log.tell(f"{name}: {outcome.seconds:.1f} s")
-        if not self.cohort.dry_run:
+        if self.file is not None:
             with self._warning(name):
                 self.file.append(outcome)
             if self.pages is not None:
@@ -222,16 +229,27 @@ class _Run:
     def end(self) -> None:
         """Write what is made of all."""
         self.progress.end()
-        if self.cohort.dry_run:
+        if self.file is None:
             return
         if self.pages is not None:
             with self._warning("index"):
                 self._index(self.pages)
-        if (path := self.cohort.table_file) is not None:
+        path = self.cohort.table
+        if path is None and self.cohort.shard is None:
+            path = self.derivative.table
+        if path is not None:
             with self._warning(path.name):
-                rows = {outcome.recording: outcome for outcome in self._kept}
-                if rows := rows | last_outcomes(self.cohort.outcomes_folder):
+                if rows := self._rows():
                     write_atomically(path, group_table(rows.values()), force=True)
+
+    def _rows(self) -> dict[str, Outcome]:
+        """Return what is known of all that the dataset has."""
+        said = last_outcomes(self.cohort.outcomes_folder)
+        kept = {n: one for n, one in self._kept.items() if n not in said or not said[n].is_done}
+        labels, shard = self.cohort.participant_labels, self.cohort.shard
+        if labels is None and shard is None:  # others were not looked for
+            said = {name: said[name] for name in said if name in self.names}
+        return said | kept
 
     @contextmanager
     def _warning(self, about: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.job.one_scan import Finished
 from qsm_deploy.runtime.job.report import numbers
 from qsm_deploy.runtime.reconstruction.inversion import CHI
-from qsm_deploy.runtime.scan.nifti import load_volume, on_grid
+from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volumes, on_grid
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 # the nuclei whose iron QSM is read for, as atlases and FreeSurfer call them
@@ -40,8 +40,8 @@ def findings_of(finished: Finished, recording: Recording) -> tuple[dict[str, Any
             try:
                 means = _deep_grey_ppb(chi_ppm, mask, recording, image)
                 found[REGIONS] = found.get(REGIONS, {}) | means
-            except DataError as error:
-                wrong.append(f"no means of its nuclei: {error}")
+            except (DataError, MemoryError) as error:
+                wrong.append(f"no means of its nuclei: {error or 'out of memory'}")
     return found, wrong
 
 
@@ -67,7 +67,8 @@ def _deep_grey_ppb(
     require_files([image.path])
     if not on_grid(image.path, measured):
         return {}
-    labels = np.where(mask, np.rint(load_volume(image.path).data), 0).astype(np.int64)
+    stored = load_on_grid(image.path, load_volumes(measured)[0]).data
+    labels = np.where(mask, np.rint(stored), 0).astype(np.int64)
     inside = {name: labels == index for index, name in names.items() if DEEP_GREY.search(name)}
     return {
         name: round(PPB_PER_PPM * float(chi_ppm[region].mean(dtype=np.float64)), 3)
@@ -86,12 +87,13 @@ def _names(image: BidsImage) -> dict[int, str]:
     tables = applying_files(image, ".tsv")
     if not tables:
         return {}
+    require_files(tables)
     try:
         with tables[-1].open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter="\t")
             lacking = {"index", "name"} - set(table.fieldnames or ())
             names = {int(row["index"]): row["name"].strip() for row in table if not lacking}
-    except (OSError, ValueError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{tables[-1]}: cannot be read as a table ({error})") from error
     if lacking:
         raise DataError(f"{tables[-1]}: no column {min(lacking)}, separated by tabs")

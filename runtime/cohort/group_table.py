@@ -3,13 +3,34 @@
 import csv
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.cohort.findings import REGIONS
 from qsm_deploy.runtime.cohort.outcomes import Outcome
+from qsm_deploy.runtime.console.atomic import check_writable
 
 NUMBERS = ("field_residual", "noise_ppb", "mask_ml")
 NOTHING = "n/a"
+FIRST = ("participant_id", "recording", "state")  # columns
+
+
+def require_table(path: Path) -> None:
+    """Refuse to put a table where it cannot be, or where there is a file that is none of these.
+
+    Raises
+    ------
+    UsageError
+        If there is such a file.
+    DataError
+        If it cannot be written.
+    """
+    if path.suffix != ".tsv":
+        raise UsageError(f"--table {path} must end in .tsv")
+    check_writable(path, force=True)
+    if path.exists() and not path.read_bytes().startswith("\t".join(FIRST).encode()):
+        raise UsageError(f"{path} is no table of qsm-run; choose another --table")
 
 
 def group_table(outcomes: Iterable[Outcome]) -> bytes:
@@ -22,7 +43,7 @@ def group_table(outcomes: Iterable[Outcome]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(
-        ["participant_id", "recording", "state", *NUMBERS, "voxel_size_mm"]
+        [*FIRST, *NUMBERS, "voxel_size_mm"]
         + [f"{REGIONS}_{name}" for name in names]
         + ["seconds", "reason"]
     )

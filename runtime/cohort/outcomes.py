@@ -4,6 +4,7 @@ The files are all the state there is. Each is written by one shard or one comput
 several computers append to one file of a network share get mixed.
 """
 
+import errno
 import json
 import os
 import platform
@@ -16,10 +17,10 @@ from typing import Any, Literal
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.output import make_folder
 from qsm_deploy.runtime.cohort.sharding import Shard
+from qsm_deploy.runtime.console.inputs import require_files
 
 FOLDER = "outcomes"  # in the derivative dataset
 State = Literal["done", "failed", "planned", "taken"]
-ONLY_HERE = ("report",)  # not written
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,35 @@ class Outcome:
     findings: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it has a map."""
+        return self.state == "done"
+
     def line(self) -> str:
         """Return what is written of it."""
-        written = {k: v for k, v in asdict(self).items() if k not in ONLY_HERE}
+        written = asdict(self)
+        del written["report"]
         return json.dumps(written, allow_nan=False) + "\n"
 
 
 def outcome_from(content: Mapping[str, Any]) -> Outcome:
-    """Return an outcome that was written as JSON; what later versions may add is dropped."""
-    return Outcome(**{f.name: content[f.name] for f in fields(Outcome) if f.name in content})
+    """Return an outcome that was written as JSON; what later versions may add is dropped.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    said = Outcome(**{f.name: content[f.name] for f in fields(Outcome) if f.name in content})
+    texts, numbers = (said.recording, said.state, said.reason), (said.seconds, said.finished_s)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+        and isinstance(said.findings, dict)
+    ):
+        raise TypeError("no outcome")
+    return said
 
 
 class OutcomeFile:
@@ -104,11 +125,12 @@ class OutcomeFile:
             If it cannot be written.
         """
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                os.write(descriptor, outcome.line().encode())
-            finally:
-                os.close(descriptor)
+            with self._path.open("ab+", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by who was killed
+                line = b"\n" * bool(torn) + outcome.line().encode()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DataError(
                 f"cannot write {self._path}: {error.strerror}; choose another --outcomes"
@@ -118,16 +140,29 @@ class OutcomeFile:
 def last_outcomes(folder: Path) -> dict[str, Outcome]:
     """Return the last outcome of every recording in a folder's files, by its name.
 
-    What killed processes left half written is passed over.
+    What killed processes left half written is passed over. That a map was there again tells
+    nothing of how it was made, which an earlier line does.
+
+    Raises
+    ------
+    DataError
+        If a file, or the folder, cannot be read.
     """
     found: dict[str, Outcome] = {}
-    for path in folder.glob("*.jsonl"):
-        for line in path.read_bytes().splitlines():
-            try:
-                outcome = outcome_from(json.loads(line))
-                known = found.setdefault(outcome.recording, outcome)
-                if outcome.finished_s > known.finished_s:
-                    found[outcome.recording] = outcome
-            except (ValueError, TypeError, AttributeError):
-                continue
+    try:
+        names = sorted(os.listdir(folder)) if os.path.lexists(folder) else []
+        paths = [folder / name for name in names if name.endswith(".jsonl")]
+        require_files(paths)
+        contents = [path.read_bytes() for path in paths]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    for line in (line for content in contents for line in content.splitlines()):
+        try:
+            outcome = outcome_from(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            continue
+        known = found.get(outcome.recording, outcome)
+        stays = outcome.again and known.is_done
+        if known is outcome or (outcome.finished_s > known.finished_s and not stays):
+            found[outcome.recording] = outcome
     return found

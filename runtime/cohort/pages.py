@@ -73,8 +73,9 @@ class Pages:
         summary = {"made_by": made_by(), "name": name, "failed": reason}
         text = f'<p class="warning">{escape(reason)}</p>'
         parts = [f"<h1>{escape(name)}</h1>", note(PURPOSE) + TO_INDEX, text]
-        content = page(name, parts, head=json_script(summary, "summary")).encode()
-        write_atomically(page_of(self.folder, name), content, force=True)
+        content = page(name, parts, head=json_script(summary, "summary"))
+        encoded = content.encode(errors="backslashreplace")
+        write_atomically(page_of(self.folder, name), encoded, force=True)
 
     def kept(self, name: str) -> None:
         """Say of a recording whose map was there that it has no page, unless it has one."""

@@ -9,6 +9,8 @@ from qsm_deploy.runtime.cohort.outcomes import Outcome
 from qsm_deploy.runtime.cohort.reconstructing import CohortReconstructor, Facts
 from qsm_deploy.runtime.console.terminal import TerminalLog
 
+FINISHING = "interrupted: what runs has {:.0f} s to end; once more ends it at once"
+
 
 class Pool(Protocol):
     """One process or many, here or elsewhere."""

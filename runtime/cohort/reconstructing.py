@@ -12,7 +12,6 @@ from qsm_deploy.kernels.errors import (
     UnitsError,
     UsageError,
 )
-from qsm_deploy.kernels.threads import workers
 from qsm_deploy.runtime.bids.layout import BidsImage, Recording
 from qsm_deploy.runtime.bids.metadata import echo_image, field_unit, load_params_of
 from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim, make_folder
@@ -32,7 +31,7 @@ from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run
 from qsm_deploy.runtime.job.outputs import Outputs, require_dtype
 from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
-from qsm_deploy.runtime.reconstructor import gpu_number, models_of, open_reconstructor
+from qsm_deploy.runtime.reconstructor import open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
 from qsm_deploy.runtime.scan.unit_names import NOMINAL
@@ -77,8 +76,6 @@ class CohortReconstructor:
     def __init__(self, cohort: Cohort, log: TerminalLog) -> None:
         self._baseline_bytes = rss_bytes()
         host, maker = cohort.host, cohort.maker
-        if not host.threads and gpu_number(host.device, models_of(maker)) is None:
-            host = replace(host, threads=workers())
         wants = within_process(cohort.wants, host.device, maker)
         self.cohort, self.log = replace(cohort, wants=wants), log
         self.reconstructor = open_reconstructor(maker, host, log, memory_limit=wants.memory_limit)
@@ -143,8 +140,10 @@ class CohortReconstructor:
         except Exception as error:  # a fault of ours, or of a library, in one of many
             reason = f"{type(error).__name__}: {error}"
             outcome = _failed(outcome, QsmDeployError.exit_code, reason)
-        self.log.about("")
-        return replace(outcome, seconds=round(time.perf_counter() - began, 3))
+        finally:
+            self.log.about("")
+        seconds = round(time.perf_counter() - began, 3)
+        return replace(outcome, seconds=seconds, finished_s=time.time())
 
     def _stays(self, recording: Recording) -> bool:
         """Return whether there is a map of it that this run would make.
@@ -174,7 +173,7 @@ class CohortReconstructor:
             return replace(outcome, state="planned", reason=report.plan_line(run))
         peak = max(stages.peak_bytes.values(), default=0)
         found, wrong = findings_of(finished, recording)
-        for text in wrong:
+        for text in wrong:  # the map is there, whatever else fails
             self.log.warn(text)
         return replace(outcome, peak_bytes=peak, findings=found)
 

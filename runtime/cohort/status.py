@@ -9,9 +9,8 @@ from typing import Any
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.output import SUFFIXES
-from qsm_deploy.runtime.bids.search import without_recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
-from qsm_deploy.runtime.cohort.group_table import group_table
+from qsm_deploy.runtime.cohort.group_table import group_table, require_table
 from qsm_deploy.runtime.cohort.index import NUMBER
 from qsm_deploy.runtime.cohort.outcomes import Outcome, last_outcomes
 from qsm_deploy.runtime.console.atomic import write_atomically
@@ -44,15 +43,13 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
     DataError
         If it is no BIDS dataset, or holds nothing to reconstruct.
     """
+    if cohort.table is not None:
+        require_table(cohort.table)
     found = cohort.find()
-    asked = () if cohort.shard else cohort.participant_labels or ()
-    unusable = found.failures | {
-        f"sub-{label}": reason for label, reason in without_recording(found, asked).items()
-    }
     said = last_outcomes(cohort.outcomes_folder)
     done = {r.name for r in found.recordings if _has_map(cohort, r)}
     code = DataError.exit_code
-    failures = [Outcome(n, "failed", exit_code=code, reason=r) for n, r in unusable.items()]
+    failures = [Outcome(n, "failed", exit_code=code, reason=r) for n, r in found.failures.items()]
     missing = []
     for name in (r.name for r in found.recordings if r.name not in done):
         outcome = said.get(name)
@@ -61,25 +58,26 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
         else:
             missing.append(name)
     if cohort.table is not None:
-        rows = {name: said.get(name) or Outcome(name, "done") for name in done}
+        made = {name: one for name, one in said.items() if one.is_done}
+        rows = {name: made.get(name) or Outcome(name, "done") for name in done}
         rows |= {failure.recording: failure for failure in failures}
         write_atomically(cohort.table, group_table(rows.values()), force=True)
     kinds: dict[tuple[int, str], list[str]] = defaultdict(list)
     for one in failures:
         kinds[one.exit_code, _kind(one.reason)].append(one.reason)
-    frequent = sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:FREQUENT]
+    frequent = sorted(kinds.items(), key=lambda kind: len(kind[1]), reverse=True)[:FREQUENT]
     return {
-        "recordings": len(found.recordings) + len(unusable),
+        "recordings": len(found.recordings) + len(found.failures),
         "done": len(done),
         "failed": len(failures),
         "never_tried": len(missing),
         "reasons": [
             {
-                "exit_code": code,
-                "reason": kind if len(set(said)) > 1 else said[0],
-                "count": len(said),
+                "exit_code": exit_code,
+                "reason": kind if len(set(texts)) > 1 else texts[0],
+                "count": len(texts),
             }
-            for (code, kind), said in frequent
+            for (exit_code, kind), texts in frequent
         ],
         "failures": [
             {"recording": f.recording, "exit_code": f.exit_code, "reason": f.reason}

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from qsm_deploy.kernels.errors import (
@@ -22,13 +21,21 @@ from qsm_deploy.kernels.errors import (
     QsmDeployError,
     UsageError,
 )
+from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.outcomes import Outcome, outcome_from
 from qsm_deploy.runtime.cohort.reconstructing import Facts
+from qsm_deploy.runtime.console.provenance import version
 from qsm_deploy.runtime.job.memory_limit import HELP
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 
-CHILD = "qsm_deploy.runtime.cohort.child"
+# what is imported is never what lies in the current folder
+CHILD = """\
+import sys
+sys.path[:] = filter(None, sys.path)
+from qsm_deploy.runtime.cohort.child import main
+main(int(sys.argv[1]))
+"""
 ERRORS = {e.exit_code: e for e in (UsageError, DataError, EngineError, MemoryLimitError)}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -49,9 +56,15 @@ class ChildDied(Exception):
         return f"its process died of signal {-self.code}"
 
     @property
-    def is_memory(self) -> bool:
-        """Whether that is how the system ends what takes too much memory."""
-        return self.code == -signal.SIGKILL
+    def kind(self) -> type[EngineError] | type[MemoryLimitError]:
+        """What that is: the system kills what takes too much memory, all else is a crash."""
+        return MemoryLimitError if self.code == -signal.SIGKILL else EngineError
+
+    @property
+    def help(self) -> str:
+        """What a user can do about it."""
+        is_memory = self.kind is MemoryLimitError
+        return f"; the system does that where memory runs out: {HELP}" if is_memory else ""
 
 
 class _Child:
@@ -59,19 +72,30 @@ class _Child:
 
     def __init__(self, cohort: Cohort, *, quiet: bool) -> None:
         threads = dict.fromkeys(THREADS, str(cohort.host.threads)) if cohort.host.threads else {}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | threads,
-            start_new_session=True,  # or an interrupt at the terminal would reach it, too
-        )
-        self._say({"cohort": base64.b64encode(pickle.dumps(cohort)).decode(), "quiet": quiet})
+        answers, answered = os.pipe()
+        said = _stderr()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(answered)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                pass_fds=[answered],
+                text=True,
+                env=os.environ | threads,
+                start_new_session=True,  # or an interrupt at the terminal would reach it, too
+            )
+        except OSError as error:
+            os.close(answers)
+            raise EngineError(f"no process could be started: {error.strerror}") from error
+        finally:
+            os.close(answered)
+        self._answers = os.fdopen(answers)
+        self._is_open = False
+        self._say({"cohort": _sendable(cohort), "quiet": quiet})
 
-    @cached_property
-    def facts(self) -> Facts:
-        """What it knows of all maps, as soon as it has opened what makes them.
+    def open(self) -> Facts:
+        """Wait until it has opened what makes the maps, and return what they have alike.
 
         Raises
         ------
@@ -84,21 +108,19 @@ class _Child:
         if "error" in hello:
             self._ended()
             raise ERRORS.get(hello["exit_code"], QsmDeployError)(hello["error"])
+        self._is_open = True
         return Facts(**hello)
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a request.
+    def outcome(self, recording: Recording, *, wait: bool) -> Outcome:
+        """Return what became of a recording.
 
         Raises
         ------
         ChildDied
-            If the process ends without one.
-        QsmDeployError
-            If it could not open what makes the maps.
+            If it ends without an answer.
         """
-        assert self.facts
-        self._say(request)
-        return self._heard()
+        self._say({"recording": _sendable(recording), "wait": wait})
+        return outcome_from(self._heard())
 
     def _say(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -107,8 +129,7 @@ class _Child:
             self._process.stdin.flush()
 
     def _heard(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line.endswith("\n"):
             raise ChildDied(self._ended())
         answer: dict[str, Any] = json.loads(line)
@@ -116,15 +137,15 @@ class _Child:
 
     def close(self) -> None:
         """Let it end, at once if it is only opening, and wait for that."""
-        if "facts" not in vars(self):
+        if not self._is_open:
             self.kill()
         self._ended()
 
     def _ended(self) -> int:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        self._answers.close()
+        with suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
         return self._process.wait()
 
     def kill(self) -> None:
@@ -149,58 +170,58 @@ class Worker:
         self._killed = False
 
     def start(self) -> None:
-        """Start a child, unless there is one."""
-        if self._child is None:
-            self._child = _Child(self._cohort, quiet=self._quiet)
+        """Start a child, which then opens what makes the maps."""
+        self._child = _Child(self._cohort, quiet=self._quiet)
 
     def open(self) -> Facts:
-        """Start a child, unless there is one, and return what it knows of all maps.
+        """Start a child, unless that is done, and return what it knows of all maps.
 
         Raises
         ------
         QsmDeployError
             As :class:`CohortReconstructor`, or if the child dies.
         """
-        self.start()
+        if self._child is None:
+            self.start()
         assert self._child is not None
         try:
-            return self._child.facts
+            return self._child.open()
         except (ChildDied, QsmDeployError) as error:
             self._child = None
             if not isinstance(error, ChildDied):
                 raise
-            kind = MemoryLimitError if error.is_memory else EngineError
-            raise kind(f"{error}, before it had opened the model; {HELP}") from error
+            raise error.kind(f"{error}, before it had opened the model{error.help}") from error
 
-    def outcome(self, name: str, *, wait: bool) -> Outcome:
+    def outcome(self, recording: Recording, *, wait: bool) -> Outcome:
         """Reconstruct a recording, whatever comes of it.
 
         Should the process die, it is tried once more in a fresh one with half the memory, in
         patches if need be. What the product refuses is the same a second time, and not tried.
         """
-        attempts = []
-        for attempt, cohort in enumerate((self._cohort, careful(self._cohort)), 1):
+        failed = Outcome(recording.name, "failed", version=version())
+        try:
+            if self._child is None:  # it died with the one before
+                self.open()
+            assert self._child is not None
+            return self._child.outcome(recording, wait=wait)
+        except QsmDeployError as error:  # as it opened
+            return replace(failed, exit_code=error.exit_code, reason=str(error))
+        except ChildDied as error:
+            self._child, died = None, error
+        reason = f"{died}{died.help}"
+        if not self._killed:
             try:
-                if self._child is None:
-                    self._child = _Child(cohort, quiet=self._quiet)
-                answer = self._child.ask({"recording": name, "wait": wait})
-            except ChildDied as died:
-                self._child = None
-                attempts.append(died)
-                if self._killed:
-                    break
-                continue
-            except QsmDeployError as error:  # as it opened
-                self._child = None
-                return Outcome(name, "failed", exit_code=error.exit_code, reason=str(error))
-            if attempt > 1:
+                self._child = _Child(careful(self._cohort), quiet=self._quiet)
+                self._child.open()
+                return replace(self._child.outcome(recording, wait=wait), attempt=2)
+            except QsmDeployError:  # it cannot do with half
+                pass
+            except ChildDied as error:
+                died = error
+                reason = f"{died}, and so did a second one with half the memory{died.help}"
+            finally:
                 self.close()
-            return replace(outcome_from(answer), attempt=attempt)
-        last = attempts[-1]
-        kind = MemoryLimitError if last.is_memory else EngineError
-        help_ = f"; the system does that where memory runs out: {HELP}" if last.is_memory else ""
-        reason = f"{last}, and so did a second one with half the memory{help_}"
-        return Outcome(name, "failed", exit_code=kind.exit_code, reason=reason, attempt=2)
+        return replace(failed, exit_code=died.kind.exit_code, reason=reason, attempt=2)
 
     def close(self) -> None:
         """Let the child end when it is done."""
@@ -218,6 +239,22 @@ class Worker:
 def careful(cohort: Cohort) -> Cohort:
     """Return a cohort that takes half the memory, in patches if need be."""
     wants = cohort.wants
-    limit = (wants.memory_limit or int(available_bytes())) // 2
+    limit = wants.memory_limit
+    if limit is None and not cohort.on_gpu:
+        limit = int(available_bytes())
     patches = replace(wants.patches, patch="auto")
-    return replace(cohort, wants=replace(wants, patches=patches, memory_limit=limit))
+    halved = None if limit is None else limit // 2
+    return replace(cohort, wants=replace(wants, patches=patches, memory_limit=halved))
+
+
+def _sendable(content: object) -> str:
+    return base64.b64encode(pickle.dumps(content)).decode()
+
+
+def _stderr() -> int:
+    """Return where a child says what it has to say, if this process has such a place."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsm_deploy.kernels.errors import EngineError, MissingDependencyError, UsageError
+from qsm_deploy.kernels.threads import of_task
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.graph import require_bounded_graph
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
@@ -90,7 +91,7 @@ def open_session(
         If the backend is not installed.
     """
     require_bounded_graph(path)
-    return require_backend(backend)(path, precision=precision, threads=threads)
+    return require_backend(backend)(path, precision=precision, threads=threads or of_task())
 
 
 def cannot_load(path: Path, library: str, error: Exception) -> EngineError:

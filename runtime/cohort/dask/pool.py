@@ -11,8 +11,6 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -23,11 +21,11 @@ from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.dask.workplace import UnfitError, Workplace, alike, answer
 from qsm_deploy.runtime.cohort.outcomes import Outcome, outcome_from
+from qsm_deploy.runtime.cohort.pool import FINISHING
 from qsm_deploy.runtime.cohort.reconstructing import Facts
 from qsm_deploy.runtime.cohort.worker import ERRORS
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.methods.method import Method
 
 LOOK_S = 1.0  # how often the workers are counted
 ASK_S = 10.0  # how often it is asked whether a first one will come
@@ -83,8 +81,8 @@ class DaskPool:
         self._place = f"{NAME}-{uuid.uuid4().hex}"
         self._facts: dict[str, Any] | None = None
         self._unfit: UnfitError | None = None  # the last that was sent away
-        self._waiting: deque[str] = deque()
-        self._running: dict[Future[str], str] = {}
+        self._waiting: deque[Recording] = deque()
+        self._running: dict[Future[str], Recording | None] = {}
         self._ended: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
         self._wait = self._stopping = False
         self._live, self._looked_at = 0, 0.0
@@ -115,7 +113,6 @@ class DaskPool:
     def open(self, cohort: Cohort, log: TerminalLog) -> Facts:
         """As :meth:`Pool.open`; the first worker that fits says what all maps have alike."""
         self._log = log
-        cohort = from_anywhere(cohort)
         same = alike(cohort)
         self._resources = GPU if cohort.host.device.startswith("cuda") else None
         self._client = self._source.connect()
@@ -125,7 +122,7 @@ class DaskPool:
         if not self._count():
             log.tell(f"waiting for a worker{' with --resources GPU=1' if self._resources else ''}")
         while self._facts is None:
-            self._begin("")
+            self._begin(None)
             try:
                 self._facts = self._answer(self._first())
             except UnfitError:
@@ -150,7 +147,7 @@ class DaskPool:
 
     def outcomes(self, recordings: Sequence[Recording], *, wait: bool) -> Iterator[Outcome]:
         """As :meth:`Pool.outcomes`."""
-        self._waiting.extend(recording.name for recording in recordings)
+        self._waiting.extend(recordings)
         self._wait = wait
         yield from self._until(None)
 
@@ -167,27 +164,30 @@ class DaskPool:
                 if outcome is not None:
                     yield outcome
 
-    def _begin(self, name: str) -> None:
+    def _begin(self, recording: Recording | None) -> None:
         assert self._client is not None
-        task = (self._place, name, self._facts, self._wait)
+        task = (self._place, recording, self._facts, self._wait)
         future = self._client.submit(answer, *task, pure=False, resources=self._resources)
-        self._running[future] = name
+        self._running[future] = recording
         future.add_done_callback(self._ended.put)
 
     def _outcome(self, future: Future[str]) -> Outcome | None:
         """Return what became of a recording, unless it is to be begun anew or was given up."""
-        if (name := self._running.get(future)) is None:
+        if (recording := self._running.get(future)) is None:
             return None
         try:
             answered = self._answer(future)
         except UnfitError:
             answered = None
         except KilledWorker as killed:
-            reason = f"{_died(killed)} while it had {name}"
-            return Outcome(name, "failed", exit_code=EngineError.exit_code, reason=reason)
+            reason = f"{_died(killed)} while it had {recording.name}"
+            code = EngineError.exit_code
+            return Outcome(
+                recording.name, "failed", exit_code=code, reason=reason, version=version()
+            )
         if answered is None:
             if not self._stopping:
-                self._waiting.appendleft(name)
+                self._waiting.appendleft(recording)
             return None
         return outcome_from(answered)
 
@@ -241,6 +241,7 @@ class DaskPool:
         assert self._client is not None
         self._stopping = True
         self._waiting.clear()
+        self._log.tell(FINISHING.format(seconds))
         at = {key for keys in self._client.processing().values() for key in keys}
         for future in [future for future in self._running if future.key not in at]:
             del self._running[future]
@@ -258,23 +259,3 @@ class DaskPool:
 
 def _died(killed: KilledWorker) -> str:
     return f"the worker died {killed.allowed_failures + 1} times"
-
-
-def from_anywhere(cohort: Cohort) -> Cohort:
-    """Return a cohort whose paths do not depend on the folder that a process runs in."""
-
-    def whole(path: Path | None) -> Path | None:
-        return None if path is None else path.absolute()
-
-    maker = cohort.maker
-    if not isinstance(maker, Method):
-        maker = [one if isinstance(one, Method) else one.absolute() for one in maker]
-    return replace(
-        cohort,
-        dataset=cohort.dataset.absolute(),
-        maker=maker,
-        output=whole(cohort.output),
-        figure=whole(cohort.figure),
-        report=whole(cohort.report),
-        html=whole(cohort.html),
-    )

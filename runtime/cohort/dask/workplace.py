@@ -9,7 +9,7 @@ import json
 import platform
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from qsm_deploy.kernels.errors import EngineError, QsmDeployError
 from qsm_deploy.kernels.threads import workers as cores
+from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.worker import Worker
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.provenance import NAME, version
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
-from qsm_deploy.runtime.reconstructor import gpu_number, models_of
+from qsm_deploy.runtime.reconstructor import models_of
 
 ENDS_S = 5.0  # that a killed child may take
 
@@ -143,9 +144,14 @@ class Workplace(WorkerPlugin):
                     self._facts = asdict(self._worker.open())
             except QsmDeployError as error:
                 raise self._unfit(str(error), error.exit_code) from error
+            except (OSError, ValueError) as error:  # of a child that is none
+                reason = f"{type(error).__name__}: {error}"
+                raise self._unfit(reason, EngineError.exit_code) from error
             return self._facts
 
-    def outcome(self, recording: str, wanted: dict[str, Any], *, wait: bool) -> dict[str, Any]:
+    def outcome(
+        self, recording: Recording, wanted: dict[str, Any], *, wait: bool
+    ) -> dict[str, Any]:
         """Reconstruct a recording.
 
         Raises
@@ -176,17 +182,14 @@ def fitted(cohort: Cohort, worker: DaskWorker) -> Cohort:
 
     The child is no part of what Dask limits and counts, so it gets the limit as its own.
     """
-    host, wants = cohort.host, cohort.wants
-    on_gpu = gpu_number(host.device, models_of(cohort.maker)) is not None
-    if not host.threads and not on_gpu:  # a method on a GPU takes no threads
-        host = replace(host, threads=min(cores(), worker.state.nthreads))
     limit = worker.memory_manager.memory_limit
-    if wants.memory_limit is None and limit and not on_gpu:
-        wants = replace(wants, memory_limit=min(limit - rss_bytes(), available_bytes()))
-    return replace(cohort, host=host, wants=wants)
+    memory = min(limit - rss_bytes(), int(available_bytes())) if limit else None
+    return cohort.sharing(min(cores(), worker.state.nthreads), memory)
 
 
-def answer(place: str, recording: str, wanted: dict[str, Any] | None, wait: bool) -> str:
+def answer(
+    place: str, recording: Recording | None, wanted: dict[str, Any] | None, wait: bool
+) -> str:
     """Reconstruct a recording on the worker that this runs on, or say what its maps are.
 
     Parameters
@@ -215,6 +218,6 @@ def answer(place: str, recording: str, wanted: dict[str, Any] | None, wait: bool
     if not isinstance(plugin, Workplace):
         reason = "nothing could be set up there; its log says why"
         raise UnfitError(reason, EngineError.exit_code, worker.address, platform.node())
-    if wanted is None:
+    if wanted is None or recording is None:
         return json.dumps(plugin.facts())
     return json.dumps(plugin.outcome(recording, wanted, wait=wait))

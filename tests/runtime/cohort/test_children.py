@@ -12,6 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.cohort.worker import Worker
+
 NAMES = [f"sub-{n:02}" for n in range(1, 13)]
 PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
 OURS = "derivatives/qsm-deploy"
@@ -126,6 +129,8 @@ def test_an_interrupt_lets_what_runs_end_and_a_second_one_does_not(new_dataset, 
         time.sleep(0.1)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "interrupted: what runs has 60 s to end" in err
+    assert not list(root.rglob(".qsm-deploy-*"))
     made = maps_of(root)
     assert 0 < len(made) < len(NAMES)
     told = {n: one for n, one in outcomes_of(root).items() if one["state"] == "done"}
@@ -156,6 +161,62 @@ def test_children_end_when_the_driver_is_killed(new_dataset) -> None:
     resumed = subprocess.run([*map(str, words), "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert maps_of(root).keys() == {*NAMES}
+
+
+def test_one_that_cannot_do_with_half_says_what_became_of_the_first(
+    new_dataset, run, killing
+) -> None:
+    root = new_dataset(*NAMES[:2])
+    killing(r"sub-01_localfield\.nii\.gz$")
+    words = ("--bids", root, "--method", "tkd", "--cluster", "local:1", "--memory-limit", "150M")
+    code, out, err = run(*words)
+    assert (code, len(out.splitlines())) == (6, 1)
+    assert "error: sub-01: its process died of signal 9 (SIGKILL); the system does that" in err
+    assert outcomes_of(root)["sub-01"]["attempt"] == 2
+    assert not list(root.rglob(".qsm-deploy-*"))
+
+
+def test_what_lies_in_the_current_folder_or_prints_disturbs_nobody(
+    new_dataset, run, tmp_path, monkeypatch
+) -> None:
+    root = new_dataset(*NAMES[:2])
+    for folder, name in (("here", "gzip.py"), ("site", "sitecustomize.py")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("print('who asked?')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    code, out, _ = run("--bids", root, "--method", "tkd", "--cluster", "local:2")
+    assert (code, len(out.splitlines())) == (0, 2)
+
+
+def test_one_process_that_cannot_open_is_an_error_before_anything_is_made(
+    new_dataset, run, monkeypatch
+) -> None:
+    root = new_dataset(*NAMES[:4])
+    opened = []
+
+    def second_fails(worker):
+        opened.append(worker)
+        if len(opened) == 2:
+            raise EngineError("the GPU is full")
+        return before(worker)
+
+    before = Worker.open
+    monkeypatch.setattr(Worker, "open", second_fails)
+    code, out, err = run("--bids", root, "--method", "tkd", "--cluster", "local:2")
+    assert (code, out) == (4, "")
+    assert "the GPU is full" in err
+    assert not (root / "derivatives").exists()
+
+
+def test_the_exit_code_is_that_of_the_first_by_name(new_dataset, run, killing) -> None:
+    root = new_dataset(*NAMES[:2])
+    killing(r"sub-01_localfield\.nii\.gz$")
+    (root / "sub-02/anat/sub-02_localfield.json").write_text("{}")
+    code, _, err = run("--bids", root, "--method", "tkd", "--cluster", "local:2")
+    errors = [line.split(": ")[2] for line in err.splitlines() if "qsm-run: error" in line]
+    assert (code, errors) == (6, ["sub-01", "sub-02"])
 
 
 @pytest.mark.parametrize("cluster", ["local", "local:", "local:0", "local:-1", "local:two"])

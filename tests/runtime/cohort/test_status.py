@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
+from qsm_deploy.runtime.cohort import outcomes
 from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
 from qsm_deploy.runtime.cohort.sharding import Shard
+from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.runtime.cohort.conftest import SHAPE
 
@@ -75,6 +79,17 @@ class TestStatus:
         place.touch()
         assert "1 done" in run("--bids", study, "--status")[1]
 
+    @pytest.mark.parametrize("flag", ["--force", "--dry-run", "--cluster local:2", "--html x"])
+    def test_it_only_looks(self, study, run, flag) -> None:
+        code, _, err = run("--bids", study, "--status", *flag.split())
+        assert (code, "--status looks and makes nothing" in err) == (2, True)
+
+    def test_a_participant_without_data_in_the_shard_that_it_would_be_in(self, study, run) -> None:
+        (study / "sub-07/anat").mkdir(parents=True)
+        for words in (("--method", "tkd"), ("--status",)):
+            code, _, _ = run("--bids", study, *words, "--participant-label", "07", "--shard", "1/1")
+            assert code == 3
+
     def test_a_part_of_it(self, study, run) -> None:
         assert run("--bids", study, "--status", "--shard", "1/3")[1].startswith("0 recordings")
         assert run("--bids", study, "--status", "--shard", "2/3")[1].startswith("3 recordings")
@@ -123,13 +138,58 @@ class TestTable:
         expected = 1000 * chi[labels == 1].mean()
         assert float(rows["sub-01"]["chi_ppb_Left-Pallidum"]) == pytest.approx(expected, abs=1e-2)
 
+    @pytest.mark.parametrize("turned", [(1, 1, -1), (-1, 1, 1)])
+    def test_a_segmentation_that_is_stored_otherwise_than_the_field(
+        self, study, run, turned
+    ) -> None:
+        import nibabel as nib
+
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[8:10, 9:11, 2:4] = 1
+        stored = nib.Nifti1Image(labels, np.eye(4)).as_reoriented(
+            np.array([[0, turned[0]], [1, turned[1]], [2, turned[2]]])
+        )
+        anat = study / "sub-01/anat"
+        nib.save(stored, anat / "sub-01_dseg.nii.gz")
+        permuted = nib.Nifti1Image(labels, np.eye(4)).as_reoriented(
+            np.array([[1, 1], [2, -1], [0, 1]])
+        )
+        nib.save(permuted, study / "sub-03/anat/sub-03_dseg.nii.gz")
+        (study / "dseg.tsv").write_text(NUCLEI)
+        assert run("--bids", study, "--method", "tkd", "--participant-label", "01", "03")[0] == 0
+        rows = table_of(study / OURS / "group_Chimap.tsv")
+        for name in ("sub-01", "sub-03"):
+            chi = nib.load(study / OURS / f"{name}/anat/{name}_Chimap.nii.gz").get_fdata()
+            expected = 1000 * chi[labels == 1].mean()
+            assert float(rows[name]["chi_ppb_Left-Pallidum"]) == pytest.approx(expected, abs=1e-2)
+
+    @pytest.mark.parametrize(
+        ("table", "says"),
+        [
+            ("index\tname\n1\tPallidum\n\tPutamen\n", "cannot be read as a table"),
+            ("index\tname\n1\tPallidum\nx\n", "cannot be read as a table"),
+            ("", "no column index"),
+        ],
+    )
+    def test_a_table_of_names_that_is_none_costs_no_map(self, study, run, table, says) -> None:
+        anat = study / "sub-01/anat"
+        (anat / "sub-01_dseg.nii.gz").write_bytes(nifti_bytes(np.ones(SHAPE), np.eye(4)))
+        (anat / "sub-01_dseg.tsv").write_text(table)
+        code, _, err = run("--bids", study, "--method", "tkd", "--participant-label", "01")
+        assert code == 0
+        assert f"note: sub-01: no means of its nuclei: {anat}/sub-01_dseg.tsv: {says}" in err
+
     def test_a_segmentation_that_cannot_be_read_costs_no_map(self, study, run) -> None:
         (study / "sub-01/anat/sub-01_dseg.nii.gz").symlink_to("../../.git/annex/objects/x")
+        (study / "sub-01/anat/sub-01_dseg.tsv").write_text(NUCLEI)
         (study / "sub-03/anat/sub-03_dseg.nii.gz").write_bytes(nifti_bytes(np.ones(SHAPE), None))
         (study / "dseg.tsv").write_text("number,label\n")
         code, out, err = run("--bids", study, "--method", "tkd", "--participant-label", "01", "03")
         assert (code, len(out.splitlines())) == (0, 2)
-        assert "sub-01: " in err
+        assert "note: sub-01: no means of its nuclei: " in err
+        assert "sub-01_dseg.nii.gz: " in err
+        assert "not downloaded" in err
+        assert "note: sub-03: no means of its nuclei: " in err
         assert "no column index, separated by tabs" in err
 
     def test_one_of_a_shard_is_made_when_asked_for(self, study, run, tmp_path) -> None:
@@ -142,6 +202,43 @@ class TestTable:
         assert {name: row["state"] for name, row in rows.items()} == {
             "sub-01": "done", "sub-02": "failed", "sub-03": "done",
         }  # fmt: skip
+
+    def test_what_is_no_table_is_not_written_over(self, study, run, tmp_path) -> None:
+        other = study / "participants.tsv"
+        other.write_text("participant_id\tage\nsub-01\t40\n")
+        for words in (("--status",), ("--method", "tkd")):
+            code, _, err = run("--bids", study, *words, "--table", other)
+            assert (code, "is no table of qsm-run" in err) == (2, True)
+            assert run("--bids", study, *words, "--table", tmp_path / "no" / "x.tsv")[0] == 3
+        assert other.read_text().startswith("participant_id\tage")
+        assert not (study / "derivatives").exists()
+
+    def test_rows_are_of_what_there_is(self, study, run) -> None:
+        words = ("--bids", study, "--method", "tkd")
+        assert run(*words)[0] == 3
+        table = study / OURS / "group_Chimap.tsv"
+        before = table_of(table)["sub-01"]
+        (study / "sub-02/anat/sub-02_localfield.json").write_text('{"Units": "ppm"}')
+        shutil.rmtree(study / "sub-03")
+        code, _, _ = run(*words, "--resume", "--cluster", "local:2")
+        rows = table_of(table)
+        assert (code, [*rows]) == (0, ["sub-01", "sub-02"])
+        assert rows["sub-01"] == before
+
+    def test_a_map_from_elsewhere_is_no_failure(self, study, run, tmp_path) -> None:
+        words = ("--bids", study, "--method", "tkd")
+        assert run(*words)[0] == 3
+        (study / "sub-02/anat/sub-02_localfield.json").write_text('{"Units": "ppm"}')
+        assert run(*words, "--resume", "--outcomes", tmp_path / "told")[0] == 0
+        assert run("--bids", study, "--status", "--table", tmp_path / "t.tsv")[0] == 0
+        assert {row["state"] for row in table_of(tmp_path / "t.tsv").values()} == {"done"}
+
+    def test_all_done_needs_no_right_to_write(self, study, run, monkeypatch) -> None:
+        (study / "sub-02/anat/sub-02_localfield.json").write_text('{"Units": "ppm"}')
+        assert run("--bids", study, "--method", "tkd")[0] == 0
+        monkeypatch.setattr(atomic, "check_writable", None)
+        monkeypatch.setattr(outcomes.OutcomeFile, "begin", None)
+        assert run("--bids", study, "--method", "tkd", "--resume")[:2] == (0, "")
 
 
 class TestOutcomes:
@@ -160,6 +257,38 @@ class TestOutcomes:
             half.write(f"{line}\n")
         file.append(Outcome("sub-02", "done"))
         assert {"sub-01", "sub-02"} <= last_outcomes(tmp_path).keys()
+
+    def test_that_a_map_was_there_again_says_less_than_how_it_was_made(self, tmp_path) -> None:
+        made = Outcome("sub-01", "done", findings={"mask_ml": 2.5}, finished_s=1.0)
+        again = Outcome("sub-01", "done", again=True, finished_s=2.0)
+        file = OutcomeFile(tmp_path, None)
+        for outcome in (made, again):
+            file.append(outcome)
+        assert last_outcomes(tmp_path) == {"sub-01": made}
+
+    def test_a_line_that_was_cut_takes_no_other_with_it(self, tmp_path) -> None:
+        file = OutcomeFile(tmp_path, None)
+        file.append(Outcome("sub-01", "done"))
+        [path] = tmp_path.glob("*.jsonl")
+        path.write_bytes(path.read_bytes()[:-40])
+        for name in ("sub-02", "sub-03"):
+            file.append(Outcome(name, "done"))
+        assert last_outcomes(tmp_path).keys() == {"sub-02", "sub-03"}
+
+    def test_what_cannot_be_read_is_named(self, study, run) -> None:
+        words = ("--bids", study, "--method", "tkd")
+        folder = study / OURS / "outcomes"
+        assert run(*words)[0] == 3
+        (folder / "shard-001-of-002.jsonl").symlink_to("gone")
+        code, out, err = run("--bids", study, "--status")
+        assert (code, out) == (3, "")
+        assert "shard-001-of-002.jsonl: " in err
+        code, out, err = run(*words, "--resume")
+        assert (code, out) == (3, "")
+        assert "note: group_Chimap.tsv: " in err
+        (folder / "shard-001-of-002.jsonl").unlink()
+        os.mkfifo(folder / "shard-001-of-002.jsonl")
+        assert run("--bids", study, "--status")[0] == 3
 
     def test_a_folder_of_their_own(self, study, run, tmp_path) -> None:
         words = ("--bids", study, "--method", "tkd", "--outcomes", tmp_path / "told" / "here")

@@ -10,9 +10,9 @@ import pytest
 from distributed import Reschedule
 
 from qsm_deploy.kernels.errors import EngineError
+from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.dask import workplace
-from qsm_deploy.runtime.cohort.dask.pool import from_anywhere
 from qsm_deploy.runtime.cohort.dask.workplace import UnfitError, Workplace, alike, fitted
 from qsm_deploy.runtime.cohort.reconstructing import CohortReconstructor
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -40,9 +40,13 @@ def place(new_dataset):
     made.teardown(dask_worker())
 
 
+def first_of(place: Workplace) -> Recording:
+    return place._cohort.find().recordings[0]
+
+
 def test_a_task_that_is_run_again_finds_its_map(place) -> None:
     facts = place.facts()
-    first, second = (place.outcome("sub-01", facts, wait=False) for _ in range(2))
+    first, second = (place.outcome(first_of(place), facts, wait=False) for _ in range(2))
     assert (first["state"], first["again"]) == ("done", False)
     assert (second["state"], second["again"]) == ("done", True)
 
@@ -59,7 +63,7 @@ def test_a_worker_whose_maps_would_be_others_makes_none(place) -> None:
     facts = place.facts()
     others = {**facts, "wanted": {**facts["wanted"], "precision": "int8"}}
     with pytest.raises(UnfitError, match="its maps have precision none, not int8"):
-        place.outcome("sub-01", others, wait=False)
+        place.outcome(first_of(place), others, wait=False)
     assert not list(place._cohort.derivative.root.rglob("*_Chimap.nii.gz"))
 
 
@@ -68,14 +72,14 @@ def test_a_worker_that_is_told_to_end_blames_no_recording(place, monkeypatch) ->
     worker = place._worker
     before = worker.outcome
 
-    def ends_meanwhile(name, *, wait):
+    def ends_meanwhile(recording, *, wait):
         place._ends = True
         worker.kill()
-        return before(name, wait=wait)
+        return before(recording, wait=wait)
 
     monkeypatch.setattr(worker, "outcome", ends_meanwhile)
     with pytest.raises(Reschedule):
-        place.outcome("sub-01", facts, wait=False)
+        place.outcome(first_of(place), facts, wait=False)
 
 
 def test_what_must_be_the_same(new_dataset, tmp_path, monkeypatch) -> None:
@@ -101,7 +105,7 @@ def test_what_must_be_the_same(new_dataset, tmp_path, monkeypatch) -> None:
     [("", 0, 1, 1), ("3", 0, 64, 3), ("3", 0, 2, 2), ("3", 5, 2, 5)],
 )
 def test_threads_are_the_workers(monkeypatch, slurm, asked, nthreads, threads) -> None:
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+    monkeypatch.setattr(workplace, "cores", lambda: int(slurm or 64))
     cohort = Cohort(Path("study"), Method("tkd"), Host(threads=asked))
     assert fitted(cohort, dask_worker(nthreads)).host.threads == threads
 
@@ -129,9 +133,8 @@ def test_memory_is_the_workers(monkeypatch) -> None:
 def test_paths_mean_the_same_in_another_folder(new_dataset, monkeypatch) -> None:
     root = new_dataset("sub-01")
     monkeypatch.chdir(root.parent)
-    there = from_anywhere(
-        Cohort(Path("study"), (Path("net.onnx"), Method("tkd")), html=Path("pages"))
-    )
+    maker = (Path("net.onnx"), Method("tkd"))
+    there = Cohort(Path("study"), maker, html=Path("pages")).from_anywhere()
     monkeypatch.chdir("/")
     assert there.maker == [root.parent / "net.onnx", Method("tkd")]
     assert (there.dataset, there.html, there.output) == (root, root.parent / "pages", None)
