@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import DataError, QsmDeployError, UsageError
@@ -88,15 +89,17 @@ def run_cohort(
         log.warn(note)
     if cohort.shard is not None:
         log.tell(f"{cohort.shard}: {len(recordings)} recordings")
-    with closing(pool):
+    with _interrupted() as at_work, closing(pool):
         facts = pool.open(cohort, log)
         derivative = replace(cohort.derivative, gives=facts.gives)
         how = {"force": cohort.force, "resume": cohort.resume}
         made = maps_that_stay(derivative, recordings, facts.wanted, **how)
-        missing = [r for r in recordings if r not in made]
+        names = {recording.name for recording in made}
+        missing = [recording for recording in recordings if recording.name not in names]
+        at_work += [derivative.chi(recording) for recording in missing]
         _require_free(cohort, missing)
         progress = Progress(len(recordings) + len(failures), log, lambda: pool.workers)
-        names = [*(recording.name for recording in recordings), *failures]
+        names = {*(recording.name for recording in recordings), *failures}
         run = _Run(cohort, derivative, log, result, progress, names)
         if missing or failures or cohort.table or cohort.html:  # or nothing is written
             run.begin()
@@ -107,14 +110,21 @@ def run_cohort(
                 code = DataError.exit_code
                 run.note(Outcome(name, "failed", exit_code=code, reason=reason, version=version()))
             run.all(pool, missing)
-        except KeyboardInterrupt:
-            pool.close()
-            for recording in missing:  # at which a process may have been
-                clear_claim(derivative.chi(recording))
-            raise
         finally:
             run.end()
     return result
+
+
+@contextmanager
+def _interrupted() -> Iterator[list[Path]]:
+    """Remove what processes left beside maps that are named, should the body be interrupted."""
+    at_work: list[Path] = []
+    try:
+        yield at_work
+    except KeyboardInterrupt:
+        for chi in at_work:
+            clear_claim(chi)
+        raise
 
 
 def _require_free(cohort: Cohort, recordings: Sequence[Recording]) -> None:
@@ -136,7 +146,7 @@ class _Run:
     log: TerminalLog
     result: Result
     progress: Progress
-    names: Sequence[str]
+    names: set[str]
     pages: "Pages | None" = None
     file: OutcomeFile | None = None
     _kept: dict[str, Outcome] = field(default_factory=dict)

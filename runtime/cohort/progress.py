@@ -44,22 +44,22 @@ class Progress:
             self._seconds += outcome.seconds
         now = time.monotonic()
         if self._log.live:
-            self._log.stage(self.text(now))
+            self._log.stage(self.text(now, self._workers()))
         elif now - self._said >= EVERY_S and self._done + self._failed < self._total:
             self._said = now
-            self._log.tell(self.text(now))
+            self._log.tell(self.text(now, self._workers()))
 
     def end(self) -> None:
         """Say what it came to, if there were several."""
         if self._total > 1 and self._done + self._failed:
-            self._log.tell(self.text(time.monotonic()))
+            self._log.tell(self.text(time.monotonic(), workers=1))
 
-    def text(self, now: float) -> str:
+    def text(self, now: float, workers: int) -> str:
         """Return such as ``312/1000 done, 3 failed, 41 s per recording, about 2 h left``."""
         said = [f"{self._done}/{self._total} done"]
         if self._failed:
             said.append(f"{self._failed} failed")
-        if (workers := self._workers()) > 1:
+        if workers > 1:
             said.append(f"{workers} workers")
         if self._made:
             said.append(f"{duration_text(self._seconds / self._made)} per recording")

@@ -28,7 +28,7 @@ def test_how_many_and_how_long(clock, capsys) -> None:
         clock.now = 1000 + 41 * (number + 1) / 8
         state = "failed" if number < 3 else "done"
         told.ended(Outcome(f"sub-{number}", state, seconds=41.0))
-    assert told.text(clock.now) == (
+    assert told.text(clock.now, 8) == (
         "312/1000 done, 3 failed, 8 workers, 41 s per recording, about 59 min left"
     )
     lines = capsys.readouterr().err.splitlines()

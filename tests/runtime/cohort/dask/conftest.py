@@ -23,7 +23,7 @@ def hook(event, given):
     if event == "open" and re.search({pattern!r}, str(given[0])):
         {then}
 
-if "qsm_deploy.runtime.cohort.child" in sys.orig_argv:
+if "qsm_deploy.runtime.cohort.child" in str(sys.orig_argv):
     sys.addaudithook(hook)
 """
 

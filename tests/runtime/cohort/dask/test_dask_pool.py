@@ -169,7 +169,7 @@ def test_an_interrupt_lets_what_runs_end(new_dataset, dask, as_they_open) -> Non
     for worker in workers:  # they stay, without their children
         assert worker.poll() is None
         processes = psutil.Process(worker.pid).children(recursive=True)
-        assert not [p for p in processes if "qsm_deploy.runtime.cohort.child" in p.cmdline()]
+        assert not [p for p in processes if "qsm_deploy.runtime.cohort.child" in str(p.cmdline())]
     words = ("--bids", root, "--method", "tkd", "--cluster", dask.address, "--resume")
     assert run(*words)[0] == 0
     assert maps_of(root).keys() == {*NAMES}
