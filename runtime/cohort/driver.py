@@ -205,6 +205,9 @@ class _Run:
         if outcome.state == "planned":
             self.result.lines.append(f"{name}: {outcome.reason} -> {chi}")
             return
+        if self.file is not None:
+            with self._warning(name):
+                self.file.append(outcome)
         if outcome.state == "failed":
             self.result.failures.append(outcome)
             self.log.tell(f"{name}: failed: {outcome.reason}")
@@ -213,12 +216,9 @@ class _Run:
         else:
             self.result.lines.append(chi)
             self.log.tell(f"{name}: {outcome.seconds:.1f} s")
-        if self.file is not None:
+        if self.pages is not None:
             with self._warning(name):
-                self.file.append(outcome)
-            if self.pages is not None:
-                with self._warning(name):
-                    self._look(self.pages, outcome)
+                self._look(self.pages, outcome)
         self.progress.ended(outcome)
 
     def _look(self, pages: "Pages", outcome: Outcome) -> None:
