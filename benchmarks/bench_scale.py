@@ -69,30 +69,38 @@ def storage(folder: Path) -> list[Row]:
 def local(folder: Path) -> list[Row]:
     """Return the time and the memory of a cohort in one process of all cores, and in one a core.
 
-    Both are run in turns; the ratio is the median of those of the turns.
+    Both are run in turns; the ratio is the median of those of the turns. Memory is looked at in
+    runs of its own, which that slows down.
     """
     dataset = cohort(folder / "study", RECORDINGS, COHORT_SHAPE)
     cores = len(os.sched_getaffinity(0))
+    ways: dict[str, list[str]] = {"one": [], "children": ["--cluster", f"local:{cores}"]}
     rows = []
-    for flags in (["--method", "tv"], ["--method", "tv-unet"]):
-        turns: dict[str, list[tuple[float, float]]] = {"one": [], "children": []}
-        for _ in range(TURNS):
-            for name, how in (("one", []), ("children", ["--cluster", f"local:{cores}"])):
-                words = ["qsm-run", "--bids", dataset, "-o", folder / name, "--force", "-q"]
-                turns[name].append(watched([*words, *flags, *how]))
-        (alone, alone_mib), (shared, shared_mib) = (
-            (statistics.median(column) for column in zip(*turns[name], strict=True))
-            for name in turns
-        )
-        ratios = [a[0] / b[0] for a, b in zip(turns["one"], turns["children"], strict=True)]
-        row = {"made_by": flags[-1], "recordings": RECORDINGS, "shape": COHORT_SHAPE}
-        row |= {"cores": cores, "seconds_one_process": round(alone, 2)}
-        row |= {"seconds_children": round(shared, 2), "ratio": round(statistics.median(ratios), 2)}
-        row |= {"ratios": [round(ratio, 2) for ratio in sorted(ratios)]}
-        row |= {"peak_mib_one_process": round(alone_mib), "peak_mib_children": round(shared_mib)}
+    for method in ("tv", "tv-unet"):
+
+        def words(name: str, how: list[str], method: str = method) -> list[object]:
+            start = ["qsm-run", "--bids", dataset, "-o", folder / name, "--force", "-q"]
+            return [*start, "--method", method, *how]
+
+        turns = [
+            {name: seconds(words(name, how)) for name, how in ways.items()} for _ in range(TURNS)
+        ]
+        ratios = sorted(round(turn["one"] / turn["children"], 2) for turn in turns)
+        row: Row = {"made_by": method, "recordings": RECORDINGS, "shape": COHORT_SHAPE}
+        row |= {"cores": cores, "ratio": statistics.median(ratios), "ratios": ratios}
+        for name, how in ways.items():
+            row[f"seconds_{name}"] = round(statistics.median(turn[name] for turn in turns), 2)
+            row[f"peak_mib_{name}"] = round(peak_mib(words(name, how)))
         row["largest_difference_ppb"] = largest_difference_ppb(folder / "one", folder / "children")
         rows.append(say(row))
     return rows
+
+
+def seconds(words: Sequence[object]) -> float:
+    """Return how long a command takes."""
+    began = time.perf_counter()
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
 def cohort(root: Path, recordings: int, shape: Sequence[int]) -> Path:
@@ -112,16 +120,16 @@ def cohort(root: Path, recordings: int, shape: Sequence[int]) -> Path:
     return root
 
 
-def watched(words: Sequence[object]) -> tuple[float, float]:
-    """Run a command; return its seconds and the most memory of it and its children [MiB]."""
-    began, most = time.perf_counter(), 0.0
+def peak_mib(words: Sequence[object]) -> float:
+    """Return the most memory that a command and its children take."""
+    most = 0.0
     with subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             most = max(most, _memory_mib(process.pid))
             time.sleep(SAMPLED_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, [*map(str, words)])
-    return time.perf_counter() - began, most
+    return most
 
 
 def _memory_mib(pid: int) -> float:
@@ -261,8 +269,8 @@ def added_by_each(dataset: Path, pool: str) -> float:
     """Return by how much the time of a run grows with each recording [ms]."""
     few = ["--participant-label", *(f"{number:03}" for number in range(1, FEW + 1))]
     words = ["qsm-run", "--bids", dataset, "--method", "tkd", "--force", "-q", "--cluster", pool]
-    seconds = [watched([*words, *which])[0] for which in ([], few)]
-    return 1000 * (seconds[0] - seconds[1]) / (MANY - FEW)
+    many_s, few_s = (seconds([*words, *which]) for which in ([], few))
+    return 1000 * (many_s - few_s) / (MANY - FEW)
 
 
 SECTIONS: dict[str, Callable[[Path], list[Row]]] = {
