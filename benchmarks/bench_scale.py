@@ -27,7 +27,7 @@ from qsm_deploy.export.bench.machine import machine
 from qsm_deploy.runtime.bids.search import find_recordings
 from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.dask.workplace import Workplace, alike, answer
-from qsm_deploy.runtime.cohort.outcomes import last_outcomes
+from qsm_deploy.runtime.cohort.outcomes import told_outcomes
 from qsm_deploy.runtime.cohort.reconstructing import CohortReconstructor
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console.terminal import TerminalLog
@@ -256,7 +256,9 @@ def dask(folder: Path) -> list[Row]:
         workers["scheduler_mb"] = round(scheduler.memory_info().rss / 1e6)
     asked = Cohort(dataset, Method("tkd"))
     recording = asked.find().recordings[0]
-    outcome = max(last_outcomes(asked.outcomes_folder).values(), key=lambda one: len(one.line()))
+    outcome = max(
+        told_outcomes(asked.outcomes_folder).last.values(), key=lambda one: len(one.line())
+    )
     facts = asdict(CohortReconstructor(asked, TerminalLog(quiet=True)).facts)
     place = Workplace(f"qsm-deploy-{uuid.uuid4().hex}", asked, alike(asked), quiet=True)
     workers["plugin_bytes"] = len(dumps(place))

@@ -249,7 +249,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
         for name in NOT_OF_STATUS:
             if getattr(arguments, name):
-                raise UsageError(f"--status looks and makes nothing; drop --{name}")
+                flag = name.replace("_", "-")
+                raise UsageError(f"--status looks and makes nothing; drop --{flag}")
         status = status_of(_cohort(arguments))
         everything.append(status["done"] == status["recordings"])
         return json_line(status) if arguments.json else status_text(status)

@@ -67,12 +67,23 @@ class Derivative:
         Raises
         ------
         UsageError
-            If another one made it.
+            If another one made it, or it holds the maps of another dataset.
         """
-        path = self.root / DESCRIPTION
+        path, dataset = self.root / DESCRIPTION, os.path.realpath(self.dataset)
+        if os.path.realpath(self.root) == os.path.join(dataset, "derivatives"):
+            raise UsageError(f"{self.root} is a folder of datasets; choose one in it as --output")
         if not os.path.lexists(path):
             return
-        makers = load_json_object(path).get("GeneratedBy")
+        content = load_json_object(path)
+        links = content.get("DatasetLinks")
+        source = links.get(SOURCE) if isinstance(links, dict) else None
+        of = os.path.realpath(self.root / source) if isinstance(source, str) else dataset
+        if of != dataset and os.path.isdir(of):
+            raise UsageError(
+                f"{self.root} holds the maps of {of}, and subjects of two datasets may have one "
+                "name; choose another --output"
+            )
+        makers = content.get("GeneratedBy")
         known = makers if isinstance(makers, list) else []
         if NAME not in [maker.get("Name") for maker in known if isinstance(maker, dict)]:
             raise UsageError(
@@ -96,14 +107,14 @@ class Derivative:
                     write_atomically(path, content, force=False)
 
     def _description(self, source: dict[str, Any]) -> dict[str, Any]:
-        doi = source.get("DatasetDOI")
+        doi, where = source.get("DatasetDOI"), (self.dataset, self.root)
         return {
             "Name": f"Susceptibility maps of {source['Name']}",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": NAME, "Version": version()}],
             "SourceDatasets": [{"DOI": doi} if doi else {"URL": f"bids:{SOURCE}:"}],
-            "DatasetLinks": {SOURCE: os.path.relpath(self.dataset, self.root)},
+            "DatasetLinks": {SOURCE: os.path.relpath(*map(os.path.realpath, where))},
         }
 
     def labels(

@@ -1,6 +1,7 @@
 """Which maps of a derivative dataset are kept by ``--resume``: those that this run would make."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
@@ -20,6 +21,7 @@ OF_MODEL = {
     "precision": "precision",
 }
 FIRST = "weights of the part before"
+STEPS = "steps to the local field"  # of maps that begin with echoes
 
 
 def wanted_facts(
@@ -28,6 +30,7 @@ def wanted_facts(
     units: str,
     dtype: str,
     correction: Correction | None,
+    steps: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what the sidecars of all maps of a run say alike."""
     return {
@@ -37,6 +40,7 @@ def wanted_facts(
         "dtype": dtype,
         "data consistency": correction
         and (correction.name or [correction.lam, correction.iterations]),
+        STEPS: _steps(steps),
     }
 
 
@@ -60,7 +64,7 @@ def maps_that_stay(
     """
     for folder in {derivative.chi(r).parent for r in recordings}:
         clear_leftovers(folder)
-    existing = [r for r in recordings if os.path.lexists(derivative.chi(r))]
+    existing = [r for r in recordings if is_there(derivative.chi(r))]
     if force or not existing:
         return []
     if not resume:
@@ -72,6 +76,10 @@ def maps_that_stay(
         sidecar = derivative.sidecar(recording)
         made = _made_facts(load_json_object(sidecar) if os.path.lexists(sidecar) else {})
         for name, value in wanted.items():
+            if name == STEPS:
+                value = None if recording.source == "localfield" else value
+                if None in (value, made[name]) and recording.source != "localfield":
+                    continue  # a network that begins before the local field
             if made[name] != value:
                 raise UsageError(
                     f"{sidecar}: {name} {_text(made[name])}, this run has {_text(value)}: "
@@ -91,7 +99,21 @@ def _made_facts(sidecar: dict[str, Any]) -> dict[str, Any]:
         "dtype": sidecar.get("dtype", "float32"),  # all there was at first
         "data consistency": _object(sidecar, "asked_for").get("data_consistency")
         or ([step.get("lambda"), step.get("iterations")] if step else None),
+        STEPS: _steps(_object(_object(sidecar, "local_field"), "steps")),
     }
+
+
+def is_there(chi: Path) -> bool:
+    """Return whether there is a map, or a link to one; an empty file is none."""
+    return os.path.lexists(chi) and not (chi.is_file() and chi.stat().st_size == 0)
+
+
+def _steps(said: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what decides a local field of what is said of its steps, wherever it was made."""
+    if not said:
+        return None
+    background = {k: v for k, v in _object(said, "background").items() if k != "by"}
+    return {**_object(said, "quality"), **background}
 
 
 def _object(sidecar: dict[str, Any], name: str) -> dict[str, Any]:

@@ -286,7 +286,8 @@ def _entries(folder: Path, found: Found) -> list[Path]:
             f"{folder}: cannot be read ({error.strerror}); correct its rights, or remove it"
         ) from error
     if not paths:
-        found.unused.setdefault(EMPTY, []).append(f"{folder.parent.name}/{folder.name}")
+        above = 3 if folder.parent.name.startswith("ses-") else 2
+        found.unused.setdefault(EMPTY, []).append("/".join(folder.parts[-above:]))
     return paths
 
 

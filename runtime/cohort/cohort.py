@@ -57,6 +57,8 @@ class Cohort:
         maps, but no table of a shard.
     reports
         Whether all that is known of every run is wanted back.
+    attempt
+        The how many-th at each recording.
     """
 
     dataset: Path
@@ -84,6 +86,7 @@ class Cohort:
     outcomes: Path | None = None
     table: Path | None = None
     reports: bool = False
+    attempt: int = 1
 
     @property
     def derivative(self) -> Derivative:

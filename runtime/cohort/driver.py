@@ -13,11 +13,10 @@ from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.output import Derivative, clear_claim
 from qsm_deploy.runtime.bids.resume import maps_that_stay
 from qsm_deploy.runtime.cohort.cohort import Cohort, file_of
-from qsm_deploy.runtime.cohort.group_table import group_table, require_table
-from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
+from qsm_deploy.runtime.cohort.group_table import names_in, require_table, write_table
+from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, told_outcomes
 from qsm_deploy.runtime.cohort.pool import Pool
 from qsm_deploy.runtime.cohort.progress import Progress
-from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.provenance import version
 from qsm_deploy.runtime.console.terminal import TerminalLog
 
@@ -205,7 +204,7 @@ class _Run:
         if outcome.state == "planned":
             self.result.lines.append(f"{name}: {outcome.reason} -> {chi}")
             return
-        if self.file is not None:
+        if self.file is not None and not outcome.is_written:
             with self._warning(name):
                 self.file.append(outcome)
         if outcome.state == "failed":
@@ -239,7 +238,7 @@ class _Run:
     def end(self) -> None:
         """Write what is made of all."""
         self.progress.end()
-        if self.file is None:
+        if self.cohort.dry_run:
             return
         if self.pages is not None:
             with self._warning("index"):
@@ -249,17 +248,18 @@ class _Run:
             path = self.derivative.table
         if path is not None:
             with self._warning(path.name):
-                if rows := self._rows():
-                    write_atomically(path, group_table(rows.values()), force=True)
+                write_table(path, self._rows(path))
 
-    def _rows(self) -> dict[str, Outcome]:
-        """Return what is known of all that the dataset has."""
-        said = last_outcomes(self.cohort.outcomes_folder)
-        kept = {n: one for n, one in self._kept.items() if n not in said or not said[n].is_done}
-        labels, shard = self.cohort.participant_labels, self.cohort.shard
-        if labels is None and shard is None:  # others were not looked for
-            said = {name: said[name] for name in said if name in self.names}
-        return said | kept
+    def _rows(self, path: Path) -> list[Outcome]:
+        """Return what is known of all recordings, those of an earlier table among them."""
+        told = told_outcomes(self.cohort.outcomes_folder)
+        rows = {name: told.made.get(name, kept) for name, kept in self._kept.items()}
+        others = self.cohort.participant_labels is not None or self.cohort.shard is not None
+        for name in self.names | (names_in(path) if others else set()):
+            if name not in rows and name in told.last:
+                last = told.last[name]
+                rows[name] = told.made.get(name, last) if last.again else last
+        return [*rows.values()]
 
     @contextmanager
     def _warning(self, about: str) -> Iterator[None]:

@@ -39,7 +39,10 @@ def findings_of(finished: Finished, recording: Recording) -> tuple[dict[str, Any
             chi_ppm, mask = map(scan.axes.turn_back, (finished.maps[CHI], scan.mask))
             try:
                 means = _deep_grey_ppb(chi_ppm, mask, recording, image)
-                found[REGIONS] = found.get(REGIONS, {}) | means
+                known = found.get(REGIONS, {})
+                if twice := sorted(known.keys() & means):
+                    wrong.append(f"{image.path.name} has {', '.join(twice)}, too, and is not used")
+                found[REGIONS] = means | known
             except (DataError, MemoryError) as error:
                 wrong.append(f"no means of its nuclei: {error or 'out of memory'}")
     return found, wrong
@@ -69,16 +72,19 @@ def _deep_grey_ppb(
         return {}
     stored = load_on_grid(image.path, load_volumes(measured)[0]).data
     labels = np.where(mask, np.rint(stored), 0).astype(np.int64)
-    inside = {name: labels == index for index, name in names.items() if DEEP_GREY.search(name)}
+    nuclei = {name for _, name in names if DEEP_GREY.search(name)}
+    inside = {one: np.isin(labels, [n for n, name in names if name == one]) for one in nuclei}
     return {
         name: round(PPB_PER_PPM * float(chi_ppm[region].mean(dtype=np.float64)), 3)
-        for name, region in inside.items()
+        for name, region in sorted(inside.items())
         if region.any()
     }
 
 
-def _names(image: BidsImage) -> dict[int, str]:
-    """Return what a segmentation calls its labels; nothing where no table says it.
+def _names(image: BidsImage) -> list[tuple[int, str]]:
+    """Return what a segmentation calls its labels, several of which may be called alike.
+
+    Nothing where no table says it.
 
     References
     ----------
@@ -86,13 +92,13 @@ def _names(image: BidsImage) -> dict[int, str]:
     """
     tables = applying_files(image, ".tsv")
     if not tables:
-        return {}
+        return []
     require_files(tables)
     try:
         with tables[-1].open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter="\t")
             lacking = {"index", "name"} - set(table.fieldnames or ())
-            names = {int(row["index"]): row["name"].strip() for row in table if not lacking}
+            names = [(int(row["index"]), row["name"].strip()) for row in table if not lacking]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{tables[-1]}: cannot be read as a table ({error})") from error
     if lacking:

@@ -9,7 +9,7 @@ from typing import Any
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.cohort.findings import REGIONS
 from qsm_deploy.runtime.cohort.outcomes import Outcome
-from qsm_deploy.runtime.console.atomic import check_writable
+from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
 
 NUMBERS = ("field_residual", "noise_ppb", "mask_ml")
 NOTHING = "n/a"
@@ -31,6 +31,29 @@ def require_table(path: Path) -> None:
     check_writable(path, force=True)
     if path.exists() and not path.read_bytes().startswith("\t".join(FIRST).encode()):
         raise UsageError(f"{path} is no table of qsm-run; choose another --table")
+
+
+def write_table(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write a table, unless it stands there already or would be empty.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written.
+    """
+    rows = [*outcomes]
+    content = group_table(rows)
+    if rows and not (path.is_file() and path.read_bytes() == content):
+        write_atomically(path, content, force=True)
+
+
+def names_in(path: Path) -> set[str]:
+    """Return the recordings of a table that was written, if there is one."""
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row[FIRST[1]] for row in rows if row.get(FIRST[1])}
 
 
 def group_table(outcomes: Iterable[Outcome]) -> bytes:

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,8 @@ from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console.inputs import require_files
 
 FOLDER = "outcomes"  # in the derivative dataset
-State = Literal["done", "failed", "planned", "taken"]
+State = Literal["done", "failed", "planned", "taken", "missing"]
+HERE = ("report", "is_written")  # what is not written
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Outcome:
         Its name, or that of the subject or folder that gives none.
     state
         ``done`` with a map, ``failed`` without; ``planned`` where nothing was to be computed,
-        ``taken`` while another process is at it.
+        ``taken`` while another process is at it, ``missing`` if there is no map and nothing is
+        known of a failure.
     again
         Whether its map was there already.
     exit_code, reason
@@ -50,6 +53,8 @@ class Outcome:
         Numbers of the map for a table of all.
     report
         All that is known of the run, if that was asked for.
+    is_written
+        Whether who made it has written down what became of it.
     """
 
     recording: str
@@ -68,6 +73,7 @@ class Outcome:
     version: str = ""
     findings: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] | None = None
+    is_written: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -76,8 +82,7 @@ class Outcome:
 
     def line(self) -> str:
         """Return what is written of it."""
-        written = asdict(self)
-        del written["report"]
+        written = {name: value for name, value in asdict(self).items() if name not in HERE}
         return json.dumps(written, allow_nan=False) + "\n"
 
 
@@ -95,9 +100,17 @@ def outcome_from(content: Mapping[str, Any]) -> Outcome:
         all(isinstance(text, str) for text in texts)
         and all(isinstance(number, int | float) for number in numbers)
         and isinstance(said.findings, dict)
+        and all(map(_is_plain, said.findings.values()))
     ):
         raise TypeError("no outcome")
     return said
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether it is a number, several, several by name, or nothing."""
+    several = [*value.values()] if isinstance(value, dict) else value
+    numbers = several if isinstance(several, list) else [0.0 if several is None else several]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 class OutcomeFile:
@@ -137,18 +150,33 @@ class OutcomeFile:
             ) from error
 
 
-def last_outcomes(folder: Path) -> dict[str, Outcome]:
-    """Return the last outcome of every recording in a folder's files, by its name.
+@dataclass(frozen=True)
+class Told:
+    """What a folder's files say of recordings, by their names.
 
-    What killed processes left half written is passed over. That a map was there again tells
-    nothing of how it was made, which an earlier line does.
+    Attributes
+    ----------
+    last
+        What became of each in the end.
+    made
+        How the last map of each was made.
+    """
+
+    last: dict[str, Outcome]
+    made: dict[str, Outcome]
+
+
+def told_outcomes(folder: Path) -> Told:
+    """Return what was written down of every recording.
+
+    What killed processes left half written is passed over.
 
     Raises
     ------
     DataError
         If a file, or the folder, cannot be read.
     """
-    found: dict[str, Outcome] = {}
+    found: list[Outcome] = []
     try:
         names = sorted(os.listdir(folder)) if os.path.lexists(folder) else []
         paths = [folder / name for name in names if name.endswith(".jsonl")]
@@ -157,12 +185,10 @@ def last_outcomes(folder: Path) -> dict[str, Outcome]:
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
     for line in (line for content in contents for line in content.splitlines()):
-        try:
-            outcome = outcome_from(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
-            continue
-        known = found.get(outcome.recording, outcome)
-        stays = outcome.again and known.is_done
-        if known is outcome or (outcome.finished_s > known.finished_s and not stays):
-            found[outcome.recording] = outcome
-    return found
+        with suppress(ValueError, TypeError, RecursionError):
+            found.append(outcome_from(json.loads(line)))
+    found.sort(key=lambda outcome: outcome.finished_s)
+    return Told(
+        {outcome.recording: outcome for outcome in found},
+        {one.recording: one for one in found if one.is_done and not one.again},
+    )

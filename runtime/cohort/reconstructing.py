@@ -18,7 +18,7 @@ from qsm_deploy.runtime.bids.output import SUFFIXES, Derivative, claim, make_fol
 from qsm_deploy.runtime.bids.resume import maps_that_stay, wanted_facts
 from qsm_deploy.runtime.cohort.cohort import Cohort, file_of
 from qsm_deploy.runtime.cohort.findings import findings_of
-from qsm_deploy.runtime.cohort.outcomes import Outcome
+from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile
 from qsm_deploy.runtime.cohort.pages import page_of
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.provenance import version
@@ -31,6 +31,7 @@ from qsm_deploy.runtime.job.one_scan import LOCAL, measured_scan, read_scan, run
 from qsm_deploy.runtime.job.outputs import Outputs, require_dtype
 from qsm_deploy.runtime.job.request import Request
 from qsm_deploy.runtime.local_field.echo_images import EchoImages
+from qsm_deploy.runtime.local_field.from_echoes import parameters
 from qsm_deploy.runtime.reconstructor import open_reconstructor
 from qsm_deploy.runtime.scan.params import Params
 from qsm_deploy.runtime.scan.scan import Reading, Scan, ScanFiles
@@ -92,7 +93,7 @@ class CohortReconstructor:
         model = self.reconstructor.inversion.facts()["model"]
         first = self.reconstructor.first_weights()
         stored = cohort.out_units, cohort.out_dtype
-        wanted = wanted_facts(model, first, *stored, wants.correction)
+        wanted = wanted_facts(model, first, *stored, wants.correction, parameters(cohort.steps))
         self.facts = Facts(needs.gives[0], wanted)
         self._weights_sha256 = model.get("weights_sha256")
 
@@ -119,6 +120,7 @@ class CohortReconstructor:
             map=str(chi),
             version=version(),
             weights_sha256=self._weights_sha256,
+            attempt=self.cohort.attempt,
         )
         began = time.perf_counter()
         try:
@@ -143,7 +145,14 @@ class CohortReconstructor:
         finally:
             self.log.about("")
         seconds = round(time.perf_counter() - began, 3)
-        return replace(outcome, seconds=seconds, finished_s=time.time())
+        outcome = replace(outcome, seconds=seconds, finished_s=time.time())
+        if outcome.state not in ("done", "failed") or self.cohort.dry_run:
+            return outcome
+        try:  # at once: whoever asked for it may be gone
+            OutcomeFile(self.cohort.outcomes_folder, self.cohort.shard).append(outcome)
+        except DataError as error:
+            self.log.warn(str(error))
+        return replace(outcome, is_written=True)
 
     def _stays(self, recording: Recording) -> bool:
         """Return whether there is a map of it that this run would make.

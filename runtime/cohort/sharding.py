@@ -114,7 +114,7 @@ def shard_from(text: str, environment: Mapping[str, str]) -> Shard:
     about = f"--shard {text}, {scheduler.task}={task}"
     if count:
         numbered = str(int(task) + 1 - scheduler.begins) if task.isdecimal() else task
-        return _valid(numbered, count, about)
+        return _valid(numbered, count, f"{about} (number the tasks from {scheduler.begins})")
     return _of_range(scheduler, task, environment, about)
 
 

@@ -1,6 +1,5 @@
 """What is done of a cohort, what failed and why, and what nobody has tried: ``--status``."""
 
-import os
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -9,11 +8,11 @@ from typing import Any
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.layout import Recording
 from qsm_deploy.runtime.bids.output import SUFFIXES
+from qsm_deploy.runtime.bids.resume import is_there
 from qsm_deploy.runtime.cohort.cohort import Cohort
-from qsm_deploy.runtime.cohort.group_table import group_table, require_table
+from qsm_deploy.runtime.cohort.group_table import require_table, write_table
 from qsm_deploy.runtime.cohort.index import NUMBER
-from qsm_deploy.runtime.cohort.outcomes import Outcome, last_outcomes
-from qsm_deploy.runtime.console.atomic import write_atomically
+from qsm_deploy.runtime.cohort.outcomes import Outcome, told_outcomes
 
 FREQUENT = 10  # reasons that are told
 NAMED = 10  # recordings that are named
@@ -34,9 +33,9 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``recordings``, ``done``, ``failed``, ``never_tried`` (how many), ``failures`` (exit code,
-        reason and recording of each), ``reasons`` (the most frequent, and how often), ``missing``
-        (the names of those never tried).
+        ``recordings``, ``done``, ``failed``, ``missing`` (how many), ``failures`` (exit code,
+        reason and recording of each), ``reasons`` (the most frequent, and how often),
+        ``without_map`` (the names of those that are missing: nobody tried, or is at it).
 
     Raises
     ------
@@ -46,22 +45,21 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
     if cohort.table is not None:
         require_table(cohort.table)
     found = cohort.find()
-    said = last_outcomes(cohort.outcomes_folder)
+    cohort.derivative.require_ours()
+    told = told_outcomes(cohort.outcomes_folder)
     done = {r.name for r in found.recordings if _has_map(cohort, r)}
     code = DataError.exit_code
     failures = [Outcome(n, "failed", exit_code=code, reason=r) for n, r in found.failures.items()]
     missing = []
     for name in (r.name for r in found.recordings if r.name not in done):
-        outcome = said.get(name)
+        outcome = told.last.get(name)
         if outcome is not None and outcome.state == "failed":
             failures.append(outcome)
         else:
             missing.append(name)
     if cohort.table is not None:
-        made = {name: one for name, one in said.items() if one.is_done}
-        rows = {name: made.get(name) or Outcome(name, "done") for name in done}
-        rows |= {failure.recording: failure for failure in failures}
-        write_atomically(cohort.table, group_table(rows.values()), force=True)
+        rows = [told.made.get(name) or Outcome(name, "done") for name in done]
+        write_table(cohort.table, [*rows, *failures, *(Outcome(n, "missing") for n in missing)])
     kinds: dict[tuple[int, str], list[str]] = defaultdict(list)
     for one in failures:
         kinds[one.exit_code, _kind(one.reason)].append(one.reason)
@@ -70,7 +68,7 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
         "recordings": len(found.recordings) + len(found.failures),
         "done": len(done),
         "failed": len(failures),
-        "never_tried": len(missing),
+        "missing": len(missing),
         "reasons": [
             {
                 "exit_code": exit_code,
@@ -83,7 +81,7 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
             {"recording": f.recording, "exit_code": f.exit_code, "reason": f.reason}
             for f in failures
         ],
-        "missing": missing,
+        "without_map": missing,
     }
 
 
@@ -91,13 +89,13 @@ def status_text(status: dict[str, Any]) -> str:
     """Return a status as lines."""
     lines = [
         f"{status['recordings']} recordings: {status['done']} done, {status['failed']} failed, "
-        f"{status['never_tried']} never tried"
+        f"{status['missing']} missing"
     ]
     for one in status["reasons"]:
         lines.append(f"failed {one['count']} x, exit code {one['exit_code']}: {one['reason']}")
     for what, names in (
         ("failed", [failure["recording"] for failure in status["failures"]]),
-        ("never tried", status["missing"]),
+        ("missing", status["without_map"]),
     ):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -107,7 +105,7 @@ def status_text(status: dict[str, Any]) -> str:
 
 def _has_map(cohort: Cohort, recording: Recording) -> bool:
     places = (replace(cohort.derivative, gives=gives) for gives in SUFFIXES)
-    return any(os.path.lexists(place.chi(recording)) for place in places)
+    return any(is_there(place.chi(recording)) for place in places)
 
 
 def _kind(reason: str) -> str:

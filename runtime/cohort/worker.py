@@ -213,7 +213,7 @@ class Worker:
             try:
                 self._child = _Child(careful(self._cohort), quiet=self._quiet)
                 self._child.open()
-                return replace(self._child.outcome(recording, wait=wait), attempt=2)
+                return self._child.outcome(recording, wait=wait)
             except QsmDeployError:  # it cannot do with half
                 pass
             except ChildDied as error:
@@ -244,7 +244,7 @@ def careful(cohort: Cohort) -> Cohort:
         limit = int(available_bytes())
     patches = replace(wants.patches, patch="auto")
     halved = None if limit is None else limit // 2
-    return replace(cohort, wants=replace(wants, patches=patches, memory_limit=halved))
+    return replace(cohort, wants=replace(wants, patches=patches, memory_limit=halved), attempt=2)
 
 
 def _sendable(content: object) -> str:

@@ -74,7 +74,7 @@ def test_every_task_makes_its_shard_and_slurm_knows_how_it_ended(
     status = ["--bids", str(study), "--status"]
     assert main(status) == 3
     said = capsys.readouterr().out
-    assert "6 recordings: 5 done, 1 failed, 0 never tried\n" in said
+    assert "6 recordings: 5 done, 1 failed, 0 missing\n" in said
     assert f"failed: sub-{SPOILED}" in said
     made = {label: chi(study, label) for label in LABELS if label != SPOILED}
     times = {label: path.stat().st_mtime_ns for label, path in made.items()}

@@ -367,6 +367,14 @@ class TestMethods:
         path = dataset / "derivatives/qsm-deploy" / ANAT / "sub-01_Chimap.json"
         return lambda: json.loads(path.read_text())
 
+    def test_resume_does_not_mix_steps_to_the_field(self, run) -> None:
+        words = ("--method", "tkd", "--background-removal", "pdf")
+        assert run(*words)[0] == 0
+        assert run(*words, "--resume")[0] == 0
+        for others in ((), ("--background-removal", "pdf", "--erode", "8")):
+            code, err = run("--method", "tkd", *others, "--resume")
+            assert (code, "steps to the local field" in err) == (2, True)
+
     def test_total_variation_is_the_default(self, run, chi, sidecar, dataset, validate):
         assert (told := run())[0] == 0, told
         content = sidecar()

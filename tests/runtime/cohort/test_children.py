@@ -67,7 +67,7 @@ def test_what_kills_its_process_takes_no_other_map_with_it(new_dataset, run, kil
     assert not list(root.rglob(".qsm-deploy-*"))
     code, out, _ = run("--bids", root, "--status", "--json")
     status = json.loads(out)
-    assert (code, status["done"], status["failed"], status["never_tried"]) == (3, 9, 3, 0)
+    assert (code, status["done"], status["failed"], status["missing"]) == (3, 9, 3, 0)
     assert [(one["exit_code"], one["count"]) for one in status["reasons"]] == [(6, 3)]
 
 
@@ -152,6 +152,7 @@ def test_children_end_when_the_driver_is_killed(new_dataset) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     children = {outcome["pid"] for outcome in outcomes_of(root).values()}
+    assert process.pid not in children
     process.kill()
     process.wait()
     end = time.monotonic() + 30
@@ -161,6 +162,9 @@ def test_children_end_when_the_driver_is_killed(new_dataset) -> None:
     resumed = subprocess.run([*map(str, words), "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert maps_of(root).keys() == {*NAMES}
+    # those that were made when nobody was left to be told, too
+    table = (root / OURS / "group_Chimap.tsv").read_text().splitlines()
+    assert [line for line in table if "\tdone\tn/a" in line] == []
 
 
 def test_one_that_cannot_do_with_half_says_what_became_of_the_first(

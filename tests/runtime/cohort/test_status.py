@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsm_deploy.runtime.cohort import outcomes
-from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, last_outcomes
+from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, told_outcomes
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
@@ -38,16 +38,16 @@ class TestStatus:
         code, out, err = run("--bids", study, "--status")
         assert (code, err) == (3, "")
         assert out.splitlines() == [
-            "3 recordings: 0 done, 0 failed, 3 never tried",
-            "never tried: sub-01, sub-02, sub-03",
+            "3 recordings: 0 done, 0 failed, 3 missing",
+            "missing: sub-01, sub-02, sub-03",
         ]
         assert not (study / "derivatives").exists()
         assert run(*words, "--participant-label", "01", "02")[0] == 3
         code, out, _ = run("--bids", study, "--status", "--json")
         status = json.loads(out)
-        counts = {key: status[key] for key in ("recordings", "done", "failed", "never_tried")}
-        assert counts == {"recordings": 3, "done": 1, "failed": 1, "never_tried": 1}
-        assert status["missing"] == ["sub-03"]
+        counts = {key: status[key] for key in ("recordings", "done", "failed", "missing")}
+        assert counts == {"recordings": 3, "done": 1, "failed": 1, "missing": 1}
+        assert status["without_map"] == ["sub-03"]
         [failure] = status["failures"]
         assert (failure["recording"], failure["exit_code"]) == ("sub-02", 3)
         assert "sub-02_localfield.json: Units are not stated" in failure["reason"]
@@ -57,27 +57,50 @@ class TestStatus:
         assert run(*words, "--resume")[0] == 0
         assert run("--bids", study, "--status")[:2] == (
             0,
-            "3 recordings: 3 done, 0 failed, 0 never tried\n",
+            "3 recordings: 3 done, 0 failed, 0 missing\n",
         )
 
     def test_a_map_that_went_counts_no_more(self, study, run) -> None:
         assert run("--bids", study, "--method", "tkd", "--participant-label", "01")[0] == 0
         (study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").unlink()
         _, out, _ = run("--bids", study, "--status")
-        assert out.startswith("3 recordings: 0 done, 0 failed, 3 never tried\n")
+        assert out.startswith("3 recordings: 0 done, 0 failed, 3 missing\n")
 
     def test_what_cannot_be_taken_is_a_failure_nobody_has_to_try(self, study, run) -> None:
         anat = study / "sub-03/anat"
         (anat / "sub-03_localfield.nii").write_bytes(b"")
         _, out, _ = run("--bids", study, "--status")
-        assert out.splitlines()[0] == "3 recordings: 0 done, 1 failed, 2 never tried"
+        assert out.splitlines()[0] == "3 recordings: 0 done, 1 failed, 2 missing"
         assert "2 images fit as local field" in out
 
     def test_maps_of_a_local_field_count(self, study, run) -> None:
         place = study / OURS / "sub-01/anat/sub-01_desc-local_fieldmap.nii.gz"
         place.parent.mkdir(parents=True)
-        place.touch()
+        place.write_bytes(b"a map")
         assert "1 done" in run("--bids", study, "--status")[1]
+
+    def test_an_empty_file_is_no_map(self, study, run) -> None:
+        words = ("--bids", study, "--method", "tkd", "--participant-label", "01")
+        assert run(*words)[0] == 0
+        (study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").write_bytes(b"")
+        assert run("--bids", study, "--status", "--participant-label", "01")[0] == 3
+        assert len(run(*words, "--resume")[1].splitlines()) == 1
+
+    @pytest.mark.parametrize("flags", [(), ("--resume",), ("--force",), ("--shard", "1/1")])
+    def test_the_maps_of_another_dataset(self, study, run, tmp_path, flags) -> None:
+        output = tmp_path / "maps"
+        link = tmp_path / "by-a-link"
+        link.symlink_to(study)
+        words = ("--method", "tkd", "--participant-label", "01", "-o", output)
+        assert run("--bids", link, *words)[0] == 0
+        assert run("--bids", study, *words, "--resume")[0] == 0
+        other = tmp_path / "other"
+        shutil.copytree(study, other)
+        for more in (flags, ("--status",)):
+            code, _, err = run("--bids", other, *words, *more)
+            assert (code, f"{output} holds the maps of {study}" in err) == (2, True)
+        code, _, err = run("--bids", study, "-o", study / "derivatives")
+        assert (code, "is a folder of datasets" in err) == (2, True)
 
     @pytest.mark.parametrize("flag", ["--force", "--dry-run", "--cluster local:2", "--html x"])
     def test_it_only_looks(self, study, run, flag) -> None:
@@ -137,6 +160,26 @@ class TestTable:
         rows = table_of(study / OURS / "group_Chimap.tsv")
         expected = 1000 * chi[labels == 1].mean()
         assert float(rows["sub-01"]["chi_ppb_Left-Pallidum"]) == pytest.approx(expected, abs=1e-2)
+
+    def test_labels_that_are_called_alike_are_one_nucleus(self, study, run) -> None:
+        import nibabel as nib
+
+        labels, other = np.zeros((2, *SHAPE), np.uint8)
+        labels[8:10, 9:11, 7:9], labels[3:5, 3:5, 3:5], other[12, 10, 8] = 1, 2, 1
+        anat = study / "sub-01/anat"
+        for desc, volume in (("aseg", labels), ("manual", other)):
+            path = anat / f"sub-01_desc-{desc}_dseg.nii.gz"
+            path.write_bytes(nifti_bytes(volume, np.eye(4)))
+        names = "index\tname\themisphere\n1\tCaudate\tL\n2\tCaudate\tR\n"
+        (study / "dseg.tsv").write_text(names)
+        words = ("--bids", study, "--method", "tkd", "--participant-label", "01")
+        code, _, err = run(*words)
+        assert code == 0
+        assert "sub-01_desc-manual_dseg.nii.gz has Caudate, too, and is not used" in err
+        chi = nib.load(study / OURS / "sub-01/anat/sub-01_Chimap.nii.gz").get_fdata()
+        row = table_of(study / OURS / "group_Chimap.tsv")["sub-01"]
+        expected = 1000 * chi[labels > 0].mean()
+        assert float(row["chi_ppb_Caudate"]) == pytest.approx(expected, abs=1e-2)
 
     @pytest.mark.parametrize("turned", [(1, 1, -1), (-1, 1, 1)])
     def test_a_segmentation_that_is_stored_otherwise_than_the_field(
@@ -247,7 +290,19 @@ class TestOutcomes:
         later = Outcome("sub-01", "done", findings={"mask_ml": 2.5}, finished_s=2.0)
         OutcomeFile(tmp_path, Shard(2, 3)).append(later)
         OutcomeFile(tmp_path, None).append(first)
-        assert last_outcomes(tmp_path) == {"sub-01": later}
+        assert told_outcomes(tmp_path).last == {"sub-01": later}
+
+    @pytest.mark.parametrize(
+        "findings", ['{"noise_ppb": "7"}', '{"chi_ppb": {"a": "b"}}', '{"voxel_size_mm": ["x"]}']
+    )
+    def test_numbers_that_are_none_are_passed_over(self, study, run, tmp_path, findings) -> None:
+        told = tmp_path / "told"
+        told.mkdir()
+        line = f'{{"recording": "sub-01", "state": "failed", "findings": {findings}}}\n'
+        (told / "x.jsonl").write_text(line)
+        flags = ("--outcomes", told, "--table", tmp_path / "t.tsv")
+        assert run("--bids", study, "--status", *flags)[1].startswith("3 recordings: 0 done, 0 fai")
+        assert {row["state"] for row in table_of(tmp_path / "t.tsv").values()} == {"missing"}
 
     @pytest.mark.parametrize("line", ["{", "[]", "null", '"x"', '{"recording": 1}', "{}", "\xff"])
     def test_what_is_half_written_is_passed_over(self, tmp_path, line) -> None:
@@ -256,15 +311,15 @@ class TestOutcomes:
         with next(tmp_path.glob("*.jsonl")).open("a", encoding="latin-1") as half:
             half.write(f"{line}\n")
         file.append(Outcome("sub-02", "done"))
-        assert {"sub-01", "sub-02"} <= last_outcomes(tmp_path).keys()
+        assert {"sub-01", "sub-02"} <= told_outcomes(tmp_path).last.keys()
 
     def test_that_a_map_was_there_again_says_less_than_how_it_was_made(self, tmp_path) -> None:
         made = Outcome("sub-01", "done", findings={"mask_ml": 2.5}, finished_s=1.0)
         again = Outcome("sub-01", "done", again=True, finished_s=2.0)
-        file = OutcomeFile(tmp_path, None)
-        for outcome in (made, again):
-            file.append(outcome)
-        assert last_outcomes(tmp_path) == {"sub-01": made}
+        OutcomeFile(tmp_path, Shard(1, 2)).append(again)  # is read first
+        OutcomeFile(tmp_path, None).append(made)
+        told = told_outcomes(tmp_path)
+        assert (told.last, told.made) == ({"sub-01": again}, {"sub-01": made})
 
     def test_a_line_that_was_cut_takes_no_other_with_it(self, tmp_path) -> None:
         file = OutcomeFile(tmp_path, None)
@@ -273,7 +328,7 @@ class TestOutcomes:
         path.write_bytes(path.read_bytes()[:-40])
         for name in ("sub-02", "sub-03"):
             file.append(Outcome(name, "done"))
-        assert last_outcomes(tmp_path).keys() == {"sub-02", "sub-03"}
+        assert told_outcomes(tmp_path).last.keys() == {"sub-02", "sub-03"}
 
     def test_what_cannot_be_read_is_named(self, study, run) -> None:
         words = ("--bids", study, "--method", "tkd")
@@ -294,12 +349,12 @@ class TestOutcomes:
         words = ("--bids", study, "--method", "tkd", "--outcomes", tmp_path / "told" / "here")
         assert run(*words)[0] == 3
         assert not (study / OURS / "outcomes").exists()
-        assert len(last_outcomes(tmp_path / "told" / "here")) == 3
+        assert len(told_outcomes(tmp_path / "told" / "here").last) == 3
         assert run("--bids", study, "--status")[1].startswith(
-            "3 recordings: 2 done, 0 failed, 1 never"
+            "3 recordings: 2 done, 0 failed, 1 missing"
         )
         _, out, _ = run("--bids", study, "--status", "--outcomes", tmp_path / "told" / "here")
-        assert out.startswith("3 recordings: 2 done, 1 failed, 0 never")
+        assert out.startswith("3 recordings: 2 done, 1 failed, 0 missing")
 
 
 class TestFilesOfEach:
