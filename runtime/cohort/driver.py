@@ -207,6 +207,7 @@ class _Run:
         if self.file is not None and not outcome.is_written:
             with self._warning(name):
                 self.file.append(outcome)
+        self.progress.ended(outcome)  # before it is told: an interrupt may follow at once
         if outcome.state == "failed":
             self.result.failures.append(outcome)
             self.log.tell(f"{name}: failed: {outcome.reason}")
@@ -218,7 +219,6 @@ class _Run:
         if self.pages is not None:
             with self._warning(name):
                 self._look(self.pages, outcome)
-        self.progress.ended(outcome)
 
     def _look(self, pages: "Pages", outcome: Outcome) -> None:
         """Bring pages and index up to date, the latter not all the time in a large cohort."""
