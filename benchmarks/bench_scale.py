@@ -74,26 +74,19 @@ def local(folder: Path) -> list[Row]:
     """
     dataset = cohort(folder / "study", RECORDINGS, COHORT_SHAPE)
     cores = len(os.sched_getaffinity(0))
-    ways: dict[str, list[str]] = {"one": [], "children": ["--cluster", f"local:{cores}"]}
-    rows = []
-    for method in ("tv", "tv-unet"):
-
-        def words(name: str, how: list[str], method: str = method) -> list[object]:
-            start = ["qsm-run", "--bids", dataset, "-o", folder / name, "--force", "-q"]
-            return [*start, "--method", method, *how]
-
-        turns = [
-            {name: seconds(words(name, how)) for name, how in ways.items()} for _ in range(TURNS)
-        ]
-        ratios = sorted(round(turn["one"] / turn["children"], 2) for turn in turns)
-        row: Row = {"made_by": method, "recordings": RECORDINGS, "shape": COHORT_SHAPE}
-        row |= {"cores": cores, "ratio": statistics.median(ratios), "ratios": ratios}
-        for name, how in ways.items():
-            row[f"seconds_{name}"] = round(statistics.median(turn[name] for turn in turns), 2)
-            row[f"peak_mib_{name}"] = round(peak_mib(words(name, how)))
-        row["largest_difference_ppb"] = largest_difference_ppb(folder / "one", folder / "children")
-        rows.append(say(row))
-    return rows
+    ways: dict[str, list[object]] = {
+        name: ["qsm-run", "--bids", dataset, "-o", folder / name, "--force", "-q", *how]
+        for name, how in (("one", ()), ("children", ("--cluster", f"local:{cores}")))
+    }
+    turns = [{name: seconds(words) for name, words in ways.items()} for _ in range(TURNS)]
+    ratios = sorted(round(turn["one"] / turn["children"], 2) for turn in turns)
+    row: Row = {"made_by": "tv", "recordings": RECORDINGS, "shape": COHORT_SHAPE}
+    row |= {"cores": cores, "ratio": statistics.median(ratios), "ratios": ratios}
+    for name, words in ways.items():
+        row[f"seconds_{name}"] = round(statistics.median(turn[name] for turn in turns), 2)
+        row[f"peak_mib_{name}"] = round(peak_mib(words))
+    row["largest_difference_ppb"] = largest_difference_ppb(folder / "one", folder / "children")
+    return [say(row)]
 
 
 def seconds(words: Sequence[object]) -> float:
