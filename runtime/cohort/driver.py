@@ -23,7 +23,6 @@ from qsm_deploy.runtime.console.terminal import TerminalLog
 if TYPE_CHECKING:
     from qsm_deploy.runtime.cohort.pages import Pages
 
-HAS_MAP = "has a map already"
 GRACE_S = 60.0  # for what still runs when a user interrupts
 INDEX_SHARE = 0.1  # of the time, at most, goes into the index of pages
 
@@ -93,8 +92,8 @@ def run_cohort(
         derivative = replace(cohort.derivative, gives=facts.gives)
         how = {"force": cohort.force, "resume": cohort.resume}
         made = maps_that_stay(derivative, recordings, facts.wanted, **how)
-        names = {recording.name for recording in made}
-        missing = [recording for recording in recordings if recording.name not in names]
+        kept = {recording.name for recording in made}
+        missing = [recording for recording in recordings if recording.name not in kept]
         at_work += [derivative.chi(recording) for recording in missing]
         _require_free(cohort, missing)
         progress = Progress(len(recordings) + len(failures), log, lambda: pool.workers)
@@ -104,7 +103,7 @@ def run_cohort(
             run.begin()
         try:
             for recording in made:
-                run.keep(recording)
+                run.note(Outcome(recording.name, "done", again=True, is_written=True))
             for name, reason in failures.items():
                 code = DataError.exit_code
                 run.note(Outcome(name, "failed", exit_code=code, reason=reason, version=version()))
@@ -165,14 +164,6 @@ class _Run:
         self.file = OutcomeFile(self.cohort.outcomes_folder, self.cohort.shard)
         self.file.begin()
 
-    def keep(self, recording: Recording) -> None:
-        """Note a recording that has a map."""
-        self.log.tell(f"{recording.name}: {HAS_MAP}")
-        self.progress.kept()
-        self._kept[recording.name] = Outcome(recording.name, "done", again=True)
-        if self.pages is not None:
-            self.pages.kept(recording.name)
-
     def all(self, pool: Pool, recordings: Sequence[Recording]) -> None:
         """Reconstruct recordings, last those that another process is at."""
         theirs = self._taken(pool, recordings, wait=False)
@@ -212,7 +203,8 @@ class _Run:
             self.result.failures.append(outcome)
             self.log.tell(f"{name}: failed: {outcome.reason}")
         elif outcome.again:
-            self.log.tell(f"{name}: {HAS_MAP}")
+            self._kept[name] = outcome
+            self.log.tell(f"{name}: has a map already")
         else:
             self.result.lines.append(chi)
             self.log.tell(f"{name}: {outcome.seconds:.1f} s")
@@ -253,13 +245,10 @@ class _Run:
     def _rows(self, path: Path) -> list[Outcome]:
         """Return what is known of all recordings, those of an earlier table among them."""
         told = told_outcomes(self.cohort.outcomes_folder)
-        rows = {name: told.made.get(name, kept) for name, kept in self._kept.items()}
         others = self.cohort.participant_labels is not None or self.cohort.shard is not None
-        for name in self.names | (names_in(path) if others else set()):
-            if name not in rows and name in told.last:
-                last = told.last[name]
-                rows[name] = told.made.get(name, last) if last.again else last
-        return [*rows.values()]
+        names = self.names | (names_in(path) if others else set())
+        last = {name: one for name, one in told.last.items() if name in names} | self._kept
+        return [told.made.get(name, one) if one.again else one for name, one in last.items()]
 
     @contextmanager
     def _warning(self, about: str) -> Iterator[None]:

@@ -75,11 +75,6 @@ class Outcome:
     report: Mapping[str, Any] | None = None
     is_written: bool = False
 
-    @property
-    def is_done(self) -> bool:
-        """Whether it has a map."""
-        return self.state == "done"
-
     def line(self) -> str:
         """Return what is written of it."""
         written = {name: value for name, value in asdict(self).items() if name not in HERE}
@@ -190,5 +185,5 @@ def told_outcomes(folder: Path) -> Told:
     found.sort(key=lambda outcome: outcome.finished_s)
     return Told(
         {outcome.recording: outcome for outcome in found},
-        {one.recording: one for one in found if one.is_done and not one.again},
+        {one.recording: one for one in found if one.state == "done" and not one.again},
     )

@@ -28,10 +28,6 @@ class Progress:
         self._seconds = 0.0
         self._began = self._said = time.monotonic()
 
-    def kept(self) -> None:
-        """Count a recording that had a map."""
-        self._done += 1
-
     def ended(self, outcome: Outcome) -> None:
         """Count a recording, and say how far it is, if that was not said just now."""
         if outcome.state == "failed":

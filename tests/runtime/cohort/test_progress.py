@@ -23,7 +23,7 @@ def clock(monkeypatch) -> Clock:
 def test_how_many_and_how_long(clock, capsys) -> None:
     told = Progress(1000, TerminalLog(quiet=False), lambda: 8)
     for _ in range(200):
-        told.kept()
+        told.ended(Outcome("sub-kept", "done", again=True))
     for number in range(115):  # eight at a time, 41 s each
         clock.now = 1000 + 41 * (number + 1) / 8
         state = "failed" if number < 3 else "done"
