@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.console.time_limit import LONGEST_S
 from qsm_deploy.runtime.gpu.arrays import is_on_device
 from qsm_deploy.runtime.job.one_scan import measured_scan, run_field, run_scan
 from qsm_deploy.runtime.job.report import way_text
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], object]
 METHOD = {"method", "alpha", "iterations", "robust", "threshold", "lam"}
+HOST = {f.name for f in fields(Host)}
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,7 @@ def open_model(
     precision: Precision = "auto",
     threads: int = 0,
     plan_cache: PathLike = AUTO,
+    time_limit: float = LONGEST_S,
     **method: Any,
 ) -> Model:
     """Open a model for many scans, or take a method.
@@ -288,6 +291,8 @@ def open_model(
     plan_cache
         The folder for engines of plans that did not fit and were built again; ``auto`` is the
         user's, ``off`` none.
+    time_limit
+        For opening a model on the CPU, and for each time that it runs, once for each patch [s].
     **method
         ``method`` is the name of one, or of a bundled network, by default ``tv``; what is said to
         it are alpha [ppm mm], iterations, robust, threshold, lam, as the flags of ``qsm-run``.
@@ -298,7 +303,7 @@ def open_model(
         If the model cannot be opened there; one subclass for each cause.
     """
     maker = _maker(model, method)
-    host = Host(backend, device, precision, threads, plan_cache)
+    host = Host(backend, device, precision, threads, plan_cache, time_limit)
     return Model(open_reconstructor(maker, host, _Warnings(None)), maker)
 
 
@@ -309,18 +314,11 @@ def reconstruct(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] | Sequence[Sequence[float]],
     model: PathLike | Sequence[PathLike] | None = None,
-    backend: str = AUTO,
-    device: str = AUTO,
-    precision: Precision = "auto",
-    threads: int = 0,
-    plan_cache: PathLike = AUTO,
     **options: Any,
 ) -> Any:
     """Return the susceptibility map of one acquisition; see :func:`open_model`, :class:`Model`."""
-    said = {name: options.pop(name) for name in METHOD & options.keys()}
-    host: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
-    opened = open_model(model, precision=precision, plan_cache=plan_cache, **host, **said)
-    return opened.reconstruct(
+    said = {name: options.pop(name) for name in (METHOD | HOST) & options.keys()}
+    return open_model(model, **said).reconstruct(
         field_ppm, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, **options
     )
 
@@ -329,11 +327,6 @@ def run(
     field: PathLike | Sequence[PathLike] = (),
     *,
     model: PathLike | Sequence[PathLike] | None = None,
-    backend: str = AUTO,
-    device: str = AUTO,
-    precision: Precision = "auto",
-    threads: int = 0,
-    plan_cache: PathLike = AUTO,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -344,8 +337,9 @@ def run(
     field
         A field map (.nii or .nii.gz), or one for each orientation; nothing if it begins with
         ``phase`` or ``total_field``.
-    model, backend, device, precision, threads, plan_cache
-        As for :func:`open_model`.
+    model
+        As for :func:`open_model`; so are backend, device, precision, threads, plan_cache and
+        time_limit.
     progress
         Called with the patches that are done and their number.
     **options
@@ -364,11 +358,11 @@ def run(
         As the command line does, one subclass for each cause.
     """
     maker = _maker(model, {name: options.pop(name) for name in METHOD & options.keys()})
+    host = Host(**{name: options.pop(name) for name in HOST & options.keys()})
     said: dict[str, Any] = {"inputs": models_of(maker), "gives": gives_of(maker)}
     request = make_request(paths_of(field), **said, **_one_direction(options))
     stages = Stages()
     with stages("load"):
-        host = Host(backend, device, precision, threads, plan_cache)
         limit = request.wants.memory_limit
         log = _Warnings(progress)
         reconstructor = open_reconstructor(maker, host, log, stays=False, memory_limit=limit)

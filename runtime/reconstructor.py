@@ -19,6 +19,7 @@ from qsm_deploy.runtime.card.read import PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
+from qsm_deploy.runtime.console.time_limit import LONGEST_S
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import (
     CHI,
@@ -63,6 +64,8 @@ class Host:
     plan_cache
         The folder for engines that had to be built again, ``auto`` for the user's, ``off`` for
         none.
+    time_limit
+        For opening a model on the CPU, and each time that it runs [s].
     """
 
     backend: Backend = AUTO
@@ -70,6 +73,7 @@ class Host:
     precision: Precision = "auto"
     threads: int = 0
     plan_cache: str | os.PathLike[str] = AUTO
+    time_limit: float = LONGEST_S
 
 
 @dataclass(frozen=True)
@@ -454,7 +458,7 @@ def _method(method: Method, host: Host) -> Inversion:
     number = gpu_number(host.device, ())
     library = "scipy" if number is None else "cuFFT"
     why = f": {method.name} computes in fp32, with {library}; drop it, or name a network"
-    _require_unsaid(host, ("backend", "precision"), why)
+    _require_unsaid(host, ("backend", "precision", "time_limit"), why)
     if number is not None:
         _require_unsaid(host, ("threads",), why)
         from qsm_deploy.runtime.methods.on_gpu import open_on_gpu
@@ -469,7 +473,7 @@ def _require_unsaid(host: Host, names: Sequence[str], why: str) -> None:
     """Refuse what is said of a host that has no meaning there."""
     for name in names:
         if (value := getattr(host, name)) != getattr(Host(), name):
-            raise UsageError(f"--{name} {value}{why}")
+            raise UsageError(f"--{name.replace('_', '-')} {value}{why}")
 
 
 def _opened(
@@ -480,7 +484,7 @@ def _opened(
         return _on_cpu(models, host, stays=stays)
     _require_unsaid(
         host,
-        ("backend", "precision", "threads"),
+        ("backend", "precision", "threads", "time_limit"),
         " is for the CPU; on a GPU the file says what runs it and in which precision: drop it, or "
         "pass --device cpu",
     )
@@ -511,7 +515,13 @@ def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["N
     require_backend(backend)
     found: list[Network[Any]] = [
         CpuNetwork(
-            open_session(model, backend, precision=host.precision, threads=host.threads),
+            open_session(
+                model,
+                backend,
+                precision=host.precision,
+                threads=host.threads,
+                time_limit=host.time_limit,
+            ),
             model,
             threads=host.threads,
             stays=stays,

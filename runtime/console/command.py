@@ -15,6 +15,7 @@ from qsm_deploy.kernels.errors import (
     MissingDependencyError,
     QsmDeployError,
 )
+from qsm_deploy.runtime.console.time_limit import is_left_behind
 
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 141  # 128 + SIGPIPE, which Windows lacks
@@ -35,6 +36,14 @@ def run_command(name: str, command: Callable[[], str]) -> int:
     """
     # a process started without them has None here, which nothing that prints expects
     sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()
+    code = _exit_code(name, command)
+    if is_left_behind():
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _exit_code(name: str, command: Callable[[], str]) -> int:
     try:
         return _print(name, command())
     except QsmDeployError as error:

@@ -1,12 +1,14 @@
 """The flags of ``qsm-run``, and those that other commands share with it."""
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.console.time_limit import LONGEST_S
 from qsm_deploy.runtime.job.qsm_ci import STAGES
 from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES
 from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
@@ -492,6 +494,14 @@ def add_backend(group: "argparse._ArgumentGroup") -> None:
         default=0,
         help="CPU threads, default all cores, in a job of SLURM those of its task",
     )
+    group.add_argument(
+        "--time-limit",
+        type=seconds,
+        metavar="S",
+        default=LONGEST_S,
+        help="seconds for opening a model on the CPU, and for each time that it runs, which is "
+        "once for each patch (default 3600)",
+    )
 
 
 def _add_outputs(group: "argparse._ArgumentGroup") -> None:
@@ -597,8 +607,7 @@ def host_from(arguments: argparse.Namespace) -> "Host":
     """Return what the flags of :func:`add_backend` say."""
     from qsm_deploy.runtime.reconstructor import Host
 
-    names = ("backend", "device", "precision", "threads", "plan_cache")
-    return Host(**{name: getattr(arguments, name) for name in names})
+    return Host(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Host)})
 
 
 def add_device(group: "argparse._ActionsContainer") -> None:
@@ -633,6 +642,17 @@ def positive_count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Return a positive number of seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return number
 
 
 def thread_count(text: str) -> int:

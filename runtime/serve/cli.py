@@ -13,6 +13,7 @@ from qsm_deploy.runtime.job.arguments import (
     add_geometry,
     host_from,
     memory_size,
+    seconds,
 )
 from qsm_deploy.runtime.methods.method import DEFAULT
 from qsm_deploy.runtime.serve.dicom.arguments import add_dicom, options_from, peer
@@ -132,17 +133,6 @@ def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
-
-
-def seconds(text: str) -> float:
-    """Return a positive number of seconds."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return number
 
 
 def client_count(text: str) -> int:

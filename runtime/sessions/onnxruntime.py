@@ -11,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import onnx_file, read_card
+from qsm_deploy.runtime.console.time_limit import LONGEST_S, TimeLimit
 from qsm_deploy.runtime.sessions.open import cannot_load, joined_outputs
 from qsm_deploy.runtime.sessions.session import Backend, Precision
 
@@ -36,10 +37,12 @@ class OnnxRuntimeSession:
         path: Path,
         precision: Precision = "fp32",
         threads: int = 0,
+        time_limit: float = LONGEST_S,
         *,
         optimised: bool = True,
     ) -> None:
         self.precision: Precision = "fp32"
+        self._limit = TimeLimit(time_limit)
         options = onnxruntime.SessionOptions()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -51,8 +54,11 @@ class OnnxRuntimeSession:
         options.log_severity_level = 4  # what fails is raised, in one line
         try:
             with onnx_file(path) as file:
-                self._session = onnxruntime.InferenceSession(
-                    file, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                self._session = self._limit.within(
+                    f"opening {path} in ONNX Runtime",
+                    lambda: onnxruntime.InferenceSession(
+                        file, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                    ),
                 )
             self.card = read_card(
                 path,
@@ -65,8 +71,14 @@ class OnnxRuntimeSession:
 
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4
         try:
-            outputs = self._session.run(None, dict(tensors))
+            outputs = self._limit.within(
+                f"one run of {self.card.network} in ONNX Runtime",
+                lambda: self._session.run(None, dict(tensors), options),
+                lambda: setattr(options, "terminate", True),
+            )
         except (status.Fail, status.RuntimeException, status.InvalidArgument) as error:
             reason = str(error).splitlines()[0]
             raise EngineError(f"ONNX Runtime failed ({reason}); export the model again") from error

@@ -14,6 +14,7 @@ from qsm_deploy.kernels.errors import EngineError, MissingDependencyError, Usage
 from qsm_deploy.kernels.threads import of_task
 from qsm_deploy.runtime.card.card import ModelCard
 from qsm_deploy.runtime.card.graph import require_bounded_graph
+from qsm_deploy.runtime.console.time_limit import LONGEST_S
 from qsm_deploy.runtime.sessions.session import AUTO, BACKENDS, Backend, Precision, Session
 
 DIPOLE_NODE = re.compile(r"qsm[.:]+DipoleConv")  # as one library or the other writes it
@@ -64,7 +65,12 @@ def require_backend(backend: Backend) -> Callable[..., Session]:
 
 
 def open_session(
-    path: Path, backend: Backend, *, precision: Precision = "fp32", threads: int = 0
+    path: Path,
+    backend: Backend,
+    *,
+    precision: Precision = "fp32",
+    threads: int = 0,
+    time_limit: float = LONGEST_S,
 ) -> Session:
     """Load a model file.
 
@@ -78,20 +84,24 @@ def open_session(
         What the backend computes in.
     threads
         CPU threads; 0 takes all cores.
+    time_limit
+        For opening it, and for each run [s].
 
     Raises
     ------
     DataError
         If the file is missing.
     EngineError
-        If the backend cannot load it or does not support the precision, or it may never end.
+        If the backend cannot load it in time or does not support the precision, or if the model
+        may never end.
     CardError
         If it has no card, or one that contradicts the graph.
     MissingDependencyError
         If the backend is not installed.
     """
     require_bounded_graph(path)
-    return require_backend(backend)(path, precision=precision, threads=threads or of_task())
+    opened = require_backend(backend)
+    return opened(path, precision=precision, threads=threads or of_task(), time_limit=time_limit)
 
 
 def cannot_load(path: Path, library: str, error: Exception) -> EngineError:

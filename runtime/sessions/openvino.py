@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.errors import EngineError
 from qsm_deploy.runtime.card.card import METADATA_KEY
 from qsm_deploy.runtime.card.read import onnx_file, read_card
+from qsm_deploy.runtime.console.time_limit import LONGEST_S, TimeLimit
 from qsm_deploy.runtime.sessions.int8 import computed_precision
 from qsm_deploy.runtime.sessions.open import cannot_load, joined_outputs
 from qsm_deploy.runtime.sessions.session import Backend, Precision
@@ -31,8 +33,14 @@ class OpenVinoSession:
     backend: Backend = "openvino"
     version = openvino.__version__.split("-")[0]
 
-    def __init__(self, path: Path, precision: Precision = "fp32", threads: int = 0) -> None:
-        self._core = openvino.Core()
+    def __init__(
+        self,
+        path: Path,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        time_limit: float = LONGEST_S,
+    ) -> None:
+        self._core, self._limit = openvino.Core(), TimeLimit(time_limit)
         if precision == "bf16":
             self._require_bf16()
         self._settings: dict[str, Any] = {
@@ -42,7 +50,10 @@ class OpenVinoSession:
         }
         try:
             with onnx_file(path) as file:
-                self._model = self._core.read_model(file)
+                self._model = self._limit.within(
+                    f"opening {path} in OpenVINO",
+                    partial(self._core.read_model, file),
+                )
             stored = ["framework", METADATA_KEY]
             has_card = self._model.has_rt_info(stored)
             self.card = read_card(
@@ -62,18 +73,34 @@ class OpenVinoSession:
     def run(self, tensors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Run the model once; see :class:`qsm_deploy.runtime.sessions.session.Session`."""
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        network = self.card.network
         try:
             if shapes != self._shapes:
-                self._request = None
-                self._model.reshape(shapes)
-                compiled = self._core.compile_model(self._model, "CPU", self._settings)
-                self._request = compiled.create_infer_request()
+                self._request, self._shapes = None, {}
+                self._request = self._limit.within(
+                    f"compiling {network} in OpenVINO",
+                    partial(self._compiled, shapes),
+                )
                 self._shapes = shapes
-            results = self._request.infer(dict(tensors), share_inputs=True)
+            outputs = self._limit.within(
+                f"one run of {network} in OpenVINO",
+                partial(self._computed, dict(tensors)),
+                self._request.cancel,
+            )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise EngineError(f"OpenVINO failed ({reason}); export the model again") from error
-        return joined_outputs(results.to_tuple(), tensors, self.card)
+        return joined_outputs(outputs, tensors, self.card)
+
+    def _compiled(self, shapes: Mapping[str, list[int]]) -> Any:
+        self._model.reshape(shapes)
+        compiled = self._core.compile_model(self._model, "CPU", self._settings)
+        return compiled.create_infer_request()
+
+    def _computed(self, tensors: dict[str, NDArray[np.float32]]) -> list[NDArray[Any]]:
+        self._request.start_async(tensors, share_inputs=True)  # what infer() begins, nothing ends
+        self._request.wait()
+        return [output.data.copy() for output in self._request.output_tensors]
 
     def _require_bf16(self) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,0 +1,81 @@
+"""A limit to how long a model is opened, and to how long it runs once.
+
+Neither library looks at the clock. Both end a run that they are told to end once the operator that
+is being computed is done; of opening they end nothing.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from threading import Thread
+from typing import Any, TypeVar
+
+from qsm_deploy.kernels.errors import EngineError
+
+LONGEST_S = 3600.0
+GRACE_S = 5.0  # for what was told to end
+
+T = TypeVar("T")
+
+_left: list[Future[Any]] = []
+
+
+class TimeLimit:
+    """How long each thing may take that is done with one model [s]."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last: Future[Any] | None = None
+
+    def within(
+        self, what: str, work: Callable[[], T], stop: Callable[[], object] | None = None
+    ) -> T:
+        """Return what work gives, if it does so in time; an interrupt ends the waiting at once.
+
+        Parameters
+        ----------
+        what
+            What is done, for the message.
+        work
+            Does it, in a thread of its own: one that does not end is left behind.
+        stop
+            Tells it to end, if that can be told.
+
+        Raises
+        ------
+        EngineError
+            If it takes longer, or what took longer before still goes on.
+        """
+        if self._last and not self._last.done():
+            raise EngineError(f"{what}: what did not end in time still goes on; open it again")
+        made = self._last = Future[T]()
+
+        def run() -> None:
+            try:
+                made.set_result(work())
+            except BaseException as error:
+                made.set_exception(error)
+
+        Thread(target=run, name=what, daemon=True).start()
+        late = True
+        try:
+            late = not wait([made], self._seconds).done
+        finally:
+            if late and stop:
+                stop()
+                wait([made], GRACE_S)
+            if not made.done():
+                _left.append(made)
+        if late:
+            raise EngineError(
+                f"{what} takes longer than {self._seconds:g} s, which is the limit; pass a larger "
+                "--time-limit if it may"
+            )
+        return made.result()
+
+
+def is_left_behind() -> bool:
+    """Tell whether something still goes on that did not end in time.
+
+    An interpreter that ends in the orderly way would abort the process when it does end.
+    """
+    return any(not made.done() for made in _left)
