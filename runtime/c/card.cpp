@@ -48,7 +48,8 @@ class Fields {
         for (const auto &field : object_.fields) {
             if (std::find(taken_.begin(), taken_.end(), field.first) != taken_.end()) continue;
             throw Error(QSM_ENGINE_ERROR,
-                        "the model's card has an unknown field " + name(field.first.c_str()));
+                        "the model's card has an unknown field " + name(field.first.c_str()) +
+                            "; export the model again");
         }
     }
 

@@ -477,7 +477,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
                 f"the model's card lacks {where}.{min(missing)}; export the model again"
             )
         if unknown := value.keys() - hints.keys():
-            raise CardError(f"the model's card has an unknown field {where}.{min(unknown)}")
+            raise CardError(
+                f"the model's card has an unknown field {where}.{min(unknown)}; export the model "
+                "again"
+            )
         return cast(Any, kind)(
             **{name: _parse(hints[name], v, f"{where}.{name}") for name, v in value.items()}
         )
