@@ -119,7 +119,9 @@ def _on_cpu(host: Host, path: Path, card: ModelCard) -> Contender:
         precision,
         CPU,
         card,
-        lambda: open_session(path, backend, precision=precision, threads=host.threads),
+        lambda: open_session(
+            path, backend, precision=precision, threads=host.threads, time_limit=host.time_limit
+        ),
         path,
     )
 

@@ -5,9 +5,8 @@ is being computed is done; of opening they end nothing.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from threading import Thread
-from typing import Any, TypeVar
+from threading import Event, Thread
+from typing import TypeVar
 
 from qsm_deploy.kernels.errors import EngineError
 
@@ -16,7 +15,7 @@ GRACE_S = 5.0  # for what was told to end
 
 T = TypeVar("T")
 
-_left: list[Future[Any]] = []
+_left: list[Event] = []  # that something has ended which was left behind
 
 
 class TimeLimit:
@@ -24,7 +23,8 @@ class TimeLimit:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._last: Future[Any] | None = None
+        self._ended = Event()
+        self._ended.set()
 
     def within(
         self, what: str, work: Callable[[], T], stop: Callable[[], object] | None = None
@@ -45,32 +45,37 @@ class TimeLimit:
         EngineError
             If it takes longer, or what took longer before still goes on.
         """
-        if self._last and not self._last.done():
+        if not self._ended.is_set():
             raise EngineError(f"{what}: what did not end in time still goes on; open it again")
-        made = self._last = Future[T]()
+        ended = self._ended = Event()
+        given: list[T] = []
+        raised: list[BaseException] = []
 
         def run() -> None:
             try:
-                made.set_result(work())
+                given.append(work())
             except BaseException as error:
-                made.set_exception(error)
+                raised.append(error)
+            ended.set()
 
         Thread(target=run, name=what, daemon=True).start()
         late = True
         try:
-            late = not wait([made], self._seconds).done
+            late = not ended.wait(self._seconds)
         finally:
             if late and stop:
                 stop()
-                wait([made], GRACE_S)
-            if not made.done():
-                _left.append(made)
+                ended.wait(GRACE_S)
+            if not ended.is_set():
+                _left.append(ended)
         if late:
             raise EngineError(
                 f"{what} takes longer than {self._seconds:g} s, which is the limit; pass a larger "
                 "--time-limit if it may"
             )
-        return made.result()
+        for error in raised:
+            raise error
+        return given[0]
 
 
 def is_left_behind() -> bool:
@@ -78,4 +83,4 @@ def is_left_behind() -> bool:
 
     An interpreter that ends in the orderly way would abort the process when it does end.
     """
-    return any(not made.done() for made in _left)
+    return not all(ended.is_set() for ended in _left)
