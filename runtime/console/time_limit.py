@@ -70,8 +70,8 @@ class TimeLimit:
                 _left.append(ended)
         if late:
             raise EngineError(
-                f"{what} takes longer than {self._seconds:g} s, which is the limit; pass a larger "
-                "--time-limit if it may"
+                f"{what} takes longer than {self._seconds:g} s, the limit; pass a larger "
+                "--time-limit if it may take longer"
             )
         for error in raised:
             raise error

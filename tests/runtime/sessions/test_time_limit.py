@@ -104,6 +104,6 @@ def test_a_model_that_never_opens_ends_the_command(
             process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1].splitlines()[-1]
     assert process.returncode == (130 if interrupt else 4)
-    seen = "interrupted" if interrupt else "takes longer than 2 s, which is the limit; pass a"
+    seen = "interrupted" if interrupt else "takes longer than 2 s, the limit; pass a"
     assert seen in error
     assert not field.with_name("field_chi.nii.gz").exists()
