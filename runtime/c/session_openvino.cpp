@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <iterator>
 #include <set>
@@ -17,6 +18,8 @@
 namespace qsm::host {
 
 namespace {
+
+constexpr std::chrono::milliseconds kBetweenPolls(100);
 
 // The precision is always stated: left alone, OpenVINO computes in bf16 on CPUs that can.
 ov::AnyMap openvino_settings(int threads) {
@@ -105,7 +108,8 @@ class OpenVinoSession final : public Session {
         return settings_.count("LP_TRANSFORMS_MODE") ? "fp32" : "int8";
     }
 
-    const float *run(const std::vector<Tensor> &inputs) override {
+    const float *run(const std::vector<Tensor> &inputs,
+                     const std::function<void()> &poll) override {
         openvino_call("OpenVINO failed", "export the model again", [&] {
             prepare(inputs);
             for (const Tensor &input : inputs) {
@@ -113,8 +117,9 @@ class OpenVinoSession final : public Session {
                 request_.set_tensor(input.name, ov::Tensor(ov::element::f32, ov::Shape(input.shape),
                                                            const_cast<float *>(input.data)));
             }
-            request_.infer();
+            request_.start_async();
         });
+        finish(poll);
         const ov::Tensor output = request_.get_output_tensor();
         const ov::Shape shape = output.get_shape();
         require_output(card_, inputs[0].shape, {shape.begin(), shape.end()},
@@ -133,6 +138,24 @@ class OpenVinoSession final : public Session {
         model_->reshape(shapes);
         request_ = core_.compile_model(model_, "CPU", settings_).create_infer_request();
         shapes_ = shapes;
+    }
+
+    // Waits for the end of what was started, which a cancelled request reaches after an operator.
+    void finish(const std::function<void()> &poll) {
+        const auto ended = [&] {
+            return openvino_call("OpenVINO failed", "export the model again",
+                                 [&] { return request_.wait_for(kBetweenPolls); });
+        };
+        try {
+            while (!ended()) poll();
+        } catch (...) {
+            request_.cancel();
+            try {
+                request_.wait();  // inputs are the caller's
+            } catch (const ov::Exception &) {  // that it was cancelled
+            }
+            throw;
+        }
     }
 
     // Networks of qsm-export have neither loops nor branches, which may never end.

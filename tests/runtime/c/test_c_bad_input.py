@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,35 @@ def test_cancelling_stops_between_patches(
     engine.reconstruct(field, mask, cancel=cancel(lambda: False), **params)
     assert seen[-1] == (seen[-1][1],) * 2
     assert len(seen) == seen[-1][1]
+
+
+def test_cancelling_stops_a_network_while_it_runs(
+    write_graph: Any, open_engine: Any, call_error: Any, cancel: Callable[..., Any]
+) -> None:
+    names = ["local_field_ppm", *(f"v{n}" for n in range(30)), "chi_ppm"]
+    channels = [1, *[12] * 30, 1]
+    random, nodes, weights = np.random.default_rng(2), [], {}
+    for n, (takes, gives) in enumerate(pairwise(channels)):
+        shape = (gives, takes, 3, 3, 3)
+        weights[f"w{n}"] = random.normal(0, (27 * takes) ** -0.5, shape).astype(np.float32)
+        nodes += [onnx.helper.make_node("Conv", [names[n], f"w{n}"], [names[n + 1]], pads=[1] * 6)]
+    engine = open_engine(write_graph(nodes, **weights), threads=1)
+    field, mask = volumes((64, 64, 64))
+    first = engine.reconstruct(field, mask)  # compiles it
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2  # twice before the one run begins
+
+    start = time.monotonic()
+    with pytest.raises(call_error, match="cancelled by the caller") as caught:
+        engine.reconstruct(field, mask, cancel=cancel(stop))
+    stopped = time.monotonic()
+    assert (caught.value.status, asked) == (CANCELLED, 3)
+    np.testing.assert_array_equal(engine.reconstruct(field, mask, cancel=cancel(int)), first)
+    assert stopped - start < (time.monotonic() - stopped) / 3
 
 
 def test_a_slow_callback_holds_up_its_own_engine_only(
