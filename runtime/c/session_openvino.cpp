@@ -9,10 +9,10 @@
 #include <set>
 #include <sstream>
 
-#include <openvino/op/util/multi_subgraph_base.hpp>
 #include <openvino/runtime/core.hpp>
 
 #include "error.h"
+#include "graph.h"
 #include "session.h"
 
 namespace qsm::host {
@@ -86,12 +86,12 @@ class OpenVinoSession final : public Session {
     OpenVinoSession(const std::string &path, const std::string &graph, int threads)
         : settings_(openvino_settings(threads)) {
         require_onnx(path, graph);
+        require_bounded_graph(path, graph);
         try {
             model_ = core_.read_model(MemoryFile(graph).name());
         } catch (const std::exception &error) {
             throw cannot_load(path, error.what());
         }
-        require_bounded(path);
         const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
         card_ = read_card(
             path, has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
@@ -155,16 +155,6 @@ class OpenVinoSession final : public Session {
             } catch (const ov::Exception &) {  // that it was cancelled
             }
             throw;
-        }
-    }
-
-    // Networks of qsm-export have neither loops nor branches, which may never end.
-    void require_bounded(const std::string &path) const {
-        for (const auto &node : model_->get_ops()) {
-            if (!ov::is_type<ov::op::util::MultiSubGraphOp>(node)) continue;
-            throw Error(QSM_ENGINE_ERROR,
-                        path + ": its graph has a " + node->get_type_name() +
-                            ", which may never end; export the network with qsm-export");
         }
     }
 

@@ -21,6 +21,7 @@ from qsm_deploy.runtime.card.card import (
     Tiles,
 )
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from tests.runtime.card.unbounded_graphs import UNBOUNDED, save_graph
 
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
 SHAPE = (12, 9, 10)
@@ -48,6 +49,7 @@ def damaged(path: Path, what: str) -> None:
             "text": b"not a model",
             "truncated": data[: len(data) // 2],
             "zeros": b"\x08" + bytes(1000),
+            "no graph": b"\x08\x0a",
         }
         path.write_bytes(made[what])
 
@@ -59,8 +61,9 @@ def damaged(path: Path, what: str) -> None:
         ("directory", DATA, "no such model file"),
         ("empty", ENGINE, "not an .onnx model"),
         ("text", ENGINE, "not an .onnx model"),
-        ("truncated", ENGINE, "OpenVINO cannot load it"),
-        ("zeros", ENGINE, "OpenVINO cannot load it"),
+        ("truncated", ENGINE, "truncated or damaged: cannot load it"),
+        ("zeros", ENGINE, "truncated or damaged: cannot load it"),
+        ("no graph", ENGINE, "OpenVINO cannot load it"),
     ],
 )
 def test_what_is_no_model_is_refused(
@@ -207,28 +210,18 @@ def test_a_network_that_gives_nan_is_refused(
     assert caught.value.status == ENGINE
 
 
-def test_a_loop_or_a_branch_is_refused(write_graph: Any, library: Any, call_error: Any) -> None:
-    def value(name: str, kind: int = 1, shape: Any = None) -> onnx.ValueInfoProto:
-        return onnx.helper.make_tensor_value_info(name, kind, shape)
-
-    boolean, number = onnx.TensorProto.BOOL, onnx.TensorProto.INT64
-    steps = [onnx.helper.make_node("Identity", ["go_on"], ["again"])]
-    steps += [onnx.helper.make_node("Add", ["so_far", "so_far"], ["sum"])]
-    takes = [value("n", number, ()), value("go_on", boolean, ()), value("so_far")]
-    body = onnx.helper.make_graph(steps, "body", takes, [value("again", boolean, ()), value("sum")])
-    field = "local_field_ppm"
-    loop = onnx.helper.make_node("Loop", ["", "yes", field], ["chi_ppm"], body=body)
-    half = onnx.helper.make_node("Identity", [field], ["out"])
-    way = onnx.helper.make_graph([half], "way", [], [value("out")])
-    total = onnx.helper.make_node("ReduceSum", [field], ["sum"], keepdims=0)
-    test = onnx.helper.make_node("Cast", ["sum"], ["maybe"], to=boolean)
-    branch = onnx.helper.make_node("If", ["maybe"], ["chi_ppm"], then_branch=way, else_branch=way)
-    for nodes in ([loop], [total, test, branch]):
-        with pytest.raises(
-            call_error, match=rf"has a {nodes[-1].op_type}, which may never"
-        ) as caught:
-            library.open(write_graph(nodes, yes=True))
-        assert caught.value.status == ENGINE
+@pytest.mark.parametrize("what", UNBOUNDED)
+def test_a_graph_without_a_bound_is_refused_before_it_is_read(
+    what: str, card: ModelCard, library: Any, call_error: Any, tmp_path: Path
+) -> None:
+    nodes, functions, _ = UNBOUNDED[what]
+    says = "No conversion rule" if functions else "its graph has (a loop or a branch|100001 nodes)"
+    path = save_graph(nodes, functions, card, tmp_path / "x.onnx")
+    start = time.monotonic()
+    with pytest.raises(call_error, match=f"x.onnx: .*{says}") as caught:
+        library.open(path)
+    assert time.monotonic() - start < 2
+    assert caught.value.status == ENGINE
 
 
 def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
