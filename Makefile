@@ -41,12 +41,12 @@ check-newest:
 	.newest/tools/bin/python -m pip install --quiet uv
 	echo torch > .newest/excluded
 	echo hatchling | .newest/tools/bin/uv pip compile --quiet --no-config --universal \
-		--python-version 3.11 --default-index https://pypi.org/simple --generate-hashes \
+		--python-version 3.11 --fork-strategy fewest --default-index https://pypi.org/simple --generate-hashes \
 		--no-annotate --custom-compile-command "make check-newest" --excludes .newest/excluded \
 		$(patsubst %,--extra %,cluster dicom export figure mask openvino serve) pyproject.toml - \
 		--output-file .newest/requirements.lock
 	(echo "# What is in requirements.lock, for pip -c; make check-newest writes both" && echo "$(TORCH)" && \
-		grep -o '^[^ #;]*==[^ ;]*' .newest/requirements.lock) > .newest/constraints.txt
+		sed '/^#/d; /--hash/d; s/ \\$$//' .newest/requirements.lock) > .newest/constraints.txt
 	PIP_CONSTRAINT=$(CURDIR)/.newest/constraints.txt $(MAKE) test-all VENV=.newest/venv
 	cp .newest/requirements.lock .newest/constraints.txt .
 	.newest/tools/bin/uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
