@@ -152,7 +152,7 @@ class OpenVinoSession final : public Session {
             request_.cancel();
             try {
                 request_.wait();  // inputs are the caller's
-            } catch (const ov::Exception &) {  // that it was cancelled
+            } catch (...) {  // that it was cancelled, or what is thrown already
             }
             throw;
         }
