@@ -11,7 +11,7 @@ JOBS ?= 2
 # without a restart, or a worker that dies is not named: xdist waits for what it had left
 PYTEST := $(BIN)/python -m pytest --strict-skips -n $(JOBS) --max-worker-restart 0
 
-.PHONY: demo test test-all test-triton check cuda c-runtime setup clean
+.PHONY: demo test test-all test-triton check check-newest cuda c-runtime setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py demo
@@ -32,6 +32,24 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Everything at its newest, in an environment of its own. Where the tests pass with it the versions are
+# written down, for all platforms and with the hashes of PyPI's files, and looked up among the
+# advisories. PyTorch stays that of TORCH: its files are those of an index for each kind of GPU.
+check-newest:
+	rm -rf .newest && $(PYTHON) -m venv .newest/tools
+	.newest/tools/bin/python -m pip install --quiet uv
+	echo torch > .newest/excluded
+	echo hatchling | .newest/tools/bin/uv pip compile --quiet --no-config --universal \
+		--python-version 3.11 --fork-strategy fewest --default-index https://pypi.org/simple --generate-hashes \
+		--no-annotate --custom-compile-command "make check-newest" --excludes .newest/excluded \
+		$(patsubst %,--extra %,cluster dicom export figure mask openvino serve) pyproject.toml - \
+		--output-file .newest/requirements.lock
+	(echo "# What is in requirements.lock, for pip -c; make check-newest writes both" && echo "$(TORCH)" && \
+		sed '/^#/d; /--hash/d; s/ \\$$//' .newest/requirements.lock) > .newest/constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/.newest/constraints.txt $(MAKE) test-all VENV=.newest/venv
+	cp .newest/requirements.lock .newest/constraints.txt .
+	.newest/tools/bin/uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 # Needs no GPU to build; run on an H100 so far.
 cuda: setup $(CUDA_READY)
@@ -62,4 +80,4 @@ $(CUDA_READY): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .triton demo kernels/build runtime/c/build
+	rm -rf $(VENV) .triton .newest demo kernels/build runtime/c/build

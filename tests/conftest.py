@@ -26,6 +26,7 @@ ALLOWED_SKIPS = (
     "no TensorRT",
     "no Triton",
     "no valgrind",
+    "no clang",
     "no headless browser",
     "no DICOM tool",
     "no network namespace",

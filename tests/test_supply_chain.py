@@ -28,13 +28,25 @@ def test_nothing_installs_the_bare_name():
     assert found == []
 
 
-def test_the_constraints_have_what_the_extras_need():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = list(project["dependencies"])
+def test_the_locked_versions_are_those_that_the_extras_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    needed = project["project"]["dependencies"] + project["build-system"]["requires"]
     for extra in ("cluster", "dicom", "export", "figure", "mask", "openvino", "serve"):
-        needed += project["optional-dependencies"][extra]
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+        needed += extras[extra]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    tested = {r.name: str(r.specifier).removeprefix("==") for r in map(Requirement, lines)}
     required = [r for r in map(Requirement, needed) if not r.marker or r.marker.evaluate()]
     for requirement in required:
         assert requirement.specifier.contains(tested[requirement.name]), requirement
+
+
+def test_whatever_is_locked_has_hashes_and_nothing_names_an_index():
+    text = (ROOT / "requirements.lock").read_text().replace("\\\n", "")
+    locked = [line for line in text.splitlines() if not line.startswith("#")]
+    form = r"([a-z0-9.-]+==[0-9a-z.]+( ; [^#]+?)?)( +--hash=sha256:[0-9a-f]{64})+"
+    versions = [match[1] for line in locked if (match := re.fullmatch(form, line))]
+    assert len(versions) == len(locked) > 50
+    torch, *lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    assert f"TORCH ?= {torch}" in (ROOT / "Makefile").read_text()
+    assert lines == versions

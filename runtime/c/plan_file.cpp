@@ -15,6 +15,11 @@ namespace {
 constexpr std::string_view kMagic("QSMPLAN\0", 8);
 constexpr char kPromised[] = "\"plan\":\"1\"";  // in the canonical card of an engine with a graph
 constexpr uint64_t kForm = 1;
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+constexpr bool kUnchecked = true;  // or no fuzzer comes past the digests
+#else
+constexpr bool kUnchecked = false;
+#endif
 constexpr size_t kFooter = 112, kDigest = 32, kLongestCard = 4000;
 
 bool ends_with(std::string_view text, std::string_view end) {
@@ -84,7 +89,7 @@ PlanFile read_plan(const std::string &path) {
     const std::string_view parts[] = {{data.data(), size_t(length)},
                                       {data.data() + length, size_t(graph_length)}};
     for (size_t n = 0; n < 2; ++n) {
-        if (sha256(parts[n]) == footer.substr(kDigest * (n + 1), kDigest)) continue;
+        if (kUnchecked || sha256(parts[n]) == footer.substr(kDigest * (n + 1), kDigest)) continue;
         throw refused(path, std::string(": damaged: its ") + (n ? "graph" : "engine") +
                                 " is not what was written (SHA-256)");
     }

@@ -148,8 +148,9 @@ typedef struct qsm_params {
     void (*progress)(int32_t done, int32_t total, void *user_data); /* after each patch, each
                                                                        step of data consistency,
                                                                        each iteration */
-    int (*cancel)(void *user_data); /* asked before each of these, and within an iteration of tv;
-                                       nonzero stops */
+    int (*cancel)(void *user_data); /* asked before each of these, within an iteration of tv, and
+                                       every 100 ms while a network runs on the CPU, which ends
+                                       after the operator it is in; nonzero stops */
     void (*log)(int32_t level, const char *line, void *user_data); /* a qsm_log_level, a line
                                                                       without its end */
     void *user_data;                                               /* passed to all three */

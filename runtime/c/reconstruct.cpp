@@ -39,7 +39,7 @@ Volume run_patches(Session &session, const Scan &scan, const PatchPlan &plan,
                 const Volume &from = inputs[n].empty() ? scan.local_field_ppm : inputs[n];
                 launch(Gather{patch.box, from.data(), patches[n].data()}, rows, nullptr);
             }
-            const float *output = session.run(tensors);
+            const float *output = session.run(tensors, [&] { caller.poll(); });
             launch(Accumulate{patch.box, output, patch.windows[0], patch.windows[1],
                               patch.windows[2], total.data(), nullptr},
                    rows, nullptr);

@@ -2,6 +2,7 @@
 #ifndef QSM_RUNTIME_SESSION_H
 #define QSM_RUNTIME_SESSION_H
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,8 +33,9 @@ class Session {
     virtual const char *precision() const { return "fp32"; }
 
     // Runs the network once. Returns its output, of the shape of the first input, which stays until
-    // the next run.
-    virtual const float *run(const std::vector<Tensor> &inputs) = 0;
+    // the next run. Calls `poll` again and again meanwhile, on this thread; ends where that throws.
+    virtual const float *run(const std::vector<Tensor> &inputs,
+                             const std::function<void()> &poll) = 0;
 
   protected:
     Card card_;

@@ -3,20 +3,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <iterator>
 #include <set>
 #include <sstream>
 
-#include <openvino/op/util/multi_subgraph_base.hpp>
 #include <openvino/runtime/core.hpp>
 
 #include "error.h"
+#include "graph.h"
 #include "session.h"
 
 namespace qsm::host {
 
 namespace {
+
+constexpr std::chrono::milliseconds kBetweenPolls(100);
 
 // The precision is always stated: left alone, OpenVINO computes in bf16 on CPUs that can.
 ov::AnyMap openvino_settings(int threads) {
@@ -83,12 +86,12 @@ class OpenVinoSession final : public Session {
     OpenVinoSession(const std::string &path, const std::string &graph, int threads)
         : settings_(openvino_settings(threads)) {
         require_onnx(path, graph);
+        require_bounded_graph(path, graph);
         try {
             model_ = core_.read_model(MemoryFile(graph).name());
         } catch (const std::exception &error) {
             throw cannot_load(path, error.what());
         }
-        require_bounded(path);
         const bool has_card = model_->has_rt_info("framework", "qsm_deploy.card");
         card_ = read_card(
             path, has_card ? model_->get_rt_info<std::string>("framework", "qsm_deploy.card") : "");
@@ -105,7 +108,8 @@ class OpenVinoSession final : public Session {
         return settings_.count("LP_TRANSFORMS_MODE") ? "fp32" : "int8";
     }
 
-    const float *run(const std::vector<Tensor> &inputs) override {
+    const float *run(const std::vector<Tensor> &inputs,
+                     const std::function<void()> &poll) override {
         openvino_call("OpenVINO failed", "export the model again", [&] {
             prepare(inputs);
             for (const Tensor &input : inputs) {
@@ -113,8 +117,9 @@ class OpenVinoSession final : public Session {
                 request_.set_tensor(input.name, ov::Tensor(ov::element::f32, ov::Shape(input.shape),
                                                            const_cast<float *>(input.data)));
             }
-            request_.infer();
+            request_.start_async();
         });
+        finish(poll);
         const ov::Tensor output = request_.get_output_tensor();
         const ov::Shape shape = output.get_shape();
         require_output(card_, inputs[0].shape, {shape.begin(), shape.end()},
@@ -135,13 +140,21 @@ class OpenVinoSession final : public Session {
         shapes_ = shapes;
     }
 
-    // Networks of qsm-export have neither loops nor branches, which may never end.
-    void require_bounded(const std::string &path) const {
-        for (const auto &node : model_->get_ops()) {
-            if (!ov::is_type<ov::op::util::MultiSubGraphOp>(node)) continue;
-            throw Error(QSM_ENGINE_ERROR,
-                        path + ": its graph has a " + node->get_type_name() +
-                            ", which may never end; export the network with qsm-export");
+    // Waits for the end of what was started, which a cancelled request reaches after an operator.
+    void finish(const std::function<void()> &poll) {
+        const auto ended = [&] {
+            return openvino_call("OpenVINO failed", "export the model again",
+                                 [&] { return request_.wait_for(kBetweenPolls); });
+        };
+        try {
+            while (!ended()) poll();
+        } catch (...) {
+            request_.cancel();
+            try {
+                request_.wait();  // inputs are the caller's
+            } catch (...) {  // that it was cancelled, or what is thrown already
+            }
+            throw;
         }
     }
 

@@ -271,6 +271,26 @@ def build_fake(
     return build
 
 
+@pytest.fixture(scope="session")
+def libfuzzer(
+    compiler: str, run: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return libFuzzer with the library in it, that with the fake engine."""
+    clang, folder = find_tool("clang++"), tmp_path_factory.mktemp("libfuzzer")
+    if not clang:
+        pytest.skip("no clang")
+    sources = (path for path in SOURCES.glob("*.cpp") if not path.stem.startswith("session_"))
+    defined = ("QSM_LIBFUZZER", "FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION")
+    run(
+        *(clang, "-std=c++17", "-O1", "-g1", "-fsanitize=fuzzer,address,undefined"),
+        *("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", *(f"-D{d}" for d in defined)),
+        *('-DQSM_RUNTIME_VERSION="fuzz"', f"-I{SOURCES}", f"-I{KERNELS / 'csrc'}"),
+        *(*sources, FAKE, HERE / "fuzz.cpp", "-o", folder / "fuzz", "-pthread", "-ldl"),
+    )
+    run(compiler, "-x", "c", "-shared", "-fPIC", HERE / "fake_driver.c", "-o", folder / DRIVER)
+    return folder / "fuzz"
+
+
 @pytest.fixture
 def drive(run: Callable[..., str], twin_handle: ctypes.CDLL) -> Callable[..., str]:
     """Return what runs the driver, with a GPU that is none."""

@@ -50,7 +50,7 @@ class FakeSession final : public Session {
 
     const char *backend() const override { return "openvino"; }
 
-    const float *run(const std::vector<Tensor> &inputs) override {
+    const float *run(const std::vector<Tensor> &inputs, const std::function<void()> &) override {
         output_.resize(voxels_of(inputs[0]));
         compute(behaviour(card_), inputs, output_.data());
         return output_.data();

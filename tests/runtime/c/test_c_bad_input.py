@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qsm_deploy.runtime.card.card import (
     Tiles,
 )
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from tests.runtime.card.unbounded_graphs import UNBOUNDED, save_graph
 
 USAGE, DATA, ENGINE, MEMORY, CANCELLED = 2, 3, 4, 6, 130
 SHAPE = (12, 9, 10)
@@ -47,6 +49,7 @@ def damaged(path: Path, what: str) -> None:
             "text": b"not a model",
             "truncated": data[: len(data) // 2],
             "zeros": b"\x08" + bytes(1000),
+            "no graph": b"\x08\x0a",
         }
         path.write_bytes(made[what])
 
@@ -58,8 +61,9 @@ def damaged(path: Path, what: str) -> None:
         ("directory", DATA, "no such model file"),
         ("empty", ENGINE, "not an .onnx model"),
         ("text", ENGINE, "not an .onnx model"),
-        ("truncated", ENGINE, "OpenVINO cannot load it"),
-        ("zeros", ENGINE, "OpenVINO cannot load it"),
+        ("truncated", ENGINE, "truncated or damaged: cannot load it"),
+        ("zeros", ENGINE, "truncated or damaged: cannot load it"),
+        ("no graph", ENGINE, "OpenVINO cannot load it"),
     ],
 )
 def test_what_is_no_model_is_refused(
@@ -206,28 +210,18 @@ def test_a_network_that_gives_nan_is_refused(
     assert caught.value.status == ENGINE
 
 
-def test_a_loop_or_a_branch_is_refused(write_graph: Any, library: Any, call_error: Any) -> None:
-    def value(name: str, kind: int = 1, shape: Any = None) -> onnx.ValueInfoProto:
-        return onnx.helper.make_tensor_value_info(name, kind, shape)
-
-    boolean, number = onnx.TensorProto.BOOL, onnx.TensorProto.INT64
-    steps = [onnx.helper.make_node("Identity", ["go_on"], ["again"])]
-    steps += [onnx.helper.make_node("Add", ["so_far", "so_far"], ["sum"])]
-    takes = [value("n", number, ()), value("go_on", boolean, ()), value("so_far")]
-    body = onnx.helper.make_graph(steps, "body", takes, [value("again", boolean, ()), value("sum")])
-    field = "local_field_ppm"
-    loop = onnx.helper.make_node("Loop", ["", "yes", field], ["chi_ppm"], body=body)
-    half = onnx.helper.make_node("Identity", [field], ["out"])
-    way = onnx.helper.make_graph([half], "way", [], [value("out")])
-    total = onnx.helper.make_node("ReduceSum", [field], ["sum"], keepdims=0)
-    test = onnx.helper.make_node("Cast", ["sum"], ["maybe"], to=boolean)
-    branch = onnx.helper.make_node("If", ["maybe"], ["chi_ppm"], then_branch=way, else_branch=way)
-    for nodes in ([loop], [total, test, branch]):
-        with pytest.raises(
-            call_error, match=rf"has a {nodes[-1].op_type}, which may never"
-        ) as caught:
-            library.open(write_graph(nodes, yes=True))
-        assert caught.value.status == ENGINE
+@pytest.mark.parametrize("what", UNBOUNDED)
+def test_a_graph_without_a_bound_is_refused_before_it_is_read(
+    what: str, card: ModelCard, library: Any, call_error: Any, tmp_path: Path
+) -> None:
+    nodes, functions, _ = UNBOUNDED[what]
+    says = "No conversion rule" if functions else "its graph has (a loop or a branch|100001 nodes)"
+    path = save_graph(nodes, functions, card, tmp_path / "x.onnx")
+    start = time.monotonic()
+    with pytest.raises(call_error, match=f"x.onnx: .*{says}") as caught:
+        library.open(path)
+    assert time.monotonic() - start < 2
+    assert caught.value.status == ENGINE
 
 
 def test_an_engine_goes_on_after_an_error(engine: Any, call_error: Any) -> None:
@@ -288,6 +282,35 @@ def test_cancelling_stops_between_patches(
     engine.reconstruct(field, mask, cancel=cancel(lambda: False), **params)
     assert seen[-1] == (seen[-1][1],) * 2
     assert len(seen) == seen[-1][1]
+
+
+def test_cancelling_stops_a_network_while_it_runs(
+    write_graph: Any, open_engine: Any, call_error: Any, cancel: Callable[..., Any]
+) -> None:
+    names = ["local_field_ppm", *(f"v{n}" for n in range(30)), "chi_ppm"]
+    channels = [1, *[12] * 30, 1]
+    random, nodes, weights = np.random.default_rng(2), [], {}
+    for n, (takes, gives) in enumerate(pairwise(channels)):
+        shape = (gives, takes, 3, 3, 3)
+        weights[f"w{n}"] = random.normal(0, (27 * takes) ** -0.5, shape).astype(np.float32)
+        nodes += [onnx.helper.make_node("Conv", [names[n], f"w{n}"], [names[n + 1]], pads=[1] * 6)]
+    engine = open_engine(write_graph(nodes, **weights), threads=1)
+    field, mask = volumes((64, 64, 64))
+    first = engine.reconstruct(field, mask)  # compiles it
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2  # twice before the one run begins
+
+    start = time.monotonic()
+    with pytest.raises(call_error, match="cancelled by the caller") as caught:
+        engine.reconstruct(field, mask, cancel=cancel(stop))
+    stopped = time.monotonic()
+    assert (caught.value.status, asked) == (CANCELLED, 3)
+    np.testing.assert_array_equal(engine.reconstruct(field, mask, cancel=cancel(int)), first)
+    assert stopped - start < (time.monotonic() - stopped) / 3
 
 
 def test_a_slow_callback_holds_up_its_own_engine_only(
