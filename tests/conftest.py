@@ -114,6 +114,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail if a test or module is skipped for another reason than: "
         + "; ".join(ALLOWED_SKIPS),
     )
+    parser.addoption("--counts", type=Path, help="append what was tried, as docs/reliability.md has it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -164,6 +165,21 @@ class _SkipGuard:
             terminalreporter.section("skipped without permission", red=True)
             for line in self.hidden:
                 terminalreporter.line(line)
+
+
+@pytest.fixture
+def counted(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Return a function that notes how much a test has tried, a line of JSON in ``--counts``.
+
+    It takes what was damaged or killed, ``inputs`` or ``kills``, and what became of how many.
+    """
+
+    def note(what: str, **counts: int) -> None:
+        if path := pytestconfig.getoption("counts"):
+            with path.open("a") as file:
+                file.write(json.dumps({"what": what, **counts}) + "\n")
+
+    return note
 
 
 @pytest.fixture
