@@ -1,4 +1,4 @@
-"""Damaged files of all kinds through the commands: the exit code of the kind and a line, no trace."""
+"""Damaged files through the commands: the exit code of their kind and a line, never a trace."""
 
 import json
 import random
@@ -73,7 +73,11 @@ RUN = "qsm-run -q --force -o out/chi.nii.gz"
 COHORT = "qsm-run -q --method tkd --bids study"
 KINDS = {
     "fields and masks": kind(
-        "field.nii.gz mask.nii.gz", f"{RUN} --method tkd field.nii.gz -m mask.nii.gz", 3, 6, tries=150
+        "field.nii.gz mask.nii.gz",
+        f"{RUN} --method tkd field.nii.gz -m mask.nii.gz",
+        3,
+        6,
+        tries=150,
     ),
     "parameters": kind(
         "params.json",
@@ -91,7 +95,9 @@ KINDS = {
     "models": kind("model.onnx", f"{RUN} model.onnx field.nii.gz", 3, 4, 6, tries=100),
     "plans": kind("model.plan", f"{RUN} --device cpu model.plan field.nii.gz", 4, tries=300),
     "plans, described": kind("model.plan", "qsm-export --describe model.plan", 4, tries=100),
-    "checkpoints, described": kind("weights.pth", "qsm-export --describe weights.pth", 7, tries=100),
+    "checkpoints, described": kind(
+        "weights.pth", "qsm-export --describe weights.pth", 7, tries=100
+    ),
     "card.toml": kind(
         "card.toml",
         "qsm-export -q --force --onnx bare.onnx --card card.toml -o out/own.onnx",
@@ -204,7 +210,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(whole, tmp_path, monkeypatch, card, kept_traces) -> Path:
     """Return a copy of these where they are read, with a model, a plan, and the study's maps."""
     for name in ("measure_memory", "cached_receptive_field"):  # which take seconds
-        made = {"measure_memory": MemoryUse(1, 2), "cached_receptive_field": ReceptiveField(1, 1, 1)}
+        made = {
+            "measure_memory": MemoryUse(1, 2),
+            "cached_receptive_field": ReceptiveField(1, 1, 1),
+        }
         monkeypatch.setattr(write_network, name, lambda *_, made=made[name]: made)
     monkeypatch.setattr("qsm_deploy.runtime.gpu.open.missing_gpu", lambda: "no NVIDIA driver")
     place = shutil.copytree(whole, tmp_path / "place")
@@ -276,7 +285,10 @@ def run(capsys) -> Callable[[str], tuple[int, str, str]]:
 @pytest.mark.parametrize("what", list(KINDS))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what a damaged card makes it say of a scan
 def test_a_command_ends_with_the_code_of_its_kind_and_a_line(
-    place: Path, run: Callable[[str], tuple[int, str, str]], counted: Callable[..., None], what: str
+    place: Path,
+    run: Callable[[str], tuple[int, str, str]],
+    note_counts: Callable[..., None],
+    what: str,
 ) -> None:
     kind, dice, counts = KINDS[what], random.Random(what), Counter[str]()
     if "study" in kind.words:
@@ -299,4 +311,4 @@ def test_a_command_ends_with_the_code_of_its_kind_and_a_line(
         counts["refused" if code else "same" if found == right else "other"] += 1
         path.write_bytes(content)
     assert counts["refused"] > kind.tries // 10 or "cohort" in what, counts
-    counted(f"{name}: {what}", inputs=kind.tries, **counts)
+    note_counts(f"{name}: {what}", inputs=kind.tries, **counts)

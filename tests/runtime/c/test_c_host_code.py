@@ -153,7 +153,10 @@ def test_valgrind_finds_nothing(
 
 @pytest.mark.slow
 def test_damaged_cards_and_parameters_under_sanitizers(
-    build_fake: Callable[..., Path], drive: Callable[..., str], fake_models: Path
+    build_fake: Callable[..., Path],
+    drive: Callable[..., str],
+    fake_models: Path,
+    note_counts: Callable[..., None],
 ) -> None:
     fuzz = build_fake("address,undefined", source="fuzz.cpp")
     cards = [
@@ -166,3 +169,5 @@ def test_damaged_cards_and_parameters_under_sanitizers(
     assert runs > FUZZ_RUNS // 20, "so slow that it shows nothing"
     assert refused > runs // 4
     assert opened > mapped > runs // 20
+    what = "cards, parameters and scans in the C library"
+    note_counts(what, inputs=runs, refused=refused, other=opened)
