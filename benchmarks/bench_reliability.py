@@ -11,11 +11,10 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
-from common import parser, say, write
+from common import Row, parser, say, write
 
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 7200
@@ -25,21 +24,24 @@ FAULTS = ("tracebacks", "hangs", "wrong_exit_codes", "silent_wrong")
 def main() -> None:
     """Run the tests, add up what they note, print and write."""
     args = parser(__doc__).parse_args()
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder, "counts")
         command = [sys.executable, "-m", "pytest", "-v", "-n0", f"--counts={counts}"]
         subprocess.run(command, check=True, cwd=ROOT, timeout=LONGEST_S)
         noted = [json.loads(line) for line in counts.read_text().splitlines()]
+    write_sum(noted, args.output)
+
+
+def write_sum(noted: list[Row], output: Path | None) -> None:
+    """Write what the tests noted, with one row for each kind of damage."""
     rows: dict[str, Counter[str]] = {}
     for one in noted:
         rows.setdefault(one.pop("what"), Counter()).update(one)
     total = {key: sum(row[key] for row in rows.values()) for key in ("inputs", "kills")}
     total |= dict.fromkeys(FAULTS, 0)
     made = [say({"what": what, **row}) for what, row in sorted(rows.items())]
-    facts = {"date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"}
-    facts["seconds"] = round(time.monotonic() - began)
-    write(args.output, made, **facts, total=say(total))
+    date = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    write(output, made, date=date, total=say(total))
 
 
 if __name__ == "__main__":

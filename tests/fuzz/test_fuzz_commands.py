@@ -54,19 +54,16 @@ class Kind:
         The exit codes that damage may come to.
     tries
         How many.
-    within
-        How many bytes of a file are damaged.
     """
 
     damaged: str
     words: str
     codes: frozenset[int]
     tries: int
-    within: int | None = None
 
 
-def kind(damaged: str, words: str, *codes: int, tries: int, within: int | None = None) -> Kind:
-    return Kind(damaged, words, frozenset({0, *codes}), tries, within)
+def kind(damaged: str, words: str, *codes: int, tries: int) -> Kind:
+    return Kind(damaged, words, frozenset({0, *codes}), tries)
 
 
 RUN = "qsm-run -q --force -o out/chi.nii.gz"
@@ -102,6 +99,13 @@ KINDS = {
         "card.toml",
         "qsm-export -q --force --onnx bare.onnx --card card.toml -o out/own.onnx",
         *(2, 3, 4, 5),
+        tries=60,
+    ),
+    "weights of an own network": kind(
+        "net.pth",
+        "qsm-export -q --force --module net.py:build --weights net.pth --card card.toml "
+        "-o out/own.onnx",
+        *(5, 7),
         tries=60,
     ),
     "outcomes of a cohort": kind(
@@ -175,6 +179,10 @@ def bare_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+NET = """import torch
+def build():
+    return torch.nn.Conv3d(1, 1, 3, padding=1)
+"""
 CARD = """network = "own"
 licence = "MIT"
 inputs = ["local_field_ppm"]
@@ -201,7 +209,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bare.onnx").write_bytes(model.SerializeToString())
     (folder / "jobs.toml").write_text(JOBS)
     (folder / "card.toml").write_text(CARD)
+    (folder / "net.py").write_text(NET)
     torch.manual_seed(0)
+    state = torch.nn.Conv3d(1, 1, 3, padding=1).state_dict()
+    torch.save(state, folder / "net.pth", _use_new_zipfile_serialization=False)  # no checksums
     torch.save(dict(XqsmUnet(base=2).state_dict()), folder / "weights.pth")
     return folder
 
@@ -230,10 +241,10 @@ def place(whole, tmp_path, monkeypatch, card, kept_traces) -> Path:
     return place
 
 
-def harmed(path: Path, content: bytes, dice: random.Random, within: int | None) -> bytes:
+def harmed(path: Path, content: bytes, dice: random.Random) -> bytes:
     """Return a file with damage: of its bytes, or of a value in what it holds."""
     if dice.random() < 0.5 and content:
-        return damaged(content, dice, within=within)
+        return damaged(content, dice)
     text = content.decode(errors="replace")
     if path.suffix == ".json":
         text = damaged_json(json.loads(text), dice)
@@ -249,7 +260,7 @@ def harmed(path: Path, content: bytes, dice: random.Random, within: int | None) 
         found = dice.choice([*TOML_VALUE.finditer(text)])
         text = text[: found.start()] + dice.choice(TOML_STRANGE) + text[found.end() :]
     else:
-        return damaged(content or b"x", dice, within=within)
+        return damaged(content or b"x", dice)
     return text.encode(errors="replace")
 
 
@@ -300,7 +311,7 @@ def test_a_command_ends_with_the_code_of_its_kind_and_a_line(
         paths = sorted(p for pattern in kind.damaged.split() for p in Path().glob(pattern))
         path = dice.choice(paths)
         content = path.read_bytes()
-        path.write_bytes(harmed(path, content, dice, kind.within))
+        path.write_bytes(harmed(path, content, dice))
         code, found, err = run(kind.words)
         lines = [line for line in err.splitlines() if line.startswith(f"{name}: error: ")]
         assert code in kind.codes, (path, err)

@@ -138,8 +138,17 @@ class Forks:
 
 
 def is_writing(pid, folder):
-    """Return whether a process has a file without a name in a folder, as while it writes."""
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    """Return whether a process has a file without a name in a folder, as while it writes.
+
+    Raises
+    ------
+    OSError
+        If it has ended.
+    """
+    links = [*Path(f"/proc/{pid}/fd").iterdir()]
+    if not links:
+        raise ProcessLookupError(pid)
+    for link in links:
         with suppress(FileNotFoundError):  # closed meanwhile
             if os.readlink(link).startswith(str(folder)) and "/#" in os.readlink(link):
                 return True
