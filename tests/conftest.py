@@ -115,6 +115,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail if a test or module is skipped for another reason than: "
         + "; ".join(ALLOWED_SKIPS),
     )
+    parser.addoption(
+        "--counts",
+        type=Path,
+        help="run the tests that count what they try, and append it to this file",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -134,6 +139,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in TOGETHER if file.startswith(folder)), file)
 
     return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("counts"):
+        items[:] = [item for item in items if "note_counts" in getattr(item, "fixturenames", ())]
 
 
 class _SkipGuard:
@@ -165,6 +175,21 @@ class _SkipGuard:
             terminalreporter.section("skipped without permission", red=True)
             for line in self.hidden:
                 terminalreporter.line(line)
+
+
+@pytest.fixture
+def note_counts(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Return a function that notes how much a test has tried, for docs/reliability.md.
+
+    It takes what was damaged or killed, ``inputs`` or ``kills``, and what became of how many.
+    """
+
+    def note(what: str, **counts: int) -> None:
+        if path := pytestconfig.getoption("counts"):
+            with path.open("a") as file:
+                file.write(json.dumps({"what": what, **counts}) + "\n")
+
+    return note
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def stated_in(card: PathLike | Mapping[str, Any] | None) -> Stated:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--card {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # of TOML, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of TOML, or of UTF-8
         raise UsageError(f"--card {path}: no TOML ({error})") from error
     return _stated(fields, str(path))
 

@@ -77,7 +77,10 @@ class Derivative:
         content = load_json_object(path)
         links = content.get("DatasetLinks")
         source = links.get(SOURCE) if isinstance(links, dict) else None
-        of = os.path.realpath(self.root / source) if isinstance(source, str) else dataset
+        try:
+            of = os.path.realpath(self.root / source) if isinstance(source, str) else dataset
+        except ValueError:  # what no file can be called
+            of = dataset
         if of != dataset and os.path.isdir(of):
             raise UsageError(
                 f"{self.root} holds the maps of {of}, and subjects of two datasets may have one "

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +29,8 @@ def main(answers: int) -> None:
     """
     # whoever gave the work decides what an interrupt means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with os.fdopen(answers, "w") as pipe:
+    # who asked may be killed meanwhile
+    with suppress(BrokenPipeError), os.fdopen(answers, "w") as pipe:
 
         def answer(content: dict[str, Any]) -> None:
             pipe.write(json.dumps(content) + "\n")

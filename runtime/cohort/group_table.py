@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.cohort.findings import REGIONS
 from qsm_deploy.runtime.cohort.outcomes import Outcome
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically
+from qsm_deploy.runtime.job.report import COMPARED
 
-NUMBERS = ("field_residual", "noise_ppb", "mask_ml")
 NOTHING = "n/a"
 FIRST = ("participant_id", "recording", "state")  # columns
 
@@ -48,12 +48,21 @@ def write_table(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def names_in(path: Path) -> set[str]:
-    """Return the recordings of a table that was written, if there is one."""
+    """Return the recordings of a table that was written, if there is one.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
     if not path.is_file():
         return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return {row[FIRST[1]] for row in rows if row.get(FIRST[1])}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            return {row[FIRST[1]] for row in rows if row.get(FIRST[1])}
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); remove it, to have it anew") from error
 
 
 def group_table(outcomes: Iterable[Outcome]) -> bytes:
@@ -66,7 +75,7 @@ def group_table(outcomes: Iterable[Outcome]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(
-        [*FIRST, *NUMBERS, "voxel_size_mm"]
+        [*FIRST, *COMPARED, "voxel_size_mm"]
         + [f"{REGIONS}_{name}" for name in names]
         + ["seconds", "reason"]
     )
@@ -74,7 +83,7 @@ def group_table(outcomes: Iterable[Outcome]) -> bytes:
         found = one.findings
         means = found.get(REGIONS, {})
         sizes = " x ".join(f"{size:.4g}" for size in found.get("voxel_size_mm", ()))
-        cells = [_number(found.get(key)) for key in NUMBERS]
+        cells = [_number(found.get(key)) for key in COMPARED]
         cells += [sizes or NOTHING, *(_number(means.get(name)) for name in names)]
         reason = " ".join(one.reason.split()) or NOTHING
         subject = one.recording.partition("_")[0]

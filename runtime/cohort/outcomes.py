@@ -17,12 +17,17 @@ from typing import Any, Literal
 
 from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.output import make_folder
+from qsm_deploy.runtime.cohort.findings import REGIONS
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console.inputs import require_files
+from qsm_deploy.runtime.job.report import are_numbers
+from qsm_deploy.runtime.scan.params import is_number
 
 FOLDER = "outcomes"  # in the derivative dataset
 State = Literal["done", "failed", "planned", "taken", "missing"]
 HERE = ("report", "is_written")  # what is not written
+TEXTS = ("recording", "state", "reason", "map", "host", "version")
+NUMBERS = ("exit_code", "seconds", "peak_bytes", "pid", "attempt", "finished_s")
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,17 @@ def outcome_from(content: Mapping[str, Any]) -> Outcome:
         If it is none.
     """
     said = Outcome(**{f.name: content[f.name] for f in fields(Outcome) if f.name in content})
-    texts, numbers = (said.recording, said.state, said.reason), (said.seconds, said.finished_s)
+    found = said.findings if isinstance(said.findings, dict) else {}
     if not (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(number, int | float) for number in numbers)
-        and isinstance(said.findings, dict)
-        and all(map(_is_plain, said.findings.values()))
+        all(isinstance(getattr(said, name), str) for name in TEXTS)
+        and all(is_number(getattr(said, name)) for name in NUMBERS)
+        and found is said.findings
+        and are_numbers(found)
+        and isinstance(regions := found.get(REGIONS, {}), dict)
+        and all(map(is_number, regions.values()))
     ):
         raise TypeError("no outcome")
     return said
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether it is a number, several, several by name, or nothing."""
-    several = [*value.values()] if isinstance(value, dict) else value
-    numbers = several if isinstance(several, list) else [0.0 if several is None else several]
-    return all(isinstance(number, int | float) for number in numbers)
 
 
 class OutcomeFile:

@@ -20,7 +20,9 @@ from qsm_deploy.runtime.console.held import held
 from qsm_deploy.runtime.console.journal import PREFIX
 from qsm_deploy.runtime.console.provenance import made_by
 from qsm_deploy.runtime.job.looks import PURPOSE, TO_INDEX
+from qsm_deploy.runtime.job.report import are_numbers
 from qsm_deploy.runtime.page.parts import json_script, note, page
+from qsm_deploy.runtime.page.thumbnail import is_thumbnail
 
 INDEX = "index.html"
 SUMMARY = re.compile(r'<script type="application/json" class="summary">(.*?)</script>', re.S)
@@ -87,7 +89,7 @@ class Pages:
         """Make the index of the pages that there are."""
         try:
             with held(self.folder / f"{PREFIX}{INDEX}", wait=True):
-                index = index_page(self._seen()).encode()
+                index = index_page(self._seen()).encode(errors="backslashreplace")
                 write_atomically(self.folder / INDEX, index, force=True)
         except OSError as error:
             raise DataError(f"cannot write to {self.folder}: {error.strerror}") from error
@@ -115,6 +117,18 @@ def _summary_of(path: Path) -> dict[str, Any] | None:
             head = file.read(HEAD_BYTES).decode(errors="replace")
         found = SUMMARY.search(head)
         summary = json.loads(found[1]) if found else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return summary if isinstance(summary, dict) and summary.get("name") else None
+    return summary if isinstance(summary, dict) and _is_whole(summary) else None
+
+
+def _is_whole(summary: dict[str, Any]) -> bool:
+    """Return whether a summary has what an index tells of it."""
+    notes, drawn = summary.get("notes", []), summary.get("thumbnail")
+    texts = [summary.get("name"), summary.get("failed", summary.get("title", INDEX))]
+    return (
+        isinstance(notes, list)
+        and all(isinstance(text, str) and text for text in (*texts, *notes))
+        and are_numbers(summary)
+        and (drawn is None or is_thumbnail(drawn))
+    )

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 SCRATCH = "qsm-deploy-scratch-"
@@ -61,19 +61,23 @@ def scratch_folder() -> Iterator[Path]:
     OSError
         If there is no place for one.
     """
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"{SCRATCH}*"):
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         with suppress(OSError), opened(left, os.O_DIRECTORY) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left)
-    unlocked = Path(tempfile.mkdtemp(prefix=f"new-{SCRATCH}"))  # whom nobody takes for left
-    with opened(unlocked, os.O_DIRECTORY) as descriptor:
-        _lock(descriptor, wait=False)
-        folder = unlocked.rename(place / unlocked.name.removeprefix("new-"))
-        try:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(opened(folder, os.O_DIRECTORY))
+            except FileNotFoundError:  # another process took it for left
+                continue
+            _lock(descriptor, wait=True)
+            if not _is_at(descriptor, folder):
+                continue
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)  # while it is held
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            return
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.console.held import scratch_folder
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.dicom.acquisition import Acquisition
 
@@ -17,7 +17,6 @@ def volumes_from(
     *,
     series: Sequence[int] = (),
     field_strength: float | None = None,
-    scratch: Path | None = None,
 ) -> Iterator[tuple[Acquisition, dict[str, list[Path]]]]:
     """Convert the gradient echo of a folder, and keep its volumes while the body runs.
 
@@ -31,8 +30,6 @@ def volumes_from(
         As for :func:`acquisition_of`.
     field_strength
         As the user states it [T], where the images do not.
-    scratch
-        Where the volumes may lie; by default where the system has its temporary files.
 
     Yields
     ------
@@ -57,8 +54,8 @@ def volumes_from(
         )
     log.tell(str(acquisition))
     log.stage("converting DICOM")
-    with TemporaryDirectory(prefix="qsm-dicom-", dir=scratch) as made:
-        yield acquisition, convert(acquisition, Path(made))
+    with scratch_folder() as made:
+        yield acquisition, convert(acquisition, made)
 
 
 def folder_series(folder: Path) -> str:

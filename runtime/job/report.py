@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from qsm_deploy.runtime.reconstruction.inversion import CPU, grid_facts
 from qsm_deploy.runtime.reconstruction.planning import Decision
 from qsm_deploy.runtime.reconstruction.preparation import Prepared
 from qsm_deploy.runtime.reconstructor import Planned, Reconstructor
+from qsm_deploy.runtime.scan.params import is_number
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.scan.units import PPB_PER_PPM
 
 READ = ("mask", "truth", "labels", "noise_map", "chi", "r2prime")
 MM3_PER_ML = 1000.0
+COMPARED = ("field_residual", "noise_ppb", "mask_ml")  # of the maps of a cohort
 LIBRARIES = ("numpy", "scipy", "nibabel")
 
 METRIC_TEXT = {
@@ -315,6 +318,16 @@ def numbers(full: dict[str, Any], scan: Scan) -> dict[str, Any]:
         "mask_ml": _mask_ml(full),
         "voxel_size_mm": full["geometry"]["voxel_size_mm"],
     }
+
+
+def are_numbers(said: Mapping[str, Any]) -> bool:
+    """Return whether what was read from a file is what :func:`numbers` gives, as far as it goes."""
+    sizes = said.get("voxel_size_mm", [])
+    return (
+        all(said.get(name) is None or is_number(said[name]) for name in COMPARED)
+        and isinstance(sizes, list)
+        and all(map(is_number, sizes))
+    )
 
 
 def _mask_ml(full: dict[str, Any]) -> float:

@@ -2,9 +2,10 @@
 
 import base64
 import math
+import re
 import struct
 import zlib
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from qsm_deploy.kernels.geometry import Volume
 from qsm_deploy.runtime.page.planes import PLANES, Planes, centre_of
 from qsm_deploy.runtime.page.rows import GIVEN
+from qsm_deploy.runtime.scan.params import is_number
 from qsm_deploy.runtime.scan.scan import Scan
 
 MOST_PIXELS = 128  # of a side; of more voxels every n-th is shown
 GREYS = 256
+BASE64 = re.compile("[A-Za-z0-9+/]+=*")
+LARGEST_MM = 10_000
 OUTSIDE = 12  # the grey of the background of pictures
 
 
@@ -39,6 +43,20 @@ def thumbnail(volume: Volume, scan: Scan, name: str) -> Thumbnail:
     sides = planes.sides_mm(scan.geometry.voxel_size_mm)
     size_mm = [round(sides[axis], 1) for axis in (axial.across, axial.up)]
     return {"png": base64.b64encode(grey_png(greys)).decode(), "size_mm": size_mm}
+
+
+def is_thumbnail(said: Any) -> bool:
+    """Return whether what was read from a file is a thumbnail, safe to put into a page."""
+    if not isinstance(said, dict):
+        return False
+    png, size_mm = said.get("png"), said.get("size_mm")
+    return (
+        isinstance(png, str)
+        and BASE64.fullmatch(png) is not None
+        and isinstance(size_mm, list)
+        and len(size_mm) == 2
+        and all(is_number(side) and 0 < side < LARGEST_MM for side in size_mm)
+    )
 
 
 def grey_png(pixels: NDArray[np.uint8]) -> bytes:

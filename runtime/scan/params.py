@@ -108,7 +108,7 @@ def _numbers(
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        if expected not in (None, len(values)) or not all(map(_is_number, values)):
+        if expected not in (None, len(values)) or not all(map(is_number, values)):
             what = {1: "one number", 3: "three numbers", None: "a number or a list of them"}
             raise DataError(f"{path}: {name} is {repr(value)[:80]}, expected {what[expected]}")
         found[name] = tuple(map(float, values))
@@ -126,5 +126,6 @@ def _strength(path: Path, stated_t: float | None, frequency_mhz: float | None) -
         raise DataError(f"{path}: {error}") from None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a finite number."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max

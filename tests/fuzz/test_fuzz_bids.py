@@ -275,7 +275,7 @@ def require_own_sources(path):
 
 
 @pytest.mark.parametrize("seed", range(BATCHES))
-def test_damaged_trees(tree, run, whole, watch, tmp_path, seed):
+def test_damaged_trees(tree, run, whole, watch, tmp_path, note_counts, seed):
     dice, seen = random.Random(seed), Counter()
     for number in range(TREES_EACH):
         root = tmp_path / f"{number}"
@@ -306,3 +306,7 @@ def test_damaged_trees(tree, run, whole, watch, tmp_path, seed):
     assert seen["failures"] > 0.4 * TREES_EACH
     assert seen["maps"] > 1.2 * TREES_EACH
     assert seen["as in the whole tree"] > TREES_EACH
+    maps = {"same": seen["as in the whole tree"]}
+    maps["other"] = seen["maps"] - maps["same"]
+    recordings = {"refused_recordings": seen["failures"]}
+    note_counts("BIDS datasets", inputs=TREES_EACH, refused=seen["refused"], **maps, **recordings)

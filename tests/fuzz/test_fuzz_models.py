@@ -89,7 +89,7 @@ def try_each(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", list(BACKENDS))
-def test_a_damaged_model_is_refused_or_runs(backend: Backend, model, tmp_path) -> None:
+def test_a_damaged_model_is_refused_or_runs(backend: Backend, model, tmp_path, note_counts) -> None:
     tries, dice = {"onnxruntime": 600, "openvino": 200}[backend], random.Random(backend)
     path = tmp_path / "model.onnx"
     path.write_bytes(model)
@@ -103,6 +103,8 @@ def test_a_damaged_model_is_refused_or_runs(backend: Backend, model, tmp_path) -
     assert counts.keys() == {"whole", "refused"}
     assert counts.total() == tries
     assert counts["refused"] > tries // 2
+    name = {"onnxruntime": "ONNX files, in ONNX Runtime", "openvino": "ONNX files, in OpenVINO"}
+    note_counts(name[backend], inputs=tries, refused=counts["refused"], other=counts["whole"])
 
 
 def with_other_card(model: onnx.ModelProto, dice: random.Random) -> bytes | None:
@@ -119,7 +121,7 @@ def with_other_card(model: onnx.ModelProto, dice: random.Random) -> bytes | None
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what a card makes it say of the scan
-def test_a_damaged_card_is_refused_or_a_card(model, tmp_path) -> None:
+def test_a_damaged_card_is_refused_or_a_card(model, tmp_path, note_counts) -> None:
     proto, dice = onnx.load_from_string(model), random.Random("card")
     path, tries = tmp_path / "model.onnx", 1500
     path.write_bytes(model)
@@ -133,3 +135,5 @@ def test_a_damaged_card_is_refused_or_a_card(model, tmp_path) -> None:
     assert counts.keys() == {"whole", "refused"}
     assert counts.total() > tries * 0.9
     assert counts["whole"] > 5
+    seen = {"refused": counts["refused"], "other": counts["whole"]}
+    note_counts("cards in them, to a map", inputs=counts.total(), **seen)

@@ -329,7 +329,7 @@ def _shuffled(messages: list[bytes], dice: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(("base", "count"), [("field", 2400), ("echoes", 600)])
-def test_damaged_sessions(base, count):
+def test_damaged_sessions(base, count, note_counts):
     dice, seen, before = random.Random(f"mrd {base}"), Counter(), rss_bytes()
     whole = talk(b"".join(BASES[base]().messages()))
     assert (whole.warned, whole.session.error, len(whole.map)) == (False, None, SHAPE[2])
@@ -355,6 +355,8 @@ def test_damaged_sessions(base, count):
     assert all(seen[what] > count / 200 for what in seen), seen
     assert seen["complete"] > count / 3
     assert seen["images"] > count / 2
+    maps = {"same": seen["same map"], "other": seen["another map"]}
+    note_counts("sessions of hosts", inputs=count, refused=seen["error"], **maps)
 
 
 def _free_attribute(sent: Sent, dice: random.Random) -> None:
@@ -386,7 +388,7 @@ FREE = (_free_attribute, _free_field, _free_parameter, _free_message)
 
 @pytest.mark.parametrize(("base", "count"), [("field", 800), ("echoes", 120)])
 @pytest.mark.parametrize("harm", FREE)
-def test_what_the_map_does_not_depend_on(base, count, harm):
+def test_what_the_map_does_not_depend_on(base, count, harm, note_counts):
     dice, told = random.Random(f"free {base} {harm.__name__}"), 0
     whole = talk(b"".join(BASES[base]().messages()))
     for _ in range(count // len(FREE)):
@@ -397,10 +399,12 @@ def test_what_the_map_does_not_depend_on(base, count, harm):
         assert found.map == whole.map
         told += found.warned
     assert harm in (_free_field, _free_message) or told > 0
+    tries = count // len(FREE)
+    note_counts("what a map does not depend on, in sessions", inputs=tries, same=tries)
 
 
 @pytest.mark.parametrize(("base", "count"), [("field", 300), ("echoes", 60)])
-def test_a_name_in_the_header(base, count):
+def test_a_name_in_the_header(base, count, note_counts):
     """It may break the XML, which has what is needed; else the map is the same."""
     dice, seen = random.Random(f"name {base}"), Counter()
     whole = talk(b"".join(BASES[base]().messages()))
@@ -411,3 +415,5 @@ def test_a_name_in_the_header(base, count):
         assert found.session.error is not None or found.map == whole.map
         seen[found.session.error is None] += 1
     assert seen[True] > 0.9 * count
+    what = "what a map does not depend on, in sessions"
+    note_counts(what, inputs=count, refused=seen[False], same=seen[True])

@@ -65,8 +65,17 @@ def outcome(folder, contents, right) -> str:
     return "said" if set(found.notes) - set(right.notes) else "silent"
 
 
+def note(note_counts, what: str, counts: Counter[str]) -> None:
+    """Note what became of files: refused, the same, or another map, and a line that says so."""
+    seen = Counter({"inputs": counts.total()})
+    for outcome, count in counts.items():
+        ends = outcome.split()[-1]
+        seen[{"refused": "refused", "same": "same"}.get(ends, "other")] += count
+    note_counts(what, **seen)
+
+
 @pytest.mark.parametrize("victim", [0, 1], ids=["field", "mask"])
-def test_a_damaged_header_changes_nothing_without_a_word(tmp_path, whole, victim):
+def test_a_damaged_header_changes_nothing_without_a_word(tmp_path, whole, note_counts, victim):
     dice, counts = random.Random(11 + victim), Counter()
     right = read(tmp_path, whole)
     for _ in range(TRIES):
@@ -78,10 +87,11 @@ def test_a_damaged_header_changes_nothing_without_a_word(tmp_path, whole, victim
     assert counts["silent"] == 0, counts
     assert counts["refused"] > TRIES // 3
     assert counts["the same"] > TRIES // 20
+    note(note_counts, "NIfTI headers, of a field and of a mask", counts)
 
 
 @pytest.mark.parametrize("members", [1, 3])
-def test_a_damaged_archive_is_refused_or_whole(tmp_path, whole, members):
+def test_a_damaged_archive_is_refused_or_whole(tmp_path, whole, note_counts, members):
     dice, counts = random.Random(members), Counter()
     right = read(tmp_path, whole)
     cuts = np.linspace(0, len(whole[0]), members + 1).astype(int)
@@ -90,9 +100,10 @@ def test_a_damaged_archive_is_refused_or_whole(tmp_path, whole, members):
         counts[outcome(tmp_path, [damaged(packed, dice), whole[1]], right)] += 1
     assert counts["silent"] == 0, counts
     assert counts["refused"] > TRIES // 2
+    note(note_counts, "gzip archives of one and three members", counts)
 
 
-def test_nifti_2_and_the_other_byte_order(tmp_path, whole):
+def test_nifti_2_and_the_other_byte_order(tmp_path, whole, note_counts):
     dice, counts = random.Random(3), Counter()
     image = nib.Nifti1Image.from_bytes(whole[0])
     values = np.asarray(image.dataobj)
@@ -113,3 +124,4 @@ def test_nifti_2_and_the_other_byte_order(tmp_path, whole):
                 counts[outcome(tmp_path, [broken, whole[1]], right)] += 1
     assert counts["silent"] == 0, counts
     assert counts["refused"] > TRIES // 6
+    note(note_counts, "NIfTI-2 and the other byte order", counts)

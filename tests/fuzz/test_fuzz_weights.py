@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[[State, Path], None], Damage, bool]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
-def test_damage_is_refused_or_does_no_harm(case: str, tmp_path: Path) -> None:
+def test_damage_is_refused_or_does_no_harm(case: str, tmp_path: Path, note_counts) -> None:
     write, damage, checked = CASES[case]
     torch.manual_seed(0)
     state = dict(XqsmUnet(base=2).state_dict())
@@ -112,3 +112,4 @@ def test_damage_is_refused_or_does_no_harm(case: str, tmp_path: Path) -> None:
     assert counts["same"] + counts["other"] > 0, counts
     assert longest < LONGEST_S
     assert peak_rss_bytes() - before < MOST_BYTES
+    note_counts("checkpoints: eight kinds of file", inputs=TRIES, **counts)

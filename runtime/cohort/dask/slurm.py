@@ -62,6 +62,7 @@ class Jobs:
 
 LISTS = ("prologue", "directives_extra")
 NUMBERS = ("cores", "jobs_max", "jobs_min", "gpus")
+MOST = 2**31 - 1
 REQUIRED = ("cores", "memory", "jobs_max")
 
 
@@ -77,7 +78,7 @@ def jobs_from(path: Path) -> Jobs:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--cluster-config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--cluster-config {path}: no TOML ({error})") from error
     known = [field.name for field in fields(Jobs)]
     for name, value in content.items():
@@ -104,7 +105,7 @@ def _require_kind(about: str, name: str, value: Any) -> None:
     if name in LISTS:
         right, kind = _is_list_of_text(value), "a list of texts"
     elif name in NUMBERS:
-        right, kind = type(value) is int and value >= 0, "a whole number"
+        right, kind = type(value) is int and 0 <= value <= MOST, "a whole number"
     else:
         right, kind = isinstance(value, str), "a text"
     if not right:

@@ -13,7 +13,10 @@ LIBFUZZER_SECONDS = int(os.environ.get("QSM_FUZZ_SECONDS", "20"))
 
 @pytest.mark.slow
 def test_at_random(
-    build_fake: Callable[..., Path], drive: Callable[..., str], fake_models: Path
+    build_fake: Callable[..., Path],
+    drive: Callable[..., str],
+    fake_models: Path,
+    note_counts: Callable[..., None],
 ) -> None:
     fuzz = build_fake("address,undefined", source="fuzz.cpp")
     cards = [
@@ -26,6 +29,8 @@ def test_at_random(
     assert runs > RUNS // 20, "so slow that it shows nothing"
     assert refused > runs // 4
     assert opened > mapped > runs // 20
+    what = "cards, parameters and scans in the C library"
+    note_counts(what, inputs=runs, refused=refused, other=opened)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Plans in the C library: the engine, the graph behind it, and what is no plan."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 
 from qsm_deploy.kernels.errors import QsmDeployError
-from qsm_deploy.runtime.card.plan_file import plan_bytes
+from qsm_deploy.runtime.card.plan_file import FOOTER, plan_bytes
 from qsm_deploy.runtime.card.read import graph_in, load_card
 from qsm_deploy.runtime.sessions.bundled import BUNDLED_MODEL
+from tests.fuzz.damage import damaged
 from tests.runtime.card.malformed_plans import MALFORMED
 
 AUTO, CPU, GPU = range(3)
 ENGINE = 4
+TRIES = 600
 
 
 @pytest.fixture
@@ -141,6 +144,31 @@ def test_both_readers_say_the_same_of_other_plans(
     plan.write_bytes(former)
     assert "for tensorrt 11.1.0, of the former form" in said(plan, CPU)
     assert "export it again; this library was built without TensorRT" in said(plan, AUTO)
+
+
+@pytest.mark.slow
+def test_both_readers_say_the_same_of_damaged_plans(
+    plan: Path, library: Any, call_error: Any, note_counts: Callable[..., None]
+) -> None:
+    whole, graph, dice = plan.read_bytes(), BUNDLED_MODEL.read_bytes(), random.Random(4)
+    refused = 0
+    for _ in range(TRIES):
+        at = dice.choice((0, len(whole) - len(graph), len(whole) - FOOTER.size))
+        plan.write_bytes(whole[:at] + damaged(whole[at:], dice))
+        try:
+            assert graph_in(plan) == graph
+            here = ""
+        except QsmDeployError as error:
+            here = str(error)
+        try:
+            library.open(plan, device=CPU).close()
+            there = ""
+        except call_error as error:
+            there = str(error)
+        assert here == there or ("card" in here and "card" in there)
+        refused += bool(here)
+    assert refused > TRIES // 2
+    note_counts("plans, in Python and in C", inputs=TRIES, refused=refused, same=TRIES - refused)
 
 
 @pytest.mark.parametrize("size", [*range(54, 66), 119, 120, 127, 128, 1000])

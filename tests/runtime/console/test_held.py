@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,3 +62,52 @@ def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path, monkeyp
             assert living.is_dir()
         assert not folder.exists()
     assert os.listdir(tmp_path) == ["qsm-deploy-of-mine"]
+
+
+KILLED_AT = """
+import fcntl, os, signal, sys, tempfile
+from qsm_deploy.runtime.console.held import scratch_folder
+tempfile.gettempdir()  # which tries whether a file can be written, once
+left = int(sys.argv[1])
+def counted(call):
+    def wrapper(*args, **how):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **how)
+    return wrapper
+for module, name in [(os, "mkdir"), (os, "open"), (os, "unlink"), (os, "rmdir"), (fcntl, "flock")]:
+    setattr(module, name, counted(getattr(module, name)))
+with scratch_folder() as folder:
+    (folder / "draft.onnx").touch()
+"""
+
+
+def test_a_kill_at_any_call_leaves_nothing_that_the_next_does_not_remove(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment, left = os.environ | {"TMPDIR": str(tmp_path)}, Counter()
+    for killed_at in range(1, 40):
+        words = [sys.executable, "-c", KILLED_AT, str(killed_at)]
+        ended = subprocess.run(words, check=False, env=environment).returncode
+        left[len(os.listdir(tmp_path))] += 1
+        with scratch_folder() as folder:
+            assert os.listdir(tmp_path) == [folder.name], killed_at
+        if ended == 0:
+            break
+    assert ended == 0
+    assert left[1] > 3
+
+
+def test_none_is_taken_for_left_while_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def make(_number):
+        with scratch_folder() as folder:
+            (folder / "draft.onnx").touch()
+            return os.listdir(folder)
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(make, range(400)))
+    assert made == [["draft.onnx"]] * 400
+    assert os.listdir(tmp_path) == []

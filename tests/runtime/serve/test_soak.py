@@ -28,7 +28,7 @@ def means(process):
 
 
 @pytest.mark.slow
-def test_two_hundred_sessions_and_as_many_hostile_ones(server_process, dipole_stream):
+def test_two_hundred_sessions_and_as_many_hostile_ones(server_process, dipole_stream, note_counts):
     dice = random.Random(8)
     start = dipole_stream[: dipole_stream.index(struct.pack("<H", 1022))]
 
@@ -88,3 +88,4 @@ def test_two_hundred_sessions_and_as_many_hostile_ones(server_process, dipole_st
     assert threads <= before[1] + 2  # of a backend, which starts some when they are needed
     assert last < (1 + GROWTH) * warm, f"{last / warm - 1:.1%} of {warm / 2**20:.0f} MiB"
     assert log.text.count(", ok; ") >= WARM + MORE
+    note_counts("a server's clients: cut off, silent, garbage", inputs=WARM + MORE)
