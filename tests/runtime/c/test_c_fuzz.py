@@ -40,6 +40,7 @@ def test_where_coverage_leads(
     fake_models: Path,
     prior_model: Path,
     tmp_path: Path,
+    note_counts: Callable[..., None],
 ) -> None:
     seeds, corpus = tmp_path / "seeds", tmp_path / "corpus"
     seeds.mkdir()
@@ -52,3 +53,5 @@ def test_where_coverage_leads(
     there = ("sh", "-c", 'cd "$0" && exec "$@" 2>&1', str(tmp_path))
     said = drive(libfuzzer, *limits, str(corpus), str(seeds), before=there)
     assert int(re.findall(r"cov: (\d+)", said)[-1]) > 2000, said
+    runs = int(re.findall(r"Done (\d+) runs", said)[-1])
+    note_counts("the same, led by coverage", inputs=runs)
