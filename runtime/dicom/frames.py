@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 LIBRARIES = ("pydicom", "dcm2niix")
-MOST_INFLATED = 1 << 28  # bytes of a file
+MOST_INFLATED, PIECE_BYTES = 1 << 28, 1 << 20  # of a file
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,11 @@ class _Opened(BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many bytes, or all that are left, unless these inflate to too many."""
         content = super().read(size)
-        if size == -1:
-            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, MOST_INFLATED + 1)
-            if len(inflated) > MOST_INFLATED:
+        inflating, packed, count = zlib.decompressobj(-zlib.MAX_WBITS), content, 0
+        while size == -1 and packed:
+            count += len(inflating.decompress(packed, PIECE_BYTES))
+            packed = inflating.unconsumed_tail
+            if count > MOST_INFLATED:
                 raise DataError(
                     f"{self.name}: inflates to more than {MOST_INFLATED >> 20} MiB; write it again "
                     "in another transfer syntax than deflated"

@@ -22,10 +22,10 @@ from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
 
 MOST_PACKED = 1032  # bytes that gzip makes of one
-# how the backends say so, and Python of the stack of a thread
+# how the backends say so, the loader of their libraries, and Python of the stack of a thread
 NO_MEMORY = re.compile(
     r"bad_alloc|(fail\w* to|can't|cannot) alloc|(out of|not enough) memory|failed to map segment"
-    r"|can't start new thread",
+    r"|can't start new thread|resource temporarily unavailable",
     re.I,
 )
 # of what is left, for the plan: what runs took was predicted up to 3 % too low
@@ -102,7 +102,7 @@ def memory_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (EngineError, RuntimeError) as error:
+    except (EngineError, ImportError, RuntimeError) as error:
         if NO_MEMORY.search(str(error)):
             seen = str(error).partition("; ")[0]  # what follows is for a model that is broken
             raise MemoryLimitError(f"{seen}: there is too little memory; {HELP}") from error

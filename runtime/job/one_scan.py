@@ -453,7 +453,7 @@ def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) ->
     stages = Stages(log.stage)
     request = replace(request, wants=within_process(request.wants, host.device, maker))
     limit = request.wants.memory_limit
-    with stages("load"):
+    with stages("load"), memory_errors():
         reconstructor = open_reconstructor(maker, host, log, stays=False, memory_limit=limit)
     measured, kept = measured_scan(request, reconstructor, log, stages)
     return run_scan(request, reconstructor, measured, log, stages, kept)
