@@ -73,6 +73,15 @@ def test_a_header_that_announces_too_much_is_refused_unread(bomb):
     assert error.count("\n") == 1
 
 
+def test_every_file_is_looked_at_before_one_is_read(write_volume, bomb):
+    phase = write_volume(np.zeros((8, 8, 8), np.float32), "phase.nii")
+    times = ("--echo-times", "0.005", "0.01", "--field-strength", "3", "-m", phase)
+    words = ("--phase", phase, phase, "--magnitude", phase, bomb, *times, "--method", "tkd")
+    code, peak, error = run(*words, "--memory-limit", "500M")
+    assert (code, peak < 250 * MIB) == (6, True), error
+    assert "bomb.nii.gz: its header announces" in error
+
+
 def test_what_a_file_cannot_hold_is_left_to_its_reader(tmp_path, bomb):
     cut = tmp_path / "cut.nii"
     with gzip.open(bomb) as whole:
@@ -110,9 +119,14 @@ def test_a_backend_without_memory_is_no_broken_model(says):
         raise EngineError("ONNX Runtime failed (a shape); export the model again")
 
 
-def test_a_thread_without_memory_for_its_stack_is_no_bug():
-    with pytest.raises(MemoryLimitError, match="smaller --patch"), memory_errors():
-        raise RuntimeError("can't start new thread")
+def test_threads_and_libraries_without_memory_are_no_bug():
+    for error in (
+        RuntimeError("can't start new thread"),
+        EngineError("OpenVINO failed (Resource temporarily unavailable); export the model again"),
+        ImportError("state.so: failed to map segment from shared object"),
+    ):
+        with pytest.raises(MemoryLimitError, match="smaller --patch"), memory_errors():
+            raise error
     with pytest.raises(RuntimeError, match="a bug"), memory_errors():
         raise RuntimeError("a bug")
 
