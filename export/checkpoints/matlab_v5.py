@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.export.checkpoints.file_kind import refuse_inflated
 from qsm_deploy.kernels.errors import WeightsError
 
-HEADER_BYTES = 128
+HEADER_BYTES, TAG_BYTES = 128, 8
 VERSION_5, VERSION_7_3 = 0x0100, 0x0200
 BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 MATRIX, COMPRESSED = 14, 15
@@ -53,18 +54,26 @@ def load_mat(path: Path) -> dict[str, NDArray[Any]]:
     if order is None or version != VERSION_5:
         raise WeightsError(f"{path}: not a MATLAB 5 file; save it again with save(..., '-v7')")
     try:
-        return dict(_variables(data[HEADER_BYTES:], order))
+        return dict(_variables(data[HEADER_BYTES:], order, path))
     except (struct.error, zlib.error, ValueError, LookupError) as error:
         raise WeightsError(f"{path}: a truncated or damaged MATLAB file") from error
 
 
-def _variables(data: bytes, order: str) -> Iterator[tuple[str, NDArray[Any]]]:
+def _variables(data: bytes, order: str, path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     for kind, content in _elements(data, order):
         if kind == COMPRESSED:
-            kind, content = next(_elements(zlib.decompress(content), order), (0, b""))
+            kind, content = next(_elements(_inflated(content, order, path), order), (0, b""))
         if kind != MATRIX:
             raise ValueError(f"element of type {kind}")
         yield from _numbers(content, order)
+
+
+def _inflated(packed: bytes, order: str, path: Path) -> bytes:
+    """Return an element that was compressed, no more than its tag announces."""
+    tag = zlib.decompressobj().decompress(packed, TAG_BYTES)
+    (count,) = struct.unpack_from(f"{order}I", tag, TAG_BYTES // 2)
+    refuse_inflated(path, count)
+    return zlib.decompressobj().decompress(packed, TAG_BYTES + count)
 
 
 def _numbers(

@@ -2,9 +2,11 @@
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 LIBRARIES = ("pydicom", "dcm2niix")
+MOST_INFLATED, PIECE_BYTES = 1 << 28, 1 << 20  # of a file
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def _frames_of(path: Path) -> list[Frame]:
     enhanced = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
     with damaged(path):
         try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=[*tags()])
+            with _Opened(FileIO(path)) as file:
+                header = dcmread(file, stop_before_pixels=True, specific_tags=[*tags()])
         except InvalidDicomError:
             return []
         kind = str(header.get("SOPClassUID", ""))
@@ -132,10 +136,29 @@ def classics(frames: Iterable[Frame], *, pixels: bool = False) -> Iterator["Data
             yield said
 
 
+class _Opened(BufferedReader):
+    """A file for pydicom, which reads without a size what is deflated, and inflates all of it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many bytes, or all that are left, unless these inflate to too many."""
+        content = super().read(size)
+        inflating, packed, count = zlib.decompressobj(-zlib.MAX_WBITS), content, 0
+        while size == -1 and packed:
+            count += len(inflating.decompress(packed, PIECE_BYTES))
+            packed = inflating.unconsumed_tail
+            if count > MOST_INFLATED:
+                raise DataError(
+                    f"{self.name}: inflates to more than {MOST_INFLATED >> 20} MiB; write it again "
+                    "in another transfer syntax than deflated"
+                )
+        return content
+
+
 def _read(path: Path, *, pixels: bool) -> "Dataset":
     from pydicom import dcmread
 
-    read = dcmread(path, stop_before_pixels=not pixels)
+    with _Opened(FileIO(path)) as file:
+        read = dcmread(file, stop_before_pixels=not pixels)
     if pixels and read.file_meta.TransferSyntaxUID.is_compressed:
         read.decompress(generate_instance_uid=False)
     elif pixels and not read.file_meta.TransferSyntaxUID.is_little_endian:  # as once

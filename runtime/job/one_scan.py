@@ -1,6 +1,7 @@
 """One scan from its files to its map, judged, drawn and written."""
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,13 +79,21 @@ def read_scan(request: Request, reconstructor: Reconstructor) -> Scan:
     if (needs.quantity, needs.gives) == ("phase_rad", (LOCAL,)) and request.files.mask is None:
         raise UsageError(f"{needs.network} {NEEDS_MASK}")
     _require_maps(reconstructor, request.files)
-    files, limit = request.files, request.wants.memory_limit
-    volumes = (*files.fields, files.mask, files.truth, files.labels, files.noise_map)
+    limit = request.wants.memory_limit
     if reconstructor.inversion.facts()["backend"]["device"] != CPU:
         limit = None  # that of the GPU
-    require_memory_to_load((*volumes, *files.magnitude), limit)
+    require_memory_to_load(_read_of(request), limit)
     reading = replace(request.reading, quantity=needs.quantity, keeps_outside=needs.unmasked)
     return load_scan(request.files, reading)
+
+
+def _read_of(request: Request) -> tuple[Path | None, ...]:
+    """Return every file of voxels that a request names, the fields first."""
+    fields, *others, images = *request.files, request.begins.images
+    echoes = () if images is None else (*images.phase, *images.magnitude)
+    several = (each if isinstance(each, tuple) else (each,) for each in others)
+    paths = (*fields, *chain.from_iterable(several), *(echo.path for echo in echoes))
+    return tuple(dict.fromkeys(paths))
 
 
 def _parts(reconstructor: Reconstructor) -> tuple[Reconstructor, ...]:
@@ -185,6 +194,7 @@ def _phase_scan(
         raise UsageError(f"{needs.network} makes no {name} on its way; drop --{name}")
     if request.files.mask is None:
         raise UsageError(f"{needs.network} {NEEDS_MASK}")
+    require_memory_to_load(_read_of(request), limit_bytes)
     with stages("load"):
         scan = phase_scan(begins.images, request.files, request.reading, limit_bytes)
         scan = with_maps(scan, request.files)
@@ -227,8 +237,8 @@ def field_scan(
     assert begins.steps is not None
     steps = scans.DRY if request.dry_run else begins.steps
     maps: dict[str, Volume] = {}
+    require_memory_to_load(_read_of(request), limit_bytes)
     if begins.images is not None:
-        require_memory_to_load([begins.images.phase[0].path], limit_bytes)
         scan, maps = scans.total_field_scan(
             begins.images,
             files,
@@ -243,7 +253,6 @@ def field_scan(
         log.tell(f"{len(made['echo_times_s'])} echoes, {'; '.join(made['phase_scales'])}")
     else:
         with stages("load"):
-            require_memory_to_load((*files.fields, files.mask, *files.magnitude), limit_bytes)
             scan = load_scan(files, replace(request.reading, quantity="total_field_ppm"))
     if files.chi is not None or files.r2prime is not None:
         scan = scans.with_maps(scan, files)
@@ -444,7 +453,7 @@ def run_request(request: Request, maker: Maker, host: Host, log: TerminalLog) ->
     stages = Stages(log.stage)
     request = replace(request, wants=within_process(request.wants, host.device, maker))
     limit = request.wants.memory_limit
-    with stages("load"):
+    with stages("load"), memory_errors():
         reconstructor = open_reconstructor(maker, host, log, stays=False, memory_limit=limit)
     measured, kept = measured_scan(request, reconstructor, log, stages)
     return run_scan(request, reconstructor, measured, log, stages, kept)
@@ -459,7 +468,7 @@ def run_field(request: Request, log: TerminalLog) -> tuple[dict[str, Any], Scan]
         If anything is wrong with files or options, or a step fails.
     """
     stages = Stages(log.stage)
-    limit = request.wants.memory_limit or available_bytes()
+    limit = within_process(request.wants, CPU, ()).memory_limit or available_bytes()
     scan, files = field_scan(request, log, stages, limit_bytes=limit)
     for note in scan.notes:
         log.warn(note)

@@ -71,16 +71,23 @@ class Patch:
         )
         return x, y, z
 
-    def gather(self, volume: Volume) -> Volume:
-        """Return the patch of a (..., x, y, z) volume, zero where it lies beyond."""
-        patch = np.zeros((*volume.shape[:-3], *self.size), dtype=np.float32)
+    def gather(self, volume: Volume, patch: Volume | None = None) -> Volume:
+        """Return the patch of a (..., x, y, z) volume, zero where it lies beyond.
+
+        It is written into ``patch``, if there is one.
+        """
+        if patch is None:
+            patch = np.empty((*volume.shape[:-3], *self.size), dtype=np.float32)
+        patch[...] = 0
         patch[(..., *self.own)] = volume[(..., *self.inside)]
         return patch
 
     def accumulate(self, patch: Volume, total: Volume) -> None:
         """Add the windowed patch to the volume it was gathered from, in place."""
         x, y, z = (window[part] for window, part in zip(self.windows, self.own, strict=True))
-        total[(..., *self.inside)] += patch[(..., *self.own)] * (x[:, None, None] * y[:, None]) * z
+        weighted = patch[(..., *self.own)] * (x[:, None, None] * y[:, None])
+        weighted *= z
+        total[(..., *self.inside)] += weighted
 
 
 @dataclass(frozen=True)
@@ -140,12 +147,15 @@ class PatchPlan:
         (c, x, y, z) array
         """
         total: Volume | None = None
+        # of all patches, since a backend keeps what it was handed last
+        inputs = [np.empty((*v.shape[:-3], *self.patch_shape), np.float32) for v in volumes]
         for patch in self:
             if mask[patch.inside].any():
-                output = infer([patch.gather(v) for v in volumes])
+                output = infer([patch.gather(v, i) for v, i in zip(volumes, inputs, strict=True)])
                 if total is None:
                     total = np.zeros((*output.shape[:-3], *mask.shape), dtype=np.float32)
                 patch.accumulate(output, total)
+                del output  # before the next one
             done()
         if total is None:
             raise DataError("the mask is empty; nothing to reconstruct")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 1 << 20
+MOST_AFTER = 1 << 28  # bytes after what was announced, before it is another file than that
 PADDING = re.compile(rb"\0*")  # as tapes and gzip itself leave it between members
 
 
@@ -18,6 +19,8 @@ def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
     ------
     EOFError, zlib.error
         If a member is cut short or damaged.
+    ValueError
+        If far more follows.
     """
     if not content.startswith(GZIP_MAGIC):
         return content[:announced], _left(len(content) - announced, "the voxels")
@@ -26,6 +29,8 @@ def unpacked(content: bytes, announced: int) -> tuple[bytes, list[str]]:
         kept += piece[: announced - len(kept)]
         size += len(piece)
         end = at
+        if size - announced > MOST_AFTER:
+            raise ValueError(f"announces {announced} bytes of a file that unpacks to far more")
     after_data = _left(len(content) - end, "the compressed data")
     return bytes(kept), _left(size - announced, "the voxels") + after_data
 

@@ -2,6 +2,8 @@
 
 import random
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,15 @@ def test_a_missing_number_names_the_file_and_what_was_found() -> None:
         number_from({}, "std", "stats.mat")
     with pytest.raises(WeightsError, match=r"lacks std \(found: mean\)"):
         number_from({"mean": np.array(0.0)}, "std", "stats.mat")
+
+
+def test_what_is_compressed_inflates_to_what_its_tag_announces(tmp_path: Path) -> None:
+    path, header = tmp_path / "bomb.mat", b"MATLAB 5.0".ljust(124) + b"\0\1IM"
+    for announced, said in ((100, "truncated or damaged"), (2**31, "unpack to 2.15 GB")):
+        packed = zlib.compress(struct.pack("<II", 14, announced) + bytes(2**26))
+        path.write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)
+        tracemalloc.start()
+        with pytest.raises(WeightsError, match=said):
+            load_normalisation([path])
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()

@@ -399,6 +399,7 @@ class TestFailures:
 
     def test_the_first_failure_decides_the_exit_code(self, run, dataset, field, monkeypatch):
         monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none
+        monkeypatch.setattr(memory_limit, "LIBRARIES_BYTES", 0)
         anat = dataset / "derivatives/prep/sub-00/anat"
         write_image(anat / "sub-00_localfield.nii.gz", field)
         write_json(anat / "sub-00_localfield.json", {"Units": "ppm"})

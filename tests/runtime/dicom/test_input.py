@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from qsm_deploy.kernels.errors import DataError
+from qsm_deploy.runtime.dicom import frames
 from qsm_deploy.runtime.dicom.acquisition import affine_of, as_images
 from qsm_deploy.runtime.dicom.choice import acquisition_of, list_series
 from qsm_deploy.runtime.dicom.conversion import convert, phase_unit
@@ -514,3 +515,11 @@ def test_a_volume_on_another_grid_is_none_of_the_images(tmp_path):
             as_images(volume, off, slices)
     with pytest.raises(DataError, match="lies on another grid"):
         as_images(volume[1:], affine, slices)
+
+
+def test_deflated_images_inflate_to_no_more_than_is_bounded(tmp_path, monkeypatch):
+    written(tmp_path, "ge", syntax=DeflatedExplicitVRLittleEndian)
+    assert read_frames(tmp_path).frames
+    monkeypatch.setattr(frames, "MOST_INFLATED", 500)
+    with pytest.raises(DataError, match=r"IM-0000\.dcm: inflates to more than"):
+        read_frames(tmp_path)

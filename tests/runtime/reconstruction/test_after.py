@@ -104,5 +104,6 @@ def test_a_limit_too_small_for_the_first_part_is_refused(
     models, smooth, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(memory_limit, "rss_bytes", lambda: 0)  # of a program that took none
+    monkeypatch.setattr(memory_limit, "LIBRARIES_BYTES", 0)
     assert main([*map(str, models), str(smooth), "--memory-limit", "12M"]) == 6
     assert "would need" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from qsm_deploy.kernels.errors import DataError, GeometryError
+from qsm_deploy.runtime.scan import gzip_members
 from qsm_deploy.runtime.scan.axes import Axes
 from qsm_deploy.runtime.scan.nifti import load_on_grid, load_volume, nifti_bytes, on_grid
 
@@ -201,11 +202,17 @@ def test_several_members_are_one_file(path):
         load_volume(path)
 
 
-def test_a_bomb_takes_no_more_memory_than_its_header_announces(path):
+def test_a_bomb_takes_no_more_memory_than_its_header_announces_and_is_not_read_on(path):
     whole = nifti_bytes(VALUES, OBLIQUE, compress=False)
-    path.write_bytes(gzip.compress(whole + bytes(300_000_000), 9))
     tracemalloc.start()
+    path.write_bytes(gzip.compress(whole + bytes(gzip_members.MOST_AFTER), 9))
+    tracemalloc.reset_peak()
     np.testing.assert_array_equal(load_volume(path).data, VALUES)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    path.write_bytes(gzip.compress(whole + bytes(gzip_members.MOST_AFTER + 1), 9))
+    tracemalloc.reset_peak()
+    with pytest.raises(DataError, match="a file that unpacks to far more"):
+        load_volume(path)
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
 
