@@ -190,6 +190,15 @@ def available_bytes() -> int:
     and the limit of its address space leave.
     """
     free = [int(line.split()[1]) * 1024 for line in _lines(MEMINFO) if "MemAvailable" in line]
+    return min([bounded_bytes(), *(int(SHARE_OF_AVAILABLE * size) for size in free)])
+
+
+def bounded_bytes() -> int:
+    """Return the same of what nobody may go beyond, whatever limit is asked for.
+
+    That is what the control groups and the limit of the address space leave.
+    """
+    free: list[int] = []
     for group in _control_groups():
         for limit, used, key in CGROUP_FILES:
             most, now = (_number(_lines(group / name)) for name in (limit, used))

@@ -19,7 +19,7 @@ from qsm_deploy.runtime.reconstruction.inversion import (
     Wants,
     needs_of,
 )
-from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes
+from qsm_deploy.runtime.reconstruction.memory import Workload, available_bytes, bounded_bytes
 from qsm_deploy.runtime.reconstruction.pipeline import network_outputs, require_field_count
 from qsm_deploy.runtime.reconstruction.planning import Demand, as_told, decide, patches_text
 from qsm_deploy.runtime.scan.scan import Scan
@@ -136,10 +136,14 @@ class CpuNetwork(Network[Session]):
 
     def limit_bytes(self) -> float:
         """Return what the machine has left, with what was taken since before it was opened."""
-        return available_bytes() + max(0, rss_bytes() - self._baseline)
+        return available_bytes() + self._taken()
+
+    def _taken(self) -> int:
+        return max(0, rss_bytes() - self._baseline)
 
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run."""
+        limit_bytes = min(limit_bytes, bounded_bytes() + self._taken())
         work = Workload(
             scan,
             self.card,
