@@ -10,6 +10,7 @@ from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.cli import main
 from qsm_deploy.runtime.cohort import pages
 from qsm_deploy.runtime.cohort.index import Seen, index_page, judge
+from qsm_deploy.runtime.page.parts import json_script
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.browsing import Page, assert_asks_nobody
 
@@ -279,3 +280,27 @@ def test_a_voxel_size_that_not_most_have_is_odd() -> None:
     judge(halves)
     assert not any(one.lines for one in halves)
     judge([])
+
+
+THUMBNAIL = {"png": "AAAA", "size_mm": [10, 20.5]}
+
+
+@pytest.mark.parametrize(
+    ("said", "rows"),
+    [
+        ({"thumbnail": THUMBNAIL}, 1),
+        ({"thumbnail": THUMBNAIL | {"png": '"><script>'}}, 0),
+        ({"thumbnail": THUMBNAIL | {"size_mm": [0, 0]}}, 0),
+        ({"thumbnail": 1}, 0),
+        ({"mask_ml": "x"}, 0),
+        ({"voxel_size_mm": 1}, 0),
+        ({"notes": [1]}, 0),
+        ({"title": []}, 0),
+        ({"name": {"a": 1}}, 0),
+    ],
+)
+def test_what_says_of_itself_what_cannot_be_is_no_page(tmp_path, said, rows) -> None:
+    summary = {"name": "sub-1", "title": "tkd"} | said
+    (tmp_path / "sub-1.html").write_text(json_script(summary, "summary"))
+    pages.Pages(tmp_path, tmp_path).index()
+    assert len(rows_of(tmp_path / "index.html")) == rows

@@ -16,6 +16,7 @@ from qsm_deploy.runtime.scan.nifti import nifti_bytes
 from tests.runtime.cohort.conftest import SHAPE
 
 OURS = "derivatives/qsm-deploy"
+LISTED = '{"recording": "sub-01", "state": "failed", "exit_code": []}'
 NUCLEI = "index\tname\n1\tLeft-Pallidum\n2\tRight-Pallidum\n3\tLeft-Cerebral-White-Matter\n"
 
 
@@ -293,7 +294,11 @@ class TestOutcomes:
         assert told_outcomes(tmp_path).last == {"sub-01": later}
 
     @pytest.mark.parametrize(
-        "findings", ['{"noise_ppb": "7"}', '{"chi_ppb": {"a": "b"}}', '{"voxel_size_mm": ["x"]}']
+        "findings",
+        [
+            *('{"noise_ppb": "7"}', '{"noise_ppb": {}}', '{"mask_ml": 1e999}', '{"chi_ppb": 1}'),
+            *('{"chi_ppb": {"a": "b"}}', '{"voxel_size_mm": ["x"]}', '{"voxel_size_mm": 1}'),
+        ],
     )
     def test_numbers_that_are_none_are_passed_over(self, study, run, tmp_path, findings) -> None:
         told = tmp_path / "told"
@@ -304,7 +309,9 @@ class TestOutcomes:
         assert run("--bids", study, "--status", *flags)[1].startswith("3 recordings: 0 done, 0 fai")
         assert {row["state"] for row in table_of(tmp_path / "t.tsv").values()} == {"missing"}
 
-    @pytest.mark.parametrize("line", ["{", "[]", "null", '"x"', '{"recording": 1}', "{}", "\xff"])
+    @pytest.mark.parametrize(
+        "line", ["{", "[]", "null", '"x"', '{"recording": 1}', "{}", "\xff", LISTED]
+    )
     def test_what_is_half_written_is_passed_over(self, tmp_path, line) -> None:
         file = OutcomeFile(tmp_path, None)
         file.append(Outcome("sub-01", "done"))

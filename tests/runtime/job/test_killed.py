@@ -54,7 +54,7 @@ def whole_files(folder, shape=(96, 96, 64)):
     "kills", [slice(1), pytest.param(slice(1, 5), marks=pytest.mark.slow)], ids=["once", "often"]
 )
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_no_partial_file_at_any_moment(command, tmp_path, how, kills):
+def test_no_partial_file_at_any_moment(command, tmp_path, note_counts, how, kills):
     began = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     lasts = time.monotonic() - began
@@ -70,6 +70,7 @@ def test_no_partial_file_at_any_moment(command, tmp_path, how, kills):
         process.send_signal(how)
         process.communicate()
         assert whole_files(tmp_path / "out") <= everything
+    note_counts("qsm-run, or interrupted", kills=len(moments))
 
 
 class Process:
@@ -320,7 +321,9 @@ def test_a_killed_export_leaves_all_outputs_or_the_old_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path, monkeypatch, how):
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(
+    tmp_path, monkeypatch, note_counts, how
+):
     weights = Path(next(iter(export.__path__))) / "weights" / "tv-unet.safetensors"
     scratch, out = tmp_path / "tmp", tmp_path / "out"
     scratch.mkdir()
@@ -339,3 +342,4 @@ def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path, 
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with scratch_folder() as folder:  # as the next does
         assert list(scratch.glob("qsm-deploy-*")) == [folder]
+    note_counts("qsm-export, as it verifies", kills=1)

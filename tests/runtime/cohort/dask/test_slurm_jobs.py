@@ -153,6 +153,8 @@ def test_dry_run_prints_the_job(new_dataset, config, run) -> None:
         ("cores = 1\nram = 2", "no key 'ram'; there are cores, memory, jobs_max"),
         ("cores = 1", "memory, jobs_max missing"),
         ('cores = "1"', "cores is '1', expected a whole number"),
+        (f"cores = {'9' * 400}", "expected a whole number"),
+        (f"prologue = {'[' * 3000}", "no TOML"),
         ("cores = true", "cores is True, expected a whole number"),
         ("memory = 2", "memory is 2, expected a text"),
         ('prologue = "module load"', "prologue is 'module load', expected a list of texts"),
