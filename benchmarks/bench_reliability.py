@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from common import Row, parser, say, write
+from common import parser, say, write
 
 ROOT = Path(__file__).parents[1]
 LONGEST_S = 7200
