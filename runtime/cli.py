@@ -114,6 +114,7 @@ def _run(arguments: argparse.Namespace) -> str:
     from qsm_deploy.runtime.console.terminal import TerminalLog
     from qsm_deploy.runtime.job import report
     from qsm_deploy.runtime.job.beginning import Until
+    from qsm_deploy.runtime.job.memory_limit import within_process
     from qsm_deploy.runtime.job.one_scan import run_field, run_request
     from qsm_deploy.runtime.job.outputs import beside
     from qsm_deploy.runtime.job.request import (
@@ -122,6 +123,7 @@ def _run(arguments: argparse.Namespace) -> str:
         maker_from,
         models_and_fields,
     )
+    from qsm_deploy.runtime.reconstruction.inversion import CPU
     from qsm_deploy.runtime.reconstructor import models_of
 
     if arguments.qsm_ci or arguments.qsm_ci_stage:
@@ -151,7 +153,8 @@ def _run(arguments: argparse.Namespace) -> str:
         said = [*models, *(f"--{name}" for name in METHOD if getattr(arguments, name))]
         if said:
             raise UsageError(f"{said[0]} makes a map, and --until {until} makes none; drop one")
-        made, _ = run_field(request, log)
+        wants = within_process(request.wants, CPU, ())
+        made, _ = run_field(replace(request, wants=wants), log)
         if arguments.json:
             return report.json_line(made)
         if arguments.dry_run:

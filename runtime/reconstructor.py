@@ -19,7 +19,7 @@ from qsm_deploy.runtime.card.read import PLAN, graph_in, load_card
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
-from qsm_deploy.runtime.console.time_limit import LONGEST_S
+from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
 from qsm_deploy.runtime.reconstruction.inversion import (
     CHI,
@@ -33,6 +33,7 @@ from qsm_deploy.runtime.reconstruction.inversion import (
     require_finite,
 )
 from qsm_deploy.runtime.reconstruction.preparation import Prepared, prepare
+from qsm_deploy.runtime.scan.params import is_number
 from qsm_deploy.runtime.scan.scan import Scan
 from qsm_deploy.runtime.sessions.session import AUTO, Backend, Precision, Session
 
@@ -74,6 +75,10 @@ class Host:
     threads: int = 0
     plan_cache: str | os.PathLike[str] = AUTO
     time_limit: float = LONGEST_S
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.time_limit) and 0 < self.time_limit < MOST_S):
+            raise UsageError(f"time_limit {self.time_limit!r} is not a positive number of seconds")
 
 
 @dataclass(frozen=True)
@@ -526,6 +531,7 @@ def _on_cpu(models: Sequence[Path], host: Host, *, stays: bool) -> tuple[list["N
             threads=host.threads,
             stays=stays,
             baseline_bytes=baseline,
+            time_limit=host.time_limit,
         )
         for model in models
     ]

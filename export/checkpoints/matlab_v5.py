@@ -69,11 +69,15 @@ def _variables(data: bytes, order: str, path: Path) -> Iterator[tuple[str, NDArr
 
 
 def _inflated(packed: bytes, order: str, path: Path) -> bytes:
-    """Return an element that was compressed, no more than its tag announces."""
+    """Return an element that was compressed, with its checksum looked at."""
     tag = zlib.decompressobj().decompress(packed, TAG_BYTES)
     (count,) = struct.unpack_from(f"{order}I", tag, TAG_BYTES // 2)
     refuse_inflated(path, count)
-    return zlib.decompressobj().decompress(packed, TAG_BYTES + count)
+    inflating = zlib.decompressobj()
+    content = inflating.decompress(packed, TAG_BYTES + count)
+    if inflating.decompress(inflating.unconsumed_tail, 1) or not inflating.eof:
+        raise ValueError("not what its tag announces")
+    return content
 
 
 def _numbers(

@@ -50,6 +50,7 @@ template <class Body>
 void over_fields(std::string_view message, uint64_t number, Body &&body) {
     while (!message.empty()) {
         const uint64_t tag = varint(message);
+        if (tag > UINT32_MAX) throw Damaged();  // libraries cut it off
         const std::string_view found = content(message, tag % 8);
         if (tag / 8 == number && tag % 8 == kLength) body(found);
     }

@@ -149,7 +149,10 @@ class OpenVinoSession final : public Session {
         try {
             while (!ended()) poll();
         } catch (...) {
-            request_.cancel();
+            try {
+                request_.cancel();
+            } catch (const ov::Exception &) {  // then to its end
+            }
             try {
                 request_.wait();  // inputs are the caller's
             } catch (...) {  // that it was cancelled, or what is thrown already

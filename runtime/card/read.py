@@ -21,6 +21,7 @@ METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2  # fields of onnx.proto
 Span = tuple[int, int]  # of a message: its first byte, and that after its last
 VARINT, LENGTH, FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # how protobuf holds a field
 LONGEST_VARINT = 10  # bytes
+MOST_TAG = 2**32 - 1
 MOST_FIELDS = 2**20  # of one message; a network's graph has thousands
 
 
@@ -234,7 +235,9 @@ def fields(file: BinaryIO, span: Span, wanted: Container[int]) -> Iterator[tuple
         if at >= end:
             return
         file.seek(at)
-        number, kind = divmod(_varint(file), 8)
+        if (tag := _varint(file)) > MOST_TAG:
+            raise ValueError("a field number that libraries cut off")
+        number, kind = divmod(tag, 8)
         size = _varint(file) if kind in (VARINT, LENGTH) else FIXED_BYTES.get(kind, end)
         start = file.tell()
         at = start + (0 if kind == VARINT else size)

@@ -37,7 +37,7 @@ def run_command(name: str, command: Callable[[], str]) -> int:
     # a process started without them has None here, which nothing that prints expects
     sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()
     code = _exit_code(name, command)
-    if is_left_behind():
+    if is_left_behind() and os.path.basename(sys.argv[0]) == name:  # nobody else's process
         sys.stdout.flush()
         os._exit(code)
     return code

@@ -11,6 +11,7 @@ from typing import TypeVar
 from qsm_deploy.kernels.errors import EngineError
 
 LONGEST_S = 3600.0
+MOST_S = 1e9  # that may be said
 GRACE_S = 5.0  # for what was told to end
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class TimeLimit:
     def within(
         self, what: str, work: Callable[[], T], stop: Callable[[], object] | None = None
     ) -> T:
-        """Return what work gives, if it does so in time; an interrupt ends the waiting at once.
+        """Return what work gives, if it does so in time; an interrupt stops it, too.
 
         Parameters
         ----------
@@ -45,9 +46,9 @@ class TimeLimit:
         EngineError
             If it takes longer, or what took longer before still goes on.
         """
-        if not self._ended.is_set():
-            raise EngineError(f"{what}: what did not end in time still goes on; open it again")
-        ended = self._ended = Event()
+        if not self._ended.wait(self._seconds):
+            raise EngineError(f"{what}: what did not end in time still goes on; start again")
+        ended = Event()
         given: list[T] = []
         raised: list[BaseException] = []
 
@@ -59,22 +60,22 @@ class TimeLimit:
             ended.set()
 
         Thread(target=run, name=what, daemon=True).start()
-        late = True
+        self._ended, late = ended, True
         try:
             late = not ended.wait(self._seconds)
         finally:
+            if late:
+                _left.append(ended)
             if late and stop:
                 stop()
                 ended.wait(GRACE_S)
-            if not ended.is_set():
-                _left.append(ended)
         if late:
             raise EngineError(
                 f"{what} takes longer than {self._seconds:g} s, the limit; pass a larger "
                 "--time-limit if it may take longer"
             )
-        for error in raised:
-            raise error
+        if raised:
+            raise raised.pop()  # or it would hold itself, with all that the work had
         return given[0]
 
 
@@ -83,4 +84,5 @@ def is_left_behind() -> bool:
 
     An interpreter that ends in the orderly way would abort the process when it does end.
     """
-    return not all(ended.is_set() for ended in _left)
+    _left[:] = [ended for ended in _left if not ended.is_set()]
+    return bool(_left)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
-from qsm_deploy.runtime.console.time_limit import LONGEST_S
+from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.job.qsm_ci import STAGES
 from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES
 from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
@@ -650,7 +650,7 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0
-    if not 0 < number < 1e9:
+    if not 0 < number < MOST_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return number
 

@@ -16,7 +16,12 @@ from qsm_deploy.kernels.errors import EngineError, MemoryLimitError
 from qsm_deploy.kernels.geometry import shape_text
 from qsm_deploy.runtime.console.peak_memory import memory_text, rss_bytes
 from qsm_deploy.runtime.reconstruction.inversion import Wants
-from qsm_deploy.runtime.reconstruction.memory import FLOAT, LIBRARIES_BYTES, available_bytes
+from qsm_deploy.runtime.reconstruction.memory import (
+    FLOAT,
+    LIBRARIES_BYTES,
+    available_bytes,
+    bounded_bytes,
+)
 from qsm_deploy.runtime.reconstructor import Maker, gpu_number, models_of
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC
 from qsm_deploy.runtime.scan.nifti import HEAD_BYTES
@@ -28,7 +33,7 @@ NO_MEMORY = re.compile(
     r"|can't start new thread|resource temporarily unavailable",
     re.I,
 )
-# of what is left, for the plan: what runs took was predicted up to 3 % too low
+# of what is left, for the plan: what a run takes is predicted, and not to the byte
 PLANNED_SHARE = 0.95
 HELP = "pass a smaller --patch or --memory-limit, or free memory"
 
@@ -48,7 +53,7 @@ def within_process(wants: Wants, device: str, maker: Maker) -> Wants:
         return wants
     taken = rss_bytes()
     alone = taken + LIBRARIES_BYTES * bool(models)
-    left = int(PLANNED_SHARE * (limit - taken))
+    left = min(int(PLANNED_SHARE * (limit - taken)), bounded_bytes())
     if left <= alone - taken:
         raise MemoryLimitError(
             f"the program alone takes {memory_text(alone)}, the limit is {memory_text(limit)}; "

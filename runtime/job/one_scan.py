@@ -468,7 +468,7 @@ def run_field(request: Request, log: TerminalLog) -> tuple[dict[str, Any], Scan]
         If anything is wrong with files or options, or a step fails.
     """
     stages = Stages(log.stage)
-    limit = within_process(request.wants, CPU, ()).memory_limit or available_bytes()
+    limit = request.wants.memory_limit or available_bytes()
     scan, files = field_scan(request, log, stages, limit_bytes=limit)
     for note in scan.notes:
         log.warn(note)

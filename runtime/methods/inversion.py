@@ -39,7 +39,6 @@ from qsm_deploy.runtime.reconstruction.memory import (
     PAD_VOXELS,
     TRANSFORM,
     available_bytes,
-    bounded_bytes,
     loading,
     stages_after,
 )
@@ -137,7 +136,6 @@ class MethodInversion:
     def task(self, scan: Scan, measured: Scan, wants: Wants, limit_bytes: float) -> Task:
         """Return how a scan would be run: the whole volume, or a refusal."""
         self._require(scan, wants)
-        limit_bytes = min(limit_bytes, bounded_bytes())
         padded = padded_box(scan.mask, scan.geometry).geometry.shape
         whole = plan_whole(padded, 1)
         stages = self.stage_bytes(scan, whole, wants)

@@ -194,7 +194,7 @@ def available_bytes() -> int:
 
 
 def bounded_bytes() -> int:
-    """Return the same of what nobody may go beyond, whatever limit is asked for.
+    """Return four fifths of what is left before the system ends or refuses, whatever is asked for.
 
     That is what the control groups and the limit of the address space leave.
     """

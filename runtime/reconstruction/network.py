@@ -10,6 +10,7 @@ from qsm_deploy.kernels.threads import using_threads, workers
 from qsm_deploy.runtime.card.card import UNROLLED, ModelCard
 from qsm_deploy.runtime.console.peak_memory import rss_bytes
 from qsm_deploy.runtime.console.stages import Stages
+from qsm_deploy.runtime.console.time_limit import LONGEST_S
 from qsm_deploy.runtime.reconstruction.inversion import (
     CPU,
     Done,
@@ -130,8 +131,10 @@ class CpuNetwork(Network[Session]):
         threads: int = 0,
         stays: bool = True,
         baseline_bytes: int | None = None,
+        time_limit: float = LONGEST_S,
     ) -> None:
         super().__init__(session, model, threads=threads, stays=stays)
+        self._time_limit = time_limit
         self._baseline = rss_bytes() if baseline_bytes is None else baseline_bytes
 
     def limit_bytes(self) -> float:
@@ -171,7 +174,9 @@ class CpuNetwork(Network[Session]):
                 from qsm_deploy.runtime.reconstruction.precision_check import precision_error
 
                 with stages("precision check"):
-                    reference = open_session(self.model, REFERENCE, threads=self.threads)
+                    reference = open_session(
+                        self.model, REFERENCE, threads=self.threads, time_limit=self._time_limit
+                    )
                     error = precision_error(self.session, reference, task.scan)
                 made.findings["precision_error"] = error
         self.used()

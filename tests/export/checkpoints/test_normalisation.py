@@ -191,3 +191,21 @@ def test_what_is_compressed_inflates_to_what_its_tag_announces(tmp_path: Path) -
             load_normalisation([path])
         assert tracemalloc.get_traced_memory()[1] < 2**20
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mat", ["v7"], indirect=True)
+def test_no_bit_of_a_compressed_file_turns_over_unseen(mat: Path) -> None:
+    whole, dice = mat.read_bytes(), random.Random(7)
+    expected, seen = load_normalisation([mat]), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[dice.randrange(128, len(whole))] ^= 1 << dice.randrange(8)
+        mat.write_bytes(damaged)
+        try:
+            arrays = load_normalisation([mat])
+        except WeightsError:
+            seen += 1
+            continue
+        assert arrays.keys() <= expected.keys()
+        assert all(np.array_equal(array, expected[name]) for name, array in arrays.items())
+    assert seen > 250

@@ -52,6 +52,6 @@ def test_where_coverage_leads(
     limits += (f"-max_total_time={LIBFUZZER_SECONDS}", f"-artifact_prefix={tmp_path}/")
     there = ("sh", "-c", 'cd "$0" && exec "$@" 2>&1', str(tmp_path))
     said = drive(libfuzzer, *limits, str(corpus), str(seeds), before=there)
-    assert int(re.findall(r"cov: (\d+)", said)[-1]) > 2000, said
+    assert int(re.findall(r"cov: (\d+)", said)[-1]) > 1000, said
     runs = int(re.findall(r"Done (\d+) runs", said)[-1])
     note_counts("the same, led by coverage", inputs=runs)

@@ -22,6 +22,7 @@ from tests.runtime.card.unbounded_graphs import (
     branch,
     call,
     functions,
+    save_disguised,
     save_graph,
 )
 
@@ -68,3 +69,10 @@ def test_every_network_that_is_exported_is_bounded(name: str, kept_traces: None,
             fold_batch_norm(network)
         onnx.save(onnx_from_module(network), tmp_path / "x.onnx")
     require_bounded_graph(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_node_with_a_field_number_that_libraries_cut_off(backend, card, tmp_path) -> None:
+    path = save_disguised(card, tmp_path / "x.onnx")
+    with pytest.raises(EngineError, match=r"x.onnx: not a valid .onnx model"):
+        open_session(path, backend)

@@ -1,6 +1,8 @@
 """What takes too long is an error, and what cannot be ended is left behind."""
 
-import time
+import gc
+import weakref
+from contextlib import suppress
 from threading import Event
 
 import pytest
@@ -36,6 +38,36 @@ def test_what_does_not_end_is_left_behind() -> None:
     with pytest.raises(EngineError, match="running: what did not end in time still goes on"):
         limit.within("running", lambda: None)
     ends.set()
-    while is_left_behind():
-        time.sleep(0.01)
     assert limit.within("opening", lambda: "open") == "open"
+    assert not is_left_behind()
+
+
+def test_what_cannot_be_stopped_is_left_behind_though_stopping_it_fails() -> None:
+    ends, limit = Event(), TimeLimit(0.05)
+
+    def fails() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        limit.within("one run", ends.wait, fails)
+    assert is_left_behind()
+    ends.set()
+
+
+def test_what_failed_is_not_kept() -> None:
+    class Tensor:
+        pass
+
+    def wrong() -> None:
+        raise DataError("no field")
+
+    held = Tensor()
+    seen = weakref.ref(held)
+    gc.disable()
+    try:
+        with suppress(DataError):
+            TimeLimit(LONGEST_S).within("one run", lambda held=held: wrong())
+        del held
+        assert seen() is None
+    finally:
+        gc.enable()

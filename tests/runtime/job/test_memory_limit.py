@@ -175,7 +175,8 @@ def test_the_peak_stays_within_the_limit(write_volume, models, backend, precisio
     codes = []
     for mib in (100, 150, 170, 190, 240):
         code, peak, error = run(*words, f"{mib}M")
-        assert code == 6 or (code, peak <= mib * MIB) == (0, True), error
+        assert code in (0, 6), error
+        assert peak <= mib * MIB or (code, mib) == (6, 100)  # the program alone may take that
         codes.append(code)
     assert (codes[0], codes[-1]) == (6, 0)
 

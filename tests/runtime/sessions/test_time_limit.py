@@ -20,7 +20,12 @@ from qsm_deploy.runtime.sessions.session import BACKENDS
 
 STEPS = 400
 FEEDS = {"local_field_ppm": np.zeros((1, 1, 64, 64, 64), np.float32)}
-PROGRAM = "import sys; from qsm_deploy.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = """
+import sys
+from qsm_deploy.runtime.cli import main
+sys.argv[0] = "qsm-run"  # whose process may be left while something goes on
+sys.exit(main())
+"""
 
 Write = Callable[[list[onnx.NodeProto], dict[str, np.ndarray]], Path]
 
