@@ -27,7 +27,7 @@ def not_downloaded(path: Path) -> str | None:
             if "annex" in target:
                 return f"not downloaded, a link of git-annex to nothing; run: datalad get {path}"
             if _is_loop(path):
-                return f"a link to {target}, which leads back to itself; link it to the file"
+                return f"a link to {target}, which leads back to itself; make it again"
             return f"a link to {target}, which does not exist; fetch it, with DataLad: datalad get"
         if not path.is_file():
             return None
