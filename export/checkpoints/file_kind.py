@@ -194,13 +194,15 @@ def _zip_format(path: Path) -> Format:
 
 
 def require_weights_file(path: Path, hint: str) -> None:
-    """Refuse what is no regular file, as a pipe, which is not opened, and say what to do.
+    """Refuse what is no regular file or was not downloaded, and say what to do.
 
     Raises
     ------
     WeightsError
         If it is none.
     """
+    if left := not_downloaded(path):
+        raise WeightsError(f"{path}: {left}")
     if not os.path.isfile(path):
         seen = "no regular file" if os.path.exists(path) else "no such file"
         raise WeightsError(f"{path}: {seen}; {hint}")

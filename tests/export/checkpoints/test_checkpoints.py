@@ -204,7 +204,9 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, zipped: bool) -> None
 
 def test_what_is_missing_or_no_file_is_refused(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
     seen = {"none.pth": "no such file", "pipe.pth": "no regular file", "": "no regular file"}
+    seen["loop.pth"] = "leads back to itself"
     for name, says in seen.items():
         with pytest.raises(WeightsError, match=says) as caught:
             load_state(tmp_path / name)
