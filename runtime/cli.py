@@ -248,13 +248,14 @@ def _status(arguments: argparse.Namespace) -> int:
 
     def command() -> str:
         from qsm_deploy.runtime.cohort.status import status_of, status_text
+        from qsm_deploy.runtime.console.terminal import TerminalLog
         from qsm_deploy.runtime.job.report import json_line
 
         for name in NOT_OF_STATUS:
             if getattr(arguments, name):
                 flag = name.replace("_", "-")
                 raise UsageError(f"--status looks and makes nothing; drop --{flag}")
-        status = status_of(_cohort(arguments))
+        status = status_of(_cohort(arguments), TerminalLog(quiet=arguments.quiet))
         everything.append(status["done"] == status["recordings"])
         return json_line(status) if arguments.json else status_text(status)
 

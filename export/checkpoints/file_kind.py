@@ -1,5 +1,6 @@
 """What a file is, told by its bytes: the format of the weights in it, or why it has none."""
 
+import os
 import re
 import struct
 import tokenize
@@ -190,6 +191,21 @@ def _zip_format(path: Path) -> Format:
         f"{path}: a ZIP archive of {names[0]!r} and others, not a PyTorch file; unpack it and "
         "pass a file in it"
     )
+
+
+def require_weights_file(path: Path, hint: str) -> None:
+    """Refuse what is no regular file or was not downloaded, and say what to do.
+
+    Raises
+    ------
+    WeightsError
+        If it is none.
+    """
+    if left := not_downloaded(path):
+        raise WeightsError(f"{path}: {left}")
+    if not os.path.isfile(path):
+        seen = "no regular file" if os.path.exists(path) else "no such file"
+        raise WeightsError(f"{path}: {seen}; {hint}")
 
 
 def _head(path: Path) -> bytes:

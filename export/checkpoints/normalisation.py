@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsm_deploy.export.checkpoints.file_kind import require_weights_file
 from qsm_deploy.export.checkpoints.matlab_v5 import load_mat
 from qsm_deploy.kernels.errors import WeightsError
 
@@ -101,8 +102,7 @@ def numbers_from(
 
 
 def _load_file(path: Path) -> Arrays:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; pass the one that came with the weights")
+    require_weights_file(path, "pass the one that came with the weights")
     if path.suffix.lower() == ".mat":
         return load_mat(path)
     if path.suffix.lower() == ".npy":

@@ -20,6 +20,7 @@ from qsm_deploy.export.checkpoints.file_kind import (
     Format,
     no_pickle,
     refused_pickle,
+    require_weights_file,
     weights_format,
 )
 from qsm_deploy.export.checkpoints.npz_state import load_npz
@@ -80,8 +81,7 @@ def load_state(
 def _load_file(path: Path, fits: Fits) -> tuple[StateDict, str]:
     if Path(f"{path}.index").is_file():
         raise WeightsError(f"{path}: a checkpoint {TENSORFLOW}")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; pass the weights that the authors publish")
+    require_weights_file(path, "pass the weights that the authors publish")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # odd protocols, headers of Python 2
         content = _reader(weights_format(path))(path)

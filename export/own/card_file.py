@@ -1,5 +1,6 @@
 """What a user says of a network of their own: ``card.toml``, or the same as a dict."""
 
+import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from qsm_deploy.export.networks.registry import known_networks
 from qsm_deploy.kernels.ends import RAS, ends_named
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.runtime.card.card import TASKS, UNITS, GeometryLimits, PadFront, Tiles
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.job.request import PathLike
 
 if sys.version_info >= (3, 11):
@@ -101,12 +103,16 @@ def stated_in(card: PathLike | Mapping[str, Any] | None) -> Stated:
     ------
     UsageError
         If it cannot be read, or a field is unknown or has a value that it cannot have.
+    DataError
+        If it is no regular file.
     """
     if card is None:
         return Stated("no card")
     if isinstance(card, Mapping):
         return _stated(_plain(card), "the card")
     path = Path(card)
+    if os.path.lexists(path):
+        require_files([path])
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

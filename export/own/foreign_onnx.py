@@ -13,6 +13,7 @@ from onnx import TensorProto
 from torch import nn
 
 from qsm_deploy.calibration.int8.qdq import is_quantised
+from qsm_deploy.export.checkpoints.file_kind import require_weights_file
 from qsm_deploy.export.graph.torch_graph import FLOATS, shapes_of, single_graph
 from qsm_deploy.export.own.card_file import Stated
 from qsm_deploy.kernels.errors import AccuracyError, UsageError, WeightsError
@@ -38,8 +39,7 @@ def foreign_graph(path: Path) -> onnx.ModelProto:
     UsageError
         If it has a card already.
     """
-    if not path.is_file():
-        raise WeightsError(f"--onnx {path}: no such file")
+    require_weights_file(path, "pass an ONNX file to --onnx")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own, which has no types

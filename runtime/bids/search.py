@@ -49,7 +49,9 @@ EMPTY = "which is empty; a subdataset of DataLad comes with: datalad get"
 OF_FILES = (".nii", ".gz", ".json", ".tsv")
 # like the name of what is looked for
 SOUNDS = re.compile(
-    r"_part-(?!mag_)|_(phase|real|imag)|phase[0-9]*\.nii|mask\.nii|_(megre|gre|t2star.*)\.nii", re.I
+    r"_part-(?!mag_)|_(phase|real|imag)|phase[0-9]*\.nii|mask\.nii|_(megre|gre|t2star.*)\.nii"
+    r"|(localfield|fieldmap-local|local_fieldmap)\.nii",
+    re.I,
 )
 
 
@@ -64,8 +66,8 @@ class Found:
     failures
         Why others cannot be, by the name of the recording, the subject or the folder.
     unused
-        Names of empty folders, and of images that sound like gradient echoes and belong to none,
-        by what they need.
+        Names of empty folders, and of images that sound like gradient echoes or local fields and
+        belong to none, by what they need.
     """
 
     recordings: list[Recording] = field(default_factory=list)
@@ -162,7 +164,7 @@ def without_recording(found: Found, labels: Iterable[str]) -> dict[str, str]:
     lacking = sorted({label.removeprefix("sub-") for label in labels} - have)
     reason = "neither a local field nor part-phase MEGRE to begin with"
     return {
-        label: "; ".join([reason, *found.notes(rf"sub-{label}\b|sub-{label}_")])
+        label: "; ".join([reason, *found.notes(rf"sub-{re.escape(label)}(\b|_)")])
         for label in lacking
     }
 

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.bids.output import make_folder
 from qsm_deploy.runtime.cohort.findings import REGIONS
 from qsm_deploy.runtime.cohort.sharding import Shard
+from qsm_deploy.runtime.console.atomic import write_atomically
 from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.job.report import are_numbers
 from qsm_deploy.runtime.scan.params import is_number
@@ -115,7 +116,7 @@ class OutcomeFile:
         self._path = folder / f"{platform.node() if shard is None else shard.stem}.jsonl"
 
     def begin(self) -> None:
-        """Make its folder.
+        """Make its folder, and a file of its own of what is a link: what that leads to stays.
 
         Raises
         ------
@@ -123,6 +124,9 @@ class OutcomeFile:
             If that cannot be done.
         """
         make_folder(self._path.parent, "--outcomes")
+        if self._path.is_symlink():
+            lines = "".join(outcome.line() for outcome in _outcomes_in([self._path]))
+            write_atomically(self._path, lines.encode(), force=True)
 
     def append(self, outcome: Outcome) -> None:
         """Write what became of a recording, in one piece.
@@ -133,7 +137,7 @@ class OutcomeFile:
             If it cannot be written.
         """
         try:
-            with self._path.open("ab+", buffering=0) as file:
+            with open(self._path, "ab+", buffering=0, opener=_open_itself) as file:
                 size = file.seek(0, os.SEEK_END)
                 torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by who was killed
                 line = b"\n" * bool(torn) + outcome.line().encode()
@@ -171,19 +175,31 @@ def told_outcomes(folder: Path) -> Told:
     DataError
         If a file, or the folder, cannot be read.
     """
-    found: list[Outcome] = []
     try:
         names = sorted(os.listdir(folder)) if os.path.lexists(folder) else []
-        paths = [folder / name for name in names if name.endswith(".jsonl")]
-        require_files(paths)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    found = _outcomes_in([folder / name for name in names if name.endswith(".jsonl")])
+    found.sort(key=lambda outcome: outcome.finished_s)
+    return Told(
+        {outcome.recording: outcome for outcome in found},
+        {one.recording: one for one in found if one.state == "done" and not one.again},
+    )
+
+
+def _outcomes_in(paths: Sequence[Path]) -> list[Outcome]:
+    found: list[Outcome] = []
+    require_files(paths)
+    try:
         contents = [path.read_bytes() for path in paths]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
     for line in (line for content in contents for line in content.splitlines()):
         with suppress(ValueError, TypeError, RecursionError):
             found.append(outcome_from(json.loads(line)))
-    found.sort(key=lambda outcome: outcome.finished_s)
-    return Told(
-        {outcome.recording: outcome for outcome in found},
-        {one.recording: one for one in found if one.state == "done" and not one.again},
-    )
+    return found
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open a file, and nothing that a symbolic link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

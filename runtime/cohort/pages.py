@@ -112,6 +112,8 @@ def page_of(folder: Path, name: str) -> Path:
 
 def _summary_of(path: Path) -> dict[str, Any] | None:
     """Return what a page says of itself, if it is one of ours."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES).decode(errors="replace")

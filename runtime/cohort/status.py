@@ -13,13 +13,14 @@ from qsm_deploy.runtime.cohort.cohort import Cohort
 from qsm_deploy.runtime.cohort.group_table import require_table, write_table
 from qsm_deploy.runtime.cohort.index import NUMBER
 from qsm_deploy.runtime.cohort.outcomes import Outcome, told_outcomes
+from qsm_deploy.runtime.console.terminal import TerminalLog
 
 FREQUENT = 10  # reasons that are told
 NAMED = 10  # recordings that are named
 OF_A_SUBJECT = re.compile(r"[^\s'\"]*\bsub-[^\s:;,'\"]+")
 
 
-def status_of(cohort: Cohort) -> dict[str, Any]:
+def status_of(cohort: Cohort, log: TerminalLog) -> dict[str, Any]:
     """Return how far a cohort is, by what is on disk and what was written down.
 
     Nothing is opened but folders and the files of outcomes. A map that is there counts, whatever a
@@ -29,6 +30,8 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
     ----------
     cohort
         Which recordings; a shard's, if it has one.
+    log
+        Takes notes on what is in the dataset and not used.
 
     Returns
     -------
@@ -45,6 +48,8 @@ def status_of(cohort: Cohort) -> dict[str, Any]:
     if cohort.table is not None:
         require_table(cohort.table)
     found = cohort.find()
+    for note in found.notes():
+        log.warn(note)
     cohort.derivative.require_ours()
     told = told_outcomes(cohort.outcomes_folder)
     done = {r.name for r in found.recordings if _has_map(cohort, r)}

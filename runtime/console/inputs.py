@@ -1,5 +1,6 @@
 """What a command line names as its input: that it is there, was downloaded, and is no weights."""
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,8 @@ def not_downloaded(path: Path) -> str | None:
             target = os.readlink(path)
             if "annex" in target:
                 return f"not downloaded, a link of git-annex to nothing; run: datalad get {path}"
+            if _is_loop(path):
+                return f"a link to {target}, which leads back to itself; make it again"
             return f"a link to {target}, which does not exist; fetch it, with DataLad: datalad get"
         if not path.is_file():
             return None
@@ -37,6 +40,14 @@ def not_downloaded(path: Path) -> str | None:
     if head.startswith(LFS_POINTER):
         return "a Git LFS pointer in place of the file, not downloaded; run: git lfs pull"
     return None
+
+
+def _is_loop(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:

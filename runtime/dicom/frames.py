@@ -72,7 +72,7 @@ def _frames_of(path: Path) -> list[Frame]:
     enhanced = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
     with damaged(path):
         try:
-            with _Opened(FileIO(path)) as file:
+            with _Opened(FileIO(str(path))) as file:
                 header = dcmread(file, stop_before_pixels=True, specific_tags=[*tags()])
         except InvalidDicomError:
             return []
@@ -157,7 +157,7 @@ class _Opened(BufferedReader):
 def _read(path: Path, *, pixels: bool) -> "Dataset":
     from pydicom import dcmread
 
-    with _Opened(FileIO(path)) as file:
+    with _Opened(FileIO(str(path))) as file:
         read = dcmread(file, stop_before_pixels=not pixels)
     if pixels and read.file_meta.TransferSyntaxUID.is_compressed:
         read.decompress(generate_instance_uid=False)

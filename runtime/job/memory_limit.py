@@ -120,6 +120,8 @@ def _announced(path: Path) -> tuple[tuple[int, ...], int, int] | None:
     They are no more than the file can hold, which whoever reads it finds truncated.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         most = path.stat().st_size
         with path.open("rb") as file:
             packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC

@@ -3,7 +3,6 @@
 import gzip
 import logging
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qsm_deploy.kernels.errors import DataError, GeometryError, QsmDeployError
 from qsm_deploy.kernels.geometry import Geometry, Shape
-from qsm_deploy.runtime.console.inputs import A_FOLDER, not_downloaded
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.scan.axes import STORED, Axes, axes_between
 from qsm_deploy.runtime.scan.gzip_members import GZIP_MAGIC, PIECE_BYTES, pieces, unpacked
 from qsm_deploy.runtime.scan.transforms import Affine, Transforms, transforms_of
@@ -286,11 +285,7 @@ def nifti_bytes(
 
 
 def _content(path: Path, most: int = -1) -> bytes:
-    if left := not_downloaded(path):
-        raise DataError(f"{path}: {left}")
-    if not os.path.isfile(path):  # unlike Path.is_file it takes a name of any length
-        seen = A_FOLDER if os.path.isdir(path) else "no such file; pass one .nii or .nii.gz file"
-        raise DataError(f"{path}: {seen}")
+    require_files([path])
     try:
         with path.open("rb") as file:
             return file.read(most)

@@ -177,7 +177,7 @@ def nonsense(tmp_path: Path) -> Path:
         ("empty.pth", 7, "not a PyTorch file"),
         ("empty.safetensors", 7, "not a readable safetensors file"),
         ("empty.npz", 7, "not a NumPy .npz file"),
-        ("folder", 7, "no such file"),
+        ("folder", 7, "no regular file"),
         ("none.pth", 7, "no such file"),
         ("none.onnx", 3, "no such model file"),
         ("text.onnx", 4, "not an .onnx model"),

@@ -1,6 +1,7 @@
 """Networks of users: what is stated, what is read and measured, and what is refused."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from qsm_deploy.export.networks.ir2qsm import IR2QSM
 from qsm_deploy.export.own.assembly import network_from_module
 from qsm_deploy.export.own.card_file import Stated, stated_in
 from qsm_deploy.export.own.probing import NO_END, NOT_ALIKE
-from qsm_deploy.kernels.errors import ExportError, QsmDeployError, UsageError
+from qsm_deploy.kernels.errors import DataError, ExportError, QsmDeployError, UsageError
 from qsm_deploy.runtime.card.card import ReceptiveField, Tiles, parse_card
 from qsm_deploy.runtime.sessions.open import open_session
 
@@ -93,6 +94,12 @@ class Separating(nn.Module):
     def forward(self, stacked: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         y = self.net(stacked) * mask
         return y[:, :1], y[:, 1:]
+
+
+def test_a_pipe_is_no_card(tmp_path) -> None:
+    os.mkfifo(tmp_path / "card.toml")
+    with pytest.raises(DataError, match="no regular file"):
+        stated_in(tmp_path / "card.toml")
 
 
 def stated(**fields) -> Stated:

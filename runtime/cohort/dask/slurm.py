@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import EngineError, UsageError
+from qsm_deploy.runtime.console.inputs import require_files
 from qsm_deploy.runtime.job.request import memory_bytes
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ def jobs_from(path: Path) -> Jobs:
     ------
     UsageError
         If it cannot be read, or has other keys, or values of other kinds.
+    DataError
+        If it is no regular file.
     """
+    if os.path.lexists(path):
+        require_files([path])
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

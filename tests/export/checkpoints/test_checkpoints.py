@@ -1,5 +1,6 @@
 """Weights files as people have them: prefixed, wrapped, damaged, hostile, of another network."""
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -201,10 +202,14 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, zipped: bool) -> None
     assert refused > 150
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path) -> None:
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(WeightsError, match="no such file") as caught:
-            load_state(path)
+def test_what_is_missing_or_no_file_is_refused(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
+    seen = {"none.pth": "no such file", "pipe.pth": "no regular file", "": "no regular file"}
+    seen["loop.pth"] = "leads back to itself"
+    for name, says in seen.items():
+        with pytest.raises(WeightsError, match=says) as caught:
+            load_state(tmp_path / name)
         assert caught.value.exit_code == 7
 
 

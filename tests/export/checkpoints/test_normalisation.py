@@ -97,10 +97,10 @@ def test_refuses_a_missing_file(name: str, tmp_path: Path) -> None:
     [
         ("stats.txt", b"0 1", r"expected a MATLAB \.mat, a NumPy \.npy or a \.json"),
         ("stats.mat", b"", "not a MATLAB 5 file"),
-        ("stats.mat", b"version https://git-lfs.github.com/spec/v1\n" * 9, "not a MATLAB 5 file"),
+        ("stats.mat", b"version https://git-lfs.github.com/spec/v1\n" * 9, "git lfs pull"),
         ("stats.mat", b"MATLAB 7.3".ljust(124) + b"\x00\x02IM\x89HDF", r"7\.3 .* '-v7'"),
         ("stats.npy", b"", "not a NumPy file"),
-        ("stats.npy", b"version https://git-lfs.github.com/spec/v1\n", "holds a pickle"),
+        ("stats.npy", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
 def test_refuses_strange_files(name: str, content: bytes, match: str, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
+from qsm_deploy.kernels.errors import DataError
 from qsm_deploy.runtime.cohort import outcomes
 from qsm_deploy.runtime.cohort.outcomes import Outcome, OutcomeFile, told_outcomes
 from qsm_deploy.runtime.cohort.sharding import Shard
 from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.scan.nifti import nifti_bytes
-from tests.runtime.cohort.conftest import SHAPE
+from tests.runtime.cohort.conftest import SHAPE, add_recording
 
 OURS = "derivatives/qsm-deploy"
 LISTED = '{"recording": "sub-01", "state": "failed", "exit_code": []}'
@@ -73,6 +74,23 @@ class TestStatus:
         _, out, _ = run("--bids", study, "--status")
         assert out.splitlines()[0] == "3 recordings: 0 done, 1 failed, 2 missing"
         assert "2 images fit as local field" in out
+
+    def test_what_is_not_used_is_named(self, study, run) -> None:
+        add_recording(study, os.fsdecode(b"sub-05-\xff"))
+        _, out, err = run("--bids", study, "--status")
+        assert out.startswith("3 recordings: 0 done, 0 failed, 3 missing\n")
+        assert err.startswith("note: found and not used: sub-05-\\udcff_localfield.nii.gz, ")
+
+    @pytest.mark.parametrize("kind", ["localfield.nii.gz", "mask.nii.gz", "localfield.json"])
+    @pytest.mark.parametrize("cluster", [(), ("--cluster", "local:2")], ids=["here", "children"])
+    def test_a_pipe_is_not_waited_for(self, new_dataset, run, kind, cluster) -> None:
+        root = new_dataset("sub-01", "sub-02", "sub-03")
+        pipe = root / f"sub-02/anat/sub-02_{kind}"
+        pipe.unlink()
+        os.mkfifo(pipe)
+        code, out, err = run("--bids", root, "--method", "tkd", *cluster)
+        assert (code, len(out.splitlines())) == (3, 2)
+        assert f"error: sub-02: {pipe}: no regular file" in err
 
     def test_maps_of_a_local_field_count(self, study, run) -> None:
         place = study / OURS / "sub-01/anat/sub-01_desc-local_fieldmap.nii.gz"
@@ -319,6 +337,21 @@ class TestOutcomes:
             half.write(f"{line}\n")
         file.append(Outcome("sub-02", "done"))
         assert {"sub-01", "sub-02"} <= told_outcomes(tmp_path).last.keys()
+
+    def test_what_a_link_leads_to_stays_and_still_counts(self, tmp_path) -> None:
+        file = OutcomeFile(tmp_path, None)
+        file.append(Outcome("sub-01", "done"))
+        [path] = tmp_path.glob("*.jsonl")
+        kept = path.rename(tmp_path / "kept")
+        before = kept.read_bytes()
+        path.symlink_to(kept)
+        with pytest.raises(DataError, match="cannot write"):
+            file.append(Outcome("sub-02", "done"))
+        file.begin()
+        file.append(Outcome("sub-02", "done"))
+        assert kept.read_bytes() == before
+        assert not path.is_symlink()
+        assert told_outcomes(tmp_path).last.keys() == {"sub-01", "sub-02"}
 
     def test_that_a_map_was_there_again_says_less_than_how_it_was_made(self, tmp_path) -> None:
         made = Outcome("sub-01", "done", findings={"mask_ml": 2.5}, finished_s=1.0)

@@ -49,5 +49,16 @@ def test_a_file_gets_lines_only(shown):
     assert plain == "note: sub-01: no units given\nsub-01: 1.0 s\n"
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_line_stays_one_and_steers_no_terminal(shown, capsys, quiet):
+    log = TerminalLog(quiet=quiet)
+    log.about("sub-\u00e9\udcff")
+    log.warn("a\nb\033[2Jc\rd\u202e")
+    log.tell("a\nb")
+    note, *told = capsys.readouterr().err.splitlines()
+    assert note == "note: sub-\u00e9\\udcff: a\\nb\\x1b[2Jc\\rd\\u202e"
+    assert told == ([] if quiet else ["sub-\u00e9\\udcff: a\\nb"])
+
+
 def test_quiet_prints_notes_alone(shown):
     assert shown(term="xterm", quiet=True) == "note: sub-01: no units given\n"

@@ -464,6 +464,12 @@ def test_a_damaged_file_is_named(tmp_path):
         converted(tmp_path / "in", tmp_path / "out")
 
 
+def test_nonsense_after_the_preamble_is_no_image(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
+    with pytest.raises(DataError, match="no MR image in DICOM among its 1 files"):
+        acquisition_of(read_frames(tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["PixelSpacing", "ImagePositionPatient", "Rows"])
 def test_images_that_lie_nowhere_are_none(tmp_path, name):
     def empty(image):

@@ -1,5 +1,6 @@
 """``--cluster slurm``: jobs of a real SLURM, cancelled meanwhile, and what a file asks for."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tomllib
 
-from qsm_deploy.kernels.errors import EngineError, UsageError
+from qsm_deploy.kernels.errors import DataError, EngineError, UsageError
 from qsm_deploy.runtime.cohort.dask.slurm import Jobs, job_script, jobs_from, require_accepted
 from tests.runtime.cohort.dask.conftest import Run, run
 from tests.runtime.cohort.test_children import NAMES, OURS, maps_of, outcomes_of
@@ -168,6 +169,12 @@ def test_what_a_file_of_jobs_may_not_say(config, text, said) -> None:
     with pytest.raises(UsageError, match="--cluster-config") as refused:
         jobs_from(config(text))
     assert said in str(refused.value)
+
+
+def test_a_pipe_of_jobs_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "jobs.toml")
+    with pytest.raises(DataError, match="no regular file"):
+        jobs_from(tmp_path / "jobs.toml")
 
 
 def test_a_gpu_is_asked_for_on_both_sides(new_dataset, config, run) -> None:

@@ -60,6 +60,9 @@ def test_no_such_certificate(capsys, tmp_path):
     files = [str(tmp_path / name) for name in ("a.pem", "a.key")]
     assert main([*DICOM, "--tls-cert", files[0], "--tls-key", files[1]]) == 3
     assert "a.pem: No such file" in capsys.readouterr().err
+    os.mkfifo(files[0])
+    assert main([*DICOM, "--tls-cert", files[0], "--tls-key", files[1]]) == 3
+    assert "a.pem: no regular file" in capsys.readouterr().err
 
 
 @contextmanager
