@@ -407,10 +407,13 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         "--alpha",
         type=edge_weight,
         metavar="auto|PPM_MM",
-        help="weight of edges, more is smoother; auto: from the noise (default)",
+        help="weight of edges, 1e-9 to 1000, more is smoother; auto: from the noise (default)",
     )
     group.add_argument(
-        "--iterations", type=positive_count, metavar="N", help="of the method, instead of its own"
+        "--iterations",
+        type=positive_count,
+        metavar="N",
+        help="of the method, instead of its own, at most 10000",
     )
     group.add_argument(
         "--robust",
@@ -418,9 +421,14 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         help="drop voxels that no map explains, such as wrong wraps; twice the time",
     )
     group.add_argument(
-        "--threshold", type=float, metavar="T", help="of tkd, smallest |D| divided by, default 0.2"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="of tkd, smallest |D| divided by, 0.001 to 2/3, default 0.2",
     )
-    group.add_argument("--lam", type=float, metavar="L", help="of tikhonov, default 0.01")
+    group.add_argument(
+        "--lam", type=float, metavar="L", help="of tikhonov, 1e-9 to 1000, default 0.01"
+    )
 
 
 def add_geometry(group: "argparse._ActionsContainer") -> None:
@@ -439,7 +447,7 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--data-consistency",
         type=consistency_weight,
         metavar="auto|LAMBDA",
-        help="move the map towards the field, less where LAMBDA is large; auto: 0.05 in 10 "
+        help="move the map towards the field, less where LAMBDA (1e-9 to 1000) is large; auto: 0.05 in 10 "
         "iterations, or 0.3 in closed form where the field was turned or resampled for the "
         "network; default not at all",
     )
@@ -447,7 +455,8 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--dc-iterations",
         type=positive_count,
         metavar="N",
-        help="by conjugate gradients that trust the field in the mask only; else in closed form",
+        help="by conjugate gradients that trust the field in the mask only, at most 10000; else in "
+        "closed form",
     )
 
 
