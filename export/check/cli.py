@@ -18,6 +18,7 @@ from qsm_deploy.runtime.job.arguments import (
     patch_size,
     thread_count,
 )
+from qsm_deploy.runtime.job.parser import Parser
 from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-check"
@@ -89,7 +90,7 @@ def _named(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     width = max(map(len, METRICS))
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=NAME,
         usage=f"{NAME} ENGINE [FIELD ...] [--reference REF] [options]",
         description="Compare an engine with the PyTorch network that it was made of, or with "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
 from qsm_deploy.runtime.console.time_limit import LONGEST_S
+from qsm_deploy.runtime.job.parser import Parser
 from qsm_deploy.runtime.job.qsm_ci import STAGES
 from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES
 from qsm_deploy.runtime.methods.method import DEFAULT, METHODS
@@ -84,7 +85,7 @@ exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 1
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=NAME,
         usage=f"{NAME} [MODEL.onnx ...] --phase FILE ... --magnitude FILE ... [options]\n"
         f"       {NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
@@ -447,8 +448,8 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--data-consistency",
         type=consistency_weight,
         metavar="auto|LAMBDA",
-        help="move the map towards the field, less where LAMBDA (1e-9 to 1000) is large; auto: 0.05 in 10 "
-        "iterations, or 0.3 in closed form where the field was turned or resampled for the "
+        help="move the map towards the field, less where LAMBDA (1e-9 to 1000) is large; auto: "
+        "0.05 in 10 iterations, or 0.3 in closed form where the field was turned or resampled for the "
         "network; default not at all",
     )
     group.add_argument(
