@@ -449,8 +449,8 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         type=consistency_weight,
         metavar="auto|LAMBDA",
         help="move the map towards the field, less where LAMBDA (1e-9 to 1000) is large; auto: "
-        "0.05 in 10 iterations, or 0.3 in closed form where the field was turned or resampled for the "
-        "network; default not at all",
+        "0.05 in 10 iterations, or 0.3 in closed form where the field was turned or resampled for "
+        "the network; default not at all",
     )
     group.add_argument(
         "--dc-iterations",
