@@ -1,6 +1,7 @@
 """Which numbers may be said to what makes a map: those for which float32 holds all of it."""
 
 from numbers import Integral, Real
+from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
 
@@ -17,8 +18,9 @@ def require_within(flag: str, value: object, limits: tuple[float, float], unit: 
     UsageError
         With the limits, ``flag`` and the value.
     """
-    least, most = limits
-    if not (isinstance(value, Real) and least <= value <= most):
+    number: Any = value  # or a type checker knows no order of Real
+    if not (isinstance(value, Real) and limits[0] <= number <= limits[1]):
+        least, most = limits
         raise UsageError(f"{flag} must be {least:g} to {most:.4g}{unit}, got {value!r}")
 
 
@@ -30,5 +32,7 @@ def require_iterations(flag: str, count: object) -> None:
     UsageError
         With the most there may be, ``flag`` and the number.
     """
-    if not isinstance(count, Integral) or count is True or not 1 <= count <= MOST_ITERATIONS:
+    number: Any = count
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not (whole and 1 <= number <= MOST_ITERATIONS):
         raise UsageError(f"{flag} must be 1 to {MOST_ITERATIONS}, and whole, got {count!r}")
