@@ -21,6 +21,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
+from qsm_deploy.runtime.metrics.values import doubt_of_values
 from qsm_deploy.runtime.reconstruction.inversion import (
     CHI,
     Done,
@@ -311,6 +312,11 @@ class Reconstructor:
         if wants.correction is not None and "data_consistency" not in made.findings:
             made.map_ppm, step = wants.correction.apply(made.map_ppm, measured, stages)
             made.findings["data_consistency"] = step
+        for name, volume in zip(self.inversion.needs.gives, made.volumes, strict=True):
+            if name.startswith("chi") and not wants.any_values:
+                doubts = doubt_of_values(volume, measured.mask, measured.measured)
+                if doubts:
+                    made.findings.setdefault("notes", []).extend(doubts)
         return made
 
 

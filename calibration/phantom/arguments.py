@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.console.parser import Parser
 
 NAME = "qsm-phantom"
 AXES = ("X", "Y", "Z")
@@ -13,7 +14,7 @@ ECHO_TIME_S, FIELD_STRENGTH_T, SNR, TILT_DEG, STEEPEST_DEG = 0.02, 3.0, 40.0, 25
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         NAME,
         description="Draw a head with known susceptibility and write its local field, and what a "
         "scanner measures of it.",

@@ -10,6 +10,7 @@ from typing import Any
 from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
+from qsm_deploy.runtime.console.parser import Parser
 from qsm_deploy.runtime.job.arguments import (
     FIELD,
     add_device,
@@ -89,7 +90,7 @@ def _named(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     width = max(map(len, METRICS))
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=NAME,
         usage=f"{NAME} ENGINE [FIELD ...] [--reference REF] [options]",
         description="Compare an engine with the PyTorch network that it was made of, or with "

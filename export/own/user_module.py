@@ -100,12 +100,22 @@ def _one_line(given: str, what: str) -> Iterator[None]:
     """Turn whatever a user's code raises into a line that says where."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [f for f in frames if f.filename != __file__ and INSTALLED not in f.filename]
         last = (theirs or frames)[-1]
-        lines = str(error).strip().splitlines() or [""]
         raise UsageError(
-            f"--module {given}: {what}: {type(error).__name__}: {lines[0]} "
+            f"--module {given}: {what}: {type(error).__name__}: {_said(error)} "
             f"({Path(last.filename).name}, line {last.lineno})"
         ) from error
+
+
+def _said(error: BaseException) -> str:
+    """Return the first line of what an error says, which runs code of the user's too."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        lines = []
+    return lines[0] if lines else ""

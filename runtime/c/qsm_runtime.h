@@ -139,9 +139,9 @@ typedef struct qsm_params {
                                             0: closed form, without mask */
 
     /* For qsm_reconstruct() with a method; 0 for its defaults, and with a network. */
-    double alpha_ppm_mm; /* tv: weight of the edges; 0: by the field's noise */
-    int32_t iterations;  /* tv; 0: 30 */
-    double threshold;    /* tkd: smallest |D| divided by, at most 2/3; 0: 0.2 */
+    double alpha_ppm_mm; /* tv: weight of the edges, 1e-9 to 1000; 0: by the field's noise */
+    int32_t iterations;  /* tv, at most 10,000; 0: 30 */
+    double threshold;    /* tkd: smallest |D| divided by, 0.001 to 2/3; 0: 0.2 */
     qsm_facts *facts;    /* written on success; NULL: not asked for */
 
     /* Callbacks; NULL for none. */

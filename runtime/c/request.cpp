@@ -9,6 +9,10 @@ namespace qsm::host {
 
 namespace {
 
+// for which float32 holds the map; those of qsm-run
+constexpr double kLeastWeight = 1e-9, kMostWeight = 1e3, kLeastThreshold = 1e-3;
+constexpr int32_t kMostIterations = 10'000;
+
 const char *const kBlends[] = {"auto", "hann", "gaussian", "crop"};
 
 void require_geometry(const Card &card, const Geometry &geometry, const qsm_params &params,
@@ -98,27 +102,25 @@ void require_params(const qsm_params &params) {
         refuse(text("overlap is %d, expected voxels or QSM_OVERLAP_AUTO", params.overlap));
     }
     const double lambda = params.data_consistency_lambda;
-    const auto weight = static_cast<float>(lambda);
-    if (lambda != 0 && !(weight > 0 && std::isfinite(weight))) {
-        refuse(
-            text("data_consistency_lambda must be positive and finite in float32, got %g", lambda));
+    if (lambda != 0 && !(lambda >= kLeastWeight && lambda <= kMostWeight)) {
+        refuse(text("data_consistency_lambda must be 0, or 1e-9 to 1000, got %g", lambda));
     }
-    if (params.data_consistency_iterations < 0) {
-        refuse(text("data_consistency_iterations is %d, expected 0 or more",
-                    params.data_consistency_iterations));
-    }
+    const auto require_iterations = [&](const char *name, int32_t count) {
+        if (count >= 0 && count <= kMostIterations) return;
+        refuse(text("%s is %d, expected 0 to %d", name, count, kMostIterations));
+    };
+    require_iterations("data_consistency_iterations", params.data_consistency_iterations);
     if (params.data_consistency_iterations && lambda == 0) {
         refuse("data_consistency_iterations needs data_consistency_lambda");
     }
     const double alpha = params.alpha_ppm_mm;
-    if (!(alpha >= 0 && std::isfinite(float(alpha))) || (alpha > 0 && float(alpha) == 0)) {
-        refuse(text("alpha_ppm_mm must be positive and finite in float32, or 0, got %g", alpha));
+    if (alpha != 0 && !(alpha >= kLeastWeight && alpha <= kMostWeight)) {
+        refuse(text("alpha_ppm_mm must be 0, or 1e-9 to 1000, got %g", alpha));
     }
-    if (params.iterations < 0) {
-        refuse(text("iterations is %d, expected 0 or more", params.iterations));
-    }
-    if (!(params.threshold >= 0 && params.threshold <= 2.0 / 3)) {
-        refuse(text("threshold must lie in (0, 2/3], or be 0, got %g", params.threshold));
+    require_iterations("iterations", params.iterations);
+    const double threshold = params.threshold;
+    if (threshold != 0 && !(threshold >= kLeastThreshold && threshold <= 2.0 / 3)) {
+        refuse(text("threshold must be 0, or 0.001 to 2/3, got %g", threshold));
     }
 }
 

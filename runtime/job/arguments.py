@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
 from qsm_deploy.runtime.console.command import add_version
+from qsm_deploy.runtime.console.parser import Parser
 from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.job.qsm_ci import STAGES
 from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES
@@ -84,7 +85,7 @@ exit codes: 0 done, 2 usage, 3 data or geometry, 4 model or backend, 6 memory, 1
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog=NAME,
         usage=f"{NAME} [MODEL.onnx ...] --phase FILE ... --magnitude FILE ... [options]\n"
         f"       {NAME} [MODEL.onnx ...] FIELD [FIELD2 ...] [options]\n"
@@ -407,10 +408,13 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         "--alpha",
         type=edge_weight,
         metavar="auto|PPM_MM",
-        help="weight of edges, more is smoother; auto: from the noise (default)",
+        help="weight of edges, 1e-9 to 1000, more is smoother; auto: from the noise (default)",
     )
     group.add_argument(
-        "--iterations", type=positive_count, metavar="N", help="of the method, instead of its own"
+        "--iterations",
+        type=positive_count,
+        metavar="N",
+        help="of the method, instead of its own, at most 10000",
     )
     group.add_argument(
         "--robust",
@@ -418,9 +422,14 @@ def add_method(group: "argparse._ArgumentGroup") -> None:
         help="drop voxels that no map explains, such as wrong wraps; twice the time",
     )
     group.add_argument(
-        "--threshold", type=float, metavar="T", help="of tkd, smallest |D| divided by, default 0.2"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="of tkd, smallest |D| divided by, 0.001 to 2/3, default 0.2",
     )
-    group.add_argument("--lam", type=float, metavar="L", help="of tikhonov, default 0.01")
+    group.add_argument(
+        "--lam", type=float, metavar="L", help="of tikhonov, 1e-9 to 1000, default 0.01"
+    )
 
 
 def add_geometry(group: "argparse._ActionsContainer") -> None:
@@ -439,15 +448,16 @@ def add_consistency(group: "argparse._ArgumentGroup") -> None:
         "--data-consistency",
         type=consistency_weight,
         metavar="auto|LAMBDA",
-        help="move the map towards the field, less where LAMBDA is large; auto: 0.05 in 10 "
-        "iterations, or 0.3 in closed form where the field was turned or resampled for the "
-        "network; default not at all",
+        help="move the map towards the field, less where LAMBDA (1e-9 to 1000) is large; auto: "
+        "0.05 in 10 iterations, or 0.3 in closed form where the field was turned or resampled for "
+        "the network; default not at all",
     )
     group.add_argument(
         "--dc-iterations",
         type=positive_count,
         metavar="N",
-        help="by conjugate gradients that trust the field in the mask only; else in closed form",
+        help="by conjugate gradients that trust the field in the mask only, at most 10000; else in "
+        "closed form",
     )
 
 

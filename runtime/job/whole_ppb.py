@@ -22,8 +22,7 @@ def step_note(step: int) -> str:
     """Return what to say of a map that needs a larger step than 1 ppb."""
     return (
         f"the map goes beyond {MOST / PPB_PER_PPM} ppm, the most of int16 in whole ppb: it is "
-        f"stored in steps of {step} ppb; --out-dtype float32 keeps all of it, but no tissue has as "
-        "much: look at it"
+        f"stored in steps of {step} ppb; --out-dtype float32 keeps all of it"
     )
 
 

@@ -3,10 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from qsm_deploy.kernels.errors import UsageError
+from qsm_deploy.runtime.reconstruction.ranges import (
+    THRESHOLD,
+    WEIGHT,
+    require_iterations,
+    require_within,
+)
 
 DEFAULT = "tv"  # where neither a model nor a method is named
 OF_TV = ("alpha", "iterations", "robust", "magnitude", "noise_map")
@@ -43,15 +48,15 @@ class Method:
     name
         One of :data:`METHODS`.
     alpha
-        Weight of the edges [ppm mm], positive; ``None`` takes it from the noise.
+        Weight of the edges [ppm mm], 1e-9 to 1000; ``None`` takes it from the noise.
     iterations
-        Number of them, positive.
+        Number of them, 1 to 10,000.
     robust
         Whether voxels that no map explains are told from the others and dropped.
     threshold
-        Smallest |D| that TKD divides by, in (0, 2/3].
+        Smallest |D| that TKD divides by, 1e-3 to 2/3.
     lam
-        Tikhonov's weight, positive.
+        Tikhonov's weight, 1e-9 to 1000.
 
     Raises
     ------
@@ -70,15 +75,15 @@ class Method:
         if self.name not in METHODS:
             raise UsageError(f"no method {self.name!r}; there are {', '.join(METHODS)}")
         self.require_takes(self.said())
-        for name in ("alpha", "threshold", "lam"):
-            value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, Real) and 0 < float(value) < float("inf")
-            ):
-                raise UsageError(f"{name} must be positive and finite, got {value!r}")
-        count = self.iterations
-        if count is not None and (not isinstance(count, Integral) or count is True or count < 1):
-            raise UsageError(f"the number of iterations must be positive and whole, got {count!r}")
+        for name, limits, unit in (
+            ("alpha", WEIGHT, " ppm mm"),
+            ("threshold", THRESHOLD, ""),
+            ("lam", WEIGHT, ""),
+        ):
+            if (value := getattr(self, name)) is not None:
+                require_within(_flag(name), value, limits, unit)
+        if self.iterations is not None:
+            require_iterations("--iterations", self.iterations)
         if not isinstance(self.robust, bool):
             raise UsageError(f"robust must be True or False, got {self.robust!r}")
 

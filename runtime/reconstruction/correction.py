@@ -11,6 +11,7 @@ from qsm_deploy.kernels.inversion.grid import SUPPORT_MM, padded_box
 from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.metrics.metrics import field_residual
 from qsm_deploy.runtime.reconstruction.memory import FLOAT, PAD_VOXELS, TRANSFORM
+from qsm_deploy.runtime.reconstruction.ranges import WEIGHT, require_iterations, require_within
 from qsm_deploy.runtime.scan.scan import Scan
 
 LEAST_SQUARES = 38  # bytes per voxel of the mask's padded box
@@ -23,19 +24,29 @@ class Correction:
     Attributes
     ----------
     lam
-        The weight, positive.
+        The weight, 1e-9 to 1000.
     iterations
-        Of conjugate gradients; ``None`` is the closed form.
+        Of conjugate gradients, 1 to 10,000; ``None`` is the closed form.
     brought_back
         What takes its place for a map that comes back from another grid.
     name
         By which it was asked for, if not by its numbers.
+
+    Raises
+    ------
+    UsageError
+        If a number is beyond its range.
     """
 
     lam: float
     iterations: int | None = None
     brought_back: "Correction | None" = None
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        require_within("--data-consistency", self.lam, WEIGHT)
+        if self.iterations is not None:
+            require_iterations("--dc-iterations", self.iterations)
 
     def require(self, scan: Scan) -> None:
         """Check that a scan has what the step needs.

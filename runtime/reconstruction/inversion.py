@@ -182,8 +182,8 @@ def require_finite(chi_ppm: Volume) -> None:
 def not_finite(count: int | None) -> EngineError:
     """Return what to say of a map with so many voxels that are not finite, if they were counted."""
     return EngineError(
-        f"the network returned {'' if count is None else f'{count} '}NaN or Inf voxels; check the "
-        "field, or try another backend or precision"
+        f"the map has {'' if count is None else f'{count} '}NaN or Inf voxels; check the field, or "
+        "for a network try another backend or precision"
     )
 
 

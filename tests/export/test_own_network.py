@@ -53,6 +53,12 @@ def build():
 def needs(width): return Net()
 def number(): return 3
 def fails(): raise RuntimeError("no such luck\\nand more")
+class Ends(BaseException): pass
+class Mute(Exception):
+    def __str__(self): raise ValueError("no words")
+def ends(): raise Ends("at the end")
+def mute(): raise Mute
+def stops(): raise KeyboardInterrupt
 """
 
 
@@ -316,6 +322,9 @@ class TestWhatIsRefused:
             ),
             (["--module", "net.py:number"], 2, "returned a int"),
             (["--module", "net.py:fails"], 2, "no such luck (net.py, line"),
+            (["--module", "net.py:ends"], 2, "ends() fails: Ends: at the end (net.py, line"),
+            (["--module", "net.py:mute"], 2, "mute() fails: Mute: (net.py, line"),
+            (["--module", "net.py:stops"], 130, "interrupted"),
             (["--module", "broken.py:build"], 2, "cannot be imported: SyntaxError"),
             (["--module", "net.py:build", "--card", "none.toml"], 2, "cannot be read"),
             (["--module", "net.py:build", "--card", "net.py"], 2, "no TOML"),

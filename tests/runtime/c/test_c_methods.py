@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_refused(
         ("tv", USAGE, "threshold is for the method tkd", (field, mask), {"threshold": 0.1}),
         ("tv", USAGE, "take the whole volume", (field, mask), {"patch": 8}),
         ("tv", USAGE, "take the whole volume", (field, mask), {"blend": 1}),
-        ("tkd", USAGE, "threshold must lie in", (field, mask), {"threshold": 0.7}),
+        ("tkd", USAGE, "threshold must be 0, or", (field, mask), {"threshold": 0.7}),
         ("tkd", USAGE, "are for the method tv", (field, mask), {"alpha_ppm_mm": 1e-4}),
         ("tkd", USAGE, "fit the field", (field, mask), {"data_consistency_lambda": 0.01}),
         ("tv", DATA, "mask is empty", (field, 0 * mask), {}),

@@ -137,7 +137,7 @@ def test_the_step_towards_the_field_is_the_cpus(fake_device, make_gpu, tkd_card,
 
 def test_steps_that_are_not_needed_change_nothing(fake_device, make_gpu, card, scan):
     """With a large weight the map is right at once: further steps divide nothing by nothing."""
-    step = Correction(1e4, 12)
+    step = Correction(1e3, 12)
     gpu = make_gpu(fake_device, card, blurred)
     chi, _, _ = run(gpu, scan, "whole", step)
     np.testing.assert_allclose(chi, on_cpu(card, scan, "whole", step), atol=5e-7)

@@ -96,6 +96,9 @@ def test_without_it_nothing_is_corrected(run, head) -> None:
     [
         (("--data-consistency", "0"), "neither auto nor a positive number"),
         (("--data-consistency", "nan"), "neither auto nor a positive number"),
+        (("--data-consistency", "1e300"), "--data-consistency must be 1e-09 to 1000, got 1e+300"),
+        (("--data-consistency", "1e-300"), "--data-consistency must be 1e-09 to 1000"),
+        (("--data-consistency", "1", "--dc-iterations", "9" * 20), "must be 1 to 10000"),
         (("--dc-iterations", "5"), "needs --data-consistency"),
         (("--data-consistency", "0.1", "--dc-iterations", "0"), "not a positive whole number"),
     ],

@@ -310,7 +310,7 @@ def test_an_output_that_is_not_finite_is_no_map(backend: Backend, write_graph) -
     opened = open_model(write_graph([nothing, undefined], 1, zero=np.float32(0)), backend=backend)
     field = 0.02 * np.random.default_rng(0).standard_normal((8, 8, 8), dtype=np.float32)
     field[:4] = 0  # outside the mask
-    with pytest.raises(EngineError, match=r"the network returned \d+ NaN or Inf voxels"):
+    with pytest.raises(EngineError, match=r"the map has \d+ NaN or Inf voxels"):
         opened.reconstruct(field, voxel_size_mm=(1, 1, 1), b0_direction=(0, 0, 1))
 
 
