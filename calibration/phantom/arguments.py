@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.console.command import add_version
-from qsm_deploy.runtime.console.parser import Parser
+from qsm_deploy.runtime.console.command import Parser, add_version
 
 NAME = "qsm-phantom"
 AXES = ("X", "Y", "Z")

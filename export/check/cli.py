@@ -9,8 +9,7 @@ from typing import Any
 
 from qsm_deploy.calibration.budgets import DEFAULTS, METRICS, parse_budget
 from qsm_deploy.kernels.errors import AccuracyError
-from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
-from qsm_deploy.runtime.console.parser import Parser
+from qsm_deploy.runtime.console.command import Parser, add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import (
     FIELD,
     add_device,

@@ -3,11 +3,13 @@
 import argparse
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
+from typing import Any
 
 from qsm_deploy.kernels.errors import (
     DataError,
@@ -54,6 +56,17 @@ def _exit_code(name: str, command: Callable[[], str]) -> int:
         return fail(name, reason, MemoryLimitError.exit_code)
     except KeyboardInterrupt:
         return fail(name, "interrupted", INTERRUPTED)
+
+
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """One that takes ``-1e-05`` for a number, which argparse takes for a flag before 3.14."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = NEGATIVE
 
 
 class Version(argparse.Action):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsm_deploy.kernels.errors import UsageError
-from qsm_deploy.runtime.console.command import add_version
-from qsm_deploy.runtime.console.parser import Parser
+from qsm_deploy.runtime.console.command import Parser, add_version
 from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.job.qsm_ci import STAGES
 from qsm_deploy.runtime.local_field.background.names import REMOVAL_NAMES

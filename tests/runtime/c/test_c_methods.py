@@ -119,7 +119,7 @@ def test_what_makes_no_sense_is_refused(
     flat = np.full(field.shape, 0.01)
     for method, status, words, arguments, params in (
         ("tv", USAGE, "iterations is -1", (field, mask), {"iterations": -1}),
-        ("tv", USAGE, "alpha_ppm_mm must be positive", (field, mask), {"alpha_ppm_mm": -1.0}),
+        ("tv", USAGE, "alpha_ppm_mm must be 0, or", (field, mask), {"alpha_ppm_mm": -1.0}),
         ("tv", USAGE, "threshold is for the method tkd", (field, mask), {"threshold": 0.1}),
         ("tv", USAGE, "take the whole volume", (field, mask), {"patch": 8}),
         ("tv", USAGE, "take the whole volume", (field, mask), {"blend": 1}),
