@@ -136,5 +136,10 @@ def _print(name: str, result: str) -> int:
 
 def fail(name: str, message: str, code: int) -> int:
     """Print an error as one line on stderr and return the exit code."""
-    sys.stderr.write(f"{name}: error: {' '.join(message.split())}\n")
+    sys.stderr.write(escaped(f"{name}: error: {' '.join(message.split())}") + "\n")
     return code
+
+
+def escaped(text: str) -> str:
+    """Return a text with escapes for what ends a line, steers a terminal or is no character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

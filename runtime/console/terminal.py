@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from qsm_deploy.runtime.console.command import escaped
+
 Item = TypeVar("Item")
 
 
@@ -49,7 +51,7 @@ class TerminalLog:
     def warn(self, text: str) -> None:
         """Print a line that the user must see, even where it is to be quiet."""
         self.stage("")
-        print(_one_line(f"note: {self._about}{text}"), file=sys.stderr)
+        print(escaped(f"note: {self._about}{text}"), file=sys.stderr)
 
     def tell(self, text: str) -> None:
         """Print a line on how far the work is."""
@@ -58,7 +60,7 @@ class TerminalLog:
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""
         if self.live if name else self._erases:
-            shown = _one_line(f"{self._about}{name} ...") if name else ""
+            shown = escaped(f"{self._about}{name} ...") if name else ""
             sys.stderr.write(f"\r\033[K{shown}")
             sys.stderr.flush()
 
@@ -73,9 +75,4 @@ class TerminalLog:
     def _print(self, line: str) -> None:
         self.stage("")
         if not self.quiet:
-            print(_one_line(line), file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    """Return a text with escapes for what ends a line, steers a terminal or is no character."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+            print(escaped(line), file=sys.stderr)

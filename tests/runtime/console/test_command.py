@@ -109,3 +109,11 @@ def test_every_program_says_its_version(program, capsys):
     name, version = capsys.readouterr().out.split()
     assert name.startswith("qsm-")
     assert version == importlib.metadata.version("qsm-deploy")
+
+
+def test_an_error_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> str:
+        raise errors.DataError("sub-\x1b[31m\udcff.nii: no such file")
+
+    assert run_command("qsm-run", command) == 3
+    assert capsys.readouterr().err == r"qsm-run: error: sub-\x1b[31m\udcff.nii: no such file" + "\n"
