@@ -24,6 +24,9 @@ def test_every_count_has_its_line() -> None:
     for row in result["rows"]:
         keys = KILLED if "kills" in row else DAMAGED
         assert told[row["what"]][: len(keys)] == [row.get(key, 0) for key in keys], row
+    assert {what for what, cells in told.items() if any(cells)} <= {
+        r["what"] for r in result["rows"]
+    }
     for key in ("inputs", "kills"):
         assert result["total"][key] == sum(row.get(key, 0) for row in result["rows"])
         assert f"{result['total'][key]:,} " in text
