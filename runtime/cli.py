@@ -159,7 +159,7 @@ def _run(arguments: argparse.Namespace) -> str:
             return report.json_line(made)
         if arguments.dry_run:
             return "\n".join(f"would write {path}" for path in request.outputs.maps.values())
-        log.tell(report.field_text(made))
+        log.tell(*report.field_text(made).split("\n"))
         return str(request.outputs.maps[until.replace("-", "_")])
     finished = run_request(request, maker, host_from(arguments), log)
     outputs = "\n".join(map(str, request.outputs.shown))
@@ -167,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> str:
         return report.json_line(finished.report)
     if arguments.dry_run:
         return report.dry_run_text(finished.report, finished.planned.limit_bytes, outputs)
-    log.tell(report.result_text(finished.report))
+    log.tell(*report.result_text(finished.report).split("\n"))
     return outputs
 
 

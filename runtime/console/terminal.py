@@ -53,9 +53,10 @@ class TerminalLog:
         self.stage("")
         print(escaped(f"note: {self._about}{text}"), file=sys.stderr)
 
-    def tell(self, text: str) -> None:
-        """Print a line on how far the work is."""
-        self._print(f"{self._about}{text}")
+    def tell(self, *lines: str) -> None:
+        """Print a line on how far the work is, or several."""
+        for line in lines:
+            self._print(f"{self._about}{line}")
 
     def stage(self, name: str) -> None:
         """Show the running stage in place of the one before."""

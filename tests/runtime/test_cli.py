@@ -483,3 +483,13 @@ def test_every_flag_is_explained():
 )
 def test_memory_sizes(text, size):
     assert memory_size(text) == size
+
+
+def test_what_a_run_tells_stands_on_lines_of_its_own(paths, capsys):
+    assert main([str(paths["field"]), "-o", str(paths["chi"])]) == 0
+    told = capsys.readouterr().err
+    assert "\\n" not in told
+    assert [line.split()[0] for line in told.splitlines() if line.startswith(("time", "peak"))] == [
+        "time",
+        "peak",
+    ]
