@@ -8,13 +8,11 @@ from pathlib import Path
 
 from qsm_deploy.runtime.console.command import add_version, needs_extra, run_command
 from qsm_deploy.runtime.job.arguments import (
-    add_device,
+    add_backend,
     host_from,
     patch_size,
     positive_count,
-    thread_count,
 )
-from qsm_deploy.runtime.sessions.session import CHOICES
 
 NAME = "qsm-bench"
 EPILOG = """\
@@ -80,15 +78,10 @@ def parser() -> argparse.ArgumentParser:
         help="timed reconstructions of each, after one to warm up (default 5)")
     add("--patch", type=patch_size, default="auto", metavar="auto|off|N",
         help="as for qsm-run; every contender runs the same patches")
-    add_device(p)
-    add("--backend", choices=CHOICES, default="auto",
-        help="of ENGINE and ENGINE2 on the CPU; auto: the fastest that is installed (default)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="that the backend computes ENGINE in, as for qsm-run; the others compute in fp32")
-    add("--threads", type=thread_count, default=0, help="CPU threads, default all cores")
     add("--json", action="store_true", help="everything as one JSON line on stdout")
     add("-q", "--quiet", action="store_true", help="no progress on stderr")
     # fmt: on
+    add_backend(p.add_argument_group("backend, the precision that of ENGINE alone"))
     add_version(p)
     return p
 
