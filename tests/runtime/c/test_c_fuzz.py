@@ -49,7 +49,7 @@ def test_where_coverage_leads(
         for n in range(8):
             (seeds / f"{n}-{path.name}").write_bytes(bytes([n, 0, 0, 0]) + path.read_bytes())
     # the memory that it sees is its parent's peak, too
-    limits = ("-max_len=8192", "-len_control=0", "-timeout=20", "-seed=1")
+    limits = ("-max_len=8192", "-len_control=0", "-timeout=60", "-seed=1")
     limits += ("-rss_limit_mb=0", "-malloc_limit_mb=1024")
     limits += (f"-max_total_time={LIBFUZZER_SECONDS}", f"-artifact_prefix={tmp_path}/")
     there = ("sh", "-c", 'cd "$0" && exec "$@" 2>&1', str(tmp_path))
