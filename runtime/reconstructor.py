@@ -21,7 +21,7 @@ from qsm_deploy.runtime.console.stages import Stages
 from qsm_deploy.runtime.console.terminal import TerminalLog
 from qsm_deploy.runtime.console.time_limit import LONGEST_S, MOST_S
 from qsm_deploy.runtime.methods.method import DEFAULT, Method
-from qsm_deploy.runtime.metrics.values import doubt_of_values
+from qsm_deploy.runtime.metrics.doubts import doubt_of_values
 from qsm_deploy.runtime.reconstruction.inversion import (
     CHI,
     Done,

@@ -1,6 +1,5 @@
 """What a user says of a network of their own: ``card.toml``, or the same as a dict."""
 
-import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from qsm_deploy.export.networks.registry import known_networks
 from qsm_deploy.kernels.ends import RAS, ends_named
 from qsm_deploy.kernels.errors import GeometryError, UsageError
 from qsm_deploy.runtime.card.card import TASKS, UNITS, GeometryLimits, PadFront, Tiles
-from qsm_deploy.runtime.console.inputs import require_files
+from qsm_deploy.runtime.console.inputs import require_no_pipe
 from qsm_deploy.runtime.job.request import PathLike
 
 if sys.version_info >= (3, 11):
@@ -111,8 +110,7 @@ def stated_in(card: PathLike | Mapping[str, Any] | None) -> Stated:
     if isinstance(card, Mapping):
         return _stated(_plain(card), "the card")
     path = Path(card)
-    if os.path.lexists(path):
-        require_files([path])
+    require_no_pipe(path)
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

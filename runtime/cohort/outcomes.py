@@ -96,13 +96,12 @@ def outcome_from(content: Mapping[str, Any]) -> Outcome:
         If it is none.
     """
     said = Outcome(**{f.name: content[f.name] for f in fields(Outcome) if f.name in content})
-    found = said.findings if isinstance(said.findings, dict) else {}
     if not (
         all(isinstance(getattr(said, name), str) for name in TEXTS)
         and all(is_number(getattr(said, name)) for name in NUMBERS)
-        and found is said.findings
-        and are_numbers(found)
-        and isinstance(regions := found.get(REGIONS, {}), dict)
+        and isinstance(said.findings, dict)
+        and are_numbers(said.findings)
+        and isinstance(regions := said.findings.get(REGIONS, {}), dict)
         and all(map(is_number, regions.values()))
     ):
         raise TypeError("no outcome")

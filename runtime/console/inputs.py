@@ -73,6 +73,18 @@ def require_files(paths: Iterable[Path | None], kind: str = "file") -> None:
         raise DataError(f"{path}: no such {kind}")
 
 
+def require_no_pipe(path: Path) -> None:
+    """Refuse what is there and no regular file; of what is not there its reader tells.
+
+    Raises
+    ------
+    DataError
+        As :func:`require_files`.
+    """
+    if os.path.lexists(path):
+        require_files([path])
+
+
 def refuse_weights(path: Path) -> None:
     """Refuse weights where a model or a field is needed, and say what to make of them.
 

@@ -22,7 +22,7 @@ from qsm_deploy.runtime.job.memory_limit import (
 )
 from qsm_deploy.runtime.job.outputs import MAP_NAMES
 from qsm_deploy.runtime.job.request import Request
-from qsm_deploy.runtime.metrics.sign import doubt_of_sign
+from qsm_deploy.runtime.metrics.doubts import doubt_of_sign
 from qsm_deploy.runtime.reconstruction.inversion import CHI, CPU, Made
 from qsm_deploy.runtime.reconstruction.memory import available_bytes
 from qsm_deploy.runtime.reconstructor import (

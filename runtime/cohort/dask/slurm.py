@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qsm_deploy.kernels.errors import EngineError, UsageError
-from qsm_deploy.runtime.console.inputs import require_files
+from qsm_deploy.runtime.console.inputs import require_no_pipe
 from qsm_deploy.runtime.job.request import memory_bytes
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def jobs_from(path: Path) -> Jobs:
     DataError
         If it is no regular file.
     """
-    if os.path.lexists(path):
-        require_files([path])
+    require_no_pipe(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,13 +1,12 @@
 """Certificates: what is shown to the other side, and what is asked of it."""
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from qsm_deploy.kernels.errors import DataError
-from qsm_deploy.runtime.console.inputs import require_files
+from qsm_deploy.runtime.console.inputs import require_no_pipe
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ def tls_from(certificate: Path, key: Path, authority: Path | None) -> Tls:
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path, authority: Path | None) -> None:
     for path in filter(None, (certificate, key, authority)):
-        if os.path.lexists(path):
-            require_files([path])
+        require_no_pipe(path)
         try:
             path.open("rb").close()
         except OSError as error:

@@ -15,6 +15,7 @@ import pytest
 from qsm_deploy.kernels.errors import DataError, UsageError
 from qsm_deploy.runtime.console import atomic
 from qsm_deploy.runtime.console.atomic import check_writable, write_atomically, write_together
+from tests.runtime.console.killed_at import COUNTED
 
 
 @pytest.fixture(params=["nameless files", "hard links", "renames"])
@@ -202,24 +203,14 @@ def test_a_file_that_the_system_cuts_off_leaves_all_as_it_was(tmp_path, old, how
     assert content(tmp_path) == old
 
 
-KILLED_AT = """
-import os, signal, sys
+KILLED_AT = f"""{COUNTED}
 from pathlib import Path
 from qsm_deploy.runtime.console import atomic
-left = int(sys.argv[1])
-def counted(call):
-    def wrapper(*args, **how):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **how)
-    return wrapper
 for name in ("link", "rename", "replace", "unlink", "pwrite", "fsync"):
     setattr(os, name, counted(getattr(os, name)))
 if sys.argv[2] == "parts":
     del os.O_TMPFILE
-atomic.write_together({Path(p): b"new" for p in sys.argv[3:]}, force=True)
+atomic.write_together({{Path(p): b"new" for p in sys.argv[3:]}}, force=True)
 """
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qsm_deploy.runtime.console.held import held, scratch_folder
+from tests.runtime.console.killed_at import COUNTED
 
 KILLED = """
 import os, signal
@@ -64,19 +65,10 @@ def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path, monkeyp
     assert os.listdir(tmp_path) == ["qsm-deploy-of-mine"]
 
 
-KILLED_AT = """
-import fcntl, os, signal, sys, tempfile
+KILLED_AT = f"""{COUNTED}
+import fcntl, tempfile
 from qsm_deploy.runtime.console.held import scratch_folder
 tempfile.gettempdir()  # which tries whether a file can be written, once
-left = int(sys.argv[1])
-def counted(call):
-    def wrapper(*args, **how):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **how)
-    return wrapper
 for module, name in [(os, "mkdir"), (os, "open"), (os, "unlink"), (os, "rmdir"), (fcntl, "flock")]:
     setattr(module, name, counted(getattr(module, name)))
 with scratch_folder() as folder:

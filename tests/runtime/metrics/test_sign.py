@@ -5,7 +5,7 @@ import pytest
 
 from qsm_deploy.calibration.phantom.phantom import head_phantom
 from qsm_deploy.kernels.geometry import Geometry
-from qsm_deploy.runtime.metrics.sign import doubt_of_sign
+from qsm_deploy.runtime.metrics.doubts import doubt_of_sign
 
 GRID = Geometry((64, 72, 64), (2.4, 2.4, 2.4))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qsm_deploy.runtime.metrics.values import doubt_of_values
+from qsm_deploy.runtime.metrics.doubts import doubt_of_values
 
 SHAPE = (4, 5, 3)
 MASK = np.zeros(SHAPE, dtype=bool)

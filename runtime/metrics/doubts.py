@@ -1,4 +1,4 @@
-"""Whether a map looks turned over, as of a phase that falls where the field is higher."""
+"""What of a finished map is doubtful: turned over, beyond any tissue, or of one value."""
 
 import math
 
@@ -9,6 +9,7 @@ from qsm_deploy.kernels.geometry import Geometry, Mask, Volume
 BRAIN_ML = 300.0  # less need not hold what is told by
 TAIL_PERCENT = 0.5
 TURNED = 0.7  # highest over lowest values: 1.8 to 2.4 in brains, of patients with a haemorrhage too
+MOST_PPM = 32.767  # no tissue has as much; the most of int16 in whole ppb
 
 
 def doubt_of_sign(chi_ppm: Volume, mask: Mask, geometry: Geometry) -> list[str]:
@@ -36,3 +37,35 @@ def doubt_of_sign(chi_ppm: Volume, mask: Mask, geometry: Geometry) -> list[str]:
         "other way round: if they are dark in this map, the phase has the opposite sign: pass "
         "--negate"
     ]
+
+
+def doubt_of_values(chi_ppm: Volume, mask: Mask, fields: Volume) -> list[str]:
+    """Return notes on a map beyond any tissue's, or the same everywhere where its field is not.
+
+    Parameters
+    ----------
+    chi_ppm
+        (x, y, z) susceptibility.
+    mask
+        (x, y, z) bool.
+    fields
+        (n, x, y, z) what it was made of.
+    """
+    low, high = _ends(chi_ppm, mask)
+    notes = []
+    if max(high, -low) > MOST_PPM:
+        notes.append(
+            f"the map goes from {low:.3g} to {high:.3g} ppm, no tissue has as much: look at it, "
+            "and at the units of the field"
+        )
+    if low == high and any(np.ptp(_ends(field, mask)) > 0 for field in fields):
+        notes.append(
+            f"the map is {low:.3g} ppm everywhere inside the mask, although the field is not the "
+            "same everywhere: look at what made it"
+        )
+    return notes
+
+
+def _ends(volume: Volume, mask: Mask) -> tuple[float, float]:
+    low = volume.min(where=mask, initial=np.inf)  # a copy of what is inside takes memory
+    return float(low), float(volume.max(where=mask, initial=-np.inf))
